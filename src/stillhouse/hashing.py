@@ -1,0 +1,41 @@
+"""Hashes of files, text and JSON: how Stillhouse names exactly what it saw."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The SHA-256 of ``data``, as 64 lowercase hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """The SHA-256 of ``text`` in UTF-8; lone surrogates are kept, not refused."""
+    return sha256_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_json(value: Any) -> str:
+    """The SHA-256 of :func:`canonical_json` of ``value``."""
+    return sha256_text(canonical_json(value))
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(directory: str | Path) -> str:
+    """The SHA-256 over the names and hashes of all files below ``directory``."""
+    root = Path(directory)
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return sha256_json([[path.relative_to(root).as_posix(), sha256_file(path)] for path in files])
