@@ -1,0 +1,287 @@
+"""What the command says: data to stdout; messages, hints and progress to stderr.
+
+On a terminal tables and bars are drawn by rich, which is imported only then. In a
+pipe everything is plain lines of at most 80 columns, and progress is a line every
+few seconds. ``NO_COLOR`` is respected.
+
+This file does not decide what is worth saying, and never reads input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+WIDTH = 80
+FIRST_LINE_AFTER_S = 2.0
+LINE_EVERY_S = 5.0
+
+
+class Progress(Protocol):
+    """How far a piece of work has come."""
+
+    def advance(self, n: int = 1, **extras: Any) -> None:
+        """``n`` more units are done.
+
+        Args:
+            n: units finished since the last call.
+            extras: what to show beside the count until the next call, e.g. ``loss=2.31``; ``spent`` is
+                US dollars and is shown as ``$0.12 spent``.
+        """
+        ...
+
+
+class Console:
+    """Where every line of output goes; `console` below is the one instance."""
+
+    def __init__(self) -> None:
+        self.json = False
+        """Machine output: `data` prints, `table` does not."""
+        self.quiet = False
+        """No `info`, `hint` or progress; warnings and errors stay."""
+
+    def info(self, text: str) -> None:
+        """Something happened that the user may want to know."""
+        if not self.quiet:
+            _stderr(text)
+
+    def hint(self, text: str) -> None:
+        """What the user could do next."""
+        if not self.quiet:
+            _stderr(f"{_style('hint:', '36')} {text}")
+
+    def warn(self, text: str) -> None:
+        """The work goes on, but the result may not be what was meant."""
+        _stderr(f"{_style('warning:', '33')} {text}")
+
+    def error(self, text: str) -> None:
+        """The work stops."""
+        _stderr(f"{_style('error:', '1;31')} {text}")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Prints a table to stdout; nothing when `json` is set (see `data`)."""
+        if self.json:
+            return
+        if sys.stdout.isatty():
+            _rich_table(title, columns, rows)
+        else:
+            print(plain_table(title, columns, rows))
+
+    def data(self, value: Any) -> None:
+        """Prints ``value`` to stdout as JSON when `json` is set; otherwise nothing."""
+        if self.json:
+            print(json.dumps(value, indent=2, ensure_ascii=False))
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total: int | None, unit: str = "", *, done: int = 0) -> Iterator[Progress]:
+        """Shows progress on stderr while the block runs.
+
+        Args:
+            label: what is being done, e.g. ``collect``.
+            total: units in all, or None when nobody knows; then there is no percentage and no ETA.
+            unit: name of a unit, e.g. ``tokens``.
+            done: units of ``total`` finished before this block (a resumed run); not counted in the rate.
+        """
+        if self.quiet:
+            yield _SilentProgress()
+        elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            with _rich_progress(label, total, unit, done) as bar:
+                yield bar
+        else:
+            lines = _LineProgress(label, total, unit, done)
+            yield lines
+            lines.finish()
+
+
+console = Console()
+
+
+# Plain text
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
+    """An aligned table of at most ``width`` columns where its words allow; long cells are wrapped.
+
+    Columns of numbers are set to the right. Cells narrower than their longest word are never made, so a
+    long path stays in one piece and can be copied.
+    """
+    grid = [list(columns), *[list(row) for row in rows]]
+    widths = _fit([[row[i] for row in grid] for i in range(len(columns))], width - 2 * (len(columns) - 1))
+    right = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(columns))]
+    lines = [title] if title else []
+    for number, row in enumerate(grid):
+        lines += _table_row(row, widths, right)
+        if number == 0:
+            lines.append("  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def _fit(cells_by_column: Sequence[Sequence[str]], available: int) -> list[int]:
+    """Column widths: the natural ones, the widest narrowed (to its longest word at most) until all fit."""
+    widths = [max(map(len, cells), default=0) for cells in cells_by_column]
+    least = [
+        max((len(word) for cell in cells for word in cell.split()), default=0) for cells in cells_by_column
+    ]
+    while sum(widths) > available:
+        shrinkable = [i for i in range(len(widths)) if widths[i] > least[i]]
+        if not shrinkable:
+            break
+        widest = max(shrinkable, key=lambda i: widths[i])
+        widths[widest] -= 1
+    return widths
+
+
+def _table_row(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
+    cells = [
+        [
+            line
+            for paragraph in cell.split("\n")
+            for line in textwrap.wrap(paragraph, max(w, 1), break_long_words=False, break_on_hyphens=False)
+            or [""]
+        ]
+        for cell, w in zip(row, widths, strict=True)
+    ]
+    height = max(map(len, cells), default=1)
+    lines = []
+    for k in range(height):
+        parts = [cell[k] if k < len(cell) else "" for cell in cells]
+        aligned = [p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)]
+        lines.append("  ".join(aligned).rstrip())
+    return lines
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip() in ("", "–", "-") or cell.strip()[:1] in "0123456789$+-−.<±"
+
+
+def duration(seconds: float) -> str:
+    """``8 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _extra(name: str, value: Any) -> str:
+    if name == "spent":
+        return f"${value:.2f} spent"
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+
+
+class _SilentProgress:
+    def advance(self, n: int = 1, **extras: Any) -> None:
+        pass
+
+
+class _LineProgress:
+    """Progress as plain lines: the first after 2 s, then one every 5 s, and one at the end if any was shown."""
+
+    def __init__(self, label: str, total: int | None, unit: str, done: int) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.start_done = self.done = done
+        self.extras: dict[str, Any] = {}
+        self.started = time.monotonic()
+        self.last_line: float | None = None
+
+    def advance(self, n: int = 1, **extras: Any) -> None:
+        self.done += n
+        self.extras.update(extras)
+        now = time.monotonic()
+        due = self.started + FIRST_LINE_AFTER_S if self.last_line is None else self.last_line + LINE_EVERY_S
+        if now >= due and self.done != self.total:
+            self.last_line = now
+            _stderr(self.line(now - self.started))
+
+    def line(self, elapsed_s: float) -> str:
+        """``train 30% (300/1,000 tokens), 150 tokens/s, 5 s left, loss 2.31``."""
+        rate = (self.done - self.start_done) / elapsed_s if elapsed_s > 0 else 0.0
+        unit = f" {self.unit}" if self.unit else ""
+        if self.total is None:
+            parts = [f"{self.label} {self.done:,}{unit}"]
+        else:
+            share = self.done / self.total if self.total else 1.0
+            parts = [f"{self.label} {share:.0%} ({self.done:,}/{self.total:,}{unit})"]
+        parts.append(f"{_count(rate)}{unit}/s")
+        if self.total is not None and rate > 0 and self.done < self.total:
+            parts.append(f"{duration((self.total - self.done) / rate)} left")
+        return ", ".join(parts + [_extra(*item) for item in self.extras.items()])
+
+    def finish(self) -> None:
+        elapsed = time.monotonic() - self.started
+        if elapsed >= FIRST_LINE_AFTER_S:
+            _stderr(f"{self.line(elapsed)}, took {duration(elapsed)}")
+
+
+def _stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _style(text: str, code: str) -> str:
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\x1b[{code}m{text}\x1b[0m" if coloured else text
+
+
+# The terminal: rich, imported only here
+
+
+def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    RichConsole(file=sys.stdout, markup=False, highlight=False, emoji=False).print(table)
+
+
+@contextlib.contextmanager
+def _rich_progress(label: str, total: int | None, unit: str, done: int) -> Iterator[Progress]:
+    from rich import progress as bars
+    from rich.console import Console as RichConsole
+
+    columns = [
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(bar_width=20),
+        bars.TaskProgressColumn(),
+        bars.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        bars.TextColumn("{task.fields[rate]}{task.fields[extras]}", markup=False),
+    ]
+    # Only stderr is redirected (so that messages appear above the bar): stdout carries data.
+    with bars.Progress(
+        *columns, console=RichConsole(file=sys.stderr), redirect_stdout=False, transient=False
+    ) as shown:
+        task = shown.add_task(label, total=total, completed=done, rate="", extras="")
+        yield _BarProgress(shown, task, unit)
+
+
+class _BarProgress:
+    def __init__(self, bars: Any, task: Any, unit: str) -> None:
+        self.bars, self.task, self.unit = bars, task, unit
+        self.extras: dict[str, Any] = {}
+
+    def advance(self, n: int = 1, **extras: Any) -> None:
+        self.extras.update(extras)
+        speed = self.bars.tasks[self.task].speed
+        unit = f" {self.unit}" if self.unit else ""
+        self.bars.update(
+            self.task,
+            advance=n,
+            rate=f"{_count(speed)}{unit}/s" if speed else "",
+            extras="".join(f", {_extra(*item)}" for item in self.extras.items()),
+        )
