@@ -124,10 +124,8 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def _fit(cells_by_column: Sequence[Sequence[str]], available: int) -> list[int]:
     """Column widths: the natural ones, the widest narrowed (to its longest word at most) until all fit."""
-    widths = [max(map(len, cells), default=0) for cells in cells_by_column]
-    least = [
-        max((len(word) for cell in cells for word in cell.split()), default=0) for cells in cells_by_column
-    ]
+    widths = [max(map(len, "\n".join(cells).split("\n"))) for cells in cells_by_column]
+    least = [max(map(len, " ".join(cells).split()), default=0) for cells in cells_by_column]
     while sum(widths) > available:
         shrinkable = [i for i in range(len(widths)) if widths[i] > least[i]]
         if not shrinkable:
@@ -138,22 +136,18 @@ def _fit(cells_by_column: Sequence[Sequence[str]], available: int) -> list[int]:
 
 
 def _table_row(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
-    cells = [
-        [
-            line
-            for paragraph in cell.split("\n")
-            for line in textwrap.wrap(paragraph, max(w, 1), break_long_words=False, break_on_hyphens=False)
-            or [""]
-        ]
-        for cell, w in zip(row, widths, strict=True)
-    ]
-    height = max(map(len, cells), default=1)
+    cells = [_wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
     lines = []
-    for k in range(height):
+    for k in range(max(map(len, cells), default=1)):
         parts = [cell[k] if k < len(cell) else "" for cell in cells]
         aligned = [p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)]
         lines.append("  ".join(aligned).rstrip())
     return lines
+
+
+def _wrap(cell: str, width: int) -> list[str]:
+    wrapper = textwrap.TextWrapper(max(width, 1), break_long_words=False, break_on_hyphens=False)
+    return [line for paragraph in cell.split("\n") for line in wrapper.wrap(paragraph) or [""]]
 
 
 def _is_number(cell: str) -> bool:
@@ -186,7 +180,7 @@ class _SilentProgress:
 
 
 class _LineProgress:
-    """Progress as plain lines: the first after 2 s, then one every 5 s, and one at the end if any was shown."""
+    """Progress as plain lines: the first after 2 s, then one every 5 s, and one at the end of longer work."""
 
     def __init__(self, label: str, total: int | None, unit: str, done: int) -> None:
         self.label, self.total, self.unit = label, total, unit

@@ -1,15 +1,30 @@
 """The one configuration: what to do, as typed sections of a YAML file.
 
 Each section is a frozen dataclass of plain values; the docstring under a field is
-its documentation (``still run --help`` and ``docs/recipe.md`` are made from it).
-Reading, overriding and saving live in :mod:`stillhouse.recipe_file`. Nothing here
-imports anything heavy.
+its documentation (``docs/recipe.md`` is made from it), and the range a value may
+have stands in its type. Reading, overriding and saving live in
+:mod:`stillhouse.recipe_file`, rules between fields in :mod:`stillhouse.recipe_rules`.
+Ranges are checked when a file is read, not when a section is built in Python.
+Nothing here imports anything heavy.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+Text = Annotated[str, MinLen(1)]
+Names = Annotated[tuple[Text, ...], MinLen(1)]
+Indices = Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)]
+PositiveInt = Annotated[int, Gt(0)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+PositiveShare = Annotated[float, Gt(0), Le(1)]
+ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 
 Purpose = Literal["research", "personal", "commercial", "competing"]
 
@@ -18,19 +33,19 @@ Purpose = Literal["research", "personal", "commercial", "competing"]
 class Teacher:
     """Who is learned from."""
 
-    model: str
+    model: Text
     """Reference: a directory, `file.gguf`, `embedded:smollm2`, `hub:org/name` or `api:https://host/v1#model`."""
     system: str | None = None
     """A system prompt put before every conversation that has none."""
     terms: str | None = None
-    """Key in the terms table, when the reference alone does not tell whose model it is (see `still terms`)."""
+    """Key in the terms table (`still terms`), when the reference does not tell whose model it is."""
     backend: Literal["auto", "torch", "llama.cpp"] = "auto"
     """What generates for local weights; `auto` takes llama.cpp for GGUF files when it is installed."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: Text = "OPENAI_API_KEY"
     """Environment variable that holds the API key; keys are never written in a recipe."""
-    price_in: float | None = None
+    price_in: NonNegativeFloat | None = None
     """US dollars for a million prompt tokens, for the plan and the budget."""
-    price_out: float | None = None
+    price_out: NonNegativeFloat | None = None
     """US dollars for a million completion tokens."""
 
 
@@ -38,13 +53,13 @@ class Teacher:
 class Lora:
     """Low-rank adapters instead of full training (merged on export)."""
 
-    rank: int = 16
+    rank: PositiveInt = 16
     """Rank of the update."""
-    alpha: float = 32.0
+    alpha: PositiveFloat = 32.0
     """Scale: the update is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     """Dropout on the adapter's input."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Names of the linear layers that get adapters."""
 
 
@@ -54,25 +69,25 @@ class Student:
 
     init: Literal["pretrained", "scratch", "prune"] = "pretrained"
     """`pretrained` weights, a random `scratch` model, or the parent model with parts `prune`d."""
-    model: str | None = None
+    model: Text | None = None
     """Reference of the starting weights (`pretrained`), or of the model to prune (default: the teacher)."""
     config: dict[str, Any] = field(default_factory=dict)
-    """`scratch`: a transformers configuration; needs `model_type`, e.g. `{model_type: qwen3, hidden_size: 64}`."""
-    tokenizer: str | None = None
+    """`scratch`: a transformers configuration, e.g. `{model_type: qwen3, hidden_size: 64}`."""
+    tokenizer: Text | None = None
     """`scratch`: reference whose tokenizer the student uses (default: the teacher's)."""
-    layers: int | None = None
+    layers: PositiveInt | None = None
     """`prune`: how many layers stay; those of least block influence go."""
-    keep: tuple[int, ...] | None = None
+    keep: Indices | None = None
     """`prune`: the exact layers that stay, instead of measuring."""
-    intermediate: int | None = None
+    intermediate: PositiveInt | None = None
     """`prune`: how many MLP neurons stay in each layer, by activation importance."""
-    heads: int | None = None
+    heads: PositiveInt | None = None
     """`prune`: how many key-value head groups stay in each layer, by activation importance."""
-    hidden: int | None = None
+    hidden: PositiveInt | None = None
     """`prune`: how many hidden channels stay, by activation importance."""
     heal: bool = True
-    """`prune`: fit a linear map (least squares on the calibration text) in place of each removed run of layers."""
-    calibration_tokens: int = 8192
+    """`prune`: fit a linear map (least squares, calibration text) in place of each removed run of layers."""
+    calibration_tokens: PositiveInt = 8192
     """`prune`: tokens of training text on which importance is measured."""
     template: Literal["own", "teacher"] = "own"
     """Whose chat template the student is trained and saved with."""
@@ -84,13 +99,13 @@ class Student:
 class Prompts:
     """What the teacher is asked."""
 
-    source: str
+    source: Text
     """`package:mmlu`, or a .jsonl, .json, .parquet, .csv or .txt file of prompts or finished exchanges."""
     column: str | None = None
     """Column that holds the prompt (default: `messages`, `prompt`, `question`, `instruction` or `text`)."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Take only this many prompts, drawn by the seed."""
-    held_out: int = 50
+    held_out: NonNegativeInt = 50
     """How many prompts are kept from training and used to measure the student."""
 
 
@@ -98,27 +113,27 @@ class Prompts:
 class Collect:
     """How the teacher is asked."""
 
-    samples: int = 1
+    samples: PositiveInt = 1
     """Answers for each prompt."""
-    temperature: float = 1.0
+    temperature: NonNegativeFloat = 1.0
     """Sampling temperature; 0 is greedy."""
-    top_p: float = 1.0
+    top_p: PositiveShare = 1.0
     """Nucleus: the smallest set of tokens with this probability."""
-    top_k: int = 0
+    top_k: NonNegativeInt = 0
     """Only the k likeliest tokens; 0 is all."""
-    max_tokens: int = 512
+    max_tokens: PositiveInt = 512
     """Longest answer, in tokens."""
-    top_logprobs: int = 0
+    top_logprobs: NonNegativeInt = 0
     """Ask an API for this many alternatives a token, where it offers them."""
-    concurrency: int = 16
+    concurrency: PositiveInt = 16
     """Most requests under way at once; lowered by itself when the teacher pushes back."""
-    timeout_s: float = 120.0
+    timeout_s: PositiveFloat = 120.0
     """Seconds without an answer after which a request is tried again."""
-    retries: int = 6
+    retries: NonNegativeInt = 6
     """Tries after the first before a request counts as failed."""
-    max_cost: float | None = None
+    max_cost: NonNegativeFloat | None = None
     """US dollars after which collecting stops cleanly."""
-    max_total_tokens: int | None = None
+    max_total_tokens: PositiveInt | None = None
     """Prompt and completion tokens after which collecting stops cleanly."""
 
 
@@ -132,13 +147,13 @@ class Filter:
     """Drop answers cut off by `max_tokens`."""
     refusals: bool = True
     """Drop answers that decline to answer."""
-    min_chars: int = 1
+    min_chars: NonNegativeInt = 1
     """Shortest answer, in characters."""
-    max_chars: int | None = None
+    max_chars: PositiveInt | None = None
     """Longest answer, in characters."""
-    near_duplicates: float | None = 0.9
+    near_duplicates: PositiveShare | None = 0.9
     """Drop an answer whose estimated Jaccard similarity to an earlier one is at least this."""
-    contamination_ngram: int | None = 13
+    contamination_ngram: PositiveInt | None = 13
     """Drop training prompts that share a word n-gram of this length with a held-out prompt."""
     verifier: str | None = None
     """`module:function` called with an exchange; a false answer rejects it."""
@@ -152,19 +167,19 @@ class Objective:
         "cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl"
     ] = "forward_kl"
     """The divergence between teacher and student; `cross_entropy` uses the teacher's text alone."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """Softens both distributions; the loss is multiplied by its square."""
-    beta: float = 0.5
+    beta: Share = 0.5
     """`jsd`: weight of the teacher in the mixture; 0 is forward KL, 1 is reverse KL, as limits."""
-    alpha: float = 0.1
+    alpha: Share = 0.1
     """`skew_*`: how much of the other distribution is mixed in."""
-    cross_entropy: float = 0.0
+    cross_entropy: Share = 0.0
     """Weight of cross-entropy on the text; the divergence has 1 minus this."""
     loss_on: Literal["assistant", "all"] = "assistant"
     """Tokens that count: the assistant's, by the template's own marks, or all."""
     targets: Literal["hidden", "topk", "sampled", "online"] = "hidden"
-    """How the teacher's distributions are kept: last hidden states (exact, small), top-k, sampled ids, or not at all."""
-    top_k: int = 64
+    """How the teacher's distributions are kept: hidden states (exact, small), top-k, drawn ids, or not at all."""
+    top_k: PositiveInt = 64
     """`topk`: entries a token; the rest is one tail bucket. `sampled`: draws a token."""
 
 
@@ -172,37 +187,37 @@ class Objective:
 class Train:
     """How the student is trained."""
 
-    epochs: float = 1.0
+    epochs: PositiveFloat = 1.0
     """Passes over the corpus (ignored when `tokens` is set)."""
-    tokens: int | None = None
+    tokens: PositiveInt | None = None
     """Stop after this many tokens."""
-    batch_tokens: int = 4096
+    batch_tokens: PositiveInt = 4096
     """Tokens in an optimizer step."""
-    micro_tokens: int = 4096
+    micro_tokens: PositiveInt = 4096
     """Tokens in one forward and backward pass; smaller saves memory by accumulating."""
-    max_length: int = 1024
+    max_length: Annotated[int, Ge(2)] = 1024
     """Longest document; longer ones are cut at the end."""
-    learning_rate: float = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     """Peak learning rate of AdamW."""
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     """Warm-up–stable–decay, cosine, or constant after warm-up."""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """Share of the steps in which the rate rises."""
-    decay: float = 0.3
+    decay: Share = 0.3
     """`wsd`: share of the steps in which the rate falls."""
-    min_rate: float = 0.0
+    min_rate: Share = 0.0
     """The rate at the end, as a share of the peak."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
     """AdamW's averages."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, on matrices only."""
-    clip: float = 1.0
+    clip: PositiveFloat = 1.0
     """Largest gradient norm."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute type; master weights are always float32. `auto` takes bfloat16 where the processor has it."""
     embeddings: bool = True
     """Train the token embeddings and the head too."""
-    checkpoint_every: int = 50
+    checkpoint_every: PositiveInt = 50
     """Steps between checkpoints."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` …"""
@@ -216,13 +231,13 @@ class Evaluate:
 
     control: bool = True
     """Also train the same student on the same tokens with cross-entropy only, and compare."""
-    prompts: int = 5
+    prompts: NonNegativeInt = 5
     """Held-out prompts that every model answers side by side in the report."""
-    max_tokens: int = 96
+    max_tokens: PositiveInt = 96
     """Longest answer there, in tokens."""
     speed: bool = True
     """Measure tokens/s."""
-    confidence: float = 0.95
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
     """Level of the intervals."""
 
 
@@ -230,7 +245,7 @@ class Evaluate:
 class Recipe:
     """A whole run."""
 
-    name: str
+    name: Text
     """Name of the run; its directory is runs/<name>."""
     teacher: Teacher
     prompts: Prompts
@@ -240,11 +255,11 @@ class Recipe:
     objective: Objective = field(default_factory=Objective)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Every random choice comes from this."""
     purpose: Purpose = "research"
     """What the student is for; held against the teacher's terms."""
-    accept_terms: str | None = None
+    accept_terms: Text | None = None
     """Why unknown terms are accepted; recorded in the manifest and the model card for good."""
     license: str | None = None
     """Licence of the student, where the teacher's terms leave the choice."""
