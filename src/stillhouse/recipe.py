@@ -178,7 +178,7 @@ class Objective:
     loss_on: Literal["assistant", "all"] = "assistant"
     """Tokens that count: the assistant's, by the template's own marks, or all."""
     targets: Literal["hidden", "topk", "sampled", "online"] = "hidden"
-    """How the teacher's distributions are kept: hidden states (exact, small), top-k, drawn ids, or not at all."""
+    """How the teacher's distributions are kept: hidden states (exact), top-k, drawn ids, or not at all."""
     top_k: PositiveInt = 64
     """`topk`: entries a token; the rest is one tail bucket. `sampled`: draws a token."""
 

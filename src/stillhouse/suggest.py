@@ -7,16 +7,18 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``word`` (capitals, ``-`` and ``_`` do not count), or None if none is near.
+    """The choice most like ``word``, or None when none is near.
 
-    A whole last part counts as near: ``rank`` is near ``student.lora.rank``.
+    Capitals, ``-`` and ``_`` do not count. A dotted choice is also known by its last part: ``epoch`` is near
+    ``train.epochs``.
     """
-    by_form = {_form(choice): choice for choice in reversed(list(choices))}
-    found = difflib.get_close_matches(_form(word), list(by_form), n=1, cutoff=0.6)
-    if found:
-        return by_form[found[0]]
-    last = _form(word).rsplit(".", 1)[-1]
-    return next((choice for form, choice in by_form.items() if form.rsplit(".", 1)[-1] == last), None)
+    every = list(choices)
+    for form in (_form, _last_part):
+        by_form = {form(choice): choice for choice in reversed(every)}
+        found = difflib.get_close_matches(form(word), list(by_form), n=1, cutoff=0.6)
+        if found:
+            return by_form[found[0]]
+    return None
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
@@ -27,3 +29,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
 
 def _form(word: str) -> str:
     return word.lower().replace("-", "_")
+
+
+def _last_part(word: str) -> str:
+    return _form(word).rpartition(".")[2]

@@ -1,0 +1,236 @@
+"""Recipes as files: reading with overrides, checking, and saving.
+
+Every complaint names the file and line, or the override, it is about, and the nearest
+right word where one was misspelt. Reading a recipe opens no model and no prompt file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from .errors import RecipeError
+from .recipe import Recipe
+from .recipe_rules import broken_rules
+from .suggest import did_you_mean, nearest
+from .yaml_lines import KeyPath, Origins, dump_yaml, read_yaml
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads, overrides and checks a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: ``section.field=value``, the value as YAML; later ones win.
+
+    Raises:
+        RecipeError: the file cannot be read, or something in it is wrong; all complaints at once, each
+            with its place.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError as error:
+        beside = [str(found) for found in file.parent.glob("*.y*ml")]
+        raise RecipeError(f"no such recipe: {file}", hint=did_you_mean(str(file), beside)) from error
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file} is not a recipe: it is not UTF-8 text") from error
+    return parse_recipe(text, name=str(path), overrides=overrides)
+
+
+def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = ()) -> Recipe:
+    """Like `load_recipe`, from text; ``name`` stands for the file in error messages."""
+    values, origins = read_yaml(text, name)
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name}:1: a recipe is a mapping of keys (name, teacher, …), not {_show(values)}")
+    for override in overrides:
+        _apply(override, values, origins)
+    complaints = list(_infinite(values, ()))
+    recipe = None
+    try:
+        recipe = _adapter().validate_json(json.dumps(values), strict=True, extra="forbid")
+    except ValidationError as error:
+        complaints += [_complaint(details) for details in error.errors(include_url=False)]
+    if recipe is not None:
+        complaints += [(tuple(key.split(".")), what) for key, what in broken_rules(recipe)]
+    if recipe is None or complaints:
+        order = list(origins)
+        complaints.sort(key=lambda item: order.index(_written(item[0], origins)))
+        raise RecipeError("\n".join(_line(path, what, origins) for path, what in complaints))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, defaults included, in field order; reading it gives ``recipe`` again."""
+    return dump_yaml(dataclasses.asdict(recipe))
+
+
+def differing_keys(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """The dotted keys in which two recipes differ, in field order, with both values."""
+    return list(_differences(dataclasses.asdict(a), dataclasses.asdict(b), ""))
+
+
+def _differences(a: Any, b: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in {**a, **b}:
+            yield from _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif a != b:
+        yield prefix, a, b
+
+
+def recipe_keys(section: type = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key a recipe may have, e.g. ``train.epochs``; sections themselves included."""
+    keys: list[str] = []
+    for name, hint in _hints(section).items():
+        keys.append(prefix + name)
+        inner = section_of(hint)
+        if inner is not None:
+            keys += recipe_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def section_of(hint: Any) -> type | None:
+    """The section a field's type names (``Train``, ``Lora | None``), or None for a plain value."""
+    return next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)  # pyright: ignore[reportReturnType]
+
+
+@cache
+def _hints(section: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(section)
+
+
+@cache
+def _adapter() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
+
+
+# Overrides
+
+
+def _apply(override: str, values: dict[str, Any], origins: Origins) -> None:
+    """Puts ``section.field=value`` into ``values``, and its place into ``origins``."""
+    key, equals, text = override.partition("=")
+    option = f"--{key}"
+    if not equals or not all(key.split(".")):
+        raise RecipeError(f"{option}: an override is `--section.field value`, e.g. `--train.epochs 2`")
+    path = tuple(key.split("."))
+    value, parts = read_yaml(text, option) if text.strip() else (None, {(): option})
+    inner = values
+    for depth, part in enumerate(path[:-1], start=1):
+        if not isinstance(inner.get(part), dict):
+            inner[part] = {}
+            origins[path[:depth]] = option
+        inner = inner[part]
+    inner[path[-1]] = value
+    for old in [known for known in origins if known[: len(path)] == path]:
+        del origins[old]
+    origins.update({path + part: option for part in parts})
+
+
+# Complaints
+
+
+def _line(path: KeyPath, what: str, origins: Origins) -> str:
+    return f"{origins[_written(path, origins)]}: {_dotted(path)}: {what}"
+
+
+def _written(path: KeyPath, origins: Origins) -> KeyPath:
+    """The longest part of ``path`` that was written down somewhere."""
+    while path not in origins:
+        path = path[:-1]
+    return path
+
+
+def _dotted(path: KeyPath) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def _infinite(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Complaints about numbers that are not finite; a model's own configuration may have them."""
+    if path == ("student", "config"):
+        return
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _infinite(inner, (*path, key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, f"must be a finite number, not {_show(value)}"
+
+
+def _complaint(details: ErrorDetails) -> tuple[KeyPath, str]:
+    path, shown, limits = details["loc"], _show(details["input"]), details.get("ctx", {})
+    match details["type"]:
+        case "unexpected_keyword_argument":
+            return path, _unknown_key(path)
+        case "missing":
+            return path, "missing"
+        case "literal_error":
+            choices = _choices(path)
+            near = did_you_mean(str(details["input"]), choices)
+            listed = ", ".join(f"`{choice}`" for choice in choices)
+            return path, f"must be one of {listed}, not {shown}" + (f". {near}" if near else "")
+        case "dataclass_type":
+            return path, f"must be a mapping of keys, not {shown}"
+        case "greater_than":
+            return path, f"must be greater than {limits['gt']:g}, not {shown}"
+        case "greater_than_equal":
+            return path, f"must be at least {limits['ge']:g}, not {shown}"
+        case "less_than":
+            return path, f"must be less than {limits['lt']:g}, not {shown}"
+        case "less_than_equal":
+            return path, f"must be at most {limits['le']:g}, not {shown}"
+        case "too_short" | "string_too_short":
+            return path, "must not be empty"
+        case kind if kind in _EXPECTED:
+            return path, f"must be {_EXPECTED[kind]}, not {shown}"
+        case _:
+            return path, f"{details['msg']}, not {shown}"
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "`true` or `false`",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys",
+}
+
+
+def _unknown_key(path: KeyPath) -> str:
+    section, word = ".".join(map(str, path[:-1])), str(path[-1])
+    every = recipe_keys()
+    siblings = [key for key in every if key.rpartition(".")[0] == section]
+    near = nearest(_dotted(path), siblings) or nearest(word, every)
+    if near is None:
+        return "unknown key; known here: " + ", ".join(key.rpartition(".")[2] for key in siblings)
+    return f"unknown key. Did you mean `{near}`?"
+
+
+def _choices(path: KeyPath) -> list[str]:
+    hint: Any = Recipe
+    for part in path:
+        hint = typing.get_args(hint)[0] if isinstance(part, int) else _hints(section_of(hint) or hint)[part]
+    return [str(choice) for choice in typing.get_args(hint)]
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "empty (null)"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

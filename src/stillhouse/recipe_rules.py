@@ -1,0 +1,97 @@
+"""Rules between the fields of a recipe: combinations that could not work, or would silently do nothing.
+
+Each rule yields ``(key, what is wrong and what to do)``. Ranges of single values stand
+in :mod:`stillhouse.recipe`. Nothing here opens a file or a model, so what only a model
+can tell (how many layers it has, whether vocabularies match) is checked later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from .recipe import Recipe, Student
+
+Complaint = tuple[str, str]
+
+PRUNE_KEYS = ("layers", "keep", "intermediate", "heads", "hidden")
+
+
+def broken_rules(recipe: Recipe) -> list[Complaint]:
+    """All complaints about ``recipe``, as (dotted key, message)."""
+    return [
+        *_name(recipe),
+        *_student(recipe.student),
+        *_teacher_without_weights(recipe),
+        *_collect(recipe),
+        *_train(recipe),
+    ]
+
+
+def _name(recipe: Recipe) -> Iterator[Complaint]:
+    if not re.fullmatch(r"\w[\w.-]*", recipe.name):
+        yield "name", f"names a directory: letters, digits, `.`, `_` and `-` only, not `{recipe.name}`"
+
+
+def _student(student: Student) -> Iterator[Complaint]:
+    only_scratch = f"has no meaning with `init: {student.init}`, only with `init: scratch`"
+    prunes = [key for key in PRUNE_KEYS if getattr(student, key) is not None]
+    if student.init == "pretrained" and student.model is None:
+        yield "student.model", "missing: `init: pretrained` needs the reference of the starting weights"
+    if student.init == "scratch":
+        if not isinstance(student.config.get("model_type"), str):
+            yield "student.config", "`init: scratch` needs `model_type`, e.g. `model_type: qwen3`"
+        if student.model is not None:
+            yield "student.model", "has no meaning with `init: scratch`; the shape comes from `config`"
+    else:
+        if student.config:
+            yield "student.config", only_scratch
+        if student.tokenizer is not None:
+            yield (
+                "student.tokenizer",
+                f"has no meaning with `init: {student.init}`, only with `init: scratch`",
+            )
+    if student.init == "prune":
+        if not prunes:
+            yield "student", f"`init: prune` needs at least one of {', '.join(PRUNE_KEYS)}"
+        if student.layers is not None and student.keep is not None:
+            yield "student.keep", "names the layers that stay, so `layers` must not be set too"
+        if student.keep is not None and sorted(set(student.keep)) != list(student.keep):
+            yield "student.keep", "must list each layer once, in rising order"
+    else:
+        for key in prunes:
+            yield f"student.{key}", f"has no meaning with `init: {student.init}`, only with `init: prune`"
+
+
+def _teacher_without_weights(recipe: Recipe) -> Iterator[Complaint]:
+    if not recipe.teacher.model.startswith("api:"):
+        return
+    student, objective = recipe.student, recipe.objective
+    if objective.kind != "cross_entropy":
+        kind = objective.kind
+        yield (
+            "objective.kind",
+            f"`{kind}` needs the teacher's weights; an API has only text: use `cross_entropy`",
+        )
+    if student.init == "prune" and student.model is None:
+        yield "student.model", "missing: the teacher is an API, so name the model to prune"
+    if student.init == "scratch" and student.tokenizer is None:
+        yield "student.tokenizer", "missing: the teacher is an API, so name whose tokenizer the student uses"
+    if student.template == "teacher":
+        yield "student.template", "the teacher is an API and shows no chat template; use `own`"
+
+
+def _collect(recipe: Recipe) -> Iterator[Complaint]:
+    teacher, limits = recipe.teacher, recipe.filter
+    if recipe.collect.max_cost is not None and (teacher.price_in is None or teacher.price_out is None):
+        yield "collect.max_cost", "needs teacher.price_in and teacher.price_out to know what has been spent"
+    if limits.max_chars is not None and limits.max_chars < limits.min_chars:
+        yield "filter.max_chars", f"{limits.max_chars} is below min_chars ({limits.min_chars})"
+    if limits.verifier is not None and not re.fullmatch(r"[\w.]+:\w+", limits.verifier):
+        yield "filter.verifier", f"must be `module:function`, not `{limits.verifier}`"
+
+
+def _train(recipe: Recipe) -> Iterator[Complaint]:
+    train = recipe.train
+    if train.schedule == "wsd" and train.warmup + train.decay > 1:
+        yield "train.decay", f"warmup ({train.warmup:g}) and decay ({train.decay:g}) are more than all steps"

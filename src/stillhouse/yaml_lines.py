@@ -1,0 +1,161 @@
+"""YAML in which every value knows the line it was written on.
+
+Scalars follow YAML 1.2's core schema (``no`` and ``on`` are words, ``1e-4`` is a
+number), with ``_`` allowed between digits. Anchors, aliases and ``<<`` merges work;
+keys given twice, tags such as ``!!python/name`` and values that contain themselves are
+refused. Dates stay text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import yaml
+
+from .errors import RecipeError
+
+KeyPath = tuple[str | int, ...]
+Origins = dict[KeyPath, str]
+"""Where each value was written, e.g. ``recipe.yaml:7``."""
+
+_TAG = "tag:yaml.org,2002:"
+_CORE = (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("merge", r"<<", "<"),
+)
+Resolvers = dict[str | None, list[tuple[str, re.Pattern[str]]]]
+
+
+def _core_resolvers() -> Resolvers:
+    resolvers: Resolvers = {"": [(_TAG + "null", re.compile(r"\Z"))]}
+    for kind, pattern, first_characters in _CORE:
+        for character in first_characters:
+            resolvers.setdefault(character, []).append((_TAG + kind, re.compile(rf"(?:{pattern})\Z")))
+    return resolvers
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = _core_resolvers()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either YAML 1.2 or 1.1 would read as something else (``no``, ``1e-4``)."""
+
+    yaml_implicit_resolvers: ClassVar[Resolvers] = {  # pyright: ignore[reportIncompatibleVariableOverride]
+        key: _core_resolvers().get(key, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(key, [])
+        for key in {**_core_resolvers(), **yaml.SafeDumper.yaml_implicit_resolvers}
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    tuple, lambda dumper, value: dumper.represent_sequence(_TAG + "seq", value, flow_style=True)
+)
+
+
+def dump_yaml(value: Any) -> str:
+    """``value`` as YAML that `read_yaml` reads back; tuples on one line, keys in their order."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def read_yaml(text: str, name: str) -> tuple[Any, Origins]:
+    """Reads one document.
+
+    Args:
+        text: the YAML.
+        name: stands for the file in error messages and origins.
+
+    Returns:
+        The value, made of dict, list, str, int, float, bool and None; and where each part of it stands.
+
+    Raises:
+        RecipeError: the text is not YAML of this kind; names the line.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = name if mark is None else f"{name}:{mark.line + 1}"
+        raise RecipeError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if node is None:
+        raise RecipeError(f"{name}: the file is empty")
+    reader = _Reader(name)
+    return reader.value(node, ()), reader.origins
+
+
+class _Reader:
+    """Turns a tree of YAML nodes into plain values, noting lines."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.origins: Origins = {}
+        self.open: list[yaml.Node] = []
+
+    def place(self, node: yaml.Node) -> str:
+        return f"{self.name}:{node.start_mark.line + 1}"
+
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.origins.setdefault(path, self.place(node))
+        if any(node is outer for outer in self.open):
+            raise RecipeError(f"{self.place(node)}: a value that contains itself")
+        self.open.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+                return dict(self.items(node, path))
+            if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+                return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
+            return self.scalar(node)
+        finally:
+            self.open.pop()
+
+    def items(self, node: yaml.MappingNode, path: KeyPath) -> Iterator[tuple[str, Any]]:
+        seen: dict[str, yaml.Node] = {}
+        merged: list[yaml.Node] = []
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise RecipeError(f"{self.place(key_node)}: a key must be a word")
+            key = key_node.value
+            if key_node.tag == _TAG + "merge":
+                merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                continue
+            if key in seen:
+                first = seen[key].start_mark.line + 1
+                raise RecipeError(f"{self.place(key_node)}: {key}: given twice, first on line {first}")
+            seen[key] = key_node
+            self.origins[(*path, key)] = self.place(key_node)
+            yield key, self.value(value_node, (*path, key))
+        for source in merged:
+            if not isinstance(source, yaml.MappingNode):
+                raise RecipeError(f"{self.place(source)}: only mappings can be merged with `<<`")
+            for key, value in self.value(source, (*path, "<<")).items():
+                if key not in seen:
+                    seen[key] = source
+                    self.origins[(*path, key)] = self.place(source)
+                    yield key, value
+
+    def scalar(self, node: yaml.Node) -> Any:
+        text, kind = node.value, node.tag.removeprefix(_TAG)
+        try:
+            if kind == "null":
+                return None
+            if kind == "bool":
+                return {"true": True, "false": False}[text.lower()]
+            if kind == "int":
+                return int(text)
+            if kind == "float":
+                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except (ValueError, KeyError):
+            raise RecipeError(f"{self.place(node)}: `{text}` is not a {kind}") from None
+        if kind in ("str", "merge"):
+            return text
+        raise RecipeError(f"{self.place(node)}: the tag `{node.tag}` has no meaning in a recipe")
