@@ -1,0 +1,389 @@
+"""A recipe's stages in order, each skipped when its inputs have not changed.
+
+    terms → collect → filter → student → targets → train → control → evaluate → card
+
+A stage reads files of earlier stages, writes its own, and is recorded in the
+manifest with the hashes of both; what a killed run had finished is not done again,
+and what a stage had begun (half a corpus, a checkpoint) it goes on with itself.
+
+This module moves no knowledge and measures nothing: it calls the rooms that do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .console import console
+from .errors import EmptyCorpusError, RecipeError
+from .files import atomic_write, read_json
+from .hashing import sha256_json
+from .provenance import Manifest, find_terms, model_card, require_allowed
+from .recipe import Objective, Recipe
+from .recipe_file import dump_recipe
+
+if TYPE_CHECKING:
+    from .corpus import Corpus, Prompt
+    from .distill import Document, TeacherSignal
+    from .models import Weights
+    from .provenance import Terms, Verdict
+
+StageBody = Callable[["Run"], "Done"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a stage leaves: the files it wrote and the facts worth keeping."""
+
+    outputs: list[Path]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    ``sections`` are the parts of the recipe that it depends on, ``after`` the stages
+    whose outputs it reads; together they decide whether it must run again.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    after: tuple[str, ...]
+    body: StageBody
+
+
+class Run:
+    """A recipe in its directory, with what several stages share loaded once."""
+
+    def __init__(self, recipe: Recipe, directory: Path) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.manifest = Manifest.load(directory)
+
+    @property
+    def objective(self) -> Objective:
+        return self.recipe.objective
+
+    @property
+    def learns_distributions(self) -> bool:
+        """Whether the objective needs the teacher's probabilities, not only its text."""
+        return self.objective.kind != "cross_entropy" and self.objective.cross_entropy < 1
+
+    @property
+    def trains_control(self) -> bool:
+        return self.recipe.evaluate.control and self.learns_distributions
+
+    @cached_property
+    def teacher_has_weights(self) -> bool:
+        from .models import parse_reference
+
+        return parse_reference(self.recipe.teacher.model).kind != "api"
+
+    @cached_property
+    def terms(self) -> Terms:
+        from .models import describe, parse_reference
+
+        reference = self.recipe.teacher.model
+        metadata = describe(reference).metadata if parse_reference(reference).kind != "api" else None
+        return find_terms(reference, declared=self.recipe.teacher.terms, metadata=metadata)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        return require_allowed(self.terms, self.recipe.purpose, self.recipe.accept_terms)
+
+    @cached_property
+    def prompts(self) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+        """Prompts to train on, held-out prompts, and those dropped for sharing an n-gram with the latter."""
+        from .corpus import load_prompts, split_held_out
+
+        settings = self.recipe.prompts
+        prompts = load_prompts(
+            settings.source, column=settings.column, limit=settings.limit, seed=self.recipe.seed
+        )
+        return split_held_out(prompts, settings.held_out, seed=self.recipe.seed)
+
+    @cached_property
+    def teacher(self) -> Weights:
+        from .models import load_weights
+
+        if not self.teacher_has_weights:
+            raise RecipeError(
+                f"objective.kind {self.objective.kind!r} needs the teacher's probabilities, "
+                f"and {self.recipe.teacher.model} is reachable only through an API",
+                hint="Set objective.kind to cross_entropy: an API teacher is learned from by its text.",
+            )
+        with console.status(f"loading {self.recipe.teacher.model}"):
+            return load_weights(self.recipe.teacher.model)
+
+    def corpus(self, name: str) -> Corpus:
+        from .corpus import Corpus
+
+        return Corpus(self.directory / "corpus" / name)
+
+    def documents(self, split: str, weights: Weights, *, loss_on: str | None = None) -> list[Document]:
+        """The exchanges of ``split`` as token ids in the student's template."""
+        from .distill import make_documents
+
+        return make_documents(
+            self.corpus("kept").rows(split),
+            weights.tokenizer,
+            weights.template,
+            loss_on=loss_on or self.objective.loss_on,
+            max_length=self.recipe.train.max_length,
+        )
+
+    @cached_property
+    def start(self) -> Weights:
+        """The student before training, as the student stage saved it."""
+        from .models import load_weights
+
+        return load_weights(str(self.directory / "start"))
+
+    @cached_property
+    def signal(self) -> TeacherSignal:
+        from .distill import open_targets
+
+        return open_targets(
+            self.directory / "targets", self.training_documents, self.objective, teacher=self.teacher.model
+        )
+
+    @cached_property
+    def training_documents(self) -> list[Document]:
+        return self.documents("train", self.start)
+
+
+def check_terms(run: Run) -> Done:
+    """Refuses (status 3) a teacher whose terms forbid the declared purpose."""
+    verdict = run.verdict
+    console.info(f"terms of {run.recipe.teacher.model}: {run.terms.name}; {verdict.reason}")
+    return Done([], {"key": run.terms.key, "reason": verdict.reason, "duties": list(verdict.duties)})
+
+
+def collect_answers(run: Run) -> Done:
+    """Asks the teacher every prompt, or takes the answers that the prompt file already has."""
+    from .corpus import collect
+    from .models import open_model
+
+    train, held_out, dropped = run.prompts
+    teacher = run.recipe.teacher
+    console.info(
+        f"{len(train)} prompts to train on, {len(held_out)} held out, "
+        f"{len(dropped)} dropped for sharing 13 words with a held-out one"
+    )
+    model = open_model(
+        teacher.model,
+        backend=teacher.backend,
+        api_key_env=teacher.api_key_env,
+        timeout_s=run.recipe.collect.timeout_s,
+        retries=run.recipe.collect.retries,
+        seed=run.recipe.seed,
+    )
+    corpus = run.corpus("collected")
+
+    async def ask() -> Any:
+        try:
+            return await collect(
+                model,
+                [("held_out", prompt) for prompt in held_out] + [("train", prompt) for prompt in train],
+                corpus,
+                run.recipe.collect,
+                teacher=teacher,
+                terms=run.terms.key,
+                seed=run.recipe.seed,
+            )
+        finally:
+            await model.close()
+
+    summary = asyncio.run(ask())
+    return Done(_files(corpus.directory), dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
+
+
+def filter_answers(run: Run) -> Done:
+    """Keeps what is worth learning from; every reject is kept with its reason."""
+    from .corpus import filter_corpus
+
+    kept = run.corpus("kept")
+    summary = filter_corpus(run.corpus("collected"), kept, run.recipe.filter, held_out=run.prompts[1])
+    if not summary.kept:
+        raise EmptyCorpusError(
+            f"no exchange is left after filtering: {summary.rejected}",
+            hint=f"Look at {run.directory / 'corpus' / 'rejects'} and loosen the recipe's filter section.",
+        )
+    console.table(
+        "Filter", ["kept", *summary.rejected], [[str(summary.kept), *map(str, summary.rejected.values())]]
+    )
+    return Done(_files(run.directory / "corpus"), dataclasses.asdict(summary))
+
+
+def build_the_student(run: Run) -> Done:
+    """Loads, initialises or prunes the student, and saves it as it is before training."""
+    from .distill import build_student, require_same_tokenizer, save_student
+    from .models import load_tokenizer
+
+    settings = run.recipe.student
+    calibration: list[Document] = []
+    if settings.init == "prune":
+        calibration = run.documents("train", run.teacher, loss_on="all")
+    tokenizer = run.teacher.tokenizer if run.teacher_has_weights else None
+    built = build_student(
+        settings,
+        teacher=run.teacher if run.teacher_has_weights else None,
+        calibration=calibration,
+        seed=run.recipe.seed,
+    )
+    if run.learns_distributions:
+        require_same_tokenizer(tokenizer or load_tokenizer(run.recipe.teacher.model)[0], built.tokenizer)
+    save_student(built.model, built.tokenizer, built.template, run.directory / "start", dtype="float32")
+    return Done(_files(run.directory / "start"), built.facts)
+
+
+def cache_the_targets(run: Run) -> Done:
+    """Writes what the teacher thought at every token, once, so that no epoch asks it again."""
+    from .distill import cache_targets
+
+    if not run.learns_distributions or run.objective.targets == "online":
+        return Done([], {"cached": False})
+    signal = cache_targets(
+        run.teacher.model,
+        run.training_documents,
+        run.objective,
+        run.directory / "targets",
+        seed=run.recipe.seed,
+    )
+    return Done(_files(run.directory / "targets"), {"cached": True, "kind": signal.kind})
+
+
+def train_student(run: Run) -> Done:
+    """Distils: the teacher's distributions (or its text) into the student."""
+    return _train(run, run.objective, "student")
+
+
+def train_control(run: Run) -> Done:
+    """Trains the same start on the same tokens with cross-entropy alone, for comparison."""
+    if not run.trains_control:
+        return Done([], {"trained": False})
+    control = dataclasses.replace(run.objective, kind="cross_entropy", cross_entropy=0.0)
+    return _train(run, control, "control")
+
+
+def _train(run: Run, objective: Objective, label: str) -> Done:
+    from .distill import prepare_lora, save_student, train
+    from .models import load_weights
+
+    documents = run.training_documents
+    if not documents:
+        raise EmptyCorpusError(
+            "no document has a token to learn from",
+            hint="Check objective.loss_on, train.max_length and the chat template.",
+        )
+    weights = load_weights(str(run.directory / "start"))
+    model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
+    needs_signal = objective.kind != "cross_entropy" and objective.cross_entropy < 1
+    result = train(
+        model,
+        documents,
+        run.signal if needs_signal else None,
+        objective=objective,
+        settings=run.recipe.train,
+        directory=run.directory if label == "student" else run.directory / label,
+        seed=run.recipe.seed,
+        label=label,
+    )
+    target = run.directory / "student" if label == "student" else run.directory / "control" / "student"
+    save_student(model, weights.tokenizer, weights.template, target)
+    metrics = target.parent / "metrics.jsonl"
+    facts = {"tokens": result.tokens, "steps": result.steps, "train_seconds": round(result.seconds, 1)}
+    return Done([*_files(target), metrics], facts)
+
+
+def evaluate_models(run: Run) -> Done:
+    """Measures teacher, student before and after, and control; writes the report."""
+    raise NotImplementedError
+
+
+def write_card(run: Run) -> Done:
+    """Writes the model card into the student's directory."""
+    report = read_json(run.directory / "report.json")
+    card = model_card(
+        recipe=run.recipe,
+        report=report,
+        terms=run.terms,
+        verdict=run.verdict,
+        manifest_facts={stage.name: run.manifest.facts(stage.name) for stage in STAGES},
+    )
+    path = run.directory / "student" / "README.md"
+    atomic_write(path, card)
+    return Done([path], {})
+
+
+STAGES = (
+    Stage("terms", ("teacher", "purpose", "accept_terms"), (), check_terms),
+    Stage("collect", ("teacher", "prompts", "collect", "seed"), ("terms",), collect_answers),
+    Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
+    Stage("student", ("teacher", "student", "train.max_length", "seed"), ("filter",), build_the_student),
+    Stage("targets", ("teacher", "objective", "seed"), ("filter", "student"), cache_the_targets),
+    Stage("train", ("objective", "train", "seed"), ("targets", "student", "filter"), train_student),
+    Stage("control", ("objective", "train", "seed"), ("student", "filter"), train_control),
+    Stage("evaluate", ("evaluate", "name"), ("train", "control"), evaluate_models),
+    Stage("card", ("name", "purpose", "license"), ("evaluate", "terms"), write_card),
+)
+
+
+def run(
+    recipe: Recipe,
+    directory: Path,
+    *,
+    until: str | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Runs a recipe's stages in ``directory`` and returns the report.
+
+    Args:
+        until: the last stage to run; then the facts of that stage come back instead.
+        on_stage: called with a stage's name before it runs (not when it is skipped).
+    """
+    atomic_write(directory / "recipe.yaml", dump_recipe(recipe))
+    state = Run(recipe, directory)
+    state.verdict  # noqa: B018  refuse before anything is loaded or paid for, whatever the manifest says
+    for stage in STAGES:
+        inputs = _inputs(stage, state)
+        if state.manifest.finished(stage.name, inputs):
+            console.info(f"{stage.name}: done before, unchanged")
+        else:
+            if on_stage:
+                on_stage(stage.name)
+            started = time.time()
+            done = stage.body(state)
+            state.manifest.record(
+                stage.name, inputs, done.outputs, done.facts | {"seconds": round(time.time() - started, 1)}
+            )
+        if stage.name == until:
+            return state.manifest.facts(stage.name)
+    return read_json(directory / "report.json")
+
+
+def _inputs(stage: Stage, state: Run) -> dict[str, str]:
+    """Hashes of all that a stage depends on: recipe sections, earlier outputs, our own version."""
+    inputs = {"stillhouse": __version__}
+    for section in stage.sections:
+        value: Any = state.recipe
+        for name in section.split("."):
+            value = getattr(value, name)
+        inputs[f"recipe.{section}"] = sha256_json(
+            dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
+        )
+    for name in stage.after:
+        inputs[f"stage.{name}"] = state.manifest.digest(name)
+    return inputs
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
