@@ -1,0 +1,209 @@
+"""Who learns: a student from pretrained weights, from scratch, or pruned from its parent.
+
+Builds and describes; LoRA adapters are put in afterwards (``lora.prepare_lora``), training is
+``training.train``. A student whose tokenizer differs from the teacher's can learn the teacher's
+text but not yet its distributions; :func:`require_same_tokenizer` is for those who need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ..console import console
+from ..errors import RecipeError, TokenizerMismatchError
+from ..models import ChatTemplate, Weights, load_tokenizer, load_weights, same_tokenizer, tokenizer_difference
+from ..recipe import Student
+from . import depth, width
+from .heal import can_heal, heal
+from .importance import block_influence, calibration_sample, trace, width_importance
+from .saving import save_student
+from .scratch import build_scratch, vocabulary_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .documents import Document
+
+__all__ = ["Built", "build_student", "require_same_tokenizer", "save_student"]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A student before training.
+
+    Args:
+        model: float32, in evaluation mode.
+        facts: how it was made, as JSON values: `init`, `parameters`, `layers`; after pruning also
+            `parent_layers`, `influence` (one number a layer of the parent, if measured), `keep`,
+            `healed` (one entry a removed run), `intermediate`, `heads`, `hidden`, `calibration_tokens`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    template: ChatTemplate
+    facts: dict[str, Any]
+
+
+def build_student(
+    settings: Student, *, teacher: Weights | None, calibration: Sequence[Document], seed: int
+) -> Built:
+    """The student that the recipe describes. The same settings, text and seed give the same bits.
+
+    Args:
+        teacher: None when the teacher has no weights here (an API).
+        calibration: training documents; only `prune` reads them.
+
+    Raises:
+        RecipeError: something that this kind of student needs is not said, or cannot be.
+        TokenizerMismatchError: the tokenizer has ids that the student's vocabulary has not.
+    """
+    match settings.init:
+        case "pretrained":
+            start = _parent(settings, None)
+            model, tokenizer, template, facts = start.model, start.tokenizer, start.template, {}
+        case "scratch":
+            tokenizer, template = _scratch_tokenizer(settings, teacher)
+            model, facts = build_scratch(settings.config, tokenizer, seed), {}
+        case "prune":
+            start = _parent(settings, teacher)
+            tokenizer, template = start.tokenizer, start.template
+            model, facts = prune(start.model, settings, calibration, seed)
+    if settings.template == "teacher":
+        if teacher is None:
+            raise RecipeError(
+                "student.template: the chat template of a remote teacher is not known; use `own`"
+            )
+        template = teacher.template
+    require_room_for(tokenizer, model)
+    described = {
+        "init": settings.init,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": model.config.num_hidden_layers,
+        "vocab_size": model.get_input_embeddings().weight.shape[0],
+    }
+    return Built(model, tokenizer, template, {**described, **facts})
+
+
+def prune(
+    parent: PreTrainedModel, settings: Student, calibration: Sequence[Document], seed: int
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Fewer layers first (healed), then a narrower model measured on what is left.
+
+    Returns:
+        The pruned model and the facts of :class:`Built`. The parent is left as it is.
+
+    Raises:
+        RecipeError: nothing to prune is named, or more than there is.
+        EmptyCorpusError: no calibration text.
+    """
+    cuts_depth = settings.layers is not None or settings.keep is not None
+    cuts_width = any(size is not None for size in (settings.intermediate, settings.heads, settings.hidden))
+    if not cuts_depth and not cuts_width:
+        raise RecipeError(
+            "student: init is `prune`, but nothing to prune is named",
+            hint="Set student.layers, keep, intermediate, heads or hidden.",
+        )
+    sample = calibration_sample(calibration, settings.calibration_tokens, seed)
+    model, facts = parent, {"calibration_tokens": sum(len(ids) for ids in sample)}
+    if cuts_depth:
+        model, found = _prune_depth(parent, settings, sample)
+        facts |= found
+    if cuts_width:
+        model, found = _prune_width(model, settings, sample)
+        facts |= found
+    return model, facts
+
+
+def require_same_tokenizer(teacher: PreTrainedTokenizerFast, student: PreTrainedTokenizerFast) -> None:
+    """Refuses a pair whose token ids mean different things.
+
+    Padded vocabulary sizes may differ (151,936 and 152,064 of the Qwen2.5 family): only what the
+    tokenizers themselves say counts.
+
+    Raises:
+        TokenizerMismatchError: they differ; the message names the first difference.
+    """
+    if same_tokenizer(teacher, student):
+        return
+    raise TokenizerMismatchError(
+        "teacher and student have different tokenizers, so the student cannot learn the teacher's "
+        f"distributions: {tokenizer_difference(teacher, student)}",
+        hint="Take a student of the same family, or learn the teacher's text with objective.kind=cross_entropy.",
+    )
+
+
+def require_room_for(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
+    """Refuses a model whose embedding has no row for some id of the tokenizer.
+
+    Raises:
+        TokenizerMismatchError: it has not.
+    """
+    rows, needed = model.get_input_embeddings().weight.shape[0], vocabulary_size(tokenizer)
+    if rows < needed:
+        raise TokenizerMismatchError(
+            f"the student's vocabulary has {rows} entries, but its tokenizer has ids up to {needed - 1}"
+        )
+
+
+def _parent(settings: Student, teacher: Weights | None) -> Weights:
+    if settings.model is not None:
+        return load_weights(settings.model)
+    if teacher is None:
+        raise RecipeError(
+            f"student.model is needed for init `{settings.init}`"
+            + ("" if settings.init == "pretrained" else ": the teacher has no weights here to prune")
+        )
+    return teacher
+
+
+def _scratch_tokenizer(
+    settings: Student, teacher: Weights | None
+) -> tuple[PreTrainedTokenizerFast, ChatTemplate]:
+    if settings.tokenizer is not None:
+        return load_tokenizer(settings.tokenizer)
+    if teacher is None:
+        raise RecipeError("student.tokenizer is needed: the tokenizer of a remote teacher is not known")
+    return teacher.tokenizer, teacher.template
+
+
+def _prune_depth(
+    parent: PreTrainedModel, settings: Student, sample: Sequence[Tensor]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    stream = trace(parent, sample)
+    influence = block_influence(stream.hidden_ND)
+    if settings.keep is not None:
+        keep = depth.check_keep(settings.keep, len(influence))
+    else:
+        assert settings.layers is not None
+        keep = depth.least_influence(influence, settings.layers)
+    model = depth.prune_depth(parent, keep)
+    facts: dict[str, Any] = {
+        "parent_layers": len(influence),
+        "influence": influence,
+        "keep": keep,
+        "healed": [],
+    }
+    if settings.heal and can_heal(model):
+        facts["healed"] = [run.as_dict() for run in heal(model, keep, stream)]
+    elif settings.heal:
+        console.warn(
+            f"student.heal: not possible for {model.config.model_type}, whose MLP is followed by a norm"
+        )
+    return model, facts
+
+
+def _prune_width(
+    model: PreTrainedModel, settings: Student, sample: Sequence[Tensor]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    importance = width_importance(model, sample)
+    cut = width.choose_cut(
+        model, importance, intermediate=settings.intermediate, heads=settings.heads, hidden=settings.hidden
+    )
+    narrow = width.prune_width(model, cut)
+    if cut.channels is not None:
+        width.correct_norms(narrow, importance.energy_D, cut.channels)
+    return narrow, {name: getattr(settings, name) for name in ("intermediate", "heads", "hidden")}
