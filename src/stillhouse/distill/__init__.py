@@ -1,0 +1,65 @@
+"""How knowledge moves: documents, targets, divergences, students, the training loop.
+
+The front door: names are imported when first used, so that importing the room costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .divergences import divergence
+    from .documents import Document, documents_hash, make_documents
+    from .head_loss import Head, head_loss
+    from .lora import prepare_lora
+    from .saving import save_student
+    from .students import Built, build_student, require_same_tokenizer
+    from .targets import SignalRows, TeacherSignal, cache_targets, open_targets
+    from .training import TrainResult, train
+
+_HOME = {
+    "divergence": "divergences",
+    "Document": "documents",
+    "documents_hash": "documents",
+    "make_documents": "documents",
+    "Head": "head_loss",
+    "head_loss": "head_loss",
+    "Built": "students",
+    "build_student": "students",
+    "prepare_lora": "lora",
+    "require_same_tokenizer": "students",
+    "save_student": "saving",
+    "SignalRows": "targets",
+    "TeacherSignal": "targets",
+    "cache_targets": "targets",
+    "open_targets": "targets",
+    "TrainResult": "training",
+    "train": "training",
+}
+
+__all__ = [
+    "Built",
+    "Document",
+    "Head",
+    "SignalRows",
+    "TeacherSignal",
+    "TrainResult",
+    "build_student",
+    "cache_targets",
+    "divergence",
+    "documents_hash",
+    "head_loss",
+    "make_documents",
+    "open_targets",
+    "prepare_lora",
+    "require_same_tokenizer",
+    "save_student",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

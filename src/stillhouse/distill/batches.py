@@ -1,0 +1,95 @@
+"""Which documents each optimizer step learns from, decided before the first step.
+
+The plan depends on the documents' lengths, the settings and the seed alone, so a
+resumed run and the control arm see the same documents in the same order. No tensor
+is made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..recipe import Train
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One optimizer step.
+
+    Args:
+        epoch: the pass over the corpus in which its first document stands, from 0.
+        index: the place of that document in the epoch's shuffled order.
+        documents: indices into the list of documents.
+        tokens: tokens in them.
+    """
+
+    epoch: int
+    index: int
+    documents: tuple[int, ...]
+    tokens: int
+
+
+def plan_steps(lengths: Sequence[int], settings: Train, *, seed: int) -> list[Step]:
+    """Cuts the stream of shuffled epochs into steps of at most ``batch_tokens`` tokens.
+
+    A document longer than that is a step of its own. Steps run on across the end of an epoch, so that none
+    but the last is small. The stream ends after ``epochs`` passes (a fraction takes that share of the
+    documents), or with the document that reaches ``tokens``, where that is set.
+
+    Args:
+        lengths: tokens of each document.
+    """
+    steps: list[Step] = []
+    batch: list[int] = []
+    start, tokens, total = (0, 0), 0, 0
+    for epoch, index, document in _stream(len(lengths), settings, seed):
+        length = lengths[document]
+        if batch and tokens + length > settings.batch_tokens:
+            steps.append(Step(*start, tuple(batch), tokens))
+            batch, tokens = [], 0
+        if not batch:
+            start = (epoch, index)
+        batch.append(document)
+        tokens += length
+        total += length
+        if settings.tokens is not None and total >= settings.tokens:
+            break
+    if batch:
+        steps.append(Step(*start, tuple(batch), tokens))
+    return steps
+
+
+def _stream(count: int, settings: Train, seed: int):
+    """(epoch, index, document) without end when ``tokens`` is set, else for ``epochs`` passes."""
+    remaining = None if settings.tokens is not None else round(settings.epochs * count)
+    epoch = 0
+    while remaining is None or remaining > 0:
+        order = np.random.default_rng([seed, epoch]).permutation(count)[:remaining].tolist()
+        for index, document in enumerate(order):
+            yield epoch, index, document
+        remaining = None if remaining is None else remaining - len(order)
+        epoch += 1
+
+
+def micro_batches(
+    documents: Sequence[int], lengths: Sequence[int], micro_tokens: int, *, padded: bool
+) -> list[tuple[int, ...]]:
+    """Cuts a step into passes of at most ``micro_tokens`` tokens, documents of like length together.
+
+    ``padded`` counts every document of a pass as long as its longest. A document longer than
+    ``micro_tokens`` is a pass of its own.
+    """
+    passes: list[list[int]] = []
+    used = 0
+    for document in sorted(documents, key=lambda i: (-lengths[i], i)):
+        # Sorted from long to short, so the first of a pass is its longest.
+        width = lengths[passes[-1][0]] if passes and padded else lengths[document]
+        if not passes or used + width > micro_tokens:
+            passes.append([])
+            used, width = 0, lengths[document]
+        passes[-1].append(document)
+        used += width
+    return [tuple(batch) for batch in passes]

@@ -1,0 +1,111 @@
+"""Exchanges as token ids: what the student reads, and which of its tokens it learns.
+
+Tokens are counted by the chat template's own marks; nothing here guesses where an
+answer begins. Documents are kept in memory (5 bytes a token); texts are not.
+
+Shapes: T tokens of a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..console import console
+from ..hashing import sha256_bytes, sha256_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from ..models import ChatTemplate
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """One conversation, ready to train on.
+
+    Args:
+        id: the exchange's id in the corpus.
+        ids: token ids, int32 [T].
+        loss: bool [T]; ``loss[t]`` says that token t is to be learned. Position t-1 predicts it, so
+            ``loss[0]`` never counts.
+    """
+
+    id: str
+    ids: np.ndarray
+    loss: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def predicting(self) -> np.ndarray:
+        """Positions whose next token is to be learned, ascending, int64 [N], each in 0 … T-2."""
+        return np.flatnonzero(self.loss[1:])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The tokens that :attr:`predicting` must predict, int32 [N]."""
+        return self.ids[1:][self.loss[1:]]
+
+    @property
+    def counted(self) -> int:
+        """How many tokens are learned."""
+        return int(np.count_nonzero(self.loss[1:]))
+
+
+def make_documents(
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerFast,
+    template: ChatTemplate,
+    *,
+    loss_on: Literal["assistant", "all"],
+    max_length: int,
+) -> list[Document]:
+    """Turns corpus rows into documents, in the same order.
+
+    A document longer than ``max_length`` tokens is cut at its end. One in which no token is then left to
+    learn is dropped; how many were is said on stderr, and is the difference to the number of rows.
+
+    Args:
+        rows: each with ``id`` and ``messages``; values of None inside a message count as absent.
+        loss_on: ``assistant`` learns what the template marks as the assistant's, ``all`` every token.
+        max_length: tokens.
+    """
+    documents = []
+    cut = dropped = 0
+    for row in rows:
+        messages = [{k: v for k, v in message.items() if v is not None} for message in row["messages"]]
+        ids, assistant = template.encode(tokenizer, messages)
+        cut += len(ids) > max_length
+        document = Document(
+            id=str(row["id"]),
+            ids=np.asarray(ids[:max_length], dtype=np.int32),
+            loss=np.asarray(assistant[:max_length], dtype=bool) | (loss_on == "all"),
+        )
+        if document.counted:
+            documents.append(document)
+        else:
+            dropped += 1
+    _report(len(documents), cut, dropped, max_length)
+    return documents
+
+
+def _report(kept: int, cut: int, dropped: int, max_length: int) -> None:
+    if cut:
+        console.info(f"{cut} of {kept + dropped} documents are longer than {max_length} tokens and were cut")
+    if dropped:
+        console.warn(f"{dropped} of {kept + dropped} documents have no token to learn and were left out")
+
+
+def documents_hash(documents: Iterable[Document]) -> str:
+    """The SHA-256 over ids, tokens and marks of ``documents``, in order."""
+    return sha256_json(
+        [
+            [d.id, sha256_bytes(d.ids.tobytes()), sha256_bytes(np.packbits(d.loss).tobytes())]
+            for d in documents
+        ]
+    )

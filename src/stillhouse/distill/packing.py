@@ -1,0 +1,135 @@
+"""Documents as one forward pass: packed in a row, or padded where packing is not safe.
+
+Packing wastes no token, but is right only for models whose attention can be kept
+inside a document. :func:`choose_layout` does not trust a model's name: it runs the
+model on two short documents, packed and alone, and compares.
+
+Shapes: S tokens of a pass, B rows, T tokens of a row, N positions that predict a counted token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import packed_attention
+from .documents import Document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FLASH = "flash_attention_2"
+PADDED = "padded"
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What goes through the decoder at once.
+
+    Args:
+        inputs: keyword arguments of the decoder.
+        predicting_N: places in the flattened hidden states [B*T, D] whose next token is learned.
+        labels_N: those tokens.
+    """
+
+    inputs: dict[str, Any]
+    predicting_N: Tensor
+    labels_N: Tensor
+
+
+def lay_out(documents: Sequence[Document], layout: str, device: torch.device) -> Pass:
+    """Makes a pass of ``documents``, in their order.
+
+    Args:
+        layout: what :func:`choose_layout` returned.
+    """
+    lengths = [len(document) for document in documents]
+    if layout == PADDED:
+        # Padding stands to the right of a document, where a causal model never looks back from.
+        width = max(lengths)
+        ids = np.zeros((len(documents), width), dtype=np.int64)
+        for row, document in zip(ids, documents, strict=True):
+            row[: len(document)] = document.ids
+        starts = [width * i for i in range(len(documents))]
+        inputs: dict[str, Any] = {}
+    else:
+        ids = np.concatenate([document.ids for document in documents]).astype(np.int64)[None]
+        starts = np.cumsum([0, *lengths[:-1]]).tolist()
+        positions = np.concatenate([np.arange(length) for length in lengths])[None]
+        inputs = {"position_ids": torch.from_numpy(positions).to(device)}
+        inputs |= _flash_inputs(lengths, device) if layout == FLASH else {"document_lengths": lengths}
+    inputs |= {"input_ids": torch.from_numpy(ids).to(device), "use_cache": False}
+    predicting = np.concatenate([start + d.predicting for start, d in zip(starts, documents, strict=True)])
+    labels = np.concatenate([document.labels for document in documents]).astype(np.int64)
+    return Pass(inputs, torch.from_numpy(predicting).to(device), torch.from_numpy(labels).to(device))
+
+
+def _flash_inputs(lengths: list[int], device: torch.device) -> dict[str, Any]:
+    """The documents' bounds as flash attention's variable-length kernel takes them."""
+    bounds = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device)
+    longest = max(lengths)
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def hidden_states(decoder: torch.nn.Module, batch: Pass) -> Tensor:
+    """The decoder's last hidden states at the positions that predict counted tokens, [N, D]."""
+    hidden_BTD = decoder(**batch.inputs).last_hidden_state
+    return hidden_BTD.flatten(0, 1).index_select(0, batch.predicting_N)
+
+
+@torch.no_grad()
+def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
+    """How documents may share a pass: the name of a packed attention, or ``"padded"``.
+
+    Two documents of 5 and 7 tokens go through ``model`` in one packed row and, with the model's own
+    attention, each alone. Where the hidden states differ by more than rounding (a model with soft-capped
+    scores, sinks, recurrent layers, or attention outside transformers' interface), rows are padded instead.
+
+    Args:
+        model: in float32 and eval mode; left as it was.
+        dtype: the compute type, on which flash attention depends.
+    """
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = np.arange(12, dtype=np.int32) * 7919 % vocabulary  # any varied tokens do
+    two = [Document("", ids, np.ones(len(ids), dtype=bool)) for ids in (tokens[:5], tokens[5:])]
+    alone = [hidden_states(model.get_decoder(), lay_out([d], PADDED, model.device)) for d in two]
+    with attention(model, packed_attention.NAME) as possible:
+        if not possible:
+            return PADDED
+        packed = hidden_states(model.get_decoder(), lay_out(two, packed_attention.NAME, model.device))
+    difference = torch.cat(alone) - packed
+    if difference.norm() > 1e-3 * packed.norm():
+        return PADDED
+    if model.device.type == "cuda" and dtype == torch.bfloat16 and is_flash_attn_2_available():
+        return FLASH
+    return packed_attention.NAME
+
+
+@contextlib.contextmanager
+def attention(model: PreTrainedModel, layout: str) -> Iterator[bool]:
+    """Makes ``model`` use the attention of ``layout`` inside the block; yields whether it does."""
+    before = str(model.config._attn_implementation)
+    wanted = before if layout == PADDED else layout
+    if wanted != before:
+        if not model._can_set_attn_implementation():
+            yield False
+            return
+        model.set_attn_implementation(wanted)
+    try:
+        yield True
+    finally:
+        if wanted != before:
+            model.set_attn_implementation(before)

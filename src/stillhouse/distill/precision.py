@@ -1,0 +1,87 @@
+"""bfloat16 passes over float32 weights.
+
+The student's own parameters are the masters: float32, what the optimizer changes
+and what is saved. In bfloat16 a working copy makes the passes; its gradients are
+added up in float32, and the masters are copied into it after each step. In float32
+the student is its own working copy.
+
+Buffers are never cast: rotary frequencies in bfloat16 would move every position.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def compute_dtype(wanted: Literal["auto", "bfloat16", "float32"], device: torch.device) -> torch.dtype:
+    """The type of the passes; ``auto`` is bfloat16 where the hardware multiplies it, else float32."""
+    if wanted == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+@cache
+def _cpu_has_bfloat16() -> bool:
+    """Whether this x86 processor has bfloat16 dot products (Linux tells; elsewhere the answer is no)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+class WorkingCopy:
+    """The module that makes the passes, tied to the parameters that are trained.
+
+    Args:
+        model: its parameters that require a gradient become the masters; float32.
+        dtype: the compute type.
+    """
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        self.masters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+        self.module = model
+        self._copies: list[Tensor] = []
+        if dtype == torch.float32:
+            return
+        copies = {
+            id(p): nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
+            for p in model.parameters()
+        }
+        self.module = copy.deepcopy(model, memo=dict(copies))
+        for master in self.masters.values():
+            working = copies[id(master)]
+            working.register_post_accumulate_grad_hook(_move_gradient_to(master))
+            self._copies.append(working)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Brings the working copy up to the masters."""
+        for working, master in zip(self._copies, self.masters.values(), strict=False):
+            working.copy_(master)
+
+
+def _move_gradient_to(master: nn.Parameter):
+    """A hook that adds a working parameter's gradient to its master's, in the master's type."""
+
+    def move(working: Tensor) -> None:
+        assert working.grad is not None
+        if master.grad is None:
+            master.grad = working.grad.to(master.dtype)
+        else:
+            master.grad += working.grad
+        working.grad = None
+
+    return move

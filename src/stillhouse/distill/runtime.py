@@ -1,0 +1,91 @@
+"""What surrounds the training loop: device, seeds, interrupts, and running out of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import OutOfMemoryError, StillhouseError
+from ..recipe import Train
+from .checkpoint import generator_states, restore_generators
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The recipe's device; ``auto`` is the first CUDA device, or the processor where there is none."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+@contextlib.contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Seeds every generator and allows only deterministic kernels (on the processor) inside the block.
+
+    The generators and the setting are put back afterwards.
+    """
+    deterministic: Any = torch.utils.deterministic  # its setting is a property that type checkers miss
+    before = generator_states()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    was_filling = deterministic.fill_uninitialized_memory
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True)
+        # Filling every new tensor guards against reading memory never written, at a cost to each one made.
+        deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic)
+        deterministic.fill_uninitialized_memory = was_filling
+        restore_generators(before)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Holds ctrl-C back until the block is done (Python delivers it to the main thread alone)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def remember(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def memory_errors(settings: Train) -> Iterator[None]:
+    """Turns torch's ways of saying that memory ran out into :class:`OutOfMemoryError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, StillhouseError) or not _says_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"training does not fit in memory with train.micro_tokens {settings.micro_tokens}",
+            hint="Lower train.micro_tokens (same result, less memory), then train.max_length.",
+        ) from error
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or bool(
+        re.search(r"out of memory|can't allocate memory|not enough memory", str(error))
+    )
