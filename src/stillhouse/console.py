@@ -151,7 +151,7 @@ def _wrap(cell: str, width: int) -> list[str]:
 
 
 def _is_number(cell: str) -> bool:
-    return cell.strip() in ("", "–", "-") or cell.strip()[:1] in "0123456789$+-−.<±"
+    return cell.strip() in ("", "–", "-", "∞") or cell.strip()[:1] in "0123456789$+-−.<±"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,9 @@
+"""The command ``still``: one file for each verb, which parses, calls one room, and prints.
+
+Importing this package imports nothing heavy: torch, transformers, pyarrow and
+matplotlib wait until a verb needs them.
+"""
+
+from .app import app, main
+
+__all__ = ["app", "main"]

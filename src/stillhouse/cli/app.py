@@ -1,0 +1,92 @@
+"""The verbs put together, and the one place where a failure becomes a message and an exit status.
+
+0 done · 1 failed · 2 wrong usage or recipe · 3 refused by a teacher's terms ·
+130 stopped by ctrl-C · 141 the reader of a pipe went away.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from .. import __version__
+from ..console import console
+from ..errors import StillhouseError, UsageError
+from . import collect, evaluate, plan, run, terms, train, verify
+from .failures import explain
+from .overrides import gather_overrides
+
+EXIT_STATUS = """\
+Exit status: 0 done; 1 failed; 2 wrong usage or recipe; 3 refused by a teacher's terms.
+`still VERB --help` shows examples; `still --install-completion` teaches your shell the verbs."""
+
+app = App(
+    name="still",
+    help="Distil a large language model into a small one that you own.",
+    help_epilogue=EXIT_STATUS,
+    help_formatter="plain",
+    help_format="plaintext",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+for verb, name in (
+    (run.run, "run"),
+    (plan.plan, "plan"),
+    (collect.collect, "collect"),
+    (train.train, "train"),
+    (evaluate.evaluate, "eval"),
+    (terms.terms, "terms"),
+    (verify.verify, "verify"),
+):
+    app.command(verb, name=name, help_epilogue=sys.modules[verb.__module__].EXAMPLES)
+app.register_install_completion_command()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign must not stop a run
+    try:
+        status = _run(tokens)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
+
+
+def _run(tokens: list[str]) -> int:
+    debug = "--debug" in tokens
+    console.json = "--json" in tokens
+    console.quiet = "--quiet" in tokens
+    try:
+        app(gather_overrides(tokens), exit_on_error=False, print_error=False)
+        return 0
+    except KeyboardInterrupt:
+        console.error("stopped; the same command goes on where it stopped")
+        return 130
+    except BrokenPipeError:
+        raise
+    except CycloptsError as error:
+        return _fail(UsageError(str(error), hint="See `still --help` and `still VERB --help`."), debug)
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        return _fail(explain(error), debug)
+
+
+def _fail(error: StillhouseError, debug: bool) -> int:
+    console.error(str(error))
+    if error.hint:
+        console.hint(error.hint)
+    console.data({"error": str(error), "hint": error.hint, "status": error.exit_status})
+    return error.exit_status

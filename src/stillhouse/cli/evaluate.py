@@ -1,0 +1,93 @@
+"""``still eval``: how near a model is to its teacher on given text, or what a run has measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from ..errors import CorpusError, UsageError
+from ..files import read_json
+from .options import Output, OutputFlags
+from .report import show_report
+
+EXAMPLES = """\
+Examples:
+  still eval runs/quickstart
+  still eval runs/quickstart/student --teacher embedded:smollm2 --data held-out.jsonl
+  still eval embedded:smollm2 --data answers.jsonl --limit 100 --json"""
+
+
+def evaluate(
+    model: Annotated[str, Parameter(metavar="MODEL|RUN")],
+    /,
+    *,
+    teacher: Annotated[str | None, Parameter(metavar="MODEL")] = None,
+    data: Annotated[str | None, Parameter(metavar="FILE")] = None,
+    limit: Annotated[int | None, Parameter(metavar="N")] = None,
+    max_length: Annotated[int, Parameter(metavar="TOKENS")] = 1024,
+    output: OutputFlags = Output(),  # noqa: B008  frozen
+) -> None:
+    """Measure a model: divergence from its teacher, perplexity, speed.
+
+    It is measured on finished exchanges (--data). With a run's directory alone, what that run has
+    measured is printed.
+
+    Parameters
+    ----------
+    model
+        A model (directory, file.gguf, embedded:smollm2, hub:org/name) or a run's directory.
+    teacher
+        Held against this model; without it only perplexity and speed are measured.
+    data
+        A .jsonl, .json, .parquet or .csv file of conversations that end with the assistant's answer.
+    limit
+        Take only this many of them.
+    max_length
+        Longest conversation; longer ones are cut at the end.
+    """
+    if data is not None:
+        show_report(_measure(model, teacher, data, limit, max_length))
+        return
+    if teacher is not None:
+        raise UsageError("--teacher needs --data: the text to measure on", hint="E.g. --data answers.jsonl.")
+    report = Path(model) / "report.json"
+    if not report.is_file():
+        raise UsageError(
+            f"{model} is not the directory of a finished run",
+            hint="To measure a model, give it text: still eval MODEL --data answers.jsonl.",
+        )
+    show_report(read_json(report))
+
+
+def _measure(
+    model: str, teacher: str | None, data: str, limit: int | None, max_length: int
+) -> dict[str, Any]:
+    from ..corpus import load_prompts
+    from ..distill import make_documents
+    from ..evaluate import Candidate, evaluate_models
+    from ..models import load_weights, same_tokenizer
+    from ..recipe import Evaluate
+
+    exchanges = [p for p in load_prompts(data, limit=limit) if p.messages[-1]["role"] == "assistant"]
+    if not exchanges:
+        raise CorpusError(
+            f"{data} holds no finished exchange: no conversation ends with the assistant's turn",
+            hint="Columns `messages`, or `prompt` and `completion`.",
+        )
+    student = load_weights(model)
+    candidates = [Candidate("student", model, student)]
+    if teacher is not None:
+        weights = load_weights(teacher)
+        if not same_tokenizer(weights.tokenizer, student.tokenizer):
+            raise UsageError(
+                f"{model} and {teacher} have different tokenizers, so no divergence between them is defined",
+                hint="Leave out --teacher to measure perplexity and speed alone.",
+            )
+        candidates.insert(0, Candidate("teacher", teacher, weights))
+    rows = [{"id": p.id, "messages": p.messages} for p in exchanges]
+    documents = make_documents(
+        rows, student.tokenizer, student.template, loss_on="assistant", max_length=max_length
+    )
+    return evaluate_models(candidates, documents, [], Evaluate(prompts=0))

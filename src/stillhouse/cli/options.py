@@ -1,0 +1,48 @@
+"""Options and arguments that several verbs share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from .overrides import OPTION
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a verb speaks. The flags take effect in :func:`stillhouse.cli.main`, before anything is parsed."""
+
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Print the result as JSON on stdout."""
+    quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """No progress and no hints."""
+    debug: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Show the traceback of an error."""
+
+
+OutputFlags = Annotated[Output, Parameter(name="*")]
+Overrides = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name=OPTION,
+        negative="",
+        metavar="VALUE",
+        show_default=False,
+        help="Override any value of the recipe, e.g. --train.epochs 2 (the value as YAML).",
+    ),
+]
+RunDirectory = Annotated[
+    Path | None, Parameter(name="--out", metavar="DIR", help="The run's directory (default: runs/NAME).")
+]
+AcceptTerms = Annotated[
+    str | None,
+    Parameter(metavar="REASON", help="Why unknown terms of the teacher are accepted; recorded for good."),
+]
+Restart = Annotated[
+    bool,
+    Parameter(negative="", show_default=False, help="Start anew: an existing run is moved aside to DIR.1."),
+]
+RecipeFile = Annotated[Path, Parameter(metavar="RECIPE", help="A YAML file; docs/recipe.md lists its keys.")]

@@ -1,0 +1,48 @@
+"""``--train.epochs 2`` on the command line: recipe values, gathered before the options are parsed.
+
+The options themselves know nothing of the recipe's keys; whether a key exists and its
+value fits is said by :mod:`stillhouse.recipe_file`, which names the override.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ..errors import UsageError
+from ..recipe import Recipe
+
+OPTION = "--section.field"
+VERBS = ("run", "plan", "collect", "train")
+_TOP_LEVEL = {f.name for f in dataclasses.fields(Recipe)} - {"accept_terms"}  # an option of its own
+
+
+def gather_overrides(tokens: Sequence[str]) -> list[str]:
+    """Rewrites every ``--section.field VALUE`` of a verb that reads a recipe to one option with one value.
+
+    ``["run", "r.yaml", "--train.epochs", "2"]`` becomes
+    ``["run", "r.yaml", "--section.field=train.epochs=2"]``. ``--seed 1`` counts too: it is a field of the
+    recipe itself. What follows a lone ``--`` stays as it is.
+
+    Raises:
+        UsageError: an override has no value.
+    """
+    if not tokens or tokens[0] not in VERBS:
+        return list(tokens)
+    gathered: list[str] = []
+    rest = iter(tokens)
+    for token in rest:
+        if token == "--":
+            return [*gathered, token, *rest]
+        name, equals, value = token.removeprefix("--").partition("=")
+        key = name.replace("-", "_")
+        if not token.startswith("--") or token == OPTION or not ("." in key or key in _TOP_LEVEL):
+            gathered.append(token)
+            continue
+        if not equals:
+            try:
+                value = next(rest)
+            except StopIteration:
+                raise UsageError(f"{token} needs a value", hint=f"E.g. {token} VALUE.") from None
+        gathered.append(f"{OPTION}={key}={value}")
+    return gathered

@@ -1,0 +1,51 @@
+"""``still run``: a recipe from teacher to report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ..console import console
+from .options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile, Restart, RunDirectory
+from .stages import read_recipe, run_stages
+
+EXAMPLES = """\
+Examples:
+  still run recipes/quickstart.yaml
+  still run recipes/quickstart.yaml --train.epochs 2 --out runs/longer
+  still run recipes/quickstart.yaml --dry-run"""
+
+
+def run(
+    recipe: RecipeFile,
+    /,
+    *,
+    overrides: Overrides = (),
+    out: RunDirectory = None,
+    dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    accept_terms: AcceptTerms = None,
+    restart: Restart = False,
+    output: OutputFlags = Output(),  # noqa: B008  frozen
+) -> None:
+    """Collect, train and measure what a recipe says; write the report.
+
+    A run that was stopped goes on where it stopped: give the same command again.
+
+    Parameters
+    ----------
+    dry_run
+        Load no weights; print stages, tokens, memory, time and money.
+    """
+    settings = read_recipe(recipe, overrides, accept_terms)
+    if dry_run:
+        from .plan import show_plan
+
+        show_plan(settings)
+        return
+    directory, report = run_stages(settings, out, restart=restart, until=None)
+    from .report import show_report
+
+    show_report(report)
+    console.info(f"report: {directory / 'report.html'}")
+    console.info(f"student: {directory / 'student'}")

@@ -1,0 +1,31 @@
+"""What `run`, `collect` and `train` have in common: read the recipe, find the directory, run the stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ..console import console
+from ..recipe import Recipe
+from ..recipe_file import load_recipe
+from .run_directory import run_directory
+
+
+def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None) -> Recipe:
+    """The recipe with everything the command line says about it."""
+    recipe = load_recipe(path, overrides)
+    return dataclasses.replace(recipe, accept_terms=accept_terms) if accept_terms else recipe
+
+
+def run_stages(
+    recipe: Recipe, out: Path | None, *, restart: bool, until: str | None
+) -> tuple[Path, dict[str, Any]]:
+    """Runs the pipeline up to a stage; returns the run's directory and what the pipeline answered."""
+    directory = run_directory(recipe, out, restart=restart)
+    from .. import pipeline
+
+    def announce(stage: str) -> None:
+        console.info(f"{stage} …")
+
+    return directory, pipeline.run(recipe, directory, until=until, on_stage=announce)

@@ -1,0 +1,89 @@
+"""``still terms``: whether a model's outputs may train another, and on what conditions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from ..console import console
+from ..recipe import Purpose
+from .options import Output, OutputFlags
+
+EXAMPLES = """\
+Examples:
+  still terms
+  still terms embedded:smollm2
+  still terms hub:google/gemma-3-270m --purpose commercial"""
+
+
+def terms(
+    model: Annotated[str | None, Parameter(metavar="MODEL")] = None,
+    /,
+    *,
+    purpose: Purpose = "research",
+    output: OutputFlags = Output(),  # noqa: B008  frozen
+) -> None:
+    """Explain the terms of a model, or list all that are known.
+
+    This is no legal advice.
+
+    Parameters
+    ----------
+    model
+        A model's reference, its name, or a key of the table; without it the whole table is listed.
+    purpose
+        What the student would be for.
+    """
+    if model is None:
+        _list_all()
+    else:
+        _explain(model, purpose)
+
+
+def _list_all() -> None:
+    from ..provenance import all_terms
+
+    entries = all_terms()
+    rows = [[t.key, t.name, t.outputs_may_train, t.may_compete, t.checked] for t in entries]
+    console.table("Terms", ["key", "name", "may train", "may compete", "checked"], rows)
+    console.data([dataclasses.asdict(t) for t in entries])
+
+
+def _explain(model: str, purpose: Purpose) -> None:
+    from ..provenance import find_terms, judge
+
+    found = find_terms(model, metadata=_metadata(model))
+    verdict = judge(found, purpose)
+    answer = {True: "allowed", False: "refused", None: "unknown: needs --accept-terms"}[verdict.allowed]
+    passes_on = {True: "yes", False: "no", None: "unknown"}[found.passes_on]
+    rows = [
+        [f"for {purpose}", f"{answer}: {verdict.reason}"],
+        ["outputs may train", found.outputs_may_train],
+        ["may compete", found.may_compete],
+        ["passes on", passes_on],
+        ["student's licence", found.student_license or "free to choose"],
+        *[["duty", duty] for duty in verdict.duties],
+        ["clause", found.clause],
+        ["source", found.source],
+        ["checked", found.checked],
+    ]
+    console.table(f"{found.name} ({found.key})", ["what", "terms"], rows)
+    console.data({"model": model, "purpose": purpose, **_plain(found), "verdict": _plain(verdict)})
+
+
+def _metadata(model: str) -> dict[str, str] | None:
+    """What the model's own files say of its licence, when it is here; a bare key or name has no files."""
+    from ..errors import ModelNotFoundError
+    from ..models import describe, parse_reference
+
+    try:
+        reference = parse_reference(model)
+        return None if reference.kind == "api" else describe(model).metadata
+    except ModelNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return dataclasses.asdict(value)

@@ -1,0 +1,48 @@
+"""``still verify``: whether a run's files are still those that its manifest recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ..console import console
+from ..errors import IntegrityError, UsageError
+from .options import Output, OutputFlags
+
+EXAMPLES = """\
+Examples:
+  still verify runs/quickstart
+  still verify runs/quickstart --json"""
+
+
+def verify(
+    directory: Annotated[Path, Parameter(metavar="DIR")],
+    /,
+    *,
+    output: OutputFlags = Output(),  # noqa: B008  frozen
+) -> None:
+    """Check a run's files against its manifest; name the first that differs.
+
+    Parameters
+    ----------
+    directory
+        A run's directory.
+    """
+    from ..provenance import verify_run
+
+    if not (directory / "manifest.json").is_file():
+        raise UsageError(
+            f"{directory} holds no manifest.json, so it is not a run", hint="E.g. runs/quickstart."
+        )
+    result = verify_run(directory)
+    if result.first_difference is not None:
+        more = len(result.differences) - 1
+        raise IntegrityError(
+            f"{directory}: {result.first_difference}" + (f" ({more} more differ)" if more else ""),
+            hint="`still run` with the same recipe makes again what is missing or changed.",
+        )
+    console.data({"directory": str(directory), "checked": result.checked, "differences": []})
+    if not console.json:
+        print(f"{directory}: {result.checked} files are as recorded")
