@@ -1,41 +1,24 @@
-"""A recipe's stages in order, each skipped when its inputs have not changed.
-
-    terms → collect → filter → student → targets → train → control → evaluate → card
-
-A stage reads files of earlier stages, writes its own, and is recorded in the
-manifest with the hashes of both; what a killed run had finished is not done again,
-and what a stage had begun (half a corpus, a checkpoint) it goes on with itself.
-
-This module moves no knowledge and measures nothing: it calls the rooms that do.
-"""
+"""What each stage does: it reads earlier stages' files, calls one room, and says what it wrote."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from .console import console
-from .errors import EmptyCorpusError, RecipeError
-from .files import atomic_write, read_json
-from .hashing import sha256_json
-from .provenance import Manifest, find_terms, model_card, require_allowed
-from .recipe import Objective, Recipe
-from .recipe_file import dump_recipe
+from ..console import console
+from ..errors import EmptyCorpusError
+from ..files import atomic_write, read_json
+from ..provenance import model_card
+from ..recipe import Objective
+from .report import assemble
+from .run import Run
 
 if TYPE_CHECKING:
-    from .corpus import Corpus, Prompt
-    from .distill import Document, TeacherSignal
-    from .models import Weights
-    from .provenance import Terms, Verdict
-
-StageBody = Callable[["Run"], "Done"]
+    from ..distill import Document
 
 
 @dataclass(frozen=True)
@@ -57,107 +40,7 @@ class Stage:
     name: str
     sections: tuple[str, ...]
     after: tuple[str, ...]
-    body: StageBody
-
-
-class Run:
-    """A recipe in its directory, with what several stages share loaded once."""
-
-    def __init__(self, recipe: Recipe, directory: Path) -> None:
-        self.recipe = recipe
-        self.directory = directory
-        self.manifest = Manifest.load(directory)
-
-    @property
-    def objective(self) -> Objective:
-        return self.recipe.objective
-
-    @property
-    def learns_distributions(self) -> bool:
-        """Whether the objective needs the teacher's probabilities, not only its text."""
-        return self.objective.kind != "cross_entropy" and self.objective.cross_entropy < 1
-
-    @property
-    def trains_control(self) -> bool:
-        return self.recipe.evaluate.control and self.learns_distributions
-
-    @cached_property
-    def teacher_has_weights(self) -> bool:
-        from .models import parse_reference
-
-        return parse_reference(self.recipe.teacher.model).kind != "api"
-
-    @cached_property
-    def terms(self) -> Terms:
-        from .models import describe, parse_reference
-
-        reference = self.recipe.teacher.model
-        metadata = describe(reference).metadata if parse_reference(reference).kind != "api" else None
-        return find_terms(reference, declared=self.recipe.teacher.terms, metadata=metadata)
-
-    @cached_property
-    def verdict(self) -> Verdict:
-        return require_allowed(self.terms, self.recipe.purpose, self.recipe.accept_terms)
-
-    @cached_property
-    def prompts(self) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
-        """Prompts to train on, held-out prompts, and those dropped for sharing an n-gram with the latter."""
-        from .corpus import load_prompts, split_held_out
-
-        settings = self.recipe.prompts
-        prompts = load_prompts(
-            settings.source, column=settings.column, limit=settings.limit, seed=self.recipe.seed
-        )
-        return split_held_out(prompts, settings.held_out, seed=self.recipe.seed)
-
-    @cached_property
-    def teacher(self) -> Weights:
-        from .models import load_weights
-
-        if not self.teacher_has_weights:
-            raise RecipeError(
-                f"objective.kind {self.objective.kind!r} needs the teacher's probabilities, "
-                f"and {self.recipe.teacher.model} is reachable only through an API",
-                hint="Set objective.kind to cross_entropy: an API teacher is learned from by its text.",
-            )
-        with console.status(f"loading {self.recipe.teacher.model}"):
-            return load_weights(self.recipe.teacher.model)
-
-    def corpus(self, name: str) -> Corpus:
-        from .corpus import Corpus
-
-        return Corpus(self.directory / "corpus" / name)
-
-    def documents(self, split: str, weights: Weights, *, loss_on: str | None = None) -> list[Document]:
-        """The exchanges of ``split`` as token ids in the student's template."""
-        from .distill import make_documents
-
-        return make_documents(
-            self.corpus("kept").rows(split),
-            weights.tokenizer,
-            weights.template,
-            loss_on=loss_on or self.objective.loss_on,
-            max_length=self.recipe.train.max_length,
-        )
-
-    @cached_property
-    def start(self) -> Weights:
-        """The student before training, as the student stage saved it."""
-        from .models import load_weights
-
-        return load_weights(str(self.directory / "start"))
-
-    @cached_property
-    def signal(self) -> TeacherSignal:
-        from .distill import open_targets
-
-        return open_targets(
-            self.directory / "targets", self.training_documents, self.objective, teacher=self.teacher.model
-        )
-
-    @cached_property
-    def training_documents(self) -> list[Document]:
-        return self.documents("train", self.start)
+    body: Callable[[Run], Done]
 
 
 def check_terms(run: Run) -> Done:
@@ -169,8 +52,8 @@ def check_terms(run: Run) -> Done:
 
 def collect_answers(run: Run) -> Done:
     """Asks the teacher every prompt, or takes the answers that the prompt file already has."""
-    from .corpus import collect
-    from .models import open_model
+    from ..corpus import collect
+    from ..models import open_model
 
     train, held_out, dropped = run.prompts
     teacher = run.recipe.teacher
@@ -208,7 +91,7 @@ def collect_answers(run: Run) -> Done:
 
 def filter_answers(run: Run) -> Done:
     """Keeps what is worth learning from; every reject is kept with its reason."""
-    from .corpus import filter_corpus
+    from ..corpus import filter_corpus
 
     kept = run.corpus("kept")
     summary = filter_corpus(run.corpus("collected"), kept, run.recipe.filter, held_out=run.prompts[1])
@@ -225,8 +108,8 @@ def filter_answers(run: Run) -> Done:
 
 def build_the_student(run: Run) -> Done:
     """Loads, initialises or prunes the student, and saves it as it is before training."""
-    from .distill import build_student, require_same_tokenizer, save_student
-    from .models import load_tokenizer
+    from ..distill import build_student, require_same_tokenizer, save_student
+    from ..models import load_tokenizer
 
     settings = run.recipe.student
     calibration: list[Document] = []
@@ -247,7 +130,7 @@ def build_the_student(run: Run) -> Done:
 
 def cache_the_targets(run: Run) -> Done:
     """Writes what the teacher thought at every token, once, so that no epoch asks it again."""
-    from .distill import cache_targets
+    from ..distill import cache_targets
 
     if not run.learns_distributions or run.objective.targets == "online":
         return Done([], {"cached": False})
@@ -275,8 +158,8 @@ def train_control(run: Run) -> Done:
 
 
 def _train(run: Run, objective: Objective, label: str) -> Done:
-    from .distill import prepare_lora, save_student, train
-    from .models import load_weights
+    from ..distill import prepare_lora, save_student, train
+    from ..models import load_weights
 
     documents = run.training_documents
     if not documents:
@@ -306,7 +189,10 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
 
 def evaluate_models(run: Run) -> Done:
     """Measures teacher, student before and after, and control; writes the report."""
-    raise NotImplementedError
+    from ..evaluate import write_report
+
+    write_report(run.directory, assemble(run))
+    return Done([run.directory / "report.json", run.directory / "report.html"], {})
 
 
 def write_card(run: Run) -> Done:
@@ -324,6 +210,10 @@ def write_card(run: Run) -> Done:
     return Done([path], {})
 
 
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
 STAGES = (
     Stage("terms", ("teacher", "purpose", "accept_terms"), (), check_terms),
     Stage("collect", ("teacher", "prompts", "collect", "seed"), ("terms",), collect_answers),
@@ -335,55 +225,3 @@ STAGES = (
     Stage("evaluate", ("evaluate", "name"), ("train", "control"), evaluate_models),
     Stage("card", ("name", "purpose", "license"), ("evaluate", "terms"), write_card),
 )
-
-
-def run(
-    recipe: Recipe,
-    directory: Path,
-    *,
-    until: str | None = None,
-    on_stage: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Runs a recipe's stages in ``directory`` and returns the report.
-
-    Args:
-        until: the last stage to run; then the facts of that stage come back instead.
-        on_stage: called with a stage's name before it runs (not when it is skipped).
-    """
-    atomic_write(directory / "recipe.yaml", dump_recipe(recipe))
-    state = Run(recipe, directory)
-    state.verdict  # noqa: B018  refuse before anything is loaded or paid for, whatever the manifest says
-    for stage in STAGES:
-        inputs = _inputs(stage, state)
-        if state.manifest.finished(stage.name, inputs):
-            console.info(f"{stage.name}: done before, unchanged")
-        else:
-            if on_stage:
-                on_stage(stage.name)
-            started = time.time()
-            done = stage.body(state)
-            state.manifest.record(
-                stage.name, inputs, done.outputs, done.facts | {"seconds": round(time.time() - started, 1)}
-            )
-        if stage.name == until:
-            return state.manifest.facts(stage.name)
-    return read_json(directory / "report.json")
-
-
-def _inputs(stage: Stage, state: Run) -> dict[str, str]:
-    """Hashes of all that a stage depends on: recipe sections, earlier outputs, our own version."""
-    inputs = {"stillhouse": __version__}
-    for section in stage.sections:
-        value: Any = state.recipe
-        for name in section.split("."):
-            value = getattr(value, name)
-        inputs[f"recipe.{section}"] = sha256_json(
-            dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
-        )
-    for name in stage.after:
-        inputs[f"stage.{name}"] = state.manifest.digest(name)
-    return inputs
-
-
-def _files(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.is_file())

@@ -1,0 +1,77 @@
+"""A recipe's stages in order, each skipped when its inputs have not changed.
+
+    terms → collect → filter → student → targets → train → control → evaluate → card
+
+A stage reads files of earlier stages, writes its own, and is recorded in the
+manifest with the hashes of both; what a killed run had finished is not done again,
+and what a stage had begun (half a corpus, a checkpoint) it goes on with itself.
+
+This room moves no knowledge and measures nothing: it calls the rooms that do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..console import console
+from ..files import atomic_write, read_json
+from ..hashing import sha256_json
+from ..recipe import Recipe
+from ..recipe_file import dump_recipe
+from .run import Run
+from .stages import STAGES, Stage
+
+__all__ = ["run"]
+
+
+def run(
+    recipe: Recipe,
+    directory: Path,
+    *,
+    until: str | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Runs a recipe's stages in ``directory`` and returns the report.
+
+    Args:
+        until: the last stage to run; then the facts of that stage come back instead.
+        on_stage: called with a stage's name before it runs (not when it is skipped).
+    """
+    atomic_write(directory / "recipe.yaml", dump_recipe(recipe))
+    state = Run(recipe, directory)
+    state.verdict  # noqa: B018  refuse before anything is loaded or paid for, whatever the manifest says
+    for stage in STAGES:
+        inputs = _inputs(stage, state)
+        if state.manifest.finished(stage.name, inputs):
+            console.info(f"{stage.name}: done before, unchanged")
+        else:
+            if on_stage:
+                on_stage(stage.name)
+            started = time.time()
+            done = stage.body(state)
+            state.manifest.record(
+                stage.name, inputs, done.outputs, done.facts | {"seconds": round(time.time() - started, 1)}
+            )
+        if stage.name == until:
+            return state.manifest.facts(stage.name)
+    return read_json(directory / "report.json")
+
+
+def _inputs(stage: Stage, state: Run) -> dict[str, str]:
+    """Hashes of all that a stage depends on: recipe sections, earlier outputs, our own version."""
+    inputs = {"stillhouse": __version__}
+    for section in stage.sections:
+        value: Any = state.recipe
+        for name in section.split("."):
+            value = getattr(value, name)
+        inputs[f"recipe.{section}"] = sha256_json(
+            dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
+        )
+    for name in stage.after:
+        inputs[f"stage.{name}"] = state.manifest.digest(name)
+    return inputs

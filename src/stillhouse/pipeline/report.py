@@ -1,0 +1,117 @@
+"""From a finished training to the dictionary that the report is made of.
+
+The measuring is done by the evaluate room; here its inputs are gathered, and the rest
+of what a reader wants to know is read from the manifest and the metrics.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..recipe_file import dump_recipe
+from .run import Run
+
+if TYPE_CHECKING:
+    from ..evaluate import Candidate
+
+STAGES_SHOWN = ("collect", "filter", "student", "targets", "train", "control")
+
+
+def assemble(run: Run) -> dict[str, Any]:
+    """Measures all models and adds where they come from; see ``evaluate/schema.py`` for the fields."""
+    from ..evaluate import evaluate_models
+
+    candidates = _candidates(run)
+    student = next(candidate.weights for candidate in candidates if candidate.key == "student")
+    documents = run.documents("held_out", student, loss_on="assistant")
+    measured = evaluate_models(candidates, documents, run.prompts[1], run.recipe.evaluate)
+    facts = {name: run.manifest.facts(name) for name in STAGES_SHOWN}
+    return {
+        **measured,
+        "schema_version": 1,
+        "name": run.recipe.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "objective": run.objective.kind,
+        "training": _curves(run),
+        "corpus": facts["collect"] | facts["filter"],
+        "student_facts": facts["student"],
+        "stages": [
+            {"name": name, **{k: v for k, v in found.items() if isinstance(v, int | float)}}
+            for name, found in facts.items()
+        ],
+        "terms": {
+            "key": run.terms.key,
+            "name": run.terms.name,
+            "purpose": run.recipe.purpose,
+            "reason": run.verdict.reason,
+            "duties": list(run.verdict.duties),
+            "accepted": run.recipe.accept_terms,
+        },
+        "lineage": _lineage(run),
+        "recipe": dump_recipe(run.recipe),
+        "environment": _environment(),
+        "command": f"still run {run.directory / 'recipe.yaml'} --out {run.directory}-again",
+    }
+
+
+def _candidates(run: Run) -> list[Candidate]:
+    """Teacher (where its probabilities can be had in the student's tokens), before, student, control."""
+    from ..distill.precision import compute_dtype
+    from ..evaluate import Candidate
+    from ..models import load_weights, parse_reference, same_tokenizer
+
+    dtype = compute_dtype(run.recipe.train.dtype)
+
+    def candidate(key: str, label: str, place: Path) -> Candidate:
+        return Candidate(key, label, load_weights(str(place), dtype=dtype), files=place)
+
+    student = candidate("student", f"student ({run.objective.kind})", run.directory / "student")
+    found = [candidate("before", "student before training", run.directory / "start"), student]
+    if run.teacher_has_weights and same_tokenizer(run.teacher.tokenizer, student.weights.tokenizer):
+        reference = parse_reference(run.recipe.teacher.model)
+        teacher = load_weights(run.recipe.teacher.model, dtype=dtype)
+        found.insert(0, Candidate("teacher", run.recipe.teacher.model, teacher, files=reference.path))
+    if run.trains_control:
+        found.append(
+            candidate("control", "control (cross-entropy only)", run.directory / "control" / "student")
+        )
+    return found
+
+
+def _curves(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The metrics of the student's training and, if there was one, of the control's."""
+    places = {"student": run.directory / "metrics.jsonl"}
+    if run.trains_control:
+        places["control"] = run.directory / "control" / "metrics.jsonl"
+    return {key: [json.loads(line) for line in path.read_text().splitlines()] for key, path in places.items()}
+
+
+def _lineage(run: Run) -> dict[str, Any]:
+    """Names and hashes of teacher, prompts and template."""
+    lineage: dict[str, Any] = {"teacher": run.recipe.teacher.model, "prompts": run.recipe.prompts.source}
+    if run.teacher_has_weights:
+        lineage |= {"teacher_hash": run.teacher.fingerprint, "template_hash": run.teacher.template.hash}
+    return lineage
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+    import transformers
+
+    from .. import __version__
+
+    return {
+        "stillhouse": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,121 @@
+"""A recipe in its directory, and what several stages share, loaded once.
+
+Paths of a run and lazy values; nothing here is written.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..console import console
+from ..errors import RecipeError
+from ..provenance import Manifest, find_terms, require_allowed
+from ..recipe import Objective, Recipe
+
+if TYPE_CHECKING:
+    from ..corpus import Corpus, Prompt
+    from ..distill import Document, TeacherSignal
+    from ..models import Weights
+    from ..provenance import Terms, Verdict
+
+
+class Run:
+    """A recipe in its directory, with what several stages share loaded once."""
+
+    def __init__(self, recipe: Recipe, directory: Path) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.manifest = Manifest.load(directory)
+
+    @property
+    def objective(self) -> Objective:
+        return self.recipe.objective
+
+    @property
+    def learns_distributions(self) -> bool:
+        """Whether the objective needs the teacher's probabilities, not only its text."""
+        return self.objective.kind != "cross_entropy" and self.objective.cross_entropy < 1
+
+    @property
+    def trains_control(self) -> bool:
+        return self.recipe.evaluate.control and self.learns_distributions
+
+    @cached_property
+    def teacher_has_weights(self) -> bool:
+        from ..models import parse_reference
+
+        return parse_reference(self.recipe.teacher.model).kind != "api"
+
+    @cached_property
+    def terms(self) -> Terms:
+        from ..models import describe, parse_reference
+
+        reference = self.recipe.teacher.model
+        metadata = describe(reference).metadata if parse_reference(reference).kind != "api" else None
+        return find_terms(reference, declared=self.recipe.teacher.terms, metadata=metadata)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        return require_allowed(self.terms, self.recipe.purpose, self.recipe.accept_terms)
+
+    @cached_property
+    def prompts(self) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+        """Prompts to train on, held-out prompts, and those dropped for sharing an n-gram with the latter."""
+        from ..corpus import load_prompts, split_held_out
+
+        settings = self.recipe.prompts
+        prompts = load_prompts(
+            settings.source, column=settings.column, limit=settings.limit, seed=self.recipe.seed
+        )
+        return split_held_out(prompts, settings.held_out, seed=self.recipe.seed)
+
+    @cached_property
+    def teacher(self) -> Weights:
+        from ..models import load_weights
+
+        if not self.teacher_has_weights:
+            raise RecipeError(
+                f"objective.kind {self.objective.kind!r} needs the teacher's probabilities, "
+                f"and {self.recipe.teacher.model} is reachable only through an API",
+                hint="Set objective.kind to cross_entropy: an API teacher is learned from by its text.",
+            )
+        with console.status(f"loading {self.recipe.teacher.model}"):
+            return load_weights(self.recipe.teacher.model)
+
+    def corpus(self, name: str) -> Corpus:
+        from ..corpus import Corpus
+
+        return Corpus(self.directory / "corpus" / name)
+
+    def documents(self, split: str, weights: Weights, *, loss_on: str | None = None) -> list[Document]:
+        """The exchanges of ``split`` as token ids in the student's template."""
+        from ..distill import make_documents
+
+        return make_documents(
+            self.corpus("kept").rows(split),
+            weights.tokenizer,
+            weights.template,
+            loss_on=loss_on or self.objective.loss_on,
+            max_length=self.recipe.train.max_length,
+        )
+
+    @cached_property
+    def start(self) -> Weights:
+        """The student before training, as the student stage saved it."""
+        from ..models import load_weights
+
+        return load_weights(str(self.directory / "start"))
+
+    @cached_property
+    def signal(self) -> TeacherSignal:
+        from ..distill import open_targets
+
+        return open_targets(
+            self.directory / "targets", self.training_documents, self.objective, teacher=self.teacher.model
+        )
+
+    @cached_property
+    def training_documents(self) -> list[Document]:
+        return self.documents("train", self.start)
