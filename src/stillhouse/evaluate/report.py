@@ -1,0 +1,131 @@
+"""``report.json`` and the one offline page made from it.
+
+The page has no script, loads nothing from anywhere, and its content security policy
+forbids both: what models answered is untrusted text, escaped like all other text. It
+adds no number that is not in ``report.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write
+from . import words
+from .schema import Report
+
+OBJECTIVES = {
+    "cross_entropy": "cross-entropy",
+    "forward_kl": "forward KL",
+    "reverse_kl": "reverse KL",
+    "jsd": "generalised Jensen–Shannon",
+    "skew_forward_kl": "skew forward KL",
+    "skew_reverse_kl": "skew reverse KL",
+}
+FEW_DOCUMENTS = 20
+"""Below this the page says that the intervals are rough."""
+
+
+def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> None:
+    """Writes ``report.json`` and ``report.html`` into ``run_dir``, each atomically.
+
+    Args:
+        report: the fields of :class:`.schema.Report`.
+
+    Raises:
+        pydantic.ValidationError: a field is missing, unknown or of the wrong type.
+        StorageError: the files cannot be written.
+    """
+    checked = Report.model_validate(report)
+    atomic_write(Path(run_dir) / "report.json", checked.model_dump_json(indent=2) + "\n")
+    atomic_write(Path(run_dir) / "report.html", render_page(checked.model_dump()))
+
+
+def render_page(report: Mapping[str, Any]) -> str:
+    """The page as one HTML text; the same report gives the same page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__ or "stillhouse.evaluate", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "span": words.span,
+        "figure": words.figure,
+        "size": words.size,
+        "count": words.count,
+        "value": plain_value,
+        "title": readable_key,
+        "seconds": _seconds,
+        "estimates": lambda part: [(m, e) for m, e in part.items() if e],
+    }
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        plots=draw(report),
+        objective=OBJECTIVES.get(report["objective"], report["objective"]),
+        few=report["held_out"].get("documents", 0) < FEW_DOCUMENTS,
+        facts={k: v for k, v in report["student_facts"].items() if k != "block_influence"},
+        counts={k: v for k, v in report["corpus"].items() if k != "rejected"},
+        confidence=report["models"][0]["perplexity"]["confidence"],
+    )
+
+
+def draw(report: Mapping[str, Any]) -> dict[str, str]:
+    """The pictures that this report has data for, by name, as trusted markup."""
+    from markupsafe import Markup
+
+    from . import plots
+
+    pictures: dict[str, str] = {}
+    others = [m for m in report["models"] if m["key"] != "teacher"]
+    if any(m["kl"] for m in others):
+        pictures["kl"] = plots.forest(others, "kl", name="kl", unit="KL to the teacher, nats per token")
+        pictures["agreement"] = plots.forest(
+            others, "agreement", name="agreement", unit="top-1 agreement with the teacher, %", scale=100
+        )
+    against = report["verdict"]["against"]
+    if against:
+        other = "control" if against == "control" else "before"
+        pictures["difference"] = plots.differences(report["comparison"][against], name="diff", against=other)
+    objectives = {"student": report["objective"], "control": "cross_entropy"}
+    for key, points in report["training"].items():
+        if any(p["loss"] is not None for p in points):
+            label = OBJECTIVES.get(objectives[key], objectives[key] or "loss")
+            pictures[f"loss_{key}"] = plots.loss_curve(points, key=key, name=f"loss-{key}", objective=label)
+    influence = report["student_facts"].get("block_influence")
+    if influence:
+        keep = report["student_facts"].get("keep") or range(len(influence))
+        pictures["influence"] = plots.block_influence(influence, keep, name="influence")
+    return {name: Markup(svg) for name, svg in pictures.items()}  # noqa: S704  our own markup, escaped by matplotlib
+
+
+def plain_value(value: Any) -> str:
+    """A fact as text: yes and no, thousands separated, lists joined; None is a dash."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return words.figure(value, 4)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(plain_value(item) for item in value) or "–"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{readable_key(k)} {plain_value(v)}" for k, v in value.items()) or "–"
+    return str(value)
+
+
+def readable_key(key: str) -> str:
+    """``near_duplicate`` as ``near duplicate``."""
+    return str(key).replace("_", " ")
+
+
+def _seconds(value: float) -> str:
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{int(value // 60)} min {value % 60:.0f} s"

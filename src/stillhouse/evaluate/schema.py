@@ -1,0 +1,139 @@
+"""What ``report.json`` holds: the one description of its fields, version 1.
+
+Fields are only ever added within a version. A measure that was not taken is null, and a
+section that does not apply is empty; nothing is left out of the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+ModelKey = Literal["teacher", "before", "student", "control"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EstimatePart(_Part):
+    """A value with its interval, clustered by document; ends are null for a single document."""
+
+    value: float
+    low: float | None
+    high: float | None
+    documents: int
+    confidence: float
+
+
+class SpeedPart(_Part):
+    """Tokens per second: the median of the rounds, the slowest and the fastest."""
+
+    median: float
+    low: float
+    high: float
+
+
+class ModelPart(_Part):
+    """One model, in the order of the tables."""
+
+    key: ModelKey
+    label: str
+    parameters: int
+    """Tied weights count once."""
+    bytes: int
+    """Of the weight files as saved, or of the weights in memory where there is no file."""
+    format: str = ""
+    """``GGUF``, ``safetensors`` or ``in memory``."""
+    kl: EstimatePart | None = None
+    """KL(teacher ‖ model), nats per counted token."""
+    agreement: EstimatePart | None = None
+    """Share of counted positions whose likeliest token is the teacher's."""
+    nll: EstimatePart | None = None
+    """Negative log-likelihood of the held-out text, nats per counted token."""
+    perplexity: EstimatePart
+    """exp of ``nll``."""
+    tokens_per_s: SpeedPart | None = None
+    """Writing: greedy, batch size 1."""
+    scored_tokens_per_s: SpeedPart | None = None
+    """Reading: one text at a time."""
+
+
+class DifferencePart(_Part):
+    """Student minus another model, paired by document: for kl and nll, below zero favours the student."""
+
+    kl: EstimatePart | None = None
+    agreement: EstimatePart | None = None
+    nll: EstimatePart | None = None
+
+
+class VerdictPart(_Part):
+    """The comparison in words (see :mod:`.verdict`)."""
+
+    outcome: Literal["better", "worse", "undecided", "unmeasured"]
+    against: str | None
+    headline: str
+    sentence: str
+
+
+class PointPart(BaseModel):
+    """One optimizer step; further fields of ``metrics.jsonl`` are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    step: int
+    loss: float | None
+    tokens: int
+
+
+class AnswerPart(_Part):
+    """One held-out prompt and what each model said to it."""
+
+    prompt: str
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+    replies: dict[ModelKey, str]
+
+
+class StagePart(BaseModel):
+    """One stage of the run; further facts are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    seconds: float
+
+
+class Report(_Part):
+    """A whole report."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    created: str
+    """ISO 8601, UTC."""
+    objective: str = ""
+    """What the student minimised, e.g. ``forward_kl``; the control always minimises cross-entropy."""
+    models: list[ModelPart]
+    comparison: dict[Literal["control", "before"], DifferencePart] = Field(default_factory=dict)
+    verdict: VerdictPart
+    held_out: dict[str, int]
+    """``documents`` and counted ``tokens``."""
+    conditions: dict[str, Any] = Field(default_factory=dict)
+    """How the numbers were taken: type, device, threads, rounds."""
+    training: dict[Literal["student", "control"], list[PointPart]] = Field(default_factory=dict)
+    answers: list[AnswerPart] = Field(default_factory=list)
+    corpus: dict[str, Any] = Field(default_factory=dict)
+    """Counts by name; ``rejected`` holds counts by reason."""
+    student_facts: dict[str, Any] = Field(default_factory=dict)
+    """How the student was made; ``block_influence`` (one number a layer) and ``keep`` are drawn."""
+    stages: list[StagePart] = Field(default_factory=list)
+    terms: dict[str, Any] = Field(default_factory=dict)
+    lineage: dict[str, Any] = Field(default_factory=dict)
+    """Names and hashes of what the student comes from."""
+    recipe: str = ""
+    """The resolved recipe, YAML."""
+    environment: dict[str, Any] = Field(default_factory=dict)
+    command: str = ""
+    """What to type to do it again."""

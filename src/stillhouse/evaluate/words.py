@@ -1,0 +1,65 @@
+"""Numbers as people read them: the same wording on the page and in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """``0.712``, ``12.3``, ``880``, ``12,300``: ``digits`` significant ones, never an exponent below a million."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "–"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6:
+        return f"{value:.{digits - 1}e}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{round(value, digits - 1 - math.floor(math.log10(abs(value)))):,.{min(places, 6)}f}"
+
+
+def places_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
+    """Decimals that show the interval's half width with two digits, 0 to 4."""
+    if estimate["low"] is None or not math.isfinite(estimate["high"]):
+        return 2
+    half = (estimate["high"] - estimate["low"]) / 2 * scale
+    return 2 if half <= 0 else min(4, max(0, 1 - math.floor(math.log10(half))))
+
+
+def span(estimate: Mapping[str, Any], *, scale: float = 1.0, places: int | None = None) -> tuple[str, str]:
+    """A value and its interval as texts, with as many decimals as the interval's width deserves.
+
+    Args:
+        scale: 100 for per cent.
+        places: decimals, where they are given.
+    """
+    places = places_for(estimate, scale) if places is None else places
+
+    def text(value: float) -> str:
+        return f"{value * scale:,.{places}f}" if math.isfinite(value) else "∞"
+
+    if estimate["low"] is None:
+        return text(estimate["value"]), "no interval"
+    return text(estimate["value"]), f"{text(estimate['low'])} to {text(estimate['high'])}"
+
+
+def size(count: int) -> str:
+    """Bytes in powers of ten: ``98 MB``, ``1.3 GB``."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if value >= 99.5 or unit == "B" else f"{value:.3g} {unit}"
+
+
+def count(value: int) -> str:
+    """A number of parameters: ``135 M``, ``1.24 B``."""
+    for unit, power in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= power * 0.9995:
+            scaled = value / power
+            return f"{scaled:.0f} {unit}" if scaled >= 99.5 else f"{scaled:.3g} {unit}"
+    return str(value)
