@@ -1,0 +1,66 @@
+"""Who speaks: references, facts, chat templates, tokenizers, and the backends that answer.
+
+The front door. Names are loaded when first used, so that importing it costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .facts import describe
+    from .open import open_model
+    from .reference import Reference, parse_reference
+    from .template import ChatTemplate, compare_templates
+    from .tokenizer import same_tokenizer, tokenizer_difference
+    from .types import Can, Message, Model, ModelFacts, Reply, Request, Sampling, Weights
+    from .weights import load_tokenizer, load_weights
+
+_HOME = {
+    "Can": "types",
+    "ChatTemplate": "template",
+    "Message": "types",
+    "Model": "types",
+    "ModelFacts": "types",
+    "Reference": "reference",
+    "Reply": "types",
+    "Request": "types",
+    "Sampling": "types",
+    "Weights": "types",
+    "compare_templates": "template",
+    "describe": "facts",
+    "load_tokenizer": "weights",
+    "load_weights": "weights",
+    "open_model": "open",
+    "parse_reference": "reference",
+    "same_tokenizer": "tokenizer",
+    "tokenizer_difference": "tokenizer",
+}
+
+__all__ = [
+    "Can",
+    "ChatTemplate",
+    "Message",
+    "Model",
+    "ModelFacts",
+    "Reference",
+    "Reply",
+    "Request",
+    "Sampling",
+    "Weights",
+    "compare_templates",
+    "describe",
+    "load_tokenizer",
+    "load_weights",
+    "open_model",
+    "parse_reference",
+    "same_tokenizer",
+    "tokenizer_difference",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

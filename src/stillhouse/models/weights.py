@@ -1,0 +1,228 @@
+"""Models in memory, ready to be trained: from safetensors directories, hub names and GGUF files.
+
+Pickle weights are refused and no code from a model's directory is ever run. GGUF weights are
+de-quantised to float32 and carry no quantisation marks, so that they can be saved and trained.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CapabilityError, ModelError, ModelNotFoundError, OutOfMemoryError
+from ..hashing import sha256_file, sha256_json
+from .gguf_config import transformers_config, transformers_name, unpermute_rows
+from .gguf_file import GgufFile, read_gguf, read_tensor
+from .reference import Reference, parse_reference
+from .template import ChatTemplate
+from .types import Weights
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "*.txt", "README.md", "LICENSE*"]
+_TO_SAFETENSORS = (
+    "Pickles can run any code when opened. Convert in a sandbox you trust: load the model there with transformers "
+    "and save it with save_pretrained(), which writes safetensors."
+)
+
+
+def load_weights(reference: str, *, dtype: str = "float32") -> Weights:
+    """The model that ``reference`` names, in eval mode, with its tokenizer and chat template.
+
+    Args:
+        dtype: `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        ModelNotFoundError: nothing there.
+        ModelError: damaged, of an unsupported kind, or kept as pickles.
+        TokenizerMismatchError: a GGUF file whose tokenizer cannot be rebuilt faithfully.
+        CapabilityError: an API has no weights to load.
+    """
+    parsed = parse_reference(reference)
+    path = local_path(parsed)
+    tokenizer, template = _tokenizer(parsed, path)
+    with _loading(path):
+        model = _gguf_model(read_gguf(path), dtype) if parsed.is_gguf else _directory_model(path, dtype)
+    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+    if max(tokenizer.get_vocab().values()) >= rows:
+        raise ModelError(f"{path}: the tokenizer has ids beyond the {rows} rows of the embedding")
+    return Weights(parsed.text, model.eval(), tokenizer, template, fingerprint(parsed, path))
+
+
+def load_tokenizer(reference: str) -> tuple[PreTrainedTokenizerFast, ChatTemplate]:
+    """Tokenizer and chat template of ``reference``, without the weights; same errors as `load_weights`."""
+    parsed = parse_reference(reference)
+    return _tokenizer(parsed, local_path(parsed))
+
+
+def fingerprint(reference: Reference, path: Path) -> str:
+    """SHA-256 of what answers: the GGUF file, or names and hashes of configuration, tokenizer and weights."""
+    if reference.is_gguf:
+        return sha256_file(path)
+    wanted = [p for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model") for p in path.glob(pattern)]
+    return sha256_json([[p.name, sha256_file(p)] for p in sorted(wanted)])
+
+
+def local_path(reference: Reference) -> Path:
+    """Where the files of ``reference`` are, fetched from the hub first if it is a hub name.
+
+    Raises:
+        CapabilityError: an API.
+        ModelNotFoundError: the hub cannot be reached or has no such model.
+    """
+    if reference.path is not None:
+        return reference.path
+    if reference.kind == "api":
+        raise CapabilityError(f"{reference.text} is an API: its weights and tokenizer cannot be loaded here")
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = str(reference.name).partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
+    except Exception as error:  # offline, unknown name, no access: the client has a dozen kinds
+        raise ModelNotFoundError(
+            f"{reference.text} could not be fetched: {str(error).splitlines()[0]}",
+            hint="Check the name and the network; gated models need HF_TOKEN. A local directory works offline.",
+        ) from error
+
+
+def _tokenizer(reference: Reference, path: Path) -> tuple[PreTrainedTokenizerFast, ChatTemplate]:
+    if reference.is_gguf:
+        from .tokenizer import tokenizer_from_gguf
+
+        file = read_gguf(path)
+        tokenizer = tokenizer_from_gguf(file)
+        tokenizer.chat_template = file.metadata.get("tokenizer.chat_template")
+    else:
+        tokenizer = _directory_tokenizer(path)
+    return tokenizer, _template(tokenizer)
+
+
+def _directory_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{path}: no usable tokenizer: {str(error).splitlines()[0]}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(f"{path}: only tokenizers with a tokenizer.json are supported")
+    return tokenizer
+
+
+def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
+    specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    source = tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    return ChatTemplate(source, specials) if source else ChatTemplate.plain(specials)
+
+
+class _loading:
+    """Turns what loading may throw into clear errors, and keeps transformers quiet meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as noise
+
+        self.level = noise.get_verbosity()
+        noise.set_verbosity(logging.ERROR)
+        noise.disable_progress_bar()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from transformers.utils import logging as noise
+
+        noise.set_verbosity(self.level)
+        noise.enable_progress_bar()
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+            raise OutOfMemoryError(f"{self.path} does not fit in memory", hint="Use a smaller model.") from error
+
+
+def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    require_safetensors(path)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    _require_complete(path, info)
+    return _unmarked(model)
+
+
+def require_safetensors(path: Path) -> None:
+    """Refuses a directory without a configuration, or whose weights are not safetensors."""
+    if not (path / "config.json").is_file():
+        hint = "Name the directory that holds config.json and *.safetensors."
+        if ggufs := sorted(path.glob("*.gguf")):
+            hint = f"Name the file itself: {ggufs[0]}."
+        raise ModelNotFoundError(f"{path} holds no model (no config.json)", hint=hint)
+    if any(path.glob("*.safetensors")):
+        return
+    if pickles := [p.name for pattern in _PICKLES for p in path.glob(pattern)]:
+        raise ModelError(f"{path} has pickle weights only ({pickles[0]}); they are refused", hint=_TO_SAFETENSORS)
+    raise ModelNotFoundError(f"{path} has no weights (*.safetensors)")
+
+
+def _gguf_model(file: GgufFile, dtype: str) -> PreTrainedModel:
+    import torch
+    import transformers
+
+    factors = read_tensor(file, "rope_freqs.weight").tolist() if "rope_freqs.weight" in file.tensors else None
+    settings = transformers_config(file, llama3_factors=factors)
+    config = transformers.AutoConfig.for_model(**settings)
+    state: dict[str, torch.Tensor] = {}
+    for name in file.tensors:
+        target = transformers_name(file.architecture, name)
+        if target is not None:
+            state[target] = torch.from_numpy(_transformers_values(file, name, settings)).to(getattr(torch, dtype))
+    model_class = getattr(transformers, settings["architectures"][0])
+    try:
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise ModelError(f"{file.path}: {str(error).splitlines()[0]}") from error
+    _require_complete(file.path, info)
+    return _unmarked(model)
+
+
+def _transformers_values(file: GgufFile, name: str, settings: dict[str, Any]) -> Any:
+    """The tensor as transformers keeps it; llama.cpp's converter rearranges or shifts some."""
+    values = read_tensor(file, name)
+    if file.architecture == "llama" and (".attn_q." in name or ".attn_k." in name):
+        heads = settings["num_attention_heads" if ".attn_q." in name else "num_key_value_heads"]
+        return values[unpermute_rows(heads, values.shape[0])]
+    if file.architecture == "gemma3" and name.endswith("norm.weight"):
+        return values - 1  # Gemma multiplies by 1 + weight; GGUF stores the sum
+    return values
+
+
+def _require_complete(path: Path, info: dict[str, Any]) -> None:
+    for what, key in (("lacks", "missing_keys"), ("has no place for", "unexpected_keys"), ("misfits", "mismatched_keys")):
+        if names := sorted(map(str, info[key])):
+            raise ModelError(f"{path}: the model {what} {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1))
+
+
+def _unmarked(model: PreTrainedModel) -> PreTrainedModel:
+    """Without marks of quantisation: plain floating point from here on."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ModelError("quantised safetensors cannot be trained", hint="Use the model's unquantised weights.")
+    return model
+
+
