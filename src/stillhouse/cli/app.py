@@ -28,22 +28,23 @@ app = App(
     name="still",
     help="Distil a large language model into a small one that you own.",
     help_epilogue=EXIT_STATUS,
-    help_formatter="plain",
+    help_formatter="default",
     help_format="plaintext",
     version=__version__,
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for verb, name in (
-    (run.run, "run"),
-    (plan.plan, "plan"),
-    (collect.collect, "collect"),
-    (train.train, "train"),
-    (evaluate.evaluate, "eval"),
-    (terms.terms, "terms"),
-    (verify.verify, "verify"),
-):
-    app.command(verb, name=name, help_epilogue=sys.modules[verb.__module__].EXAMPLES)
+VERBS = {
+    "run": run.run,
+    "plan": plan.plan,
+    "collect": collect.collect,
+    "train": train.train,
+    "eval": evaluate.evaluate,
+    "terms": terms.terms,
+    "verify": verify.verify,
+}
+for place, (name, verb) in enumerate(VERBS.items()):
+    app.command(verb, name=name, sort_key=place, help_epilogue=sys.modules[verb.__module__].EXAMPLES)
 app.register_install_completion_command()
 
 

@@ -28,7 +28,7 @@ def explain(error: BaseException) -> StillhouseError:
     ):
         return OutOfMemoryError(
             "not enough memory for this work",
-            hint="Lower train.micro_tokens or train.max_length, or take a smaller model; `still plan` shows the need.",
+            hint="Lower train.micro_tokens or train.max_length; `still plan` shows what is needed.",
         )
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_SPACE in text:
         name = getattr(error, "filename", None)

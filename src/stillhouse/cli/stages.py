@@ -8,12 +8,12 @@ from typing import Any
 
 from ..console import console
 from ..recipe import Recipe
-from ..recipe_file import load_recipe
-from .run_directory import run_directory
 
 
 def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None) -> Recipe:
     """The recipe with everything the command line says about it."""
+    from ..recipe_file import load_recipe
+
     recipe = load_recipe(path, overrides)
     return dataclasses.replace(recipe, accept_terms=accept_terms) if accept_terms else recipe
 
@@ -22,8 +22,10 @@ def run_stages(
     recipe: Recipe, out: Path | None, *, restart: bool, until: str | None
 ) -> tuple[Path, dict[str, Any]]:
     """Runs the pipeline up to a stage; returns the run's directory and what the pipeline answered."""
-    directory = run_directory(recipe, out, restart=restart)
     from .. import pipeline
+    from .run_directory import run_directory
+
+    directory = run_directory(recipe, out, restart=restart)
 
     def announce(stage: str) -> None:
         console.info(f"{stage} …")

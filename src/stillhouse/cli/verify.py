@@ -33,9 +33,7 @@ def verify(
     from ..provenance import verify_run
 
     if not (directory / "manifest.json").is_file():
-        raise UsageError(
-            f"{directory} holds no manifest.json, so it is not a run", hint="E.g. runs/quickstart."
-        )
+        raise UsageError(f"{directory} is not a run: it holds no manifest.json")
     result = verify_run(directory)
     if result.first_difference is not None:
         more = len(result.differences) - 1
