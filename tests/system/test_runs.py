@@ -85,7 +85,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 turns = [{"role": "user", "content": "the still"}]
-asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+asked = tokenizer(text, return_tensors="pt")
 said = model.generate(**asked, max_new_tokens=5, do_sample=False)
 assert said.shape[1] > asked["input_ids"].shape[1]
 assert model.config.num_hidden_layers == 2
