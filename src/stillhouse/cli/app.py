@@ -20,13 +20,14 @@ from . import collect, evaluate, plan, run, terms, train, verify
 from .failures import explain
 from .overrides import gather_overrides
 
+SUMMARY = "Distil a large language model into a small one that you own."
 EXIT_STATUS = """\
 Exit status: 0 done; 1 failed; 2 wrong usage or recipe; 3 refused by a teacher's terms.
 `still VERB --help` shows examples; `still --install-completion` teaches your shell the verbs."""
 
 app = App(
     name="still",
-    help="Distil a large language model into a small one that you own.",
+    help=SUMMARY,
     help_epilogue=EXIT_STATUS,
     help_formatter="default",
     help_format="plaintext",
