@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .divergences import divergence
     from .documents import Document, documents_hash, make_documents
-    from .head_loss import Head, head_loss
+    from .head import Head, head_of
+    from .head_loss import head_loss
     from .lora import prepare_lora
     from .saving import save_student
+    from .signal_rows import SignalRows
     from .students import Built, build_student, require_same_tokenizer
-    from .targets import SignalRows, TeacherSignal, cache_targets, open_targets
+    from .targets import TeacherSignal, cache_targets, open_targets
     from .training import TrainResult, train
 
 _HOME = {
@@ -23,14 +25,15 @@ _HOME = {
     "Document": "documents",
     "documents_hash": "documents",
     "make_documents": "documents",
-    "Head": "head_loss",
+    "Head": "head",
+    "head_of": "head",
     "head_loss": "head_loss",
     "Built": "students",
     "build_student": "students",
     "prepare_lora": "lora",
     "require_same_tokenizer": "students",
     "save_student": "saving",
-    "SignalRows": "targets",
+    "SignalRows": "signal_rows",
     "TeacherSignal": "targets",
     "cache_targets": "targets",
     "open_targets": "targets",
@@ -50,6 +53,7 @@ __all__ = [
     "divergence",
     "documents_hash",
     "head_loss",
+    "head_of",
     "make_documents",
     "open_targets",
     "prepare_lora",

@@ -16,7 +16,6 @@ import os
 import random
 import re
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from ..console import console
 from ..errors import CheckpointError
-from ..files import read_json, storage_errors, write_json
+from ..files import atomic_directory, read_json, write_json
 from ..hashing import canonical_json, sha256_file
 
 KEPT = 2
@@ -77,37 +76,19 @@ class Checkpoints:
             StorageError: the disk is full or may not be written; earlier checkpoints are untouched.
         """
         target = self.directory / f"step-{step:08d}"
-        temporary = self.directory / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-        with storage_errors(target):
-            temporary.mkdir(parents=True)
-            try:
-                self._write(temporary, tensors, facts, generators)
-                shutil.rmtree(target, ignore_errors=True)
-                temporary.rename(target)
-                _sync_directory(self.directory)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_directory(target) as temporary:
+            for group, values in tensors.items():
+                _save_tensors(temporary / f"{group}.safetensors", values)
+            state = {
+                "identity": self.identity,
+                "facts": dict(facts),
+                "generators": dict(generators),
+                "files": {path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
+            }
+            write_json(temporary / "state.json", state)
+        _sync_directory(self.directory)
         for old in self._found()[:-KEPT]:
             shutil.rmtree(old)
-
-    def _write(
-        self,
-        directory: Path,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        facts: Mapping[str, Any],
-        generators: Mapping[str, Any],
-    ) -> None:
-        for group, values in tensors.items():
-            _save_tensors(directory / f"{group}.safetensors", values)
-        hashes = {path.name: sha256_file(path) for path in sorted(directory.iterdir())}
-        state = {
-            "identity": self.identity,
-            "facts": dict(facts),
-            "generators": dict(generators),
-            "files": hashes,
-        }
-        write_json(directory / "state.json", state)
-        _sync_directory(directory)
 
     def load(self) -> Saved | None:
         """The newest checkpoint that is whole, or None when there is none at all.
@@ -117,7 +98,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the newest whole checkpoint belongs to another run, or none is whole.
         """
-        for leftover in self.directory.glob(".*.tmp"):
+        for leftover in self.directory.glob(".step-*"):  # of a run killed while it wrote
             shutil.rmtree(leftover)
         damaged: dict[Path, str] = {}
         for path in reversed(self._found()):
@@ -175,12 +156,10 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             code = int(number[1])
             raise OSError(code, os.strerror(code), str(path)) from error
         raise
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:
-    """Brings a directory's entries (new files, renames) to the disk."""
+    """Brings a rename in a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -17,11 +17,12 @@ from torch import Tensor
 from ..recipe import Objective, Train
 from .batches import Step, micro_batches
 from .documents import Document
-from .head_loss import Head, head_loss
+from .head import head_of
+from .head_loss import head_loss
+from .joined_rows import joined
 from .optimizer import make_optimizer
 from .packing import PADDED, attention, choose_layout, hidden_states, lay_out
 from .precision import WorkingCopy, compute_dtype
-from .targets import SignalRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +54,7 @@ class Learner:
         self.dtype = compute_dtype(settings.dtype, model.device)
         self.layout = choose_layout(model, self.dtype)
         self.working = WorkingCopy(model, self.dtype)
+        self.head = head_of(self.working.module)
         self.optimizer = make_optimizer(self.working.masters.values(), settings)
 
     @contextlib.contextmanager
@@ -91,14 +93,9 @@ class Learner:
         """The objective, summed over the counted tokens of the documents ``indices``."""
         documents = [self.documents[i] for i in indices]
         batch = lay_out(documents, self.layout, self.device)
-        model = self.working.module
-        hidden_ND = hidden_states(model.get_decoder(), batch)
-        rows = None
-        if self.signal is not None:
-            rows = SignalRows.concatenate(
-                [self.signal.rows(i, self.documents[i].predicting) for i in indices]
-            )
-        return head_loss(hidden_ND, Head.of(model), batch.labels_N, rows, self.objective)
+        hidden_ND = hidden_states(self.working.module.get_decoder(), batch)
+        rows = self.signal and joined([self.signal.rows(i, self.documents[i].predicting) for i in indices])
+        return head_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
 
     def clip(self) -> Tensor:
         """Scales the gradient down to the recipe's largest norm; returns the norm before."""

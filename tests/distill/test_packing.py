@@ -1,0 +1,94 @@
+"""A packed pass must give what each document gives alone, for every architecture."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import ARCHITECTURES, VOCABULARY, documents_of, gradients_of, llama, naive_loss_sum
+from torch.nn import functional as F
+from transformers import LlamaForCausalLM
+
+from stillhouse.distill.packed_attention import NAME
+from stillhouse.distill.packing import PADDED, attention, choose_layout, hidden_states, lay_out
+
+CPU = torch.device("cpu")
+LENGTHS = (9, 2, 13, 5, 5)
+PACKS = {"llama", "qwen2", "qwen2_window", "qwen3", "gemma3"}
+
+
+def loss_in_one_pass(model, documents, layout) -> torch.Tensor:
+    batch = lay_out(documents, layout, CPU)
+    with attention(model, layout):
+        hidden_ND = hidden_states(model.get_decoder(), batch)
+    logits_NV = model.lm_head(hidden_ND)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    if cap:
+        logits_NV = cap * torch.tanh(logits_NV / cap)
+    return F.cross_entropy(logits_NV, batch.labels_N, reduction="sum")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_one_pass_gives_the_loss_and_gradient_of_the_separate_documents(name):
+    model = ARCHITECTURES[name]()
+    documents = documents_of(LENGTHS)
+    expected = naive_loss_sum(model, documents)
+    expected.backward()
+    expected_gradients = gradients_of(model)
+    model.zero_grad()
+
+    loss = loss_in_one_pass(model, documents, choose_layout(model, torch.float32))
+    loss.backward()
+
+    counted = sum(document.counted for document in documents)
+    assert loss.item() / counted == pytest.approx(expected.item() / counted, abs=1e-5)
+    for parameter, gradient in gradients_of(model).items():
+        torch.testing.assert_close(gradient, expected_gradients[parameter], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_models_that_can_be_packed_are_and_others_are_padded(name):
+    layout = choose_layout(ARCHITECTURES[name](), torch.float32)
+    assert layout == (NAME if name in PACKS else PADDED)
+
+
+@pytest.mark.parametrize("name", sorted(PACKS))
+def test_a_document_does_not_notice_its_neighbours(name):
+    model = ARCHITECTURES[name]()
+    first, second = documents_of((8, 8)), documents_of((8, 8), seed=1)
+    with torch.no_grad(), attention(model, NAME):
+        one = hidden_states(model.get_decoder(), lay_out([first[0], first[1]], NAME, CPU))
+        other = hidden_states(model.get_decoder(), lay_out([second[0], first[1]], NAME, CPU))
+    count = first[1].counted
+    assert torch.equal(one[-count:], other[-count:])
+    assert not torch.equal(one[:count], other[:count])
+
+
+def test_the_probe_notices_attention_that_leaks(monkeypatch):
+    """A model whose attention never goes through transformers' interface sees its neighbours, and is padded."""
+    model = llama()
+    monkeypatch.setattr(LlamaForCausalLM, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    assert choose_layout(model, torch.float32) == PADDED
+
+
+def test_choosing_and_using_a_layout_leave_the_model_as_it_was():
+    model = llama()
+    before = model.config.to_dict(), model.config._attn_implementation
+    with attention(model, choose_layout(model, torch.float32)):
+        assert model.config._attn_implementation == NAME
+    assert (model.config.to_dict(), model.config._attn_implementation) == before
+    assert not model.training
+
+
+@pytest.mark.parametrize("layout", [NAME, PADDED])
+def test_labels_are_the_tokens_after_the_predicting_positions(layout):
+    documents = documents_of((6, 3, 7))
+    batch = lay_out(documents, layout, CPU)
+    row = batch.inputs["input_ids"].flatten()
+    expected = np.concatenate([d.ids[t : t + 1] for d in documents for t in range(1, len(d)) if d.loss[t]])
+    assert batch.labels_N.tolist() == expected.tolist()
+    assert row[batch.predicting_N + 1].tolist() == expected.tolist()
+    assert int(row.max()) < VOCABULARY
+
+
+def test_positions_begin_anew_with_each_document():
+    batch = lay_out(documents_of((3, 2, 4)), NAME, CPU)
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3]]
