@@ -102,7 +102,8 @@ def recipe_keys(section: type = Recipe, prefix: str = "") -> list[str]:
 
 def section_of(hint: Any) -> type | None:
     """The section a field's type names (``Train``, ``Lora | None``), or None for a plain value."""
-    return next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)  # pyright: ignore[reportReturnType]
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
 
 
 @cache
