@@ -9,7 +9,7 @@ known by name here.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
@@ -95,11 +95,17 @@ def _turn(
     if any(mark in header for mark in turn_marks):
         raise ModelError(f"the chat template's prompt for an answer lacks {header!r}", hint=_HINT)
     # With nothing after it, what follows an answer can only end it; before another turn the same text means the same.
-    end = _end_of_turn(template.render(probe).rpartition(_PROBE)[2], marks)
+    end = _up_to_mark(template.render(probe).rpartition(_PROBE)[2], marks)
     return len(prompt), len(whole) - len(after) + (len(end) if after.startswith(end) else 0)
 
 
-def _end_of_turn(after: str, marks: Sequence[str]) -> str:
+def end_of_turn(template: ChatTemplate, marks: Iterable[str]) -> str:
+    """What the template puts after an answer, up to and with the token that ends the turn."""
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
+    return _up_to_mark(template.render(turns).rpartition(_PROBE)[2], marks)
+
+
+def _up_to_mark(after: str, marks: Iterable[str]) -> str:
     """``after`` up to and with its first added token; without one, its text before blank space."""
     ends = [after.index(mark) + len(mark) for mark in marks if mark in after]
     if ends:

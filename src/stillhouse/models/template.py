@@ -127,6 +127,15 @@ class ChatTemplate:
         guard = _Guard(tokenizer, self)
         return guard.encode(self.render(guard.messages(messages), add_generation_prompt=True), "")
 
+    def end_marks(self, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+        """Ids that end an answer: the tokenizer's end token, and what this template puts after one."""
+        from .spans import end_of_turn
+
+        text = end_of_turn(self, added_tokens(tokenizer))
+        last = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids[-1:] if text else []
+        ends = {tokenizer.eos_token_id, *last} if text.rstrip() else {tokenizer.eos_token_id}
+        return {number for number in ends if isinstance(number, int)}
+
     def _folded(self, message: Message) -> Message:
         """Reasoning as `<think>` text, where the template does not know the field."""
         reasoning = message.get("reasoning_content")

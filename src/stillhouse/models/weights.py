@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CapabilityError, ModelError, ModelNotFoundError, OutOfMemoryError
 from ..hashing import sha256_file, sha256_json
+from . import hub
 from .gguf_config import transformers_config, transformers_name, unpermute_rows
 from .gguf_file import GgufFile, read_gguf, read_tensor
 from .reference import Reference, parse_reference
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "*.txt", "README.md", "LICENSE*"]
 _TO_SAFETENSORS = (
     "Pickles can run any code when opened. Convert in a sandbox you trust: load the model there with transformers "
     "and save it with save_pretrained(), which writes safetensors."
@@ -78,16 +78,7 @@ def local_path(reference: Reference) -> Path:
         return reference.path
     if reference.kind == "api":
         raise CapabilityError(f"{reference.text} is an API: its weights and tokenizer cannot be loaded here")
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = str(reference.name).partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
-    except Exception as error:  # offline, unknown name, no access: the client has a dozen kinds
-        raise ModelNotFoundError(
-            f"{reference.text} could not be fetched: {str(error).splitlines()[0]}",
-            hint="Check the name and the network; gated models need HF_TOKEN. A local directory works offline.",
-        ) from error
+    return hub.fetch(reference, hub.ALL)
 
 
 def _tokenizer(reference: Reference, path: Path) -> tuple[PreTrainedTokenizerFast, ChatTemplate]:

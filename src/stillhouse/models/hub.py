@@ -1,0 +1,29 @@
+"""Fetches files of a hub model: the one place that may use the network for a model's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import ModelNotFoundError
+from .reference import Reference
+
+ALL = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "README.md", "LICENSE*"]
+SMALL = ["config.json", "*.safetensors.index.json", "tokenizer*.json", "*.jinja", "README.md"]
+
+
+def fetch(reference: Reference, patterns: list[str]) -> Path:
+    """The local directory with the files of ``reference`` that match ``patterns``; the cache is used first.
+
+    Raises:
+        ModelNotFoundError: offline and not in the cache, no such model, or no access.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = str(reference.name).partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:  # offline, unknown name, no access: the client has a dozen kinds
+        raise ModelNotFoundError(
+            f"{reference.text} could not be fetched: {str(error).splitlines()[0]}",
+            hint="Check the name and the network; gated models need HF_TOKEN. A local directory works offline.",
+        ) from error

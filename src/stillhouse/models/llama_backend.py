@@ -1,0 +1,145 @@
+"""Generation from GGUF files with llama.cpp (through xllamacpp), several requests at a time.
+
+The chat template is rendered and tokenized here, as in training, and llama.cpp gets token ids; its
+own template engine is not used. xllamacpp opens an HTTP port on 127.0.0.1 that is not used either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..errors import ContextLengthError, MissingExtraError, ModelError, StillhouseError
+from .gguf_file import GgufFile, read_gguf
+from .local import Prompts, split_reasoning
+from .template import ChatTemplate
+from .types import Can, Reply, Request, Sampling
+
+SLOTS = 8
+CACHE_BYTES = 2**30  # for keys and values of all slots together
+SHORTEST_CONTEXT = 2048
+_QUIET = -1
+
+
+class LlamaModel:
+    """A llama.cpp server inside this process."""
+
+    can = Can(generate=True, logprobs=False, train=False)
+    max_batch = 1
+    concurrency = SLOTS
+    pushbacks = 0
+
+    def __init__(
+        self, reference: str, file: GgufFile, tokenizer: Any, template: ChatTemplate, fingerprint: str, *, seed: int
+    ) -> None:
+        self.reference, self.fingerprint = reference, fingerprint
+        self.template_hash: str | None = template.hash
+        self.context_length: int | None = slot_context(file)
+        self._prompts = Prompts(tokenizer, template, self.context_length, seed)
+        self._server = _start(file.path, self.context_length)
+        self._threads = ThreadPoolExecutor(SLOTS, thread_name_prefix="llama.cpp")
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
+        """One result for each request, in order; as many at once as there are slots."""
+        loop = asyncio.get_running_loop()
+        return list(await asyncio.gather(*(loop.run_in_executor(self._threads, self._one, r) for r in requests)))
+
+    async def close(self) -> None:
+        """Stops llama.cpp."""
+        self._threads.shutdown()
+        self._server = None
+
+    def _one(self, request: Request) -> Reply | StillhouseError:
+        ids = self._prompts.ids(request)
+        if isinstance(ids, StillhouseError):
+            return ids
+        assert self._server is not None, "generate() after close()"
+        sampling = self._prompts.sampling(request, len(ids))
+        answer = self._server.handle_completions(_body(ids, sampling))
+        if "error" in answer:
+            return _refusal(request, answer["error"])
+        choice, usage = answer["choices"][0], answer["usage"]
+        text, reasoning = split_reasoning(choice["text"], inside=self._prompts.opens_thought(ids))
+        return Reply(
+            text=text,
+            reasoning=reasoning,
+            finish_reason=choice["finish_reason"],
+            prompt_tokens=usage["prompt_tokens"],
+            completion_tokens=usage["completion_tokens"],
+        )
+
+
+def open_llama(reference: str, *, seed: int) -> LlamaModel:
+    """Starts llama.cpp on the GGUF file that ``reference`` names."""
+    from .reference import parse_reference
+    from .weights import fingerprint, load_tokenizer
+
+    parsed = parse_reference(reference)
+    if not parsed.is_gguf or parsed.path is None:
+        raise ModelError(f"llama.cpp reads GGUF files, and {reference} is none", hint="Set teacher.backend: torch.")
+    tokenizer, template = load_tokenizer(reference)
+    return LlamaModel(
+        parsed.text, read_gguf(parsed.path), tokenizer, template, fingerprint(parsed, parsed.path), seed=seed
+    )
+
+
+def slot_context(file: GgufFile) -> int:
+    """Tokens that one slot holds: the model's context, shortened where all slots would not fit in CACHE_BYTES."""
+    heads = file.of_architecture("attention.head_count_kv") or file.of_architecture("attention.head_count", 1)
+    heads = max(heads) if isinstance(heads, list) else heads
+    width = file.of_architecture("attention.key_length") or (
+        file.of_architecture("embedding_length", 1) // file.of_architecture("attention.head_count", 1)
+    )
+    bytes_per_token = 2 * 2 * file.of_architecture("block_count", 1) * heads * width  # keys and values, float16
+    native = file.of_architecture("context_length", SHORTEST_CONTEXT)
+    return min(native, max(SHORTEST_CONTEXT, CACHE_BYTES // bytes_per_token // SLOTS))
+
+
+def _start(path: Path, context: int) -> Any:
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise MissingExtraError(
+            "generating from GGUF files with llama.cpp needs xllamacpp",
+            hint="pip install 'stillhouse[gguf]', or set teacher.backend: torch.",
+        ) from error
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_parallel = SLOTS
+    params.n_ctx = context * SLOTS
+    params.verbosity = _QUIET
+    params.warmup = False
+    params.ui = False
+    params.endpoint_slots = False
+    params.cache_ram_mib = 0
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise ModelError(f"llama.cpp cannot load {path}: {error}", hint="Download the file again.") from error
+
+
+def _body(ids: list[int], sampling: Sampling) -> dict[str, Any]:
+    """The request in llama.cpp's words; every sampler that the recipe does not know is off."""
+    return {
+        "prompt": ids,
+        "n_predict": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": 0.0,
+        "repeat_penalty": 1.0,
+        "samplers": ["temperature", "top_k", "top_p"],
+        "seed": sampling.seed,
+        "stop": list(sampling.stop),
+        "cache_prompt": False,
+        "stream": False,
+    }
+
+
+def _refusal(request: Request, error: dict[str, Any]) -> StillhouseError:
+    if error.get("type") == "exceed_context_size_error":
+        return ContextLengthError(f"the prompt {request.id} does not fit: {error.get('message')}")
+    return ModelError(f"llama.cpp failed on {request.id}: {error.get('message')}")

@@ -1,0 +1,77 @@
+"""What the two local backends share: prompts as ids, seeds, and answers taken apart."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..errors import ContextLengthError, StillhouseError
+from .template import ChatTemplate
+from .types import Request, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_THOUGHT = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
+
+
+class Prompts:
+    """Turns requests into token ids for one model."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate, context_length: int | None, seed: int
+    ) -> None:
+        self.tokenizer, self.template, self.seed = tokenizer, template, seed
+        self.context_length = context_length
+        self.ends = template.end_marks(tokenizer)
+
+    def ids(self, request: Request) -> list[int] | StillhouseError:
+        """The prompt's ids, or why there are none."""
+        try:
+            ids = self.template.encode_prompt(self.tokenizer, request.messages)
+        except StillhouseError as error:
+            return error
+        if self.context_length is not None and len(ids) >= self.context_length:
+            return ContextLengthError(
+                f"the prompt {request.id} has {len(ids)} tokens, the model's context {self.context_length}",
+                hint="Shorten the prompt, or use a teacher with a longer context.",
+            )
+        return ids
+
+    def sampling(self, request: Request, prompt_tokens: int) -> Sampling:
+        """The request's settings with a seed of its own and no more tokens than the context has room for."""
+        sampling = request.sampling
+        if sampling.seed is None:
+            digest = hashlib.sha256(f"{self.seed}:{request.id}".encode()).digest()
+            sampling = replace(sampling, seed=int.from_bytes(digest[:4], "big") >> 1)
+        if self.context_length is not None:
+            room = self.context_length - prompt_tokens
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        return replace(sampling, stop=(*sampling.stop, *self.template.stops))
+
+    def opens_thought(self, ids: Sequence[int]) -> bool:
+        """Whether the prompt itself ends inside the model's thoughts."""
+        tail = str(self.tokenizer.decode(list(ids[-8:])))
+        return tail.rstrip().endswith("<think>")
+
+
+def split_reasoning(text: str, *, inside: bool = False) -> tuple[str, str | None]:
+    """The answer without its leading `<think>` part, and that part (None where there is none).
+
+    Args:
+        inside: the prompt ended with `<think>`, so that the text starts in mid-thought.
+    """
+    match = _THOUGHT.match(f"<think>{text}" if inside and not text.lstrip().startswith("<think>") else text)
+    if match is None:
+        return text, None
+    whole = match.string
+    return whole[match.end() :], match.group(1).strip("\n")
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """``text`` before the first of ``stops``, and whether one was there."""
+    places = [text.index(stop) for stop in stops if stop in text]
+    return (text[: min(places)], True) if places else (text, False)

@@ -1,0 +1,145 @@
+"""Generation with torch and transformers, many requests at a time.
+
+bfloat16 where the processor multiplies it. A draw depends on its request's own seed, not on who
+else is in the batch, for models whose layers all attend to the whole sequence; the others
+(sliding windows) go through transformers' generate, which has one generator for a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import OutOfMemoryError, StillhouseError
+from .local import Prompts, cut_at_stop, split_reasoning
+from .types import Can, Reply, Request, Sampling, Weights
+
+if TYPE_CHECKING:
+    from .sampler import Sampled
+
+MAX_BATCH = 48
+
+
+class TorchModel:
+    """A transformers model that answers."""
+
+    can = Can(generate=True, logprobs=False, train=True)
+    max_batch = MAX_BATCH
+    concurrency = 1
+    pushbacks = 0
+
+    def __init__(self, weights: Weights, *, seed: int) -> None:
+        self.reference, self.fingerprint = weights.reference, weights.fingerprint
+        self.template_hash: str | None = weights.template.hash
+        self.context_length = getattr(weights.model.config, "max_position_embeddings", None)
+        self._model, self._tokenizer = weights.model, weights.tokenizer
+        self._prompts = Prompts(weights.tokenizer, weights.template, self.context_length, seed)
+        own = getattr(weights.model.generation_config, "eos_token_id", None)
+        self._ends = self._prompts.ends | set(own if isinstance(own, list) else [own]) - {None}
+        self._lock = asyncio.Lock()
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
+        """One result for each request, in order; batches of similar length."""
+        async with self._lock:
+            return await asyncio.to_thread(self._generate, requests)
+
+    async def close(self) -> None:
+        """Frees the weights."""
+        del self._model
+
+    def _generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
+        results: list[Reply | StillhouseError | None] = [None] * len(requests)
+        jobs = []
+        for place, request in enumerate(requests):
+            ids = self._prompts.ids(request)
+            if isinstance(ids, StillhouseError):
+                results[place] = ids
+            else:
+                jobs.append(_Job(place, ids, self._prompts.sampling(request, len(ids))))
+        jobs.sort(key=lambda job: len(job.ids))
+        for start in range(0, len(jobs), self.max_batch):
+            batch = jobs[start : start + self.max_batch]
+            for job, sampled in zip(batch, self._sample(batch), strict=True):
+                results[job.place] = self._reply(job, sampled)
+        assert all(result is not None for result in results)
+        return [result for result in results if result is not None]
+
+    def _sample(self, batch: list[_Job]) -> list[Sampled]:
+        from .sampler import can_sample, sample
+
+        draw = sample if can_sample(self._model) else _generate_like_transformers
+        try:
+            return draw(self._model, [job.ids for job in batch], [job.sampling for job in batch], ends=self._ends)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or "memory" in str(error):
+                raise OutOfMemoryError(
+                    f"no memory for {len(batch)} answers at once", hint="Lower collect.concurrency or collect.max_tokens."
+                ) from error
+            raise
+
+    def _reply(self, job: _Job, sampled: Sampled) -> Reply:
+        text = str(self._tokenizer.decode(sampled.ids, skip_special_tokens=True))
+        text, stopped = cut_at_stop(text, job.sampling.stop)
+        text, reasoning = split_reasoning(text, inside=self._prompts.opens_thought(job.ids))
+        return Reply(
+            text=text,
+            reasoning=reasoning,
+            finish_reason="stop" if stopped else sampled.finish_reason,
+            prompt_tokens=len(job.ids),
+            completion_tokens=len(sampled.ids),
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    place: int
+    ids: list[int]
+    sampling: Sampling
+
+
+def open_torch(reference: str, *, seed: int) -> TorchModel:
+    """Loads ``reference`` for generation."""
+    from .weights import load_weights
+
+    return TorchModel(load_weights(reference, dtype="bfloat16" if _has_bfloat16() else "float32"), seed=seed)
+
+
+def _has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 (Linux tells; elsewhere the answer is no)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _generate_like_transformers(
+    model: object, prompts: list[list[int]], settings: list[Sampling], *, ends: set[int]
+) -> list[Sampled]:
+    """The same interface as `sampler.sample`, one request at a time through transformers' generate."""
+    return [_generate_one(model, ids, setting, ends) for ids, setting in zip(prompts, settings, strict=True)]
+
+
+def _generate_one(model: object, ids: list[int], setting: Sampling, ends: set[int]) -> Sampled:
+    import torch
+    from transformers import GenerationConfig, PreTrainedModel
+
+    from .sampler import Sampled
+
+    assert isinstance(model, PreTrainedModel)
+    config = GenerationConfig(
+        max_new_tokens=setting.max_tokens,
+        do_sample=setting.temperature > 0,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=min(ends, default=0),
+        **({"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p} if setting.temperature > 0 else {}),
+    )
+    ids_1T = torch.tensor([ids], device=model.device)
+    with torch.inference_mode(), torch.random.fork_rng():
+        torch.manual_seed(setting.seed or 0)
+        output_1T = model.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config)  # pyright: ignore
+    new = output_1T[0, len(ids) :].tolist()
+    return Sampled(new, "stop" if new and new[-1] in ends else "length")
