@@ -12,11 +12,11 @@ from torch import nn
 
 from stillhouse.distill.batches import Step
 from stillhouse.distill.documents import Document
-from stillhouse.distill.head import head_of
 from stillhouse.distill.learner import Learner
 from stillhouse.distill.precision import WorkingCopy, compute_dtype
 from stillhouse.distill.runtime import memory_errors, uninterrupted
 from stillhouse.distill.signal_rows import DenseRows
+from stillhouse.distill.targets import OnlineSignal
 from stillhouse.distill.training import train
 from stillhouse.errors import EmptyCorpusError, NonFiniteLossError, OutOfMemoryError
 from stillhouse.recipe import Objective, Train
@@ -28,18 +28,9 @@ SETTINGS = Train(
 )
 
 
-class Hidden:
-    """A teacher's signal without a file: its hidden states, made when asked."""
-
-    kind = "hidden"
-
-    def __init__(self, teacher, documents):
-        self.teacher, self.documents, self.head = teacher, documents, head_of(teacher)
-
-    @torch.no_grad()
-    def rows(self, document_index: int, positions: np.ndarray) -> DenseRows:
-        ids = torch.from_numpy(self.documents[document_index].ids.astype(np.int64))[None]
-        return DenseRows(self.teacher.model(input_ids=ids).last_hidden_state[0][positions], self.head)
+def hidden(teacher, documents=DOCUMENTS) -> OnlineSignal:
+    """A teacher's signal without a file."""
+    return OnlineSignal(teacher, documents, "float32")
 
 
 def learner(model, documents=DOCUMENTS, signal=None, objective=TEXT, settings=SETTINGS) -> Learner:
@@ -100,7 +91,7 @@ def test_exactly_the_marked_tokens_are_learned(learned):
 def test_the_teachers_rows_stand_beside_the_students():
     """A student equal to its teacher has a divergence of zero only if every row meets its own."""
     model = llama()
-    taught = learner(model, signal=Hidden(llama(), DOCUMENTS), objective=Objective(kind="forward_kl"))
+    taught = learner(model, signal=hidden(llama()), objective=Objective(kind="forward_kl"))
     step = Step(0, 0, (4, 0, 7, 2), 0)
     with taught.training():
         parts = taught.backward(step)
@@ -172,13 +163,13 @@ def test_distilling_brings_the_student_to_the_teacher(tmp_path):
             parameter += 0.05 * torch.randn_like(parameter)
     settings = Train(**vars(SETTINGS) | {"epochs": 15, "learning_rate": 3e-3})
     objective = Objective(kind="forward_kl")
-    result = run(student, tmp_path, settings=settings, objective=objective, signal=Hidden(teacher, DOCUMENTS))
+    result = run(student, tmp_path, settings=settings, objective=objective, signal=hidden(teacher))
     assert result.losses[-1] < 0.3 * result.losses[0]
 
 
 def test_the_control_reads_the_same_documents_in_the_same_order(tmp_path):
     ours, control = tmp_path / "ours", tmp_path / "control"
-    run(llama(), ours, objective=Objective(kind="forward_kl"), signal=Hidden(llama(), DOCUMENTS))
+    run(llama(), ours, objective=Objective(kind="forward_kl"), signal=hidden(llama()))
     run(llama(), control, label="control")
     columns = ("tokens", "counted", "epoch", "learning_rate")
     assert [[line[c] for c in columns] for line in lines(ours)] == [
@@ -254,7 +245,11 @@ def test_bfloat16_gradients_are_added_up_in_float32():
 def test_bfloat16_training_comes_close_to_float32(tmp_path):
     """Within 2⁻⁷, twice bfloat16's rounding, at a rate at which small errors do not grow."""
     results = [
-        run(llama(), tmp_path / dtype, settings=Train(**vars(SETTINGS) | {"dtype": dtype, "learning_rate": 1e-3}))
+        run(
+            llama(),
+            tmp_path / dtype,
+            settings=Train(**vars(SETTINGS) | {"dtype": dtype, "learning_rate": 1e-3}),
+        )
         for dtype in ("float32", "bfloat16")
     ]
     assert results[1].facts["dtype"] == "bfloat16"
@@ -268,15 +263,22 @@ def test_the_wanted_compute_type_is_taken():
 
 
 def test_a_non_finite_loss_stops_before_the_step_and_names_the_documents(tmp_path):
-    class Broken(Hidden):
-        def rows(self, document_index, positions):
-            rows = super().rows(document_index, positions)
-            return DenseRows(rows.hidden_ND * float("nan"), rows.head) if document_index == 3 else rows
+    class Broken(OnlineSignal):
+        def rows(self, parts):
+            rows = super().rows(parts)
+            broken = 3 in [index for index, _ in parts]
+            return DenseRows(rows.hidden_ND * float("nan"), rows.head) if broken else rows
 
     model = llama()
     settings = Train(**vars(SETTINGS) | {"checkpoint_every": 1, "micro_tokens": 20})
     with pytest.raises(NonFiniteLossError, match=r"step \d+: .*doc-3$") as caught:
-        run(model, tmp_path, settings=settings, objective=Objective(), signal=Broken(llama(), DOCUMENTS))
+        run(
+            model,
+            tmp_path,
+            settings=settings,
+            objective=Objective(),
+            signal=Broken(llama(), DOCUMENTS, "float32"),
+        )
     assert "doc-1" not in str(caught.value)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert len(lines(tmp_path)) == len(list((tmp_path / "checkpoints").glob("step-*")))

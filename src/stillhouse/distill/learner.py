@@ -19,7 +19,6 @@ from .batches import Step, micro_batches
 from .documents import Document
 from .head import head_of
 from .head_loss import head_loss
-from .joined_rows import joined
 from .optimizer import make_optimizer
 from .packing import PADDED, attention, choose_layout, hidden_states, lay_out
 from .precision import WorkingCopy, compute_dtype
@@ -94,7 +93,7 @@ class Learner:
         documents = [self.documents[i] for i in indices]
         batch = lay_out(documents, self.layout, self.device)
         hidden_ND = hidden_states(self.working.module.get_decoder(), batch)
-        rows = self.signal and joined([self.signal.rows(i, self.documents[i].predicting) for i in indices])
+        rows = self.signal and self.signal.rows([(i, self.documents[i].predicting) for i in indices])
         return head_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
 
     def clip(self) -> Tensor:

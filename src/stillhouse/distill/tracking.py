@@ -6,8 +6,10 @@ step, whatever was killed in between.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +72,7 @@ def _lines_up_to(path: Path, steps_done: int) -> list[dict[str, Any]]:
 
 
 def open_tracker(name: str, directory: Path, label: str) -> Tracker:
-    """Opens the tracker ``name`` of the recipe's ``train.trackers``; nothing leaves this machine.
+    """Opens the tracker ``name`` of the recipe's ``train.trackers``; both write on this machine.
 
     Raises:
         MissingExtraError: its package is not installed.
@@ -96,24 +98,26 @@ class TensorBoard:
 
 
 class Trackio:
-    """A trackio project named like the run's directory, in trackio's own local store (TRACKIO_DIR)."""
+    """A trackio project named like the run's directory, in trackio's own local store (``TRACKIO_DIR``)."""
 
     def __init__(self, directory: Path, label: str) -> None:
-        trackio = _require("trackio")
-        self._run = trackio.init(
-            project=directory.resolve().name,
-            name=label,
-            resume="allow",
-            embed=False,
-            auto_log_cpu=False,
-            auto_log_gpu=False,
-        )
+        self._trackio = _require("trackio")
+        with contextlib.redirect_stdout(sys.stderr):  # it talks, and stdout is for data
+            self._trackio.init(
+                project=directory.resolve().name,
+                name=label,
+                resume="allow",
+                embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
+            )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        self._trackio.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        with contextlib.redirect_stdout(sys.stderr):
+            self._trackio.finish()
 
 
 def _require(package: str) -> Any:
