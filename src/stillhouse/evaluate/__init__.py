@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compare import Candidate, evaluate_models
     from .intervals import Estimate, exponential, interval, paired_difference
-    from .measure import Measures, TeacherReference, measure
+    from .measures import Measures, TeacherReference, measure
     from .report import write_report
     from .table import results_table
 
 _HOME = {
     "Candidate": "compare",
     "Estimate": "intervals",
-    "Measures": "measure",
-    "TeacherReference": "measure",
+    "Measures": "measures",
+    "TeacherReference": "measures",
     "evaluate_models": "compare",
     "exponential": "intervals",
     "interval": "intervals",
-    "measure": "measure",
+    "measure": "measures",
     "paired_difference": "intervals",
     "results_table": "table",
     "write_report": "report",

@@ -43,7 +43,7 @@ def answer(weights: Weights, conversations: Sequence[Sequence[Message]], *, max_
         eos_token_id=stops or None,
         pad_token_id=pad,
     )
-    output_BT = model.generate(
+    output_BT = model.generate(  # pyright: ignore[reportCallIssue]
         input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), generation_config=greedy
     )
     return [_text(weights, row[length:].tolist(), stops) for row in output_BT]

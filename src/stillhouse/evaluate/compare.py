@@ -20,7 +20,7 @@ from ..errors import EmptyCorpusError
 from ..recipe import Evaluate
 from .answers import answer
 from .intervals import clipped, exponential, interval, paired_difference
-from .measure import Measures, TeacherReference, measure
+from .measures import Measures, TeacherReference, measure
 from .speed import Speeds, measure_speed
 from .verdict import find
 
@@ -40,7 +40,7 @@ class Candidate:
     """A model to be measured.
 
     Args:
-        key: ``teacher``, ``before``, ``student`` or ``control``; the teacher is what the others are held against.
+        key: ``teacher`` (what the others are held against), ``before``, ``student`` or ``control``.
         label: its name in tables.
         weights: the model with its tokenizer and template.
         files: its weight file or the directory that holds them, for the size; None is the size in memory.
@@ -95,7 +95,7 @@ def evaluate_models(
     return {
         "models": models,
         "comparison": comparison,
-        "verdict": asdict(find(comparison)),
+        "verdict": asdict(find(comparison, models)),
         "held_out": {"documents": len(documents), "tokens": next(iter(measures.values())).tokens},
         "answers": _answers(candidates, prompts[: settings.prompts], settings.max_tokens),
         "conditions": _conditions(candidates, documents, settings),
@@ -129,7 +129,10 @@ def model_entry(
 
 
 def comparison_entry(student: Measures, other: Measures, confidence: float) -> dict[str, Any]:
-    """Paired differences student − other per token: negative ``kl`` and ``nll`` and positive ``agreement`` favour the student."""
+    """Paired differences student − other per token.
+
+    Negative ``kl`` and ``nll`` and positive ``agreement`` favour the student.
+    """
 
     def difference(a_D: np.ndarray | None, b_D: np.ndarray | None) -> dict[str, Any] | None:
         if a_D is None or b_D is None:

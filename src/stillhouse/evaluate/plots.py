@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import style as mpl_style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -34,8 +36,10 @@ COLOURS = {
 }
 """Placeholders, each exchanged for the CSS variable of its name."""
 
-WIDTH_IN = 4.7
-"""Inches; at the page's 440 pixels a 9 point letter is 12 pixels high, on a telephone 10."""
+NAMES = {"teacher": "teacher", "before": "before training", "student": "student", "control": "control"}
+
+WIDTH_IN = 4.2
+"""Inches; at the page's 460 pixels a 9 point letter is 13.5 pixels high, on a telephone 10."""
 
 STYLE = {
     "svg.fonttype": "none",
@@ -87,12 +91,12 @@ def forest(
             axes.annotate(
                 figure(value), (value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
             )
-            described.append(f"{model['label']} {figure(value)}")
-        _rows(axes, [m["label"] for m in rows])
+            described.append(f"{NAMES[model['key']]} {figure(value)}")
+        _rows(axes, [NAMES[m["key"]] for m in rows])
         axes.set_xlabel(unit)
-        axes.set_xlim(left=0)
         axes.margins(x=0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlim(0, scale if measure == "agreement" else None)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         return _svg(drawing, name, f"{unit}: {', '.join(described)}.")
 
 
@@ -120,7 +124,7 @@ def differences(comparison: Mapping[str, Any], *, name: str, against: str) -> st
             described.append(f"{label} {text}")
         _rows(axes, [label for label, _ in rows])
         axes.set_xlim(-reach, reach)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlabel(f"student − {against}, nats per token\n← favours the student · favours {against} →")
         return _svg(drawing, name, f"Student minus {against}, nats per token: {', '.join(described)}.")
 
@@ -129,7 +133,7 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
     """Training loss against tokens seen: each step thin, a running mean thick."""
     seen = [p["tokens"] for p in points if p["loss"] is not None]
     loss = [p["loss"] for p in points if p["loss"] is not None]
-    smooth = _running_mean(loss, max(1, len(loss) // 20))
+    smooth = _running_mean(loss, len(loss) // 40)
     with _figure(2.1) as (drawing, axes):
         axes.plot(seen, loss, color=COLOURS[key], lw=0.8, alpha=0.45)
         axes.plot(seen, smooth, color=COLOURS[key], lw=2)
@@ -137,9 +141,9 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
         axes.set_ylabel(f"{objective}, nats per token")
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         described = (
             f"Training loss ({objective}) from {figure(smooth[0])} to {figure(smooth[-1])} nats per token"
         )
@@ -147,7 +151,7 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
 
 
 def block_influence(influence: Sequence[float | None], keep: Sequence[int], *, name: str) -> str:
-    """How much each layer changes its input, on a logarithmic scale; filled dots are the layers that stayed."""
+    """How much each layer changes its input, on a logarithmic scale; filled dots are layers that stayed."""
     kept = set(keep)
     drawn = [(layer, value) for layer, value in enumerate(influence) if value is not None and value > 0]
     with _figure(2.1) as (drawing, axes):
@@ -177,7 +181,7 @@ def block_influence(influence: Sequence[float | None], keep: Sequence[int], *, n
 @contextmanager
 def _figure(height_in: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure that no other code sees: no global state of pyplot, our style only inside."""
-    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
+    with mpl_style.context(["default", STYLE]):
         drawing = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         FigureCanvasSVG(drawing)
         yield drawing, drawing.add_subplot()
@@ -189,13 +193,11 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of the last ``window`` values at each step (fewer at the beginning)."""
-    means, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - window] if i >= window else 0.0)
-        means.append(total / min(i + 1, window))
-    return means
+def _running_mean(values: Sequence[float], reach: int) -> list[float]:
+    """The mean of each value and ``reach`` neighbours on both sides (as many as there are, at the ends)."""
+    sums = [0.0, *itertools.accumulate(values)]
+    spans = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
 def _thousands(value: float) -> str:
@@ -203,7 +205,7 @@ def _thousands(value: float) -> str:
 
 
 def _svg(drawing: Figure, name: str, description: str) -> str:
-    """The figure as an ``svg`` element: ids made unique by ``name``, colours as variables, described in words."""
+    """The figure as an ``svg`` element: ids unique to ``name``, colours as variables, described in words."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         drawing.savefig(

@@ -68,7 +68,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         plots=draw(report),
         objective=OBJECTIVES.get(report["objective"], report["objective"]),
         few=report["held_out"].get("documents", 0) < FEW_DOCUMENTS,
-        facts={k: v for k, v in report["student_facts"].items() if k != "block_influence"},
+        facts=_student_facts(report["student_facts"]),
         counts={k: v for k, v in report["corpus"].items() if k != "rejected"},
         confidence=report["models"][0]["perplexity"]["confidence"],
     )
@@ -96,11 +96,23 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         if any(p["loss"] is not None for p in points):
             label = OBJECTIVES.get(objectives[key], objectives[key] or "loss")
             pictures[f"loss_{key}"] = plots.loss_curve(points, key=key, name=f"loss-{key}", objective=label)
-    influence = report["student_facts"].get("block_influence")
+    influence = report["student_facts"].get("influence")
     if influence:
         keep = report["student_facts"].get("keep") or range(len(influence))
         pictures["influence"] = plots.block_influence(influence, keep, name="influence")
-    return {name: Markup(svg) for name, svg in pictures.items()}  # noqa: S704  our own markup, escaped by matplotlib
+    return {name: Markup(svg) for name, svg in pictures.items()}
+
+
+def _student_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that are not drawn; a healed gap as one phrase."""
+    shown = {key: value for key, value in facts.items() if key != "influence"}
+    if facts.get("healed"):
+        shown["healed"] = [
+            f"layers {gap['first']} to {gap['last']} (error {words.figure(gap['error_before'])} to "
+            f"{words.figure(gap['error_after'])})"
+            for gap in facts["healed"]
+        ]
+    return shown
 
 
 def plain_value(value: Any) -> str:

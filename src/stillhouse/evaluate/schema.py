@@ -127,7 +127,7 @@ class Report(_Part):
     corpus: dict[str, Any] = Field(default_factory=dict)
     """Counts by name; ``rejected`` holds counts by reason."""
     student_facts: dict[str, Any] = Field(default_factory=dict)
-    """How the student was made; ``block_influence`` (one number a layer) and ``keep`` are drawn."""
+    """How the student was made; ``influence`` (one number a layer of the parent) and ``keep`` are drawn."""
     stages: list[StagePart] = Field(default_factory=list)
     terms: dict[str, Any] = Field(default_factory=dict)
     lineage: dict[str, Any] = Field(default_factory=dict)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Outcome = Literal["better", "worse", "undecided", "unmeasured"]
 
+WHAT = {"kl": "divergence from the teacher", "nll": "negative log-likelihood of the text"}
 NAMES = {"control": "the control", "before": "the student before training"}
 
 
@@ -25,18 +26,19 @@ class Finding:
     sentence: str
 
 
-def find(comparison: Mapping[str, Any]) -> Finding:
+def find(comparison: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Finding:
     """Judges the student against the control, or where there is none against itself before training.
 
     Divergence decides where the teacher's probabilities were measured, else the likelihood of the text.
 
     Args:
         comparison: for ``control`` and ``before``, the student's paired differences by measure (see
-            :class:`.schema.Comparison`).
+            :class:`.schema.DifferencePart`).
+        models: their entries in the report; read when there is nothing to compare with.
     """
     against = next((key for key in ("control", "before") if comparison.get(key)), None)
     if against is None:
-        return Finding("unmeasured", None, "Nothing to compare with", "Only one model was measured.")
+        return _alone(next(m for m in models if m["key"] == "student"))
     differences = comparison[against]
     measure = "kl" if differences.get("kl") else "nll"
     difference = differences[measure]
@@ -47,6 +49,23 @@ def find(comparison: Mapping[str, Any]) -> Finding:
         _headline(outcome, against),
         _sentence(outcome, difference, measure, NAMES[against]),
     )
+
+
+def _alone(student: Mapping[str, Any]) -> Finding:
+    """The student's own number, when it is held against no other student."""
+    measure = "kl" if student["kl"] else "nll"
+    value, low, high = (student[measure][field] for field in ("value", "low", "high"))
+    text = f"{_documents(student[measure])} the student's {WHAT[measure]} is {value:.3f} nats per token"
+    if low is None:
+        return Finding(
+            "unmeasured", None, "Measured, not compared", f"{text}; one document gives no interval."
+        )
+    level = f"{student[measure]['confidence']:.0%} interval, clustered by document: {low:.3f} to {high:.3f}"
+    return Finding("unmeasured", None, "Measured, not compared", f"{text} ({level}).")
+
+
+def _documents(estimate: Mapping[str, Any]) -> str:
+    return f"On {estimate['documents']:,} held-out document{'s' if estimate['documents'] != 1 else ''}"
 
 
 def _outcome(difference: Mapping[str, Any]) -> Outcome:
@@ -71,13 +90,9 @@ def _headline(outcome: Outcome, against: str) -> str:
 
 def _sentence(outcome: Outcome, difference: Mapping[str, Any], measure: str, other: str) -> str:
     value, low, high = difference["value"], difference["low"], difference["high"]
-    what = {
-        "kl": "divergence from the teacher",
-        "nll": "negative log-likelihood of the teacher's text",
-    }[measure]
-    documents = f"{difference['documents']:,} held-out document{'s' if difference['documents'] != 1 else ''}"
     direction = "lower" if value < 0 else "higher"
-    text = f"On {documents} the student's {what} is {abs(value):.3f} nats per token {direction} than that of {other}"
+    amount = f"{abs(value):.3f} nats per token {direction} than that of {other}"
+    text = f"{_documents(difference)} the student's {WHAT[measure]} is {amount}"
     if low is None or high is None:
         return f"{text}; one document gives no interval, so nothing follows."
     level = f"{difference['confidence']:.0%} interval of the paired difference"

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """``0.712``, ``12.3``, ``880``, ``12,300``: ``digits`` significant ones, never an exponent below a million."""
+    """``0.712``, ``12.3``, ``880``, ``12,300``: so many significant digits; an exponent from a million on."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -18,7 +18,8 @@ def figure(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 1e6:
         return f"{value:.{digits - 1}e}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{round(value, digits - 1 - math.floor(math.log10(abs(value)))):,.{min(places, 6)}f}"
+    rounded = round(value, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{rounded:,.{min(places, 6)}f}".replace("-", "−")
 
 
 def places_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
@@ -29,17 +30,19 @@ def places_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
     return 2 if half <= 0 else min(4, max(0, 1 - math.floor(math.log10(half))))
 
 
-def span(estimate: Mapping[str, Any], *, scale: float = 1.0, places: int | None = None) -> tuple[str, str]:
+def span(estimate: Mapping[str, Any], *, scale: float = 1.0, signed: bool = False) -> tuple[str, str]:
     """A value and its interval as texts, with as many decimals as the interval's width deserves.
 
     Args:
         scale: 100 for per cent.
-        places: decimals, where they are given.
+        signed: a plus before positive numbers, for differences.
     """
-    places = places_for(estimate, scale) if places is None else places
+    places = places_for(estimate, scale)
 
     def text(value: float) -> str:
-        return f"{value * scale:,.{places}f}" if math.isfinite(value) else "∞"
+        if not math.isfinite(value):
+            return "∞"
+        return f"{value * scale:{'+' if signed else ''},.{places}f}".replace("-", "−")
 
     if estimate["low"] is None:
         return text(estimate["value"]), "no interval"

@@ -6,7 +6,7 @@ teacher's, and the negative log-likelihood of the text. Sums are kept for each d
 because documents and not tokens are what was sampled (see :mod:`.intervals`).
 
 Logits are made for a few tokens at a time, so that no [tokens, vocabulary] tensor of a
-document exists; softmax and sums are float32 and float64 whatever the model computes in.
+document exists; logits and softmax are float32 and sums float64 whatever the layers compute in.
 Nothing here generates text: a low divergence on the teacher's own text does not show how
 the student fares on text of its own.
 
@@ -24,12 +24,11 @@ import torch
 from torch import Tensor
 
 from ..errors import EmptyCorpusError, NonFiniteLossError, TokenizerMismatchError
-from .head import OutputHead, head_of, hidden_states, require_exact_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..distill import Document
+    from ..distill import Document, Head
 
 CHUNK = 128
 """Tokens whose logits exist at once: 128 × 151,936 × 4 bytes = 78 MB for each model."""
@@ -59,13 +58,13 @@ class TeacherReference:
     """A teacher's hidden states at the counted positions, made once and held against every student.
 
     Takes D·(mean counted tokens)·(hidden size) numbers of the model's type, on the CPU: 30 MB for
-    50 documents of 256 counted tokens and a hidden size of 576. Only the head of the teacher is
-    kept, so its layers may be freed.
+    50 documents of 256 counted tokens and a hidden size of 576, in float32. Of the model itself only
+    the head is kept, so its layers may be freed.
     """
 
     def __init__(self, model: PreTrainedModel, documents: Sequence[Document]) -> None:
         self.documents = list(documents)
-        self.head = _checked_head(model, self.documents)
+        self.head = _wide_head(model, self.documents)
         self.hidden = [_counted_hidden(model, document).cpu() for document in self.documents]
 
     def measures(self) -> Measures:
@@ -92,28 +91,33 @@ def measure(
         NonFiniteLossError: the model gives NaN or infinity.
     """
     assert teacher is None or [d.id for d in documents] == [d.id for d in teacher.documents]
-    head = _checked_head(model, documents)
+    head = _wide_head(model, documents)
     hidden = (_counted_hidden(model, document) for document in documents)
     return _measure(documents, hidden, head, teacher)
 
 
-def _checked_head(model: PreTrainedModel, documents: Sequence[Document]) -> OutputHead:
+def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> Head:
+    """The model's head in float32 (shared where it is that already), checked to be the whole of it."""
     if not any(document.counted for document in documents):
         raise EmptyCorpusError(
             "no held-out document has a token to measure on",
             hint="Hold out more prompts (prompts.held_out), or see why their answers were rejected.",
         )
+    from ..distill import head_of
+
     head = head_of(model)
-    require_exact_head(model, head, _ids(documents[0])[:64])
-    return head
+    bias_V = None if head.bias_V is None else head.bias_V.detach().float()
+    return replace(head, weight_VD=head.weight_VD.detach().float(), bias_V=bias_V)
 
 
 def _ids(document: Document) -> Tensor:
     return torch.from_numpy(document.ids.astype(np.int64))
 
 
+@torch.no_grad()
 def _counted_hidden(model: PreTrainedModel, document: Document) -> Tensor:
-    hidden_TD = hidden_states(model, _ids(document))
+    ids_1T = _ids(document)[None].to(model.device)
+    hidden_TD = model.get_decoder()(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
     return hidden_TD[torch.from_numpy(document.predicting).to(hidden_TD.device)]
 
 
@@ -121,7 +125,7 @@ def _counted_hidden(model: PreTrainedModel, document: Document) -> Tensor:
 def _measure(
     documents: Sequence[Document],
     hidden: Iterable[Tensor],
-    head: OutputHead,
+    head: Head,
     teacher: TeacherReference | None,
 ) -> Measures:
     """Document by document, chunk by chunk; ``hidden`` yields [N, D] for each document."""
@@ -136,10 +140,10 @@ def _measure(
         document_sums = np.zeros(3)
         for start in range(0, len(labels_N), CHUNK):
             part = slice(start, start + CHUNK)
-            logp_NV = head.logits(hidden_ND[part], vocab).log_softmax(-1)
+            logp_NV = _log_probabilities(head, hidden_ND[part], vocab)
             teacher_logp_NV = None
             if teacher is not None:
-                teacher_logp_NV = teacher.head.logits(teacher.hidden[index][part], vocab).log_softmax(-1)
+                teacher_logp_NV = _log_probabilities(teacher.head, teacher.hidden[index][part], vocab)
             document_sums += _chunk_sums(logp_NV, teacher_logp_NV, labels_N[part].to(logp_NV.device))
         if not np.isfinite(document_sums).all():
             raise NonFiniteLossError(f"the model gives NaN or infinity on held-out document {document.id}")
@@ -152,6 +156,11 @@ def _measure(
         kl_D=kl_D if teacher is not None else None,
         agree_D=agree_D if teacher is not None else None,
     )
+
+
+def _log_probabilities(head: Head, hidden_ND: Tensor, vocab: int) -> Tensor:
+    """Over the first ``vocab`` ids and normalised over them, float32 [N, vocab]."""
+    return head.logits(hidden_ND.to(head.weight_VD.device, torch.float32), vocab).log_softmax(-1)
 
 
 def _chunk_sums(logp_NV: Tensor, teacher_logp_NV: Tensor | None, labels_N: Tensor) -> np.ndarray:
