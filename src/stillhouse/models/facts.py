@@ -22,7 +22,13 @@ from .reference import Reference, parse_reference
 from .types import ModelFacts
 
 _LICENSE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
-_METADATA = ("general.license", "general.name", "general.organization", "general.basename", "general.architecture")
+_METADATA = (
+    "general.license",
+    "general.name",
+    "general.organization",
+    "general.basename",
+    "general.architecture",
+)
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit on a safetensors header
 
 
@@ -45,7 +51,9 @@ def describe(reference: str) -> ModelFacts:
 
 
 def _nothing_known(reference: Reference) -> ModelFacts:
-    empty = dict.fromkeys(("model_type", "parameters", "vocab_size", "layers", "hidden_size", "context_length"))
+    empty = dict.fromkeys(
+        ("model_type", "parameters", "vocab_size", "layers", "hidden_size", "context_length")
+    )
     empty |= dict.fromkeys(("tokenizer_hash", "template_hash", "license", "size_bytes"))
     return ModelFacts(reference=reference.text, kind=reference.kind, name=reference.name, **empty)
 
@@ -55,7 +63,9 @@ def _from_gguf(reference: Reference, file: GgufFile) -> ModelFacts:
 
     config: dict[str, Any] = {}
     if file.architecture in ARCHITECTURES:
-        factors = read_tensor(file, "rope_freqs.weight").tolist() if "rope_freqs.weight" in file.tensors else None
+        factors = (
+            read_tensor(file, "rope_freqs.weight").tolist() if "rope_freqs.weight" in file.tensors else None
+        )
         config = transformers_config(file, llama3_factors=factors)
     template = file.metadata.get("tokenizer.chat_template")
     embedding = file.tensors.get("token_embd.weight")
@@ -164,4 +174,3 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{file} is not a JSON object")
     return value
-

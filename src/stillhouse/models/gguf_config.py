@@ -59,7 +59,9 @@ def transformers_name(architecture: str, name: str) -> str | None:
         layer, part, suffix = match.groups()
         table = _WHOLE if layer is None else _GEMMA_LAYER if architecture == "gemma3" else _LAYER
         if part in table:
-            return f"{table[part]}.{suffix}" if layer is None else f"model.layers.{layer}.{table[part]}.{suffix}"
+            return (
+                f"{table[part]}.{suffix}" if layer is None else f"model.layers.{layer}.{table[part]}.{suffix}"
+            )
     raise ModelError(
         f"the tensor {name!r} has no place in a {architecture} model",
         hint="The file is of a variant that is not supported; use the original safetensors.",
@@ -90,7 +92,9 @@ def transformers_config(file: GgufFile, *, llama3_factors: list[float] | None = 
     # Llama's rotary dimension is the whole head; the others state the head's size, or it divides evenly.
     head_dim = file.of_architecture("attention.key_length")
     if head_dim is None:
-        head_dim = (file.of_architecture("rope.dimension_count") if architecture == "llama" else None) or hidden // heads
+        head_dim = (
+            file.of_architecture("rope.dimension_count") if architecture == "llama" else None
+        ) or hidden // heads
     theta = round_f32(file.of_architecture("rope.freq_base", 10_000.0))
     config = {
         "model_type": model_type,
@@ -154,7 +158,11 @@ def _token_ids(file: GgufFile) -> dict[str, int]:
 def _rope(file: GgufFile, theta: float, llama3_factors: list[float] | None) -> dict[str, Any]:
     base: dict[str, Any] = {"rope_theta": theta, "rope_type": "default"}
     if llama3_factors is not None:
-        return base | {"rope_type": "llama3", "factor": _llama3_factor(file, theta, llama3_factors), **_LLAMA3}
+        return base | {
+            "rope_type": "llama3",
+            "factor": _llama3_factor(file, theta, llama3_factors),
+            **_LLAMA3,
+        }
     kind = file.of_architecture("rope.scaling.type", "none")
     factor = file.of_architecture("rope.scaling.factor", 1.0)
     if kind == "none" or factor in (0.0, 1.0):
@@ -175,7 +183,9 @@ def _llama3_factor(file: GgufFile, theta: float, factors: list[float]) -> float:
     for i, stored in enumerate(factors):
         wave = 2 * math.pi * theta ** (2 * i / size)
         smooth = (low_wave / wave - 1) / (low_wave / high_wave - 1)
-        expected = 1.0 if wave < high_wave else factor if wave > low_wave else 1 / ((1 - smooth) / factor + smooth)
+        expected = (
+            1.0 if wave < high_wave else factor if wave > low_wave else 1 / ((1 - smooth) / factor + smooth)
+        )
         if not math.isclose(stored, expected, rel_tol=1e-3):
             raise ModelError(
                 f"{file.path}: its rotary factors are not those of Llama 3.1 (frequency {i}: {stored}, {expected})",
@@ -190,11 +200,15 @@ def _gemma3(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(pattern, int):
         raise ModelError(f"{file.path}: an irregular sliding-window pattern is not supported")
     # The 27B model alone scales attention by hidden_size / heads (llama.cpp, gemma3 hyper-parameters).
-    scalar = config["hidden_size"] // config["num_attention_heads"] if layers == _GEMMA_27B_LAYERS else head_dim
+    scalar = (
+        config["hidden_size"] // config["num_attention_heads"] if layers == _GEMMA_27B_LAYERS else head_dim
+    )
     return {
         "query_pre_attn_scalar": scalar,
         "sliding_window": file.require("gemma3.attention.sliding_window"),
-        "layer_types": ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)],
+        "layer_types": [
+            "full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)
+        ],
         "rope_parameters": {
             "full_attention": config["rope_parameters"],
             "sliding_attention": {"rope_type": "default", "rope_theta": _GEMMA_LOCAL_THETA},

@@ -61,7 +61,9 @@ class GgufFile:
     def require(self, key: str) -> Any:
         """The value of a metadata key that this file must have."""
         if key not in self.metadata:
-            raise ModelError(f"{self.path} has no {key!r} in its header", hint="Convert the model to GGUF again.")
+            raise ModelError(
+                f"{self.path} has no {key!r} in its header", hint="Convert the model to GGUF again."
+            )
         return self.metadata[key]
 
     def of_architecture(self, suffix: str, default: Any = None) -> Any:
@@ -101,7 +103,9 @@ def read_tensor(file: GgufFile, name: str) -> np.ndarray:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
     except ImportError as error:
-        raise MissingExtraError("reading GGUF weights needs the gguf package", hint="pip install 'stillhouse[gguf]'") from error
+        raise MissingExtraError(
+            "reading GGUF weights needs the gguf package", hint="pip install 'stillhouse[gguf]'"
+        ) from error
 
     place = file.tensors[name]
     try:
@@ -110,11 +114,15 @@ def read_tensor(file: GgufFile, name: str) -> np.ndarray:
     except (ValueError, KeyError):
         raise ModelError(f"{file.path}: tensor {name!r} has the unknown type {place.kind}") from None
     if place.shape[-1] % block:
-        raise ModelError(f"{file.path}: tensor {name!r} of shape {place.shape} does not fill blocks of {block}")
+        raise ModelError(
+            f"{file.path}: tensor {name!r} of shape {place.shape} does not fill blocks of {block}"
+        )
     row_bytes = place.shape[-1] // block * block_bytes
     rows = place.size // place.shape[-1]
     if place.offset + rows * row_bytes > file.path.stat().st_size:
-        raise ModelError(f"{file.path} is cut off: tensor {name!r} ends after the file does", hint="Download it again.")
+        raise ModelError(
+            f"{file.path} is cut off: tensor {name!r} ends after the file does", hint="Download it again."
+        )
     raw = np.memmap(file.path, np.uint8, "r", place.offset, (*place.shape[:-1], row_bytes))
     try:
         return np.array(dequantize(np.asarray(raw), kind), dtype=np.float32, order="C")

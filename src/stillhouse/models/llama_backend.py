@@ -33,7 +33,14 @@ class LlamaModel:
     pushbacks = 0
 
     def __init__(
-        self, reference: str, file: GgufFile, tokenizer: Any, template: ChatTemplate, fingerprint: str, *, seed: int
+        self,
+        reference: str,
+        file: GgufFile,
+        tokenizer: Any,
+        template: ChatTemplate,
+        fingerprint: str,
+        *,
+        seed: int,
     ) -> None:
         self.reference, self.fingerprint = reference, fingerprint
         self.template_hash: str | None = template.hash
@@ -45,7 +52,9 @@ class LlamaModel:
     async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
         """One result for each request, in order; as many at once as there are slots."""
         loop = asyncio.get_running_loop()
-        return list(await asyncio.gather(*(loop.run_in_executor(self._threads, self._one, r) for r in requests)))
+        return list(
+            await asyncio.gather(*(loop.run_in_executor(self._threads, self._one, r) for r in requests))
+        )
 
     async def close(self) -> None:
         """Stops llama.cpp."""
@@ -79,7 +88,9 @@ def open_llama(reference: str, *, seed: int) -> LlamaModel:
 
     parsed = parse_reference(reference)
     if not parsed.is_gguf or parsed.path is None:
-        raise ModelError(f"llama.cpp reads GGUF files, and {reference} is none", hint="Set teacher.backend: torch.")
+        raise ModelError(
+            f"llama.cpp reads GGUF files, and {reference} is none", hint="Set teacher.backend: torch."
+        )
     tokenizer, template = load_tokenizer(reference)
     return LlamaModel(
         parsed.text, read_gguf(parsed.path), tokenizer, template, fingerprint(parsed, parsed.path), seed=seed
@@ -93,7 +104,9 @@ def slot_context(file: GgufFile) -> int:
     width = file.of_architecture("attention.key_length") or (
         file.of_architecture("embedding_length", 1) // file.of_architecture("attention.head_count", 1)
     )
-    bytes_per_token = 2 * 2 * file.of_architecture("block_count", 1) * heads * width  # keys and values, float16
+    bytes_per_token = (
+        2 * 2 * file.of_architecture("block_count", 1) * heads * width
+    )  # keys and values, float16
     native = file.of_architecture("context_length", SHORTEST_CONTEXT)
     return min(native, max(SHORTEST_CONTEXT, CACHE_BYTES // bytes_per_token // SLOTS))
 

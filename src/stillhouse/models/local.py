@@ -22,7 +22,11 @@ class Prompts:
     """Turns requests into token ids for one model."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate, context_length: int | None, seed: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        template: ChatTemplate,
+        context_length: int | None,
+        seed: int,
     ) -> None:
         self.tokenizer, self.template, self.seed = tokenizer, template, seed
         self.context_length = context_length

@@ -53,5 +53,7 @@ def _told(model: Model) -> Model:
     from .template import ChatTemplate
 
     if model.template_hash == ChatTemplate.plain().hash:
-        console.warn(f"{model.reference} declares no chat template; it is asked in plain text, User: and Assistant:")
+        console.warn(
+            f"{model.reference} declares no chat template; it is asked in plain text, User: and Assistant:"
+        )
     return model

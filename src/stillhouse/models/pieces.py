@@ -23,7 +23,9 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def encode_piece(tokenizer: PreTrainedTokenizerFast, piece: str, before: str, marks: Iterable[str]) -> list[int]:
+def encode_piece(
+    tokenizer: PreTrainedTokenizerFast, piece: str, before: str, marks: Iterable[str]
+) -> list[int]:
     """Token ids of ``piece``, which stands right after the text ``before``.
 
     Args:
@@ -43,7 +45,9 @@ def encode_piece(tokenizer: PreTrainedTokenizerFast, piece: str, before: str, ma
 
 def encode_inert(tokenizer: PreTrainedTokenizerFast, mark: str, marks: Sequence[str]) -> list[int]:
     """Token ids of the text ``mark`` as plain text: not the special token that it spells."""
-    cut = next((i for i in range(1, len(mark)) if not _holds(mark[:i], marks) and not _holds(mark[i:], marks)), None)
+    cut = next(
+        (i for i in range(1, len(mark)) if not _holds(mark[:i], marks) and not _holds(mark[i:], marks)), None
+    )
     parts = [mark[:cut], mark[cut:]] if cut else list(mark)
     ids: list[int] = []
     for part in parts:

@@ -78,5 +78,7 @@ def pre_tokenizer(pre: str) -> tuple[PreTokenizer, Normalizer | None, dict[str, 
             hint=f"Use the original safetensors directory. Known: {', '.join(KNOWN)}.",
         )
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _PATTERNS[name]]
-    whole = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    whole = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     return whole, normalizers.NFC() if name in _NFC else None, {"ignore_merges": name in _WHOLE_WORDS}

@@ -59,7 +59,9 @@ def parse_reference(text: str) -> Reference:
     if colon and scheme in _SCHEMES:
         return {"embedded": _embedded, "hub": _hub, "api": _api}[scheme](text, rest)
     if text.startswith(("http://", "https://")):
-        raise ModelNotFoundError(f"{text!r} is not a model reference", hint=f"For an API, write api:{text}#MODEL.")
+        raise ModelNotFoundError(
+            f"{text!r} is not a model reference", hint=f"For an API, write api:{text}#MODEL."
+        )
     return _local(text)
 
 
@@ -82,7 +84,9 @@ def _embedded(text: str, name: str) -> Reference:
 
 def _hub(text: str, name: str) -> Reference:
     if not _HUB_NAME.fullmatch(name):
-        raise ModelNotFoundError(f"{text!r} is not a hub name", hint="Write hub:org/name or hub:org/name@revision.")
+        raise ModelNotFoundError(
+            f"{text!r} is not a hub name", hint="Write hub:org/name or hub:org/name@revision."
+        )
     return Reference("hub", text, name=name)
 
 
@@ -91,7 +95,8 @@ def _api(text: str, rest: str) -> Reference:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ModelNotFoundError(
-            f"{text!r} has no address", hint="Write api:https://host/v1#model, with the model's name after '#'."
+            f"{text!r} has no address",
+            hint="Write api:https://host/v1#model, with the model's name after '#'.",
         )
     if not model:
         raise ModelNotFoundError(f"{text!r} names no model", hint=f"Write {text.rstrip('#')}#MODEL.")

@@ -82,14 +82,21 @@ def _turn(
             hint=_HINT,
         )
     probe = [*messages[:index], {**messages[index], "content": _PROBE}]
-    following = next((i for i in range(index + 1, len(messages)) if messages[i].get("role") == "assistant"), None)
+    following = next(
+        (i for i in range(index + 1, len(messages)) if messages[i].get("role") == "assistant"), None
+    )
     if following is None:
         whole, probed = text, template.render([*probe, *messages[index + 1 :]])
     else:
         whole = template.render(messages[:following], add_generation_prompt=True)
         probed = template.render([*probe, *messages[index + 1 : following]], add_generation_prompt=True)
     before, found, after = probed.rpartition(_PROBE)
-    if not found or not whole.endswith(after) or not text.startswith(whole) or len(whole) - len(after) < len(prompt):
+    if (
+        not found
+        or not whole.endswith(after)
+        or not text.startswith(whole)
+        or len(whole) - len(after) < len(prompt)
+    ):
         raise ModelError("the chat template changes an answer beyond recognition", hint=_HINT)
     header = before[len(prompt) :] if before.startswith(prompt) else ""
     if any(mark in header for mark in turn_marks):

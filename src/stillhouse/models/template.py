@@ -30,7 +30,9 @@ PLAIN = """{{ bos_token }}{% for message in messages %}
 """For models that declare no template (base models): `User:` and `Assistant:` on lines of their own."""
 
 _SET_TEMPLATE = "Set student.template: teacher, or put another chat template into the model's directory."
-_GUARD = "\ufdd0"  # noncharacter: stands for a mark that a message spells; never valid in text for interchange
+_GUARD = (
+    "\ufdd0"  # noncharacter: stands for a mark that a message spells; never valid in text for interchange
+)
 _GUARD_END = "\ufdd1"
 
 
@@ -89,7 +91,9 @@ class ChatTemplate:
                 **self.special_tokens,
             )
         except jinja2.TemplateSyntaxError as error:
-            raise ModelError(f"the chat template is malformed: line {error.lineno}: {error.message}") from error
+            raise ModelError(
+                f"the chat template is malformed: line {error.lineno}: {error.message}"
+            ) from error
         except Exception as error:  # a template is a program from elsewhere: it may fail in any way
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise ModelError(

@@ -80,7 +80,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, file: GgufFile) -> None:
             )
     for role, number in specials.items():
         if (found := getattr(tokenizer, f"{role}_token_id")) != number:
-            raise TokenizerMismatchError(f"{file.path}: the {role} token is {number} in the header but {found} here")
+            raise TokenizerMismatchError(
+                f"{file.path}: the {role} token is {number} in the header but {found} here"
+            )
     for number in _added_ids(file, tokens, set(specials.values())):
         ids = backend.encode(tokens[number], add_special_tokens=False).ids
         if ids != [number]:
@@ -150,7 +152,9 @@ def _special_ids(file: GgufFile, size: int) -> dict[str, int]:
         if number is None or (role in ("pad", "unk") and number >= size):
             continue  # fillers often stand beyond the vocabulary; nothing is lost without them
         if number >= size:
-            raise TokenizerMismatchError(f"{file.path}: the {role} token {number} lies outside the {size} tokens")
+            raise TokenizerMismatchError(
+                f"{file.path}: the {role} token {number} lies outside the {size} tokens"
+            )
         found[role] = number
     return found
 
@@ -162,7 +166,9 @@ def _added_ids(file: GgufFile, tokens: list[str], specials: set[int]) -> dict[in
     if file.require("tokenizer.ggml.model") == "gpt2":
         # Byte-level merging cannot make a token of other characters, whatever its type says.
         alphabet = _byte_alphabet()
-        added |= {n: False for n, token in enumerate(tokens) if n not in added and not alphabet.issuperset(token)}
+        added |= {
+            n: False for n, token in enumerate(tokens) if n not in added and not alphabet.issuperset(token)
+        }
         added |= {n: True for n in specials if types[n] != _USER_DEFINED}
     return dict(sorted(added.items()))
 
@@ -180,8 +186,12 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     pre, normalizer, options = pre_tokenizer(file.metadata.get("tokenizer.ggml.pre", "default"))
     merges = [tuple(merge.split(" ")) for merge in file.require("tokenizer.ggml.merges")]
     vocab = {token: number for number, token in enumerate(tokens)}
-    if wrong := next((m for m in merges if len(m) != 2 or "".join(m) not in vocab or not vocab.keys() >= set(m)), None):
-        raise TokenizerMismatchError(f"{file.path}: the merge {' '.join(wrong)!r} uses tokens that do not exist")
+    if wrong := next(
+        (m for m in merges if len(m) != 2 or "".join(m) not in vocab or not vocab.keys() >= set(m)), None
+    ):
+        raise TokenizerMismatchError(
+            f"{file.path}: the merge {' '.join(wrong)!r} uses tokens that do not exist"
+        )
     backend = Tokenizer(models.BPE(vocab, merges, fuse_unk=False, **options))
     backend.pre_tokenizer = pre
     backend.decoder = decoders.ByteLevel()
@@ -201,7 +211,9 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     for token, number in vocab.items():
         if types[number] == 1:
             parts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-            merges += [(-scores[number], vocab[a], vocab[b], a, b) for a, b in parts if a in vocab and b in vocab]
+            merges += [
+                (-scores[number], vocab[a], vocab[b], a, b) for a, b in parts if a in vocab and b in vocab
+            ]
     merges.sort()
     unknown = file.metadata.get("tokenizer.ggml.unknown_token_id")
     backend = Tokenizer(
@@ -242,7 +254,11 @@ def _add_bos(backend: Tokenizer, file: GgufFile, tokens: list[str], specials: di
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    return {token: number for token, number in tokenizer.get_vocab().items() if not _PADDING_TOKEN.fullmatch(token)}
+    return {
+        token: number
+        for token, number in tokenizer.get_vocab().items()
+        if not _PADDING_TOKEN.fullmatch(token)
+    }
 
 
 def _merges(backend: Tokenizer) -> list[str]:

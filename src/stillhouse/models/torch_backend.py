@@ -72,11 +72,14 @@ class TorchModel:
 
         draw = sample if can_sample(self._model) else _generate_like_transformers
         try:
-            return draw(self._model, [job.ids for job in batch], [job.sampling for job in batch], ends=self._ends)
+            return draw(
+                self._model, [job.ids for job in batch], [job.sampling for job in batch], ends=self._ends
+            )
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError) or "memory" in str(error):
                 raise OutOfMemoryError(
-                    f"no memory for {len(batch)} answers at once", hint="Lower collect.concurrency or collect.max_tokens."
+                    f"no memory for {len(batch)} answers at once",
+                    hint="Lower collect.concurrency or collect.max_tokens.",
                 ) from error
             raise
 
@@ -135,11 +138,17 @@ def _generate_one(model: object, ids: list[int], setting: Sampling, ends: set[in
         do_sample=setting.temperature > 0,
         eos_token_id=sorted(ends) or None,
         pad_token_id=min(ends, default=0),
-        **({"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p} if setting.temperature > 0 else {}),
+        **(
+            {"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p}
+            if setting.temperature > 0
+            else {}
+        ),
     )
     ids_1T = torch.tensor([ids], device=model.device)
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(setting.seed or 0)
-        output_1T = model.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config)  # pyright: ignore
+        output_1T = model.generate(
+            input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config
+        )  # pyright: ignore
     new = output_1T[0, len(ids) :].tolist()
     return Sampled(new, "stop" if new and new[-1] in ends else "length")

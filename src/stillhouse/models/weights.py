@@ -106,7 +106,9 @@ def _directory_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
-    specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    specials = {
+        name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+    }
     source = tokenizer.chat_template
     if isinstance(source, dict):
         source = source.get("default")
@@ -132,7 +134,9 @@ class _loading:
         noise.set_verbosity(self.level)
         noise.enable_progress_bar()
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-            raise OutOfMemoryError(f"{self.path} does not fit in memory", hint="Use a smaller model.") from error
+            raise OutOfMemoryError(
+                f"{self.path} does not fit in memory", hint="Use a smaller model."
+            ) from error
 
 
 def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
@@ -166,7 +170,9 @@ def require_safetensors(path: Path) -> None:
     if any(path.glob("*.safetensors")):
         return
     if pickles := [p.name for pattern in _PICKLES for p in path.glob(pattern)]:
-        raise ModelError(f"{path} has pickle weights only ({pickles[0]}); they are refused", hint=_TO_SAFETENSORS)
+        raise ModelError(
+            f"{path} has pickle weights only ({pickles[0]}); they are refused", hint=_TO_SAFETENSORS
+        )
     raise ModelNotFoundError(f"{path} has no weights (*.safetensors)")
 
 
@@ -181,7 +187,9 @@ def _gguf_model(file: GgufFile, dtype: str) -> PreTrainedModel:
     for name in file.tensors:
         target = transformers_name(file.architecture, name)
         if target is not None:
-            state[target] = torch.from_numpy(_transformers_values(file, name, settings)).to(getattr(torch, dtype))
+            state[target] = torch.from_numpy(_transformers_values(file, name, settings)).to(
+                getattr(torch, dtype)
+            )
     model_class = getattr(transformers, settings["architectures"][0])
     try:
         model, info = model_class.from_pretrained(
@@ -205,15 +213,21 @@ def _transformers_values(file: GgufFile, name: str, settings: dict[str, Any]) ->
 
 
 def _require_complete(path: Path, info: dict[str, Any]) -> None:
-    for what, key in (("lacks", "missing_keys"), ("has no place for", "unexpected_keys"), ("misfits", "mismatched_keys")):
+    for what, key in (
+        ("lacks", "missing_keys"),
+        ("has no place for", "unexpected_keys"),
+        ("misfits", "mismatched_keys"),
+    ):
         if names := sorted(map(str, info[key])):
-            raise ModelError(f"{path}: the model {what} {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1))
+            raise ModelError(
+                f"{path}: the model {what} {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1)
+            )
 
 
 def _unmarked(model: PreTrainedModel) -> PreTrainedModel:
     """Without marks of quantisation: plain floating point from here on."""
     if getattr(model.config, "quantization_config", None) is not None:
-        raise ModelError("quantised safetensors cannot be trained", hint="Use the model's unquantised weights.")
+        raise ModelError(
+            "quantised safetensors cannot be trained", hint="Use the model's unquantised weights."
+        )
     return model
-
-

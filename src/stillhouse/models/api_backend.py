@@ -1,0 +1,232 @@
+"""Teachers behind an OpenAI-compatible API, through the `openai` client with its own retries off.
+
+Answers are asked for whole, not streamed: a body that is cut off is then a failure that the client
+sees, and is asked for again. All trying again is in retry.py. Only `role` and `content` are sent:
+several providers refuse earlier turns with their reasoning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ..errors import (
+    AuthenticationError,
+    ContextLengthError,
+    ModelError,
+    ModelNotFoundError,
+    StillhouseError,
+)
+from ..hashing import sha256_text
+from .local import split_reasoning
+from .reference import Reference
+from .retry import TemporaryError, retry_after, with_retries
+from .types import Can, Reply, Request
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+CONCURRENCY = 256
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_OVERLOADED = (429, 503, 529)
+_TRANSIENT = (408, 409, 425, *_OVERLOADED)
+_CONTEXT_WORDS = (
+    "context_length",
+    "context length",
+    "context window",
+    "context size",
+    "maximum context",
+    "too long",
+)
+_CHARACTERS_PER_TOKEN = 4
+
+
+class ApiModel:
+    """A model that somebody serves."""
+
+    can = Can(generate=True, logprobs=False, train=False)
+    max_batch = 1
+    concurrency = CONCURRENCY
+    template_hash: str | None = None
+    context_length: int | None = None
+
+    def __init__(
+        self, reference: Reference, client: AsyncOpenAI, *, timeout_s: float, retries: int, seed: int
+    ) -> None:
+        assert reference.url is not None and reference.name is not None
+        self.reference, self.name, self.url = reference.text, reference.name, reference.url
+        self.fingerprint = sha256_text(f"{reference.url}#{reference.name}")
+        self.pushbacks = 0
+        self._client, self._timeout_s, self._retries = client, timeout_s, retries
+        self._jitter = random.Random(seed)
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
+        """One result for each request, in order.
+
+        Raises:
+            AuthenticationError: the key was refused.
+            ModelNotFoundError: the server does not know the model or the address.
+        """
+        return list(await asyncio.gather(*map(self._one, requests)))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.close()
+
+    async def _one(self, request: Request) -> Reply | StillhouseError:
+        try:
+            return await with_retries(
+                lambda: self._ask(request),
+                retries=self._retries,
+                jitter=self._jitter,
+                on_pushback=self._count_pushback,
+            )
+        except (AuthenticationError, ModelNotFoundError):
+            raise
+        except StillhouseError as error:
+            return error
+
+    def _count_pushback(self) -> None:
+        self.pushbacks += 1
+
+    async def _ask(self, request: Request) -> Reply:
+        """One try."""
+        import openai
+
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    **self._parameters(request)
+                )
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise TemporaryError(
+                f"{self.url} gave no answer in {self._timeout_s:g} s", pushback=True
+            ) from error
+        except openai.APIStatusError as error:
+            raise self._refusal(error.status_code, error.response.text, error.response.headers) from error
+        except openai.APIConnectionError as error:
+            raise TemporaryError(
+                f"the connection to {self.url} failed: {error.__cause__ or error}"
+            ) from error
+        return self._reply(request, raw.text, raw.headers)
+
+    def _parameters(self, request: Request) -> dict[str, Any]:
+        sampling = request.sampling
+        # OpenAI's newer models know only the new name, most compatible servers only the old one.
+        limit = "max_completion_tokens" if urlsplit(self.url).hostname == "api.openai.com" else "max_tokens"
+        parameters: dict[str, Any] = {
+            "model": self.name,
+            "messages": [{"role": m["role"], "content": m.get("content") or ""} for m in request.messages],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            limit: sampling.max_tokens,
+        }
+        if sampling.seed is not None:
+            parameters["seed"] = sampling.seed
+        if sampling.stop:
+            parameters["stop"] = list(sampling.stop)
+        if sampling.top_logprobs:
+            parameters |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        if sampling.top_k:
+            parameters["extra_body"] = {"top_k": sampling.top_k}
+        return parameters
+
+    def _refusal(self, status: int, body: str, headers: Any) -> Exception:
+        """The error behind a status other than 200."""
+        message, code = _error_words(body)
+        if status in (401, 403):
+            return AuthenticationError(
+                f"{self.url} refuses the key: {message}",
+                hint="Check the key in the environment variable that the recipe names.",
+            )
+        if status == 404:
+            return ModelNotFoundError(
+                f"{self.url} knows no model {self.name!r}: {message}",
+                hint=f"See {self.url}/models for its names.",
+            )
+        if code == "insufficient_quota":
+            return ModelError(f"{self.url}: {message}", hint="The account has no credit left.")
+        if status in _TRANSIENT or status >= 500:
+            wait = retry_after(headers.get("retry-after"), datetime.datetime.now(datetime.UTC))
+            return TemporaryError(
+                f"{self.url} answers {status}: {message}", wait_s=wait, pushback=status in _OVERLOADED
+            )
+        if status == 413 or any(word in f"{code} {message}".lower() for word in _CONTEXT_WORDS):
+            return ContextLengthError(
+                f"{self.url}: {message}", hint="Shorten the prompt or lower collect.max_tokens."
+            )
+        return ModelError(f"{self.url} refuses the request ({status}): {message}")
+
+    def _reply(self, request: Request, body: str, headers: Any) -> Reply:
+        try:
+            data = json.loads(body)
+        except ValueError as error:
+            raise TemporaryError(f"{self.url} answers with invalid JSON: {body[:80]!r}") from error
+        if not isinstance(data, dict):
+            raise TemporaryError(f"{self.url} answers with {type(data).__name__} instead of an object")
+        if error := data.get("error"):  # some gateways report failures with status 200
+            status = error.get("code") if isinstance(error, dict) else None
+            raise self._refusal(status if isinstance(status, int) else 500, body, headers)
+        choices = data.get("choices")
+        if not choices or not isinstance(choices[0].get("message"), dict):
+            raise TemporaryError(f"{self.url} answers without choices")
+        return _from_choice(request, data, choices[0], headers)
+
+
+def open_api(
+    reference: Reference, *, api_key_env: str, timeout_s: float, retries: int, seed: int
+) -> ApiModel:
+    """A client for ``reference``; asks nothing yet.
+
+    Raises:
+        AuthenticationError: no key in the environment, for an address that is not this machine.
+    """
+    from openai import AsyncOpenAI
+
+    key = os.environ.get(api_key_env)
+    if not key and urlsplit(reference.url or "").hostname not in _LOOPBACK:
+        raise AuthenticationError(
+            f"no API key: the environment variable {api_key_env} is empty",
+            hint=f"export {api_key_env}=…, or name another variable in teacher.api_key_env.",
+        )
+    client = AsyncOpenAI(base_url=reference.url, api_key=key or "none", max_retries=0, timeout=timeout_s)
+    return ApiModel(reference, client, timeout_s=timeout_s, retries=retries, seed=seed)
+
+
+def _from_choice(request: Request, data: dict[str, Any], choice: dict[str, Any], headers: Any) -> Reply:
+    message = choice["message"]
+    text = message.get("content") or message.get("refusal") or ""
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(reasoning, str):
+        text, reasoning = split_reasoning(text)
+    usage = data.get("usage") or {}
+    asked = sum(len(m.get("content") or "") for m in request.messages)
+    said = len(text) + len(reasoning or "")
+    return Reply(
+        text=text,
+        reasoning=reasoning,
+        finish_reason=choice.get("finish_reason") or "unknown",
+        # Budgets need a number even from servers that do not count.
+        prompt_tokens=usage.get("prompt_tokens") or -(-asked // _CHARACTERS_PER_TOKEN),
+        completion_tokens=usage.get("completion_tokens") or -(-said // _CHARACTERS_PER_TOKEN),
+        request_id=headers.get("x-request-id") or data.get("id"),
+        top_logprobs=(choice.get("logprobs") or {}).get("content"),
+        model=data.get("model"),
+    )
+
+
+def _error_words(body: str) -> tuple[str, str]:
+    """Message and code of an error body, whatever its form."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return body.strip()[:200] or "no reason given", ""
+    if isinstance(error, dict):
+        return str(error.get("message") or error), str(error.get("code") or error.get("type") or "")
+    return str(error), ""

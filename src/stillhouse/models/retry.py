@@ -1,0 +1,97 @@
+"""The one place where a remote request is tried again.
+
+Exponential backoff with jitter ("equal jitter": half the delay is fixed, half drawn; Brooker 2015,
+"Exponential Backoff And Jitter"); a server's own Retry-After is obeyed instead. Knows nothing of any
+API: the caller says which failures may pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import email.utils
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from ..errors import ApiError
+
+T = TypeVar("T")
+
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 60.0
+LONGEST_WAIT_S = 600.0
+"""A server that asks for more patience than this is given up on."""
+
+
+class TemporaryError(Exception):
+    """A failure that may pass.
+
+    Args:
+        what: in words, for the final message.
+        wait_s: seconds that the server asks for; None where it says nothing.
+        pushback: whether it means that we ask too much at once.
+    """
+
+    def __init__(self, what: str, *, wait_s: float | None = None, pushback: bool = False) -> None:
+        super().__init__(what)
+        self.what, self.wait_s, self.pushback = what, wait_s, pushback
+
+
+async def with_retries(
+    call: Callable[[], Awaitable[T]],
+    *,
+    retries: int,
+    jitter: random.Random,
+    on_pushback: Callable[[], None],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> T:
+    """What ``call`` returns, tried up to ``1 + retries`` times.
+
+    Raises:
+        ApiError: it kept failing; the message holds the last failure.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return await call()
+        except TemporaryError as error:
+            if error.pushback:
+                on_pushback()
+            if error.wait_s is not None and error.wait_s > LONGEST_WAIT_S:
+                raise ApiError(
+                    f"{error.what}; it asks to wait {error.wait_s:.0f} s",
+                    hint="Try again later; what was collected is kept.",
+                ) from error
+            if attempt == retries:
+                raise ApiError(
+                    f"{error.what}, also after {retries} more tries",
+                    hint="Run the same command again later: it goes on where it stopped.",
+                ) from error
+            await sleep(delay(attempt, error.wait_s, jitter))
+    raise AssertionError("unreachable")
+
+
+def delay(attempt: int, wait_s: float | None, jitter: random.Random) -> float:
+    """Seconds until the next try; never less than the server asked for."""
+    backoff = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**attempt)
+    if wait_s is not None:
+        return wait_s + jitter.random() * min(1.0, backoff)  # not all at the same instant
+    return backoff / 2 * (1 + jitter.random())
+
+
+def retry_after(value: str | None, now: datetime.datetime) -> float | None:
+    """Seconds that a Retry-After header asks for: a number, or an HTTP date (RFC 9110, 10.2.3).
+
+    Args:
+        now: with a time zone.
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (email.utils.parsedate_to_datetime(value) - now).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return max(0.0, seconds) if seconds < float("inf") else None
