@@ -1,0 +1,49 @@
+"""What was said: prompts, the schema, the store on disk, collecting, and filters.
+
+The front door. Names are loaded when first used, so that importing it costs no pyarrow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .collecting import CollectSummary, collect
+    from .filtering import FilterSummary, filter_corpus
+    from .held_out import split_held_out
+    from .prompts import Prompt, load_prompts
+    from .schema import REJECT_SCHEMA, SCHEMA
+    from .store import Corpus
+
+_HOME = {
+    "REJECT_SCHEMA": "schema",
+    "SCHEMA": "schema",
+    "CollectSummary": "collecting",
+    "Corpus": "store",
+    "FilterSummary": "filtering",
+    "Prompt": "prompts",
+    "collect": "collecting",
+    "filter_corpus": "filtering",
+    "load_prompts": "prompts",
+    "split_held_out": "held_out",
+}
+
+__all__ = [
+    "REJECT_SCHEMA",
+    "SCHEMA",
+    "CollectSummary",
+    "Corpus",
+    "FilterSummary",
+    "Prompt",
+    "collect",
+    "filter_corpus",
+    "load_prompts",
+    "split_held_out",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,89 @@
+"""What collecting may cost, and what it has cost: dollars and tokens.
+
+A request is let go only when, should it use all that was set aside for it, the limits
+still hold. So what was spent exceeds a limit at most by what the estimate of prompt
+tokens falls short for requests in flight; completions never take more than `max_tokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..recipe import Collect, Teacher
+from .schema import Row
+
+if TYPE_CHECKING:
+    from ..models import Request
+
+MESSAGE_TOKENS = 16
+"""Set aside for each message's marks in the chat template."""
+BYTES_PER_TOKEN = 2
+"""Set aside a token for so many bytes of prompt: twice what English needs (about 4 bytes a token)."""
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """What one call may use at most."""
+
+    tokens: int
+    cost_usd: float
+
+
+class Budget:
+    """Limits, what is spent, and what is set aside for requests in flight."""
+
+    def __init__(self, settings: Collect, teacher: Teacher) -> None:
+        self.max_cost, self.max_tokens = settings.max_cost, settings.max_total_tokens
+        self.priced = teacher.price_in is not None and teacher.price_out is not None
+        self._price_in, self._price_out = teacher.price_in or 0.0, teacher.price_out or 0.0
+        self.prompt_tokens = self.completion_tokens = 0
+        self._held = Reserve(0, 0.0)
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """US dollars for these tokens; None where the recipe names no prices."""
+        if not self.priced:
+            return None
+        return self._cost(prompt_tokens, completion_tokens)
+
+    @property
+    def spent_usd(self) -> float | None:
+        """US dollars spent on this corpus; None where the recipe names no prices."""
+        return self.cost(self.prompt_tokens, self.completion_tokens)
+
+    def estimate(self, requests: Sequence[Request]) -> Reserve:
+        """What the requests may use at most."""
+        prompt = sum(
+            MESSAGE_TOKENS + len(message["content"].encode()) // BYTES_PER_TOKEN
+            for request in requests
+            for message in request.messages
+        )
+        completion = sum(request.sampling.max_tokens for request in requests)
+        return Reserve(prompt + completion, self._cost(prompt, completion))
+
+    def exceeded_by(self, reserve: Reserve) -> str | None:
+        """The recipe's key of the limit that spending ``reserve`` on top might break, or None."""
+        tokens = self.prompt_tokens + self.completion_tokens + self._held.tokens + reserve.tokens
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            return "max_total_tokens"
+        cost = self._cost(self.prompt_tokens, self.completion_tokens) + self._held.cost_usd + reserve.cost_usd
+        if self.max_cost is not None and cost > self.max_cost:
+            return "max_cost"
+        return None
+
+    def hold(self, reserve: Reserve) -> None:
+        """Sets ``reserve`` aside for a call that starts."""
+        self._held = Reserve(self._held.tokens + reserve.tokens, self._held.cost_usd + reserve.cost_usd)
+
+    def release(self, reserve: Reserve) -> None:
+        """The call ended: what it used has been counted by :meth:`spend`."""
+        self.hold(Reserve(-reserve.tokens, -reserve.cost_usd))
+
+    def spend(self, row: Row) -> None:
+        """Counts the tokens of a stored row."""
+        self.prompt_tokens += row["prompt_tokens"] or 0
+        self.completion_tokens += row["completion_tokens"] or 0
+
+    def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return (prompt_tokens * self._price_in + completion_tokens * self._price_out) / 1e6

@@ -1,0 +1,48 @@
+"""Requests that a teacher could not answer: written down beside the corpus, a line each.
+
+A final failure (the prompt is longer than the context) is not asked again; any other
+(the server was down) is, by the next run. The latest line for a request counts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import ApiError, ContextLengthError, ModelError, StillhouseError
+from .journal import Journal, read_journal
+from .schema import Row
+
+
+class Failures:
+    """``failures.jsonl`` in a corpus's directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "failures.jsonl"
+
+    def add(self, row: Row, error: StillhouseError) -> str:
+        """Writes down that the request of ``row`` failed; returns the reason in a few fixed words."""
+        reason = _reason(error)
+        journal = Journal(self.path)
+        try:
+            line = row | {"reason": reason, "detail": str(error), "final": isinstance(error, ModelError)}
+            journal.append(line)
+        finally:
+            journal.close()
+        return reason
+
+    def latest(self) -> dict[str, dict[str, Any]]:
+        """The last failure of each request, by id."""
+        return {line["id"]: line for line in read_journal(self.path)}
+
+    def final(self) -> set[str]:
+        """Ids of requests that are not to be asked again."""
+        return {id for id, line in self.latest().items() if line["final"]}
+
+
+def _reason(error: StillhouseError) -> str:
+    if isinstance(error, ContextLengthError):
+        return "longer than the context"
+    if isinstance(error, ApiError):
+        return "no answer from the API"
+    return type(error).__name__

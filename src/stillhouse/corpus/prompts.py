@@ -1,0 +1,77 @@
+"""Prompts: what the teacher is asked, and finished exchanges that need no asking.
+
+A file becomes a list of prompts, exact duplicates dropped. A conversation that already
+ends with an assistant's turn is a finished exchange, and is imported as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CorpusError, EmptyCorpusError
+from ..hashing import sha256_json
+from .held_out import draw_ids
+from .packaged import PACKAGES, packaged_records
+from .prompt_columns import conversation
+from .prompt_files import read_records
+
+if TYPE_CHECKING:
+    from ..models import Message
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation for the teacher to continue, or one that is finished."""
+
+    id: str
+    """SHA-256 of the messages in canonical JSON, 32 hex digits."""
+    messages: list[Message]
+    source: str
+    """The file or package it came from."""
+    tags: dict[str, Any] = field(default_factory=dict)
+    """The record's other columns, e.g. a reference answer for a verifier."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the assistant spoke last: nothing is left to ask."""
+        return self.messages[-1]["role"] == "assistant"
+
+
+def load_prompts(
+    source: str, *, column: str | None = None, limit: int | None = None, seed: int = 0
+) -> list[Prompt]:
+    """Reads prompts from ``package:mmlu`` or a .jsonl, .json, .parquet, .csv or .txt file.
+
+    Args:
+        column: column that holds the prompt (default: see :mod:`~stillhouse.corpus.prompt_columns`).
+        limit: keep this many, drawn by ``seed`` from the prompts' ids; their order stays the file's.
+
+    Raises:
+        CorpusError: the file is missing or malformed; the message names file and line.
+        EmptyCorpusError: it holds no prompt.
+        MissingExtraError: the package is not installed.
+    """
+    unique: dict[str, Prompt] = {}
+    for where, record in _records(source):
+        messages, tags = conversation(record, column, where)
+        prompt = Prompt(sha256_json(messages)[:32], messages, source, tags)
+        unique.setdefault(prompt.id, prompt)
+    if not unique:
+        raise EmptyCorpusError(f"{source} holds no prompt")
+    chosen = unique.keys() if limit is None else draw_ids(unique, limit, seed)
+    return [prompt for id, prompt in unique.items() if id in chosen]
+
+
+def _records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if source.startswith("package:"):
+        name = source.removeprefix("package:")
+        if name not in PACKAGES:
+            raise CorpusError(
+                f"no package of prompts is called {name!r}",
+                hint=f"There is {', '.join(f'package:{known}' for known in PACKAGES)}; or name a file.",
+            )
+        return packaged_records(name)
+    return read_records(Path(source))

@@ -1,0 +1,60 @@
+"""Does an answer decline to answer? Patterns on its first words, in seven languages.
+
+Only the opening is looked at: refusals announce themselves, and "I cannot" later in an
+answer is mostly part of it. What this cannot know: a refusal in words not listed, one
+that comes after an introduction, or an answer that properly quotes or role-plays a
+refusal at its start. ``tests/corpus/test_corpus_refusals.py`` holds the sentences it was
+tried on and the errors it is known to make.
+"""
+
+from __future__ import annotations
+
+import re
+
+OPENING_CHARS = 240
+
+_WHO = r"(?:i|we)"
+_HARDLY = r"(?:\ (?:just|simply|really|kindly|respectfully|also))?"
+_CANNOT = r"""(?:
+    \ ?(?:can\ ?not | can't | could\ ?not | couldn't | won't | will\ not)
+  | (?:'m|\ am|'re|\ are)(?:\ \w+)?\ (?:unable\ to | not\ able\ to | not\ comfortable | not\ permitted | not\ allowed)
+  | \ (?:must|have\ to|need\ to)(?:\ \w+)?\ (?:decline|refuse)
+  | \ (?:decline|refuse)\ to
+  | \ (?:don't|do\ not)\ feel\ comfortable
+)"""
+_VERB = r"""(?:
+    help | assist | answer | provide | comply | fulfil | create | generate | write | give | offer
+  | do\ (?:that|this|it|so) | discuss | engage | continue | share | support | participate | produce | respond
+  | accommodate | disclose | explain | tell\ you | advise | recommend | promote | facilitate | encourage
+)"""
+_SORRY = r"""(?:
+    (?:(?:i'm|i\ am|we're)\ )?(?:(?:very|so|truly|really)\ )?sorry | (?:my\ )?apologies | i\ apologi[sz]e
+  | unfortunately
+)"""
+_AN_AI = r"an?\ (?:ai|artificial\ intelligence|(?:large\ )?language\ model)"
+_PATTERNS = (
+    rf"{_SORRY} [^.!?\n]{{0,60}}? \b{_WHO}{_HARDLY}{_CANNOT}\b",
+    rf"(?:no[,.]\ )? {_WHO}{_HARDLY}{_CANNOT} (?:\ \w+){{0,2}}? \ {_VERB}",
+    rf"{_WHO}{_HARDLY}\ (?:(?:must|have\ to)\ )?(?:respectfully\ )?(?:decline|refuse)\b",
+    rf"{_WHO}(?:'m|\ am|'re|\ are)\ not\ (?:comfortable|permitted|allowed)\b",
+    rf"as\ {_AN_AI} [^.!?\n]{{0,80}} \b{_WHO}{_HARDLY}{_CANNOT}\b",
+    rf"(?:i'm|i\ am)\ (?:just\ |only\ )?{_AN_AI} [^.!?\n]{{0,60}} \b(?:can\ ?not|can't|unable|not\ able)\b",
+    r"(?:this|that|your)\ (?:request|question|topic|content)\ (?:violates|goes\ against|is\ against|cannot\ be)",
+    r"it\ (?:is|would\ be)\ (?:not\ appropriate|inappropriate|unethical|illegal)\ (?:for\ me\ )?to\b",
+    # Chinese and Japanese
+    r"(?:很|非常|真的)?(?:抱歉|对不起|對不起|不好意思)[，,。!！\s]*[^。\n]{0,20}?(?:无法|無法|不能|不便|没有办法|没法)",
+    r"(?:我|作为(?:一个|一名)?(?:AI|人工智能)[^。\n]{0,20}?)(?:无法|無法|不能)(?:回答|提供|协助|帮助|讨论|满足|为您|为你|继续)",
+    r"(?:大変)?(?:申し訳(?:ありません|ございません)|すみません|ごめんなさい)[^\n]{0,60}?(?:できません|できかねます)",
+    # Spanish, French, German, Portuguese
+    r"lo\ siento [^.!?\n]{0,30}? \bno\ (?:puedo|podemos|me\ es\ posible)\b",
+    r"(?:je\ suis\ )?désolée? [^.!?\n]{0,30}? \bje\ ne\ (?:peux|suis)\b",
+    r"(?:es\ )?tut\ mir\ leid [^.!?\n]{0,30}? \b(?:ich\ (?:kann|darf)|(?:kann|darf)\ ich)\b [^.!?\n]* \bnicht\b",
+    r"(?:sinto\ muito|desculpe|lamento) [^.!?\n]{0,30}? \bnão\ (?:posso|consigo|podemos)\b",
+)
+_REFUSAL = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS), re.IGNORECASE | re.VERBOSE)
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
+
+
+def is_refusal(answer: str) -> bool:
+    """Whether the opening of ``answer`` declines to answer."""
+    return _REFUSAL.match(answer.lstrip("\"'*_ \t\r\n").translate(_QUOTES)[:OPENING_CHARS]) is not None

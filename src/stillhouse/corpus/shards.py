@@ -1,0 +1,87 @@
+"""One parquet shard: written whole or not at all, read a batch at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CorpusError
+from ..files import atomic_path
+from .schema import Row, to_rows, to_table
+
+ROW_GROUP_ROWS = 512
+BATCH_ROWS = 256
+
+
+def write_shard(path: Path, rows: Iterable[Row], schema: pa.Schema) -> int:
+    """Writes ``rows`` to ``path`` (zstd), a row group at a time, atomically; returns how many there were."""
+    count = 0
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as file,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
+        for group in batched(rows, ROW_GROUP_ROWS):
+            writer.write_table(to_table(group, schema))
+            count += len(group)
+    return count
+
+
+def read_shard(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows of a shard, decoded a batch at a time.
+
+    Raises:
+        CorpusError: the file is damaged or lacks a column; the message names it.
+    """
+    with open_shard(path, schema) as file, reading(path):
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns or schema.names))
+        for batch in batches:
+            yield from to_rows(batch)
+
+
+@contextlib.contextmanager
+def open_shard(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
+    """Opens a shard and checks that every column of ``schema`` is there with its type."""
+    with reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
+        found = file.schema_arrow
+        for field in schema:
+            index = found.get_field_index(field.name)
+            if index < 0:
+                raise CorpusError(f"{path} is not a shard of this corpus: it has no column {field.name!r}")
+            if found.field(index).type != field.type:
+                raise CorpusError(
+                    f"{path}: column {field.name!r} holds {found.field(index).type}, not {field.type}"
+                )
+        yield file
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what can go wrong while parquet is read into an error that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise CorpusError(f"no permission to read {path}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(
+            f"{path} is not readable as parquet: {str(error).splitlines()[0]}",
+            hint="Restore the file from a copy, or remove it; what it held is then asked for again.",
+        ) from error
+
+
+def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """``rows`` in lists of ``size``, the last one shorter."""
+    group: list[Row] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
