@@ -32,7 +32,9 @@ def run(directory, *, settings=SETTINGS, documents=DOCUMENTS, objective=None, mo
     """Trains a tiny llama with dropout (so that the generators matter); the student and the result."""
     model = model or llama(attention_dropout=0.2)
     objective = objective or Objective(kind="cross_entropy")
-    result = train(model, documents, None, objective=objective, settings=settings, directory=directory, seed=seed)
+    result = train(
+        model, documents, None, objective=objective, settings=settings, directory=directory, seed=seed
+    )
     return model, result
 
 
@@ -47,7 +49,11 @@ def require_same(model, result, left_alone, directory):
     for (name, ours), theirs in zip(model.named_parameters(), expected_model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     assert result.losses == expected.losses
-    assert (result.steps, result.tokens, result.counted) == (expected.steps, expected.tokens, expected.counted)
+    assert (result.steps, result.tokens, result.counted) == (
+        expected.steps,
+        expected.tokens,
+        expected.counted,
+    )
     written = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in written] == list(range(1, expected.steps + 1))
 
@@ -69,9 +75,10 @@ def stop_after(directory, steps, monkeypatch):
         if step == steps:
             raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Metrics, "log", log_and_die)
-        run(directory)
+        with pytest.raises(Killed):
+            run(directory)
 
 
 CHILD = """
@@ -173,7 +180,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_thrown_away(tmp_path, monke
     stop_after(tmp_path, 10, monkeypatch)
     for path in (tmp_path / "checkpoints").iterdir():
         damage_truncate(path)
-    with pytest.raises(CheckpointError, match="no checkpoint .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint .* is whole"):
         run(tmp_path)
     assert len(checkpoints(tmp_path)) == 2
 
@@ -269,5 +276,3 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['step-00000001'] the disk is full")
     assert "step-00000002" in done.stdout
-
-

@@ -50,7 +50,7 @@ def spelled(tokenizer, ids) -> str:
 
 
 def bytes_of_letters() -> dict[int, str]:
-    """Which letter stands for each printable byte in a byte-level vocabulary (newline and space are moved)."""
+    """Which letter stands for each printable byte of a byte-level vocabulary (newline and space move)."""
     return {byte: chr(byte) for byte in range(33, 127)} | {10: "Ċ", 32: "Ġ"}
 
 

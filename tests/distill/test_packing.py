@@ -62,11 +62,20 @@ def test_a_document_does_not_notice_its_neighbours(name):
     assert not torch.equal(one[:count], other[:count])
 
 
-def test_the_probe_notices_attention_that_leaks(monkeypatch):
-    """A model whose attention never goes through transformers' interface sees its neighbours, and is padded."""
-    model = llama()
+def test_a_model_outside_the_attention_interface_is_padded(monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    assert choose_layout(llama(), torch.float32) == PADDED
+
+
+def test_a_recurrent_model_is_padded_and_loses_nothing():
+    """A layer that adds up all it has seen would carry one document into the next of a packed row."""
+    model = llama()
+    model.model.layers[0].register_forward_hook(lambda *call: call[-1] + 0.1 * call[-1].cumsum(dim=1))
+    documents = documents_of(LENGTHS)
     assert choose_layout(model, torch.float32) == PADDED
+    with torch.no_grad():
+        ours, expected = loss_in_one_pass(model, documents, PADDED), naive_loss_sum(model, documents)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_choosing_and_using_a_layout_leave_the_model_as_it_was():

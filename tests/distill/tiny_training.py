@@ -56,9 +56,7 @@ ARCHITECTURES = {
     "qwen3": lambda: _made(Qwen3ForCausalLM, Qwen3Config(**SIZES)),
     "gemma3": lambda: _made(
         Gemma3ForCausalLM,
-        Gemma3TextConfig(
-            **SIZES, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
-        ),
+        Gemma3TextConfig(**SIZES, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]),
     ),
     "gemma2": lambda: _made(
         Gemma2ForCausalLM,

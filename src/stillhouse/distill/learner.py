@@ -93,7 +93,9 @@ class Learner:
         documents = [self.documents[i] for i in indices]
         batch = lay_out(documents, self.layout, self.device)
         hidden_ND = hidden_states(self.working.module.get_decoder(), batch)
-        rows = self.signal and self.signal.rows([(i, self.documents[i].predicting) for i in indices])
+        rows = None
+        if self.signal is not None:
+            rows = self.signal.rows([(i, self.documents[i].predicting) for i in indices])
         return head_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
 
     def clip(self) -> Tensor:
