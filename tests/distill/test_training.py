@@ -264,8 +264,8 @@ def test_the_wanted_compute_type_is_taken():
 
 def test_a_non_finite_loss_stops_before_the_step_and_names_the_documents(tmp_path):
     class Broken(OnlineSignal):
-        def rows(self, parts):
-            rows = super().rows(parts)
+        def rows(self, parts, device):
+            rows = super().rows(parts, device)
             broken = 3 in [index for index, _ in parts]
             return DenseRows(rows.hidden_ND * float("nan"), rows.head) if broken else rows
 

@@ -95,7 +95,8 @@ class Learner:
         hidden_ND = hidden_states(self.working.module.get_decoder(), batch)
         rows = None
         if self.signal is not None:
-            rows = self.signal.rows([(i, self.documents[i].predicting) for i in indices])
+            parts = [(i, self.documents[i].predicting) for i in indices]
+            rows = self.signal.rows(parts, self.device)
         return head_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
 
     def clip(self) -> Tensor:
