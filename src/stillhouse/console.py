@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import textwrap
 import time
@@ -151,7 +152,11 @@ def _wrap(cell: str, width: int) -> list[str]:
 
 
 def _is_number(cell: str) -> bool:
-    return cell.strip() in ("", "–", "-", "∞") or cell.strip()[:1] in "0123456789$+-−.<±"
+    """Whether a cell reads as a figure: ``1,024``, ``$0.12``, ``0.7 [0.6–0.8]``, ``2 min 05 s``, or nothing."""
+    text = cell.strip()
+    return text in ("", "–", "-", "∞") or bool(
+        re.match(r"[$±+−<-]?[.\d]", text) and not re.search(r"[A-Za-z]{4}", text)
+    )
 
 
 def duration(seconds: float) -> str:

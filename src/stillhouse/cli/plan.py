@@ -32,28 +32,33 @@ def plan(
 
 
 def show_plan(recipe: Recipe) -> None:
-    """Plans and prints; a teacher whose terms forbid the purpose is refused here too."""
+    """Plans and prints; then refuses, as a run would, a teacher whose terms do not allow the purpose."""
     from ..plan import plan as plan_recipe
+    from ..provenance import require_allowed
 
     planned = plan_recipe(recipe)
     rows = [
-        [s.name, f"{s.tokens:,}", _gigabytes(s.memory_bytes), duration(s.seconds), s.note]
-        for s in planned.stages
+        [stage.name, f"{stage.tokens:,}", _gigabytes(stage.memory_bytes), duration(stage.seconds), stage.note]
+        for stage in planned.stages
     ]
-    rows.append(
-        [
-            "in all",
-            "",
-            _gigabytes(planned.peak_memory_bytes),
-            duration(planned.seconds),
-            f"${planned.dollars:.2f}",
-        ]
+    in_all = [_gigabytes(planned.peak_memory_bytes), duration(planned.seconds), _money(planned.dollars)]
+    console.table(
+        f"Plan of {recipe.name}",
+        ["stage", "tokens", "memory", "time", "note"],
+        [*rows, ["in all", "", *in_all]],
     )
-    console.table(f"Plan of {recipe.name}", ["stage", "tokens", "memory", "time", "note"], rows)
-    console.data(dataclasses.asdict(planned))
     if not console.json:
-        print(f"Terms: {planned.terms}")
+        print(f"Terms: {planned.verdict.reason}")
+    console.data(
+        dataclasses.asdict(planned)
+        | {"seconds": planned.seconds, "peak_memory_bytes": planned.peak_memory_bytes}
+    )
+    require_allowed(planned.terms, recipe.purpose, recipe.accept_terms)
+
+
+def _money(dollars: float | None) -> str:
+    return "price unknown: set teacher.price_in and price_out" if dollars is None else f"${dollars:.2f}"
 
 
 def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+    return f"{size / 1e9:.1f} GB"

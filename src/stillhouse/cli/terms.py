@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -43,16 +42,16 @@ def terms(
 
 
 def _list_all() -> None:
-    from ..provenance import all_terms
+    from ..provenance import all_terms, explain
 
     entries = all_terms()
     rows = [[t.key, t.name, t.outputs_may_train, t.may_compete, t.checked] for t in entries]
     console.table("Terms", ["key", "name", "may train", "may compete", "checked"], rows)
-    console.data([dataclasses.asdict(t) for t in entries])
+    console.data([explain(t) for t in entries])
 
 
 def _explain(model: str, purpose: Purpose) -> None:
-    from ..provenance import find_terms, judge
+    from ..provenance import explain, find_terms, judge
 
     found = find_terms(model, metadata=_metadata(model))
     verdict = judge(found, purpose)
@@ -70,7 +69,7 @@ def _explain(model: str, purpose: Purpose) -> None:
         ["checked", found.checked],
     ]
     console.table(f"{found.name} ({found.key})", ["what", "terms"], rows)
-    console.data({"model": model, "purpose": purpose, **_plain(found), "verdict": _plain(verdict)})
+    console.data({"model": model, "purpose": purpose, **explain(found)})
 
 
 def _metadata(model: str) -> dict[str, str] | None:
@@ -83,7 +82,3 @@ def _metadata(model: str) -> dict[str, str] | None:
         return None if reference.kind == "api" else describe(model).metadata
     except ModelNotFoundError:
         return None
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return dataclasses.asdict(value)

@@ -1,0 +1,76 @@
+"""What a recipe would take: tokens, memory, time, money, and the terms' verdict.
+
+Reads configuration files, headers and the prompts, and times this machine for about a
+second; loads no weights, asks no teacher and writes nothing. It means to be within a
+factor of two on a quiet machine; answers much shorter or longer than assumed are the
+usual reason when it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..recipe import Recipe
+from .amounts import count, dollars
+from .costs import Machine
+from .machine import measure_machine
+from .shapes import shape_of, student_shape
+from .stages import StagePlan, Work, plan_stages
+
+if TYPE_CHECKING:
+    from ..provenance import Terms, Verdict
+
+__all__ = ["Machine", "Plan", "StagePlan", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take."""
+
+    stages: tuple[StagePlan, ...]
+    dollars: float | None
+    """To be paid to an API; None when the recipe does not say its prices."""
+    terms: Terms
+    """Of the teacher."""
+    verdict: Verdict
+    """Whether they allow the purpose."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Of the hungriest stage."""
+        return max(stage.memory_bytes for stage in self.stages)
+
+
+def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
+    """Plans ``recipe`` on ``machine``, or on this one, which is then timed for about a second.
+
+    Raises:
+        RecipeError, CorpusError, ModelNotFoundError, ModelError: what a run would refuse at its start.
+    """
+    from ..corpus import load_prompts, split_held_out
+    from ..models import describe
+    from ..provenance import find_terms, judge
+
+    source = recipe.prompts
+    prompts = load_prompts(source.source, column=source.column, limit=source.limit, seed=recipe.seed)
+    train, held_out, _ = split_held_out(prompts, source.held_out, seed=recipe.seed)
+    facts = describe(recipe.teacher.model)
+    teacher = shape_of(facts) if facts.kind != "api" else None
+    parent = shape_of(describe(recipe.student.model)) if recipe.student.model else teacher
+    tokenizer = describe(recipe.student.tokenizer) if recipe.student.tokenizer else facts
+    student = student_shape(recipe.student, parent, vocab=tokenizer.vocab_size)
+    amounts = count(recipe, train, held_out)
+    work = Work(recipe, facts, teacher, student, amounts, machine or measure_machine())
+    terms = find_terms(recipe.teacher.model, declared=recipe.teacher.terms, metadata=facts.metadata)
+    return Plan(
+        stages=tuple(plan_stages(work)),
+        dollars=dollars(recipe, facts.kind, amounts),
+        terms=terms,
+        verdict=judge(terms, recipe.purpose),
+    )

@@ -1,0 +1,37 @@
+"""Two rates of this machine, timed in about a second: matrix products and copying."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .costs import Machine
+
+
+def measure_machine(device: str = "cpu", seconds: float = 0.3) -> Machine:
+    """Times matrix products of 1,024 × 1,024 in both types and a copy of 64 MB, ``seconds`` each."""
+    import torch
+
+    from ..distill.precision import compute_dtype
+
+    place = torch.device(device)
+
+    def fastest(work: Callable[[], Any]) -> float:
+        best, started = float("inf"), time.perf_counter()
+        work()
+        while time.perf_counter() - started < seconds:
+            before = time.perf_counter()
+            work()
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
+            best = min(best, time.perf_counter() - before)
+        return best
+
+    rates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.randn(1024, 1024).to(place, dtype)
+        rates.append(2 * 1024**3 / fastest(lambda m=matrix: m @ m))
+    source, target = torch.zeros(2**24, device=place), torch.empty(2**24, device=place)
+    copied = 2 * source.nbytes / fastest(lambda: target.copy_(source))
+    return Machine(rates[0], rates[1], copied, compute_dtype("auto", place) == torch.bfloat16)

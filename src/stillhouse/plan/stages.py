@@ -1,0 +1,213 @@
+"""What each stage of a run would take, from amounts, shapes and a machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..recipe import Recipe
+from . import costs
+from .amounts import Amounts
+from .costs import Machine, Shape
+
+if TYPE_CHECKING:
+    from ..models import ModelFacts
+
+TORCH_BATCH = 48
+"""Requests of one generate() call of the torch backend."""
+LLAMA_SLOTS = 8
+"""Requests that llama.cpp's server answers at once."""
+SPEED_ROUNDS, SPEED_READ, SPEED_WRITTEN = 6, 128, 32
+"""What evaluate times for every model: rounds, and tokens of each."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage would take."""
+
+    name: str
+    tokens: int
+    """Read, written or trained on."""
+    memory_bytes: int
+    """At its peak, the whole process."""
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that the stages' costs follow from."""
+
+    recipe: Recipe
+    teacher_facts: ModelFacts
+    teacher: Shape | None
+    """None behind an API."""
+    student: Shape
+    amounts: Amounts
+    machine: Machine
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective compares distributions, not only text."""
+        objective = self.recipe.objective
+        return objective.kind != "cross_entropy" and objective.cross_entropy < 1 and self.teacher is not None
+
+    @property
+    def resident(self) -> float:
+        """Bytes that are there in every stage after collecting: Python, torch and the teacher in float32."""
+        return costs.BASE_MEMORY + (4 * self.teacher.parameters if self.teacher else 0)
+
+
+def plan_stages(work: Work) -> list[StagePlan]:
+    """The stages in their order; those that would do nothing are left out."""
+    stages = [_collect(work), _filter(work), _student(work)]
+    if work.needs_teacher and work.recipe.objective.targets != "online":
+        stages.append(_targets(work))
+    stages.append(_arm(work, "train", teaches=work.needs_teacher))
+    if work.needs_teacher and work.recipe.evaluate.control:
+        stages.append(_arm(work, "control", teaches=False))
+    return [*stages, _evaluate(work)]
+
+
+def _collect(work: Work) -> StagePlan:
+    amounts, machine = work.amounts, work.machine
+    if not amounts.requests:
+        return StagePlan("collect", 0, costs.BASE_MEMORY, 1.0, "all prompts have answers already")
+    tokens = round(amounts.prompt_tokens + amounts.new_tokens)
+    memory: float = costs.BASE_MEMORY
+    if work.teacher is None:
+        backend = "API"
+        each = amounts.new_tokens / amounts.requests
+        seconds = costs.api_seconds(amounts.requests, each, work.recipe.collect.concurrency)
+    elif (backend := _backend(work)) == "llama.cpp":
+        size = work.teacher_facts.size_bytes or work.teacher.parameters
+        memory += size
+        seconds = 2.0 + costs.llama_generation_seconds(
+            work.teacher, size, amounts.prompt_tokens, amounts.new_tokens, LLAMA_SLOTS, machine
+        )
+    else:
+        batch = min(TORCH_BATCH, work.recipe.collect.concurrency, amounts.requests)
+        memory += work.teacher.parameters * (2 if machine.fast_bfloat16 else 4)
+        seconds = _load_seconds(work) + costs.torch_generation_seconds(
+            work.teacher, amounts.prompt_tokens, amounts.new_tokens, batch, machine
+        )
+    return StagePlan(
+        "collect", tokens, round(memory), seconds, f"{amounts.requests:,.0f} requests, {backend}"
+    )
+
+
+def _filter(work: Work) -> StagePlan:
+    tokens = round(work.amounts.train_documents * work.amounts.document_tokens)
+    return StagePlan("filter", tokens, costs.BASE_MEMORY, 1.0)
+
+
+def _student(work: Work) -> StagePlan:
+    """Loading the teacher falls here: it stays in memory from now on."""
+    amounts, student = work.amounts, work.student
+    seconds = costs.IMPORT_S + (_load_seconds(work) if work.teacher else 0.0)
+    seconds += 2 * student.parameters * costs.SAFETENSORS_LOAD_S  # written, and read again
+    tokens = 0
+    if work.recipe.student.init == "prune" and work.teacher is not None:
+        corpus = amounts.train_documents * amounts.document_tokens
+        tokens = round(min(work.recipe.student.calibration_tokens, corpus))
+        flops = costs.forward_flops(work.teacher, tokens, context=amounts.document_tokens, head_tokens=0)
+        seconds += 2 * costs.pass_seconds(flops, work.machine, bfloat16=False)  # measured, and healed
+    memory = work.resident + 4 * student.parameters
+    note = f"{student.parameters / 1e6:,.1f} M parameters"
+    return StagePlan("student", tokens, round(memory), seconds, note)
+
+
+def _targets(work: Work) -> StagePlan:
+    kind = work.recipe.objective.targets
+    tokens = work.amounts.train_documents * work.amounts.document_tokens
+    head_tokens = 0 if kind == "hidden" else tokens * work.amounts.counted
+    seconds = _teacher_seconds(work, tokens, head_tokens)
+    return StagePlan("targets", round(tokens), round(work.resident), seconds, kind)
+
+
+def _arm(work: Work, name: str, *, teaches: bool) -> StagePlan:
+    """One training run: with the teacher's distributions, or (the control) on its text alone."""
+    train, lora, student = work.recipe.train, work.recipe.student.lora, work.student
+    bfloat16 = work.machine.fast_bfloat16 if train.dtype == "auto" else train.dtype == "bfloat16"
+    tokens = work.amounts.trained_tokens
+    counted = tokens * work.amounts.counted
+    learns_head = train.embeddings and lora is None
+    trained = student.parameters if learns_head else student.body
+    if lora is not None:
+        # An update of rank r of an n × m matrix has r (n + m) numbers; seven matrices a layer.
+        trained = student.layers * 7 * lora.rank * (student.hidden + student.intermediate)
+    flops = costs.training_flops(
+        student,
+        tokens,
+        context=work.amounts.document_tokens,
+        head_tokens=counted,
+        weights=lora is None,
+        head=learns_head,
+    )
+    steps = max(1.0, tokens / train.batch_tokens)
+    seconds = (
+        costs.pass_seconds(flops, work.machine, bfloat16=bfloat16)
+        + costs.loss_seconds(counted, student.vocab, work.machine, divergence=teaches)
+        + costs.optimizer_seconds(steps, trained, work.machine)
+    )
+    teacher_head = 0
+    if teaches and work.teacher is not None:
+        targets = work.recipe.objective.targets
+        teacher_head = work.teacher.head
+        seconds += _teacher_seconds(
+            work, tokens if targets == "online" else 0, counted if targets in ("hidden", "online") else 0
+        )
+    micro = min(train.micro_tokens, train.batch_tokens)
+    memory = work.resident + costs.training_memory(
+        student, trained, micro, bfloat16=bfloat16, teacher_head=teacher_head
+    )
+    return StagePlan(name, round(tokens), round(memory), seconds, f"{steps:,.0f} steps")
+
+
+def _evaluate(work: Work) -> StagePlan:
+    """Teacher, student before and after, and control: all in memory at once, in float32."""
+    settings, amounts, machine = work.recipe.evaluate, work.amounts, work.machine
+    models = [work.student] * (3 if settings.control and work.needs_teacher else 2)
+    models += [work.teacher] if work.teacher else []
+    text = amounts.held_out_documents * amounts.document_tokens
+    written = min(settings.prompts, amounts.held_out_documents) * settings.max_tokens
+    rounds = SPEED_ROUNDS if settings.speed else 0
+    seconds = 0.0
+    for shape in models:
+        flops = costs.forward_flops(
+            shape,
+            text + rounds * 2 * SPEED_READ,
+            context=amounts.document_tokens,
+            head_tokens=text * amounts.counted,
+        )
+        seconds += costs.pass_seconds(flops, machine, bfloat16=False)
+        one_token = costs.weights_read_seconds(4 * shape.parameters, machine)
+        seconds += (written + rounds * SPEED_WRITTEN) * one_token
+    memory = costs.BASE_MEMORY + sum(4 * shape.parameters for shape in models)
+    return StagePlan("evaluate", round(text * len(models)), round(memory), seconds, f"{len(models)} models")
+
+
+def _teacher_seconds(work: Work, tokens: float, head_tokens: float) -> float:
+    """The teacher's layers over ``tokens``, and its head over ``head_tokens``."""
+    assert work.teacher is not None
+    flops = costs.forward_flops(
+        work.teacher, tokens, context=work.amounts.document_tokens, head_tokens=head_tokens
+    )
+    return costs.pass_seconds(flops, work.machine, bfloat16=work.machine.fast_bfloat16)
+
+
+def _backend(work: Work) -> str:
+    wanted = work.recipe.teacher.backend
+    if wanted != "auto":
+        return wanted
+    return "llama.cpp" if _is_gguf(work) and importlib.util.find_spec("xllamacpp") else "torch"
+
+
+def _load_seconds(work: Work) -> float:
+    assert work.teacher is not None
+    return work.teacher.parameters * (costs.GGUF_LOAD_S if _is_gguf(work) else costs.SAFETENSORS_LOAD_S)
+
+
+def _is_gguf(work: Work) -> bool:
+    return work.teacher_facts.kind in ("gguf", "embedded")
