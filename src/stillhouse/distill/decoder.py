@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -71,11 +72,12 @@ def rebuild(
     entries = {**model.config.to_dict(), **changes}
     try:
         config = type(model.config).from_dict(entries)
-    except ValueError as error:
+    except (StrictDataclassError, ValueError) as error:
         raise ModelError(f"the pruned model would not be valid: {root_message(error)}") from error
     config._name_or_path = ""
     with no_init_weights():
-        rebuilt = type(model)(config).to(next(model.parameters()).device, torch.float32)
+        rebuilt = type(model)(config)
+    nn.Module.to(rebuilt, next(model.parameters()).device, torch.float32)
     rebuilt.load_state_dict(state, strict=True)
     rebuilt.tie_weights()
     rebuilt.generation_config = copy.deepcopy(model.generation_config)
@@ -84,6 +86,6 @@ def rebuild(
 
 def root_message(error: BaseException) -> str:
     """The innermost cause's message: transformers wraps the sentence that matters."""
-    while error.__cause__ is not None:
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
     return " ".join(str(error).split())

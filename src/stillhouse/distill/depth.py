@@ -1,13 +1,14 @@
 """Depth pruning: which layers stay, and a model that has only those.
 
-Layers go by measured block influence (see ``importance``), which asks how far a layer turns
-the residual stream, not what its absence costs in quality; ``heal`` then repairs part of the
-damage, and training the rest.
+Layers go by measured block influence, except those that make massive activations, which stay
+(see ``importance``). Influence asks how far a layer turns the residual stream, not what its
+absence costs in quality; ``heal`` then repairs part of the damage, and training the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedModel
 
@@ -15,17 +16,17 @@ from ..errors import RecipeError
 from .decoder import layer_prefix, layers_of, per_layer_entries, rebuild
 
 
-def least_influence(influence: Sequence[float], layers: int) -> list[int]:
-    """The ``layers`` layers of greatest influence, in their order in the model.
+def most_influence(influence: Sequence[float], layers: int, first: Collection[int] = ()) -> list[int]:
+    """The ``layers`` layers that stay, in their order in the model: of greatest influence.
 
-    Of equals the later layer goes first.
+    Of equals the later layer goes. Layers in ``first`` stay before all others.
 
     Raises:
         RecipeError: the model does not have that many layers.
     """
     if not 1 <= layers <= len(influence):
         raise RecipeError(f"student.layers: {layers} layers cannot stay: the model has {len(influence)}")
-    ranked = sorted(range(len(influence)), key=lambda layer: (-influence[layer], layer))
+    ranked = sorted(range(len(influence)), key=lambda layer: (layer not in first, -influence[layer], layer))
     return sorted(ranked[:layers])
 
 
@@ -52,7 +53,7 @@ def removed_runs(keep: Sequence[int], layers: int) -> list[tuple[int, int]]:
     [(1, 3), (5, 6)]
     """
     edges = [-1, *keep, layers]
-    return [(a + 1, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a + 1]
+    return [(a + 1, b) for a, b in itertools.pairwise(edges) if b > a + 1]
 
 
 def prune_depth(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:

@@ -84,8 +84,7 @@ def heal(
     """
     layers = layers_of(student)
     runs = {first: (first, end) for first, end in removed_runs(keep, len(teacher.hidden_ND) - 1)}
-    if 0 in runs:
-        del runs[0]  # nothing precedes it that could hold a map
+    runs.pop(0, None)  # nothing precedes it that could hold a map
     healed = []
     hidden_ND = teacher.hidden_ND[0]
     for layer, old in zip(layers, keep, strict=True):
@@ -96,12 +95,12 @@ def heal(
         run = runs.pop(old + 1, None)
         if run is not None:
             target_ND = teacher.hidden_ND[run[1]]
-            weights_N = 1.0 / target_ND.double().square().sum(-1)
+            weights_N = _inverse_squares(target_ND)
             map_DD = fit_map(mlp_ND, target_ND - output_ND, weights_N, ridge)
             before = _relative_error(output_ND, target_ND, weights_N)
             output_ND = output_ND + (mlp_ND.double() @ map_DD - mlp_ND).to(output_ND.dtype)
             after = _relative_error(output_ND, target_ND, weights_N)
-            _merge(layer.mlp.down_proj, map_DD)
+            _merge(layer.get_submodule("mlp.down_proj"), map_DD)
             healed.append(HealedRun(run[0], run[1] - 1, before, after))
         hidden_ND = output_ND
     return healed
@@ -112,11 +111,19 @@ def _through(
 ) -> tuple[Tensor, Tensor]:
     """One layer over all documents: its output and its MLP's output, both [N, D]."""
     mlp: list[Tensor] = []
-    handle = layer.mlp.register_forward_hook(lambda _module, _args, output: mlp.append(output[0]))
+    handle = layer.get_submodule("mlp").register_forward_hook(
+        lambda _module, _args, output: mlp.append(output[0])
+    )
     with removed_after([handle]):
         documents = zip(hidden_ND.split(list(lengths)), calls, strict=True)
         output = [layer(hidden_TD[None], **call)[0] for hidden_TD, call in documents]
     return torch.cat(output), torch.cat(mlp)
+
+
+def _inverse_squares(target_ND: Tensor) -> Tensor:
+    """1 / |target|^2 of each token; 0 for a target of zero, as a padding token's may be."""
+    squares_N = target_ND.double().square().sum(-1)
+    return torch.where(squares_N > 0, 1.0 / squares_N, 0.0)
 
 
 def _relative_error(output_ND: Tensor, target_ND: Tensor, weights_N: Tensor) -> float:
@@ -124,8 +131,9 @@ def _relative_error(output_ND: Tensor, target_ND: Tensor, weights_N: Tensor) -> 
     return (weights_N * (target_ND - output_ND).double().square().sum(-1)).mean().item()
 
 
-def _merge(down_proj: nn.Linear, map_DD: Tensor) -> None:
+def _merge(down_proj: nn.Module, map_DD: Tensor) -> None:
     """Multiplies the map into the layer: (x W' + b) T = x (T' W)' + b T."""
+    assert isinstance(down_proj, nn.Linear)
     weight_DI = down_proj.weight
     weight_DI.copy_(map_DD.T @ weight_DI.double())
     if down_proj.bias is not None:

@@ -11,6 +11,7 @@ Q query heads, K key-value heads, L layers.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from .decoder import layers_of
 
 if TYPE_CHECKING:
     from .documents import Document
+
+
+MASSIVE_GROWTH = 10.0
+"""In SmolLM2-135M the layer in question multiplies by 139, the first layer by 35, no other by more than 7."""
 
 
 def calibration_sample(documents: Sequence[Document], tokens: int, seed: int) -> list[Tensor]:
@@ -101,8 +106,24 @@ def block_influence(hidden_ND: Sequence[Tensor]) -> list[float]:
     Men et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You
     Expect", equation 1. 0 is a layer that changes nothing but the length.
     """
-    pairs = zip(hidden_ND[:-1], hidden_ND[1:], strict=True)
+    pairs = itertools.pairwise(hidden_ND)
     return [1.0 - F.cosine_similarity(a.double(), b.double(), dim=-1).mean().item() for a, b in pairs]
+
+
+def massive_makers(hidden_ND: Sequence[Tensor]) -> list[int]:
+    """Layers that make some token's state at least 10 times as long as it entered.
+
+    They make the massive activations (Sun et al. 2024, "Massive Activations in Large Language
+    Models") on which later layers rest their attention. It is one token in a document, so a mean
+    over tokens cannot see it: in SmolLM2-135M layer 11 makes it, with the influence of its
+    neighbours, and without that layer nothing later works (docs/students.md has the figures).
+    """
+    lengths_N = [hidden.norm(dim=-1) for hidden in hidden_ND]
+    # 0/0 where a padding token is all zero throughout.
+    growth = [
+        torch.nan_to_num(after / before).max().item() for before, after in itertools.pairwise(lengths_N)
+    ]
+    return [layer for layer, factor in enumerate(growth) if factor >= MASSIVE_GROWTH]
 
 
 @dataclass(frozen=True)
@@ -138,9 +159,13 @@ def width_importance(model: PreTrainedModel, sample: Sequence[Tensor]) -> WidthI
 
     handles = []
     for layer, neuron, head in zip(layers, neurons, heads, strict=True):
-        handles.append(layer.mlp.down_proj.register_forward_pre_hook(neuron.add_input(Tensor.abs)))
+        handles.append(
+            layer.get_submodule("mlp.down_proj").register_forward_pre_hook(neuron.add_input(Tensor.abs))
+        )
         per_head = _head_norms(head_dim)
-        handles.append(layer.self_attn.o_proj.register_forward_pre_hook(head.add_input(per_head)))
+        handles.append(
+            layer.get_submodule("self_attn.o_proj").register_forward_pre_hook(head.add_input(per_head))
+        )
     for norm, output, energy in zip(norms, outputs, energies, strict=True):
         handles.append(norm.register_forward_pre_hook(energy.add_input(_normalised_square)))
         handles.append(norm.register_forward_hook(output.add_output(Tensor.abs)))
@@ -159,8 +184,9 @@ def width_importance(model: PreTrainedModel, sample: Sequence[Tensor]) -> WidthI
 
 def norms_of(model: PreTrainedModel) -> list[nn.Module]:
     """Every norm that reads the residual stream: two a layer, then the final one."""
-    per_layer = [(layer.input_layernorm, layer.post_attention_layernorm) for layer in layers_of(model)]
-    return [norm for pair in per_layer for norm in pair] + [getattr(model, model.base_model_prefix).norm]
+    names = ("input_layernorm", "post_attention_layernorm")
+    norms = [layer.get_submodule(name) for layer in layers_of(model) for name in names]
+    return [*norms, getattr(model, model.base_model_prefix).norm]
 
 
 def head_size(config: Any) -> int:
@@ -209,4 +235,4 @@ def _head_norms(head_dim: int) -> Callable[[Tensor], Tensor]:
 
 def _normalised_square(hidden_ND: Tensor) -> Tensor:
     square_ND = hidden_ND.square()
-    return square_ND / square_ND.mean(-1, keepdim=True)
+    return torch.nan_to_num(square_ND / square_ND.mean(-1, keepdim=True))  # padding tokens may be all zero

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as noise
 
+from ..errors import StorageError
 from ..files import atomic_directory
 from ..models import ChatTemplate
 from .lora import has_adapters, merged
@@ -39,13 +43,19 @@ def save_student(
         StorageError: the disk is full, or the place may not be written.
     """
     plain = merged(model) if has_adapters(model) else copy.deepcopy(model)
-    plain = plain.to(device="cpu", dtype=getattr(torch, dtype))
+    nn.Module.to(plain, device="cpu", dtype=getattr(torch, dtype))
     plain.config.use_cache = True
     _end_with_turn(plain, tokenizer)
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = template.source
     with atomic_directory(directory) as temporary:
-        plain.save_pretrained(temporary)
+        noise.disable_progress_bar()
+        try:
+            plain.save_pretrained(temporary)
+        except SafetensorError as error:  # its own words for a full disk; Python's OSError never appears
+            raise StorageError(f"could not write the weights to {directory}: {error}") from error
+        finally:
+            noise.enable_progress_bar()
         tokenizer.save_pretrained(temporary)
 
 
@@ -53,9 +63,9 @@ def _end_with_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
     """Makes generation stop at the tokenizer's end mark too, where it is not among the model's own."""
     generation = model.generation_config
     assert generation is not None
-    own = generation.eos_token_id
+    own, mark = generation.eos_token_id, tokenizer.eos_token_id
     ends = [own] if isinstance(own, int) else list(own or [])
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-        ends.append(tokenizer.eos_token_id)
+    if isinstance(mark, int) and mark not in ends:
+        ends.append(mark)
     if ends:
         generation.eos_token_id = ends if len(ends) > 1 else ends[0]

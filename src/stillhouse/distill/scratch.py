@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -42,7 +43,7 @@ def scratch_config(entries: Mapping[str, Any], tokenizer: PreTrainedTokenizerFas
     for key in entries:
         if key != "model_type" and key not in known:
             raise RecipeError(
-                f"student.config: a {model_type} configuration has no key {key!r}",
+                f"student.config: {model_type} has no setting {key!r}",
                 hint=did_you_mean(key, known),
             )
     needed = vocabulary_size(tokenizer)
@@ -52,12 +53,12 @@ def scratch_config(entries: Mapping[str, Any], tokenizer: PreTrainedTokenizerFas
     del settings["model_type"]
     if settings["vocab_size"] < needed:
         raise RecipeError(
-            f"student.config: vocab_size {settings['vocab_size']} is smaller than the tokenizer's {needed} tokens",
+            f"student.config: vocab_size {settings['vocab_size']} is less than the tokenizer's {needed}",
             hint=f"Leave vocab_size out to get {padded}.",
         )
     try:
         return AutoConfig.for_model(model_type, **settings)
-    except (ValueError, TypeError) as error:
+    except (StrictDataclassError, ValueError, TypeError) as error:
         raise RecipeError(f"student.config: {root_message(error)}") from error
 
 

@@ -19,9 +19,9 @@ from ..models import ChatTemplate, Weights, load_tokenizer, load_weights, same_t
 from ..recipe import Student
 from . import depth, width
 from .heal import can_heal, heal
-from .importance import block_influence, calibration_sample, trace, width_importance
+from .importance import block_influence, calibration_sample, massive_makers, trace, width_importance
 from .saving import save_student
-from .scratch import build_scratch, vocabulary_size
+from .scratch import build_scratch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +38,9 @@ class Built:
     Args:
         model: float32, in evaluation mode.
         facts: how it was made, as JSON values: `init`, `parameters`, `layers`; after pruning also
-            `parent_layers`, `influence` (one number a layer of the parent, if measured), `keep`,
-            `healed` (one entry a removed run), `intermediate`, `heads`, `hidden`, `calibration_tokens`.
+            `parent_layers`, `influence` (one number a layer of the parent), `massive` (its layers that
+            make massive activations), `keep`,
+            `healed` (one entry a run that was), `intermediate`, `heads`, `hidden`, `calibration_tokens`.
     """
 
     model: PreTrainedModel
@@ -59,7 +60,6 @@ def build_student(
 
     Raises:
         RecipeError: something that this kind of student needs is not said, or cannot be.
-        TokenizerMismatchError: the tokenizer has ids that the student's vocabulary has not.
     """
     match settings.init:
         case "pretrained":
@@ -78,12 +78,11 @@ def build_student(
                 "student.template: the chat template of a remote teacher is not known; use `own`"
             )
         template = teacher.template
-    require_room_for(tokenizer, model)
     described = {
         "init": settings.init,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "layers": model.config.num_hidden_layers,
-        "vocab_size": model.get_input_embeddings().weight.shape[0],
+        "vocab_size": model.config.vocab_size,
     }
     return Built(model, tokenizer, template, {**described, **facts})
 
@@ -132,21 +131,8 @@ def require_same_tokenizer(teacher: PreTrainedTokenizerFast, student: PreTrained
     raise TokenizerMismatchError(
         "teacher and student have different tokenizers, so the student cannot learn the teacher's "
         f"distributions: {tokenizer_difference(teacher, student)}",
-        hint="Take a student of the same family, or learn the teacher's text with objective.kind=cross_entropy.",
+        hint="Take a student of the same family, or learn from the text alone: objective.kind=cross_entropy.",
     )
-
-
-def require_room_for(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
-    """Refuses a model whose embedding has no row for some id of the tokenizer.
-
-    Raises:
-        TokenizerMismatchError: it has not.
-    """
-    rows, needed = model.get_input_embeddings().weight.shape[0], vocabulary_size(tokenizer)
-    if rows < needed:
-        raise TokenizerMismatchError(
-            f"the student's vocabulary has {rows} entries, but its tokenizer has ids up to {needed - 1}"
-        )
 
 
 def _parent(settings: Student, teacher: Weights | None) -> Weights:
@@ -174,16 +160,17 @@ def _prune_depth(
     parent: PreTrainedModel, settings: Student, sample: Sequence[Tensor]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     stream = trace(parent, sample)
-    influence = block_influence(stream.hidden_ND)
+    influence, massive = block_influence(stream.hidden_ND), massive_makers(stream.hidden_ND)
     if settings.keep is not None:
         keep = depth.check_keep(settings.keep, len(influence))
     else:
         assert settings.layers is not None
-        keep = depth.least_influence(influence, settings.layers)
+        keep = depth.most_influence(influence, settings.layers, massive)
     model = depth.prune_depth(parent, keep)
     facts: dict[str, Any] = {
         "parent_layers": len(influence),
         "influence": influence,
+        "massive": massive,
         "keep": keep,
         "healed": [],
     }

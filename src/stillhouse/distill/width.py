@@ -78,8 +78,8 @@ def choose_cut(
     _check("hidden", hidden, config.hidden_size, "hidden channels")
     if hidden is not None and config.model_type.startswith("gemma"):
         raise ModelError(
-            f"student.hidden: hidden channels of a {config.model_type} model cannot be removed: it scales its "
-            "embeddings by their number",
+            f"student.hidden: hidden channels of a {config.model_type} model cannot be removed: "
+            "it scales its embeddings by their number",
             hint="Remove layers, neurons or heads instead.",
         )
     return Cut(
@@ -149,7 +149,9 @@ def _kept(model: PreTrainedModel, cut: Cut, counted: str | None, layer: int | No
 
 def _changes(model: PreTrainedModel, cut: Cut) -> dict[str, Any]:
     config = model.config
-    changes: dict[str, Any] = {"head_dim": head_size(config)}
+    changes: dict[str, Any] = {}
+    if cut.groups or cut.channels is not None:
+        changes["head_dim"] = head_size(config)  # or it would be derived anew from the smaller width
     if cut.neurons:
         changes["intermediate_size"] = len(cut.neurons[0])
     if cut.groups:
