@@ -1,0 +1,59 @@
+"""Where a student comes from: the terms of its teacher, the manifest of a run, the model card.
+
+The front door: names are imported when first used, so that importing the room costs nothing.
+Nothing here is legal advice, and nothing here is signed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .card import model_card
+    from .card_head import read_card_head
+    from .find import find_terms
+    from .manifest import Manifest, recipe_section_hash
+    from .terms import Terms, all_terms
+    from .verdict import Verdict, explain, judge, naming_warning, require_allowed
+    from .verify import Verification, verify_run
+
+_HOME = {
+    "Manifest": "manifest",
+    "Terms": "terms",
+    "Verdict": "verdict",
+    "Verification": "verify",
+    "all_terms": "terms",
+    "explain": "verdict",
+    "find_terms": "find",
+    "judge": "verdict",
+    "model_card": "card",
+    "naming_warning": "verdict",
+    "read_card_head": "card_head",
+    "recipe_section_hash": "manifest",
+    "require_allowed": "verdict",
+    "verify_run": "verify",
+}
+
+__all__ = [
+    "Manifest",
+    "Terms",
+    "Verdict",
+    "Verification",
+    "all_terms",
+    "explain",
+    "find_terms",
+    "judge",
+    "model_card",
+    "naming_warning",
+    "read_card_head",
+    "recipe_section_hash",
+    "require_allowed",
+    "verify_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

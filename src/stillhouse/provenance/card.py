@@ -1,0 +1,279 @@
+"""The model card: ``README.md`` of a student, with a head that the Hugging Face Hub reads.
+
+States teacher, data, objective, numbers, terms, how to make it again, and what it was not
+measured on. It adds no number that is not in the report, and leaves out what the report
+does not have. Text that came from outside (names, reasons) is escaped for Markdown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import __version__
+from ..recipe import Recipe
+from ..recipe_file import dump_recipe
+from .card_head import base_reference, base_terms, card_head, hub_name, public_name, student_license
+from .terms import Terms
+from .verdict import Verdict, naming_warning
+
+_OBJECTIVES = {
+    "cross_entropy": "cross-entropy on the teacher's text",
+    "forward_kl": "forward KL divergence to the teacher",
+    "reverse_kl": "reverse KL divergence to the teacher",
+    "jsd": "generalised Jensen–Shannon divergence to the teacher",
+    "skew_forward_kl": "skew forward KL divergence to the teacher",
+    "skew_reverse_kl": "skew reverse KL divergence to the teacher",
+}
+
+
+def model_card(
+    *,
+    recipe: Recipe,
+    report: Mapping[str, Any],
+    terms: Terms,
+    verdict: Verdict,
+    manifest_facts: Mapping[str, Any],
+) -> str:
+    """The text of the card.
+
+    Args:
+        report: the fields of ``report.json``; any of them may be missing.
+        terms: the teacher's.
+        verdict: of the recipe's purpose.
+        manifest_facts: what each stage found out, by the stage's name.
+    """
+    import yaml
+
+    head = yaml.safe_dump(card_head(recipe, terms), sort_keys=False, allow_unicode=True, width=1000)
+    sections = [
+        _opening(recipe, terms),
+        _section("Teacher", _teacher(recipe, report)),
+        _section("Data", _data(recipe, report)),
+        _section("Training", _training(recipe, manifest_facts)),
+        _section("Results", _results(report)),
+        _section("Terms", _terms(recipe, terms, verdict)),
+        _section("Make it again", _reproduction(recipe)),
+        _section("Limitations", _limitations(recipe, report)),
+    ]
+    return f"---\n{head}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _opening(recipe: Recipe, terms: Terms) -> str:
+    base = base_reference(recipe)
+    start = {
+        "scratch": "a randomly initialised model",
+        "prune": f"{_model(base)} with parts removed" if base else "",
+        "pretrained": _model(base) if base else "",
+    }[recipe.student.init]
+    lines = [f"# {escape(recipe.name)}"]
+    sources = {entry.key: entry for entry in (terms, base_terms(recipe, terms)) if entry}.values()
+    lines += [f"**{credit}**" for credit in dict.fromkeys(entry.credit for entry in sources) if credit]
+    lines.append(f"A student distilled from {_model(recipe.teacher.model)}; it started from {start}.")
+    warnings = filter(None, (naming_warning(entry, recipe.name) for entry in sources))
+    lines += [f"> **Before you give this model away, rename it.** {escape(warning)}" for warning in warnings]
+    return "\n\n".join(lines)
+
+
+def _teacher(recipe: Recipe, report: Mapping[str, Any]) -> str:
+    lineage = report.get("lineage") or {}
+    rows = [("model", _model(recipe.teacher.model))]
+    rows += [("fingerprint (SHA-256)", f"`{lineage[k]}`") for k in ("teacher_hash",) if lineage.get(k)]
+    rows += [("chat template (SHA-256)", f"`{lineage[k]}`") for k in ("template_hash",) if lineage.get(k)]
+    if recipe.teacher.system:
+        rows.append(("system prompt", escape(recipe.teacher.system)))
+    return _list(rows)
+
+
+def _data(recipe: Recipe, report: Mapping[str, Any]) -> str:
+    rows = [("prompts", f"`{public_name(recipe.prompts.source)}`")]
+    settings = recipe.collect
+    rows.append(
+        (
+            "answers",
+            f"{settings.samples} a prompt, at temperature {settings.temperature:g}, "
+            f"top-p {settings.top_p:g}, at most {settings.max_tokens} tokens",
+        )
+    )
+    counts = report.get("corpus") or {}
+    rows += [(_words(key), _value(value)) for key, value in counts.items() if _plain(value)]
+    return _list(rows)
+
+
+def _training(recipe: Recipe, manifest_facts: Mapping[str, Any]) -> str:
+    objective = recipe.objective
+    goal = _OBJECTIVES[objective.kind]
+    if objective.kind != "cross_entropy" and objective.cross_entropy:
+        goal += f", with {objective.cross_entropy:g} of the weight on cross-entropy"
+    facts = manifest_facts.get("train") or {}
+    settings = recipe.train
+    rows = [
+        ("objective", f"{goal}; temperature {objective.temperature:g}, on {objective.loss_on} tokens"),
+        ("optimizer", f"AdamW, peak rate {settings.learning_rate:g}, {settings.schedule} schedule"),
+        ("step", f"{settings.batch_tokens:,} tokens"),
+    ]
+    if recipe.student.lora:
+        rows.append(("adapters", f"LoRA of rank {recipe.student.lora.rank}, merged into these weights"))
+    rows += [
+        (_words(key), _value(facts[key])) for key in ("tokens", "steps", "train_seconds") if key in facts
+    ]
+    return _list(rows)
+
+
+def _results(report: Mapping[str, Any]) -> str:
+    models: Sequence[Mapping[str, Any]] = report.get("models") or []
+    if not models:
+        return ""
+    columns = [
+        ("KL to the teacher, nats/token", lambda m: _estimate(m.get("kl"))),
+        ("top-1 agreement", lambda m: _estimate(m.get("agreement"))),
+        ("perplexity", lambda m: _estimate(m.get("perplexity"))),
+        ("parameters", lambda m: _count(m.get("parameters"))),
+        ("size", lambda m: _size(m.get("bytes"))),
+        ("tokens/s", lambda m: _number((m.get("tokens_per_s") or {}).get("median"))),
+    ]
+    shown = [(title, show) for title, show in columns if any(show(m) for m in models)]
+    table = [
+        "| " + " | ".join(["model", *[title for title, _ in shown]]) + " |",
+        "|" + "---|" * (len(shown) + 1),
+    ]
+    for m in models:
+        cells = [
+            escape(public_name(str(m.get("label", m.get("key", ""))))),
+            *[show(m) or "–" for _, show in shown],
+        ]
+        table.append("| " + " | ".join(cells) + " |")
+    held_out = report.get("held_out") or {}
+    under = f"Measured on {held_out['documents']} held-out documents. " if held_out.get("documents") else ""
+    confidence = next((m["perplexity"].get("confidence") for m in models if m.get("perplexity")), None)
+    if confidence:
+        under += f"In brackets: {confidence:.0%} intervals, clustered by document."
+    verdict = (report.get("verdict") or {}).get("sentence", "")
+    return "\n\n".join(filter(None, [escape(verdict), "\n".join(table), under.strip()]))
+
+
+def _terms(recipe: Recipe, terms: Terms, verdict: Verdict) -> str:
+    answer = {True: "allowed", False: "refused", None: "unknown"}[verdict.allowed]
+    weights = base_terms(recipe, terms)
+    others = weights if weights and weights.key != terms.key else None
+    chosen = student_license(recipe, terms)
+    rows = [("declared purpose", f"{recipe.purpose}: {answer}")]
+    if verdict.accepted:
+        rows.append(
+            ("accepted all the same, in the words of this model's maker", f"“{escape(verdict.accepted)}”")
+        )
+    rows += [
+        ("teacher's terms", f"{terms.name} (`{terms.key}`): {terms.clause}"),
+        ("source", f"{terms.source}; checked: {terms.checked}"),
+    ]
+    if others:
+        rows.append(("terms of the starting weights", f"{others.name} (`{others.key}`): {others.clause}"))
+    rows.append(("licence of this model", f"{escape(chosen.name or 'none')} ({chosen.why})"))
+    if chosen.forced and recipe.license not in (None, chosen.name):
+        rows.append(("not applied", f"the recipe's licence, {escape(recipe.license or '')}"))
+    parts = [_list(rows)]
+    if duties := dict.fromkeys((*verdict.duties, *(others.duties if others else ()))):
+        parts.append("What this asks of whoever gives the model away:")
+        parts.append("\n".join(f"- {duty}" for duty in duties))
+    return "\n\n".join([*parts, "A reading of the terms by Stillhouse's table, not legal advice."])
+
+
+def _reproduction(recipe: Recipe) -> str:
+    text = dump_recipe(_public(recipe)).rstrip()
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return (
+        f"With Stillhouse {__version__} and the recipe below as `recipe.yaml`, in which local paths were "
+        "reduced to their last component:\n\n"
+        "```sh\nstill run recipe.yaml\n```\n\n<details><summary>recipe.yaml</summary>\n\n"
+        f"{fence}yaml\n{text}\n{fence}\n\n</details>"
+    )
+
+
+def _public(recipe: Recipe) -> Recipe:
+    """The recipe without what is private to a machine."""
+    student, replace = recipe.student, dataclasses.replace
+    return replace(
+        recipe,
+        teacher=replace(recipe.teacher, model=public_name(recipe.teacher.model)),
+        student=replace(
+            student,
+            model=student.model and public_name(student.model),
+            tokenizer=student.tokenizer and public_name(student.tokenizer),
+        ),
+        prompts=replace(recipe.prompts, source=public_name(recipe.prompts.source)),
+    )
+
+
+def _limitations(recipe: Recipe, report: Mapping[str, Any]) -> str:
+    documents = (report.get("held_out") or {}).get("documents")
+    measured = f"{documents} documents" if documents else "documents"
+    points = [
+        f"Measured on {measured} from the same source as the training prompts; other text, other "
+        "languages and other tasks were not measured.",
+        "Closeness to the teacher is no measure of truth: the student learns the teacher's errors and "
+        "biases, and was not tested for safety.",
+    ]
+    if recipe.student.init == "prune":
+        points.append(
+            "Parts of the original network were removed; abilities that the data does not exercise may be lost."
+        )
+    return "\n".join(f"- {point}" for point in points)
+
+
+def escape(text: str) -> str:
+    """``text`` on one line, with what Markdown or HTML would act on made harmless."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
+
+
+def _model(reference: str) -> str:
+    name = hub_name(reference)
+    return f"[{name}](https://huggingface.co/{name})" if name else f"`{public_name(reference)}`"
+
+
+def _list(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in rows)
+
+
+def _words(key: str) -> str:
+    return escape(str(key).replace("_", " "))
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str) or (isinstance(value, Mapping) and bool(value))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(key)} {_value(item)}" for key, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.4g}" if isinstance(value, float) else escape(str(value))
+
+
+def _estimate(part: Mapping[str, Any] | None) -> str:
+    if not part or part.get("value") is None:
+        return ""
+    value = f"{part['value']:.4g}"
+    if part.get("low") is None or part.get("high") is None:
+        return value
+    return f"{value} [{part['low']:.4g}, {part['high']:.4g}]"
+
+
+def _count(parameters: int | None) -> str:
+    return f"{parameters / 1e6:,.1f} M" if parameters else ""
+
+
+def _size(size: int | None) -> str:
+    return f"{size / 1e6:,.0f} MB" if size else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"

@@ -1,0 +1,131 @@
+"""The head of a model card: YAML between two lines of ``---``, as the Hugging Face Hub reads it.
+
+Field names and values are the Hub's (https://huggingface.co/docs/hub/model-cards), and one
+is ours: ``teacher_model``. Nothing in it names a place on the machine that made the student:
+a local path is reduced to its last component, an address loses its user and query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from ..recipe import Recipe
+from .find import find_terms, model_name
+from .terms import Terms
+
+# what the embedded models and packaged prompt sets are called on the Hub
+_HUB_MODELS = {"embedded:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_HUB_DATASETS = {"package:mmlu": "cais/mmlu"}
+
+# values of `license` that the Hub knows; others are written as `other` with a `license_name`
+_HUB_LICENSES = frozenset(
+    "apache-2.0 mit bsd-3-clause cc-by-4.0 cc-by-nc-4.0 gemma llama2 llama3 llama3.1 llama3.2 llama3.3 "
+    "llama4 openrail bigscience-openrail-m bigcode-openrail-m".split()
+)
+_READ_FIELDS = ("license", "license_name", "license_link", "base_model", "teacher_model")
+
+
+@dataclass(frozen=True)
+class License:
+    """A student's licence, and who chose it."""
+
+    name: str | None
+    """None: nobody chose one."""
+    why: str
+    forced: bool = False
+
+
+def base_reference(recipe: Recipe) -> str | None:
+    """The model whose weights the student starts from; None for one that starts from nothing."""
+    if recipe.student.init == "scratch":
+        return None
+    return recipe.student.model or recipe.teacher.model
+
+
+def base_terms(recipe: Recipe, terms: Terms) -> Terms | None:
+    """Terms of the starting weights: ``terms`` where they are the teacher's, else found by the name alone."""
+    base = base_reference(recipe)
+    if base is None:
+        return None
+    return terms if base == recipe.teacher.model else find_terms(base)
+
+
+def student_license(recipe: Recipe, terms: Terms) -> License:
+    """The student's licence: what teacher and starting weights force, else the recipe's, else the weights'.
+
+    Args:
+        terms: the teacher's.
+    """
+    base = base_terms(recipe, terms)
+    forced: dict[str, str] = {}
+    if terms.student_license:
+        forced[terms.student_license] = f"{terms.name} passes on to models trained on its outputs"
+    if base and base.keeps_license and base.license:
+        forced.setdefault(base.license, f"{base.name} covers the weights that the student starts from")
+    if forced:
+        return License("-and-".join(forced), "; ".join(forced.values()), forced=True)
+    if recipe.license:
+        return License(recipe.license, "chosen in the recipe")
+    if base and base.license:
+        return License(base.license, "that of the weights that the student starts from")
+    return License(None, "nobody chose one (`license` in the recipe)")
+
+
+def card_head(recipe: Recipe, terms: Terms) -> dict[str, Any]:
+    """The head's fields, in the order in which they are written."""
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    chosen = student_license(recipe, terms).name
+    if chosen in _HUB_LICENSES:
+        head["license"] = chosen
+    elif chosen:
+        head |= {"license": "other", "license_name": chosen}
+    base = base_reference(recipe)
+    if base and (name := hub_name(base)):
+        head |= {"base_model": name, "base_model_relation": "finetune"}
+    head["teacher_model"] = hub_name(recipe.teacher.model) or public_name(recipe.teacher.model)
+    if dataset := _HUB_DATASETS.get(recipe.prompts.source):
+        head["datasets"] = [dataset]
+    head["tags"] = ["knowledge-distillation", "stillhouse", recipe.objective.kind.replace("_", "-")]
+    return head
+
+
+def hub_name(reference: str) -> str | None:
+    """``org/name`` of a model that is on the Hub, or None."""
+    if reference in _HUB_MODELS:
+        return _HUB_MODELS[reference]
+    return model_name(reference) if reference.startswith("hub:") else None
+
+
+def public_name(reference: str) -> str:
+    """A reference without what is private to a machine: paths, users and passwords in addresses, queries."""
+    if reference.startswith("api:"):
+        url = urlsplit(reference.removeprefix("api:"))
+        host = url.hostname or ""
+        place = f"{host}:{url.port}" if url.port else host
+        return "api:" + urlunsplit((url.scheme, place, url.path, "", url.fragment))
+    if reference.startswith(("hub:", "embedded:", "package:")):
+        return reference
+    return reference.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def read_card_head(text: str) -> dict[str, str]:
+    """The fields of a model card that tell whose model it is, as metadata for :func:`.find.find_terms`.
+
+    Several base models are joined with spaces. Empty when there is no head, or it is no YAML.
+    """
+    import yaml
+
+    start, _, rest = text.lstrip("\ufeff").partition("\n")
+    if start.rstrip() != "---":
+        return {}
+    head, end, _ = rest.partition("\n---")
+    try:
+        fields = yaml.safe_load(head) if end else None
+    except yaml.YAMLError:
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    found = {key: fields[key] for key in _READ_FIELDS if fields.get(key)}
+    return {k: " ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in found.items()}
