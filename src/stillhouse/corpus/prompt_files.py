@@ -37,7 +37,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield where, _object(_parse(line, where), where)
+                yield where, _object(_parse(line.strip(), where), where)
 
 
 def _json(path: Path) -> Iterator[Record]:
@@ -77,7 +77,7 @@ def _csv(path: Path) -> Iterator[Record]:
                     )
                 yield where, dict(record)
         except csv.Error as error:
-            raise CorpusError(f"{path}:{reader.line_num}: {error}") from error
+            raise CorpusError(f"{path}:{reader.reader.line_num}: {error}") from error
 
 
 def _txt(path: Path) -> Iterator[Record]:

@@ -17,7 +17,7 @@ _WHO = r"(?:i|we)"
 _HARDLY = r"(?:\ (?:just|simply|really|kindly|respectfully|also))?"
 _CANNOT = r"""(?:
     \ ?(?:can\ ?not | can't | could\ ?not | couldn't | won't | will\ not)
-  | (?:'m|\ am|'re|\ are)(?:\ \w+)?\ (?:unable\ to | not\ able\ to | not\ comfortable | not\ permitted | not\ allowed)
+  | (?:'m|\ am|'re|\ are)(?:\ \w+)?\ (?:unable\ to | not\ (?:able\ to|comfortable|permitted|allowed))
   | \ (?:must|have\ to|need\ to)(?:\ \w+)?\ (?:decline|refuse)
   | \ (?:decline|refuse)\ to
   | \ (?:don't|do\ not)\ feel\ comfortable
@@ -39,7 +39,7 @@ _PATTERNS = (
     rf"{_WHO}(?:'m|\ am|'re|\ are)\ not\ (?:comfortable|permitted|allowed)\b",
     rf"as\ {_AN_AI} [^.!?\n]{{0,80}} \b{_WHO}{_HARDLY}{_CANNOT}\b",
     rf"(?:i'm|i\ am)\ (?:just\ |only\ )?{_AN_AI} [^.!?\n]{{0,60}} \b(?:can\ ?not|can't|unable|not\ able)\b",
-    r"(?:this|that|your)\ (?:request|question|topic|content)\ (?:violates|goes\ against|is\ against|cannot\ be)",
+    r"(?:this|that|your)\ (?:request|question|topic|content)\ (?:violates|(?:goes|is)\ against|cannot\ be)",
     r"it\ (?:is|would\ be)\ (?:not\ appropriate|inappropriate|unethical|illegal)\ (?:for\ me\ )?to\b",
     # Chinese and Japanese
     r"(?:很|非常|真的)?(?:抱歉|对不起|對不起|不好意思)[，,。!！\s]*[^。\n]{0,20}?(?:无法|無法|不能|不便|没有办法|没法)",
@@ -48,7 +48,7 @@ _PATTERNS = (
     # Spanish, French, German, Portuguese
     r"lo\ siento [^.!?\n]{0,30}? \bno\ (?:puedo|podemos|me\ es\ posible)\b",
     r"(?:je\ suis\ )?désolée? [^.!?\n]{0,30}? \bje\ ne\ (?:peux|suis)\b",
-    r"(?:es\ )?tut\ mir\ leid [^.!?\n]{0,30}? \b(?:ich\ (?:kann|darf)|(?:kann|darf)\ ich)\b [^.!?\n]* \bnicht\b",
+    r"(?:es\ )?tut\ mir\ leid [^.!?\n]{0,30}? \b(?:kann|darf)\b [^.!?\n]* \bnicht\b",
     r"(?:sinto\ muito|desculpe|lamento) [^.!?\n]{0,30}? \bnão\ (?:posso|consigo|podemos)\b",
 )
 _REFUSAL = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS), re.IGNORECASE | re.VERBOSE)

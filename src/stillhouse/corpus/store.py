@@ -90,7 +90,11 @@ class Corpus:
                 yield from to_rows(to_table(group, part))
 
     def _numbers(self) -> list[int]:
-        if incomplete_mark(self.directory).exists():
+        try:
+            incomplete = incomplete_mark(self.directory).exists()
+        except PermissionError as error:
+            raise CorpusError(f"no permission to read {self.directory}") from error
+        if incomplete:
             raise CorpusError(
                 f"{self.directory} is only half written: the process that wrote it stopped",
                 hint="Run the same command again; it writes the directory anew.",

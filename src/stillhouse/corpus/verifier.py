@@ -21,8 +21,6 @@ def load_verifier(name: str) -> Verifier:
         RecipeError: there is no such module or function, or the module does not load.
     """
     module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise RecipeError(f"filter.verifier: expected `module:function`, found {name!r}")
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)

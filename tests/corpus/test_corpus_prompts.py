@@ -1,0 +1,261 @@
+"""Prompts from every kind of file, and what is said about a bad one."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.corpus import load_prompts
+from stillhouse.corpus.messages import split_reasoning
+from stillhouse.errors import CorpusError, EmptyCorpusError, MissingExtraError
+
+USER = {"role": "user", "content": "Why is the sky blue?"}
+
+
+def jsonl(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def only(source, **options):
+    (prompt,) = load_prompts(source, **options)
+    return prompt
+
+
+@pytest.mark.parametrize(
+    ("record", "messages", "tags"),
+    [
+        ({"messages": [USER]}, [USER], {}),
+        ({"prompt": USER["content"], "level": 3}, [USER], {"level": 3}),
+        ({"prompt": [USER]}, [USER], {}),
+        ({"question": USER["content"], "answer": "Rayleigh"}, [USER], {"answer": "Rayleigh"}),
+        (
+            {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"},
+            [{"role": "user", "content": "Translate.\n\nGuten Tag"}],
+            {"output": "Good day"},
+        ),
+        ({"instruction": USER["content"], "input": ""}, [USER], {"input": ""}),
+        ({"text": USER["content"], "extra": [1, 2]}, [USER], {}),
+        (
+            {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"}]},
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+            {},
+        ),
+    ],
+)
+def test_columns(tmp_path, record, messages, tags):
+    prompt = only(jsonl(tmp_path / "p.jsonl", record))
+    assert (prompt.messages, prompt.tags, prompt.is_finished) == (messages, tags, False)
+
+
+@pytest.mark.parametrize(
+    ("record", "answer"),
+    [
+        ({"prompt": "Q", "completion": "A"}, {"role": "assistant", "content": "A"}),
+        (
+            {
+                "prompt": [{"role": "user", "content": "Q"}],
+                "completion": [{"role": "assistant", "content": "A"}],
+            },
+            {"role": "assistant", "content": "A"},
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+            {"role": "assistant", "content": "A"},
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "Q"},
+                    {"role": "assistant", "content": "A", "reasoning_content": "hm"},
+                ]
+            },
+            {"role": "assistant", "content": "A", "reasoning_content": "hm"},
+        ),
+        (
+            {"prompt": "Q", "completion": "<think>\nhm\n</think>\n\nA"},
+            {"role": "assistant", "content": "A", "reasoning_content": "hm"},
+        ),
+    ],
+)
+def test_finished_exchanges(tmp_path, record, answer):
+    prompt = only(jsonl(tmp_path / "p.jsonl", record))
+    assert prompt.is_finished
+    assert prompt.messages == [{"role": "user", "content": "Q"}, answer]
+
+
+def test_all_kinds_of_file_give_the_same_prompts(tmp_path):
+    texts = ["First, with a comma", 'Second "quoted"', "Drittens: ä 中"]
+    records = [{"prompt": text} for text in texts]
+    (tmp_path / "p.json").write_text(json.dumps(records))
+    (tmp_path / "p.txt").write_text("\n\n".join(texts) + "\n")
+    quoted = [text.replace('"', '""') for text in texts]
+    (tmp_path / "p.csv").write_text("prompt\n" + "".join(f'"{text}"\n' for text in quoted))
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "p.parquet")
+    jsonl(tmp_path / "p.jsonl", *records)
+    for kind in ("json", "txt", "csv", "parquet", "jsonl"):
+        prompts = load_prompts(str(tmp_path / f"p.{kind}"))
+        assert [prompt.messages[0]["content"] for prompt in prompts] == texts
+        assert [prompt.id for prompt in prompts] == [p.id for p in load_prompts(str(tmp_path / "p.jsonl"))]
+
+
+def test_parquet_with_nested_messages(tmp_path):
+    pq.write_table(
+        pa.Table.from_pylist([{"messages": [USER], "prompt": None}, {"messages": None, "prompt": "P"}]),
+        tmp_path / "p.parquet",
+    )
+    prompts = load_prompts(str(tmp_path / "p.parquet"))
+    assert [prompt.messages for prompt in prompts] == [[USER], [{"role": "user", "content": "P"}]]
+
+
+def test_byte_order_mark_and_blank_lines_are_no_matter(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf\n{"prompt": "a"}\n\n{"prompt": "b"}')
+    assert len(load_prompts(str(path))) == 2
+
+
+def test_named_column_wins(tmp_path):
+    path = jsonl(tmp_path / "p.jsonl", {"prompt": "no", "task": "yes"})
+    prompt = only(path, column="task")
+    assert prompt.messages[0]["content"] == "yes"
+    assert prompt.tags == {"prompt": "no"}
+    with pytest.raises(CorpusError, match=r"p\.jsonl:1: there is no column 'taks'; columns: prompt, task"):
+        load_prompts(path, column="taks")
+
+
+def test_exact_duplicates_are_dropped_and_ids_are_of_the_messages(tmp_path):
+    prompts = load_prompts(
+        jsonl(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "a", "x": 1}, {"text": "b"})
+    )
+    assert [prompt.messages[0]["content"] for prompt in prompts] == ["a", "b"]
+    # sha256 of [{"content":"a","role":"user"}], by coreutils
+    assert prompts[0].id == "5168bd634e48454dad7ce9e90c521bba"
+
+
+def test_limit_draws_the_same_prompts_whatever_their_order(tmp_path):
+    records = [{"prompt": f"prompt {number}"} for number in range(200)]
+    shuffled = random.Random(5).sample(records, len(records))
+    drawn = load_prompts(jsonl(tmp_path / "a.jsonl", *records), limit=20, seed=3)
+    again = load_prompts(jsonl(tmp_path / "b.jsonl", *shuffled), limit=20, seed=3)
+    other = load_prompts(str(tmp_path / "a.jsonl"), limit=20, seed=4)
+    more = load_prompts(str(tmp_path / "a.jsonl"), limit=40, seed=3)
+    assert len(drawn) == 20
+    assert {p.id for p in drawn} == {p.id for p in again} < {p.id for p in more}
+    assert {p.id for p in drawn} != {p.id for p in other}
+    assert [p.id for p in again] == [p.id for p in load_prompts(str(tmp_path / "b.jsonl")) if p in again]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', r"p\.jsonl:2: not JSON: Expecting value at column"),
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n[1]\n',
+            r"p\.jsonl:2: expected an object with named columns, found a list",
+        ),
+        ("p.jsonl", '{"quest": "a"}\n', r"p\.jsonl:1: no column holds a prompt; .*columns: quest"),
+        ("p.jsonl", '{"prompt": 3}\n', r"p\.jsonl:1: prompt must be text or a list of messages, found 3"),
+        ("p.jsonl", '{"prompt": "  "}\n', r"p\.jsonl:1: prompt has no user turn with text"),
+        ("p.jsonl", '{"messages": []}\n', r"p\.jsonl:1: messages has no user turn"),
+        ("p.jsonl", '{"messages": ["hi"]}\n', r"p\.jsonl:1: messages\[0\] must be an object .* found 'hi'"),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "robot", "content": "x"}]}\n',
+            r"p\.jsonl:1: messages\[0\] has the role 'robot'; known are user",
+        ),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}\n',
+            r"p\.jsonl:1: the content of messages\[0\] must be text, found \[",
+        ),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}\n',
+            "ends with a system prompt",
+        ),
+        ("p.json", '[{"prompt": "a"},\n {"prompt" "b"}]', r"p\.json:2: not JSON"),
+        ("p.json", '{"prompt": "a"}', r"p\.json: expected a list of records, found an object"),
+        ("p.csv", "prompt,x\na,1\nb\n", r"p\.csv:3: expected 2 fields"),
+        ("p.csv", "prompt,x\na,1,2\n", r"p\.csv:2: expected 2 fields"),
+        ("p.csv", 'prompt,x\n"a,1\n', r"p\.csv:2: unexpected end of data"),
+        ("p.parquet", "PAR1 or not", r"p\.parquet is not readable as parquet"),
+        ("p.docx", "x", r"p\.docx: prompts are read from \.csv, \.json, \.jsonl, \.parquet, \.txt files"),
+    ],
+)
+def test_malformed_files_name_the_line_and_what_was_found(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(CorpusError, match=message):
+        load_prompts(str(path))
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.csv", "p.txt"])
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_empty_files(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(EmptyCorpusError, match="holds no prompt"):
+        load_prompts(str(tmp_path / name))
+
+
+def test_missing_file_directory_and_foreign_bytes(tmp_path):
+    with pytest.raises(CorpusError, match=r"nothing\.jsonl: there is no such file"):
+        load_prompts(str(tmp_path / "nothing.jsonl"))
+    with pytest.raises(CorpusError, match=r"nothing\.parquet: there is no such file"):
+        load_prompts(str(tmp_path / "nothing.parquet"))
+    (tmp_path / "d.jsonl").mkdir()
+    with pytest.raises(CorpusError, match="is a directory"):
+        load_prompts(str(tmp_path / "d.jsonl"))
+    (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
+    with pytest.raises(CorpusError, match=r"latin\.txt is not UTF-8"):
+        load_prompts(str(tmp_path / "latin.txt"))
+
+
+def test_mmlu_questions_over_57_subjects():
+    prompts = load_prompts("package:mmlu")
+    assert len(prompts) == 281  # 282, one of them twice
+    assert len({prompt.tags["subject"] for prompt in prompts}) == 57
+    assert all("(A)" in prompt.messages[0]["content"] for prompt in prompts)
+    assert {prompt.source for prompt in prompts} == {"package:mmlu"}
+
+
+def test_absent_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError) as caught:
+        load_prompts("package:mmlu")
+    assert caught.value.hint == "pip install --no-deps lm-eval==0.4.13"
+
+
+def test_unknown_package():
+    with pytest.raises(CorpusError, match="no package of prompts is called 'gsm8k'"):
+        load_prompts("package:gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "thoughts"),
+    [
+        ("Plain.", "Plain.", None),
+        ("<think>a</think>b", "b", "a"),
+        ("\n<think>\na\n</think>\n\nb\n", "b", "a"),
+        ("<think>\n\n</think>\n\nb", "b", None),
+        ("<think>never closed", "", "never closed"),
+        ("opened by the template</think>\n\nb", "b", "opened by the template"),
+        ("Say <think> and </think> aloud.", "Say <think> and </think> aloud.", None),
+        ("<think>a</think>b </think> c", "b </think> c", "a"),
+    ],
+)
+def test_reasoning_is_split_off(text, answer, thoughts):
+    assert split_reasoning(text) == (answer, thoughts)
+
+
+@given(st.text(), st.text())
+def test_splitting_inverts_joining(thoughts, answer):
+    thoughts = thoughts.replace("</think>", "").strip()
+    answer = answer.strip("\n")
+    assert split_reasoning(f"<think>\n{thoughts}\n</think>\n\n{answer}") == (answer, thoughts or None)
