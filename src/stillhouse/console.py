@@ -152,7 +152,7 @@ def _wrap(cell: str, width: int) -> list[str]:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell reads as a figure: ``1,024``, ``$0.12``, ``0.7 [0.6–0.8]``, ``2 min 05 s``, or nothing."""
+    """Whether a cell is a figure: ``1,024``, ``$0.12``, ``0.7 [0.6–0.8]``, ``2 min 05 s``, or empty."""
     text = cell.strip()
     return text in ("", "–", "-", "∞") or bool(
         re.match(r"[$±+−<-]?[.\d]", text) and not re.search(r"[A-Za-z]{4}", text)
