@@ -188,10 +188,10 @@ def _llama3_factor(file: GgufFile, theta: float, factors: list[float]) -> float:
         )
         if not math.isclose(stored, expected, rel_tol=1e-3):
             raise ModelError(
-                f"{file.path}: its rotary factors are not those of Llama 3.1 (frequency {i}: {stored}, {expected})",
+                f"{file.path}: its rotary factors are not Llama 3.1's ({i}: {stored}, not {expected})",
                 hint="Use the original safetensors directory.",
             )
-    return round_f32(factor)
+    return round(factor, 3)
 
 
 def _gemma3(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:

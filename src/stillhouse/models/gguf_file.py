@@ -193,7 +193,7 @@ class _Header:
                 return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
             if inner == _STRING and count <= self.size:
                 return [self.string() for _ in range(count)]
-        self.fail(f"has a value of unknown type {kind} at byte {self.at}")
+        return self.fail(f"has a value of unknown type {kind} at byte {self.at}")
 
     def tensor(self) -> TensorPlace:
         name, dimensions = self.string(), self.number("I")

@@ -25,5 +25,5 @@ def fetch(reference: Reference, patterns: list[str]) -> Path:
     except Exception as error:  # offline, unknown name, no access: the client has a dozen kinds
         raise ModelNotFoundError(
             f"{reference.text} could not be fetched: {str(error).splitlines()[0]}",
-            hint="Check the name and the network; gated models need HF_TOKEN. A local directory works offline.",
+            hint="Check name and network; gated models need HF_TOKEN. A local directory works offline.",
         ) from error

@@ -98,7 +98,7 @@ def open_llama(reference: str, *, seed: int) -> LlamaModel:
 
 
 def slot_context(file: GgufFile) -> int:
-    """Tokens that one slot holds: the model's context, shortened where all slots would not fit in CACHE_BYTES."""
+    """Tokens that one slot holds: the model's context, or what fits when all slots share CACHE_BYTES."""
     heads = file.of_architecture("attention.head_count_kv") or file.of_architecture("attention.head_count", 1)
     heads = max(heads) if isinstance(heads, list) else heads
     width = file.of_architecture("attention.key_length") or (
@@ -113,13 +113,13 @@ def slot_context(file: GgufFile) -> int:
 
 def _start(path: Path, context: int) -> Any:
     try:
-        import xllamacpp
+        from xllamacpp import CommonParams, Server  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
     except ImportError as error:
         raise MissingExtraError(
             "generating from GGUF files with llama.cpp needs xllamacpp",
             hint="pip install 'stillhouse[gguf]', or set teacher.backend: torch.",
         ) from error
-    params = xllamacpp.CommonParams()
+    params = CommonParams()
     params.model.path = str(path)
     params.n_parallel = SLOTS
     params.n_ctx = context * SLOTS
@@ -129,7 +129,7 @@ def _start(path: Path, context: int) -> Any:
     params.endpoint_slots = False
     params.cache_ram_mib = 0
     try:
-        return xllamacpp.Server(params)
+        return Server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp cannot load {path}: {error}", hint="Download the file again.") from error
 

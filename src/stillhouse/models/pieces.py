@@ -37,9 +37,9 @@ def encode_piece(
     if context_id is None or not before:
         return encode_text(tokenizer, piece)
     mark = next((mark for mark in marks if before.endswith(mark)), None)
-    context = mark or _CONTEXT
-    ids = encode_text(tokenizer, context + piece)
     last = tokenizer.backend_tokenizer.token_to_id(mark) if mark else context_id
+    assert last is not None
+    ids = encode_text(tokenizer, (mark or _CONTEXT) + piece)
     return ids[ids.index(last) + 1 :]
 
 

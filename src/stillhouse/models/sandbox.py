@@ -22,7 +22,7 @@ import jinja2.sandbox
 # The date that Llama 3.1's template falls back to when there is no clock.
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
 
-# Set around the body of `{% generation %}`. Noncharacters: never valid in text for interchange (Unicode 23.7).
+# Set around the body of `{% generation %}`. Noncharacters: never part of text (Unicode, section 23.7).
 GENERATION_START, GENERATION_END = "\ufdd2", "\ufdd3"
 
 

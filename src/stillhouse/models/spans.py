@@ -53,7 +53,7 @@ def assistant_spans(
 
 
 def _from_marks(marked: str, marks: Sequence[str]) -> tuple[str, list[Span]]:
-    """Spans between the template's marks, each with the end-of-turn token if the template puts one right after."""
+    """Spans between the template's marks, each with the end-of-turn token right after it, if any."""
     parts = re.split(f"[{GENERATION_START}{GENERATION_END}]", marked)
     text, spans, at = "".join(parts), [], 0
     for number, part in enumerate(parts):
@@ -101,7 +101,7 @@ def _turn(
     header = before[len(prompt) :] if before.startswith(prompt) else ""
     if any(mark in header for mark in turn_marks):
         raise ModelError(f"the chat template's prompt for an answer lacks {header!r}", hint=_HINT)
-    # With nothing after it, what follows an answer can only end it; before another turn the same text means the same.
+    # With nothing after it, what follows an answer can only end it; elsewhere the same text means the same.
     end = _up_to_mark(template.render(probe).rpartition(_PROBE)[2], marks)
     return len(prompt), len(whole) - len(after) + (len(end) if after.startswith(end) else 0)
 

@@ -135,9 +135,10 @@ class ChatTemplate:
         """Ids that end an answer: the tokenizer's end token, and what this template puts after one."""
         from .spans import end_of_turn
 
-        text = end_of_turn(self, added_tokens(tokenizer))
-        last = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids[-1:] if text else []
-        ends = {tokenizer.eos_token_id, *last} if text.rstrip() else {tokenizer.eos_token_id}
+        marks = added_tokens(tokenizer)
+        text = end_of_turn(self, marks)
+        mark = next((mark for mark in marks if text.endswith(mark)), None)
+        ends = [tokenizer.eos_token_id, tokenizer.backend_tokenizer.token_to_id(mark) if mark else None]
         return {number for number in ends if isinstance(number, int)}
 
     def _folded(self, message: Message) -> Message:
@@ -155,8 +156,9 @@ def compare_templates(teacher: ChatTemplate, student: ChatTemplate) -> str | Non
     if not student.declared:
         return "the student has no chat template of its own; set student.template: teacher"
     return (
-        f"teacher and student have different chat templates ({teacher.hash[:12]}, {student.hash[:12]}): the student "
-        "learns the answers in its own format; set student.template: teacher to train and save it with the teacher's"
+        f"teacher and student have different chat templates ({teacher.hash[:12]}, {student.hash[:12]}): "
+        "the student learns the answers in its own format; "
+        "set student.template: teacher to train and save it with the teacher's"
     )
 
 

@@ -25,7 +25,7 @@ _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 _PADDING_TOKEN = re.compile(r"\[PAD\d+\]")  # llama.cpp's filler for rows of a padded embedding
 _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # transformers' and GGUF's words
 _PROBES = (
-    "The 3 quick brown foxes jumped over 1,234 lazy dogs' tails.\n\n\tIt's 25°C — naïve café, isn't it?  ",
+    "The 3 quick brown foxes jumped over 1234567 lazy dogs' tails.\n\n\tIt's 25°C — naïve café, isn't it?  ",
     "def f(x):\n    return x**2  # 数学 и математика 🙂\r\n",
 )
 
@@ -75,8 +75,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, file: GgufFile) -> None:
     for number, token in enumerate(tokens):
         if backend.id_to_token(number) != token or backend.token_to_id(token) != number:
             raise TokenizerMismatchError(
-                f"{file.path}: id {number} is {token!r} in the header but {backend.id_to_token(number)!r} in the "
-                f"tokenizer, where that token has the id {backend.token_to_id(token)}"
+                f"{file.path}: id {number} is {token!r} in the header but {backend.id_to_token(number)!r} "
+                f"in the tokenizer, where that token has the id {backend.token_to_id(token)}"
             )
     for role, number in specials.items():
         if (found := getattr(tokenizer, f"{role}_token_id")) != number:
@@ -103,8 +103,10 @@ def tokenizer_difference(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast)
     """
     vocab_a, vocab_b = _vocabulary(a), _vocabulary(b)
     if vocab_a != vocab_b:
-        token, number = min(vocab_a.items() ^ vocab_b.items(), key=lambda item: item[1])
-        return f"the token {token!r} (id {number}) has the id {vocab_a.get(token)} in one, {vocab_b.get(token)} in the other"
+        token, _ = min(vocab_a.items() ^ vocab_b.items(), key=lambda item: item[1])
+        return (
+            f"the token {token!r} has the id {vocab_a.get(token)} in one, {vocab_b.get(token)} in the other"
+        )
     merges_a, merges_b = _merges(a.backend_tokenizer), _merges(b.backend_tokenizer)
     if merges_a != merges_b:
         return f"their merges differ ({len(merges_a)} against {len(merges_b)})"

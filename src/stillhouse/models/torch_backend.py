@@ -38,7 +38,8 @@ class TorchModel:
         self._model, self._tokenizer = weights.model, weights.tokenizer
         self._prompts = Prompts(weights.tokenizer, weights.template, self.context_length, seed)
         own = getattr(weights.model.generation_config, "eos_token_id", None)
-        self._ends = self._prompts.ends | set(own if isinstance(own, list) else [own]) - {None}
+        ends = own if isinstance(own, list) else [own]
+        self._ends = self._prompts.ends | {end for end in ends if isinstance(end, int)}
         self._lock = asyncio.Lock()
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:

@@ -82,7 +82,7 @@ class Model(Protocol):
 
     reference: str
     fingerprint: str
-    """SHA-256 of what answers: of the weights and tokenizer files; for an API, of its address and model name."""
+    """SHA-256 of what answers: of weights and tokenizer files; for an API, of its address and model name."""
     template_hash: str | None
     """SHA-256 of the chat template that is applied here; None where a server applies its own."""
     context_length: int | None

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TO_SAFETENSORS = (
-    "Pickles can run any code when opened. Convert in a sandbox you trust: load the model there with transformers "
-    "and save it with save_pretrained(), which writes safetensors."
+    "A pickle can run any code when it is opened. Convert it in a place you can lose: load the model there "
+    "with transformers and save it with save_pretrained(), which writes safetensors."
 )
 
 
@@ -44,10 +44,12 @@ def load_weights(reference: str, *, dtype: str = "float32") -> Weights:
     """
     parsed = parse_reference(reference)
     path = local_path(parsed)
+    if not parsed.is_gguf:
+        require_safetensors(path)
     tokenizer, template = _tokenizer(parsed, path)
     with _loading(path):
         model = _gguf_model(read_gguf(path), dtype) if parsed.is_gguf else _directory_model(path, dtype)
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+    rows = model.config.get_text_config().vocab_size
     if max(tokenizer.get_vocab().values()) >= rows:
         raise ModelError(f"{path}: the tokenizer has ids beyond the {rows} rows of the embedding")
     return Weights(parsed.text, model.eval(), tokenizer, template, fingerprint(parsed, path))
@@ -144,9 +146,8 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    require_safetensors(path)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             path,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
