@@ -27,38 +27,39 @@ def answer(weights: Weights, conversations: Sequence[Sequence[Message]], *, max_
 
     if not conversations:
         return []
-    tokenizer, model = weights.tokenizer, weights.model
-    prompts = [weights.template.render(list(turns), add_generation_prompt=True) for turns in conversations]
-    rows = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    stops = _stop_tokens(weights)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops[0] if stops else 0)
-    length = max(map(len, rows))
-    ids_BT = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
-    mask_BT = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    tokenizer, model, template = weights.tokenizer, weights.model, weights.template
+    prompts = [template.encode_prompt(tokenizer, list(turns)) for turns in conversations]
+    ends = sorted(template.end_marks(tokenizer) | _own_ends(weights))
+    length = max(map(len, prompts))
+    filler = ends[0] if ends else 0
+    ids_BT = torch.tensor([[filler] * (length - len(ids)) + ids for ids in prompts])
+    mask_BT = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts])
     greedy = GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_tokens,
         repetition_penalty=1.0,
-        eos_token_id=stops or None,
-        pad_token_id=pad,
+        eos_token_id=ends or None,
+        pad_token_id=filler,
     )
     output_BT = model.generate(  # pyright: ignore[reportCallIssue]
         input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), generation_config=greedy
     )
-    return [_text(weights, row[length:].tolist(), stops) for row in output_BT]
+    return [_text(weights, row[length:].tolist(), ends) for row in output_BT]
 
 
-def _stop_tokens(weights: Weights) -> list[int]:
-    """Ids that end an answer, by the model's generation settings and by its tokenizer."""
+def _own_ends(weights: Weights) -> set[int]:
+    """Ids that end an answer by the model's own generation settings."""
     settings = weights.model.generation_config
     own = settings.eos_token_id if settings is not None else None
-    ids = own if isinstance(own, list) else [own]
-    return sorted({int(i) for i in [*ids, weights.tokenizer.eos_token_id] if i is not None})
+    return set() if own is None else set(own if isinstance(own, list) else [own])
 
 
-def _text(weights: Weights, ids: list[int], stops: list[int]) -> str:
-    """The answer up to its first stop token."""
-    end = next((i for i, token in enumerate(ids) if token in stops), None)
-    text = str(weights.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
-    return text if end is not None else f"{text} …"
+def _text(weights: Weights, ids: list[int], ends: list[int]) -> str:
+    """The answer up to its first end token or stop text."""
+    end = next((i for i, token in enumerate(ids) if token in ends), None)
+    text = str(weights.tokenizer.decode(ids[:end], skip_special_tokens=True))
+    stopped = [text.index(stop) for stop in weights.template.stops if stop in text]
+    if stopped:
+        return text[: min(stopped)].strip()
+    return text.strip() if end is not None else f"{text.strip()} …"

@@ -20,9 +20,12 @@ class _Part(BaseModel):
 
 
 class EstimatePart(_Part):
-    """A value with its interval, clustered by document; ends are null for a single document."""
+    """A value with its interval, clustered by document; ends are null for a single document.
 
-    value: float
+    JSON has no infinity: a perplexity beyond the largest number is null too.
+    """
+
+    value: float | None
     low: float | None
     high: float | None
     documents: int

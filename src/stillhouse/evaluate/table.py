@@ -45,8 +45,7 @@ def _cell(estimate: Mapping[str, Any] | None, scale: float = 1.0) -> str:
         return "–"
     ends = (estimate["value"], estimate["low"], estimate["high"])
     value, low, high = (None if end is None else end * scale for end in ends)
-    assert value is not None
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return "∞"
     form = (
         ".1e" if value >= 1e5 else ".0f" if value >= 100 or scale == 100 else ".1f" if value >= 10 else ".2f"

@@ -97,6 +97,10 @@ def _sentence(outcome: Outcome, difference: Mapping[str, Any], measure: str, oth
         return f"{text}; one document gives no interval, so nothing follows."
     level = f"{difference['confidence']:.0%} interval of the paired difference"
     if outcome == "undecided":
-        return f"{text}, and the {level}, {low:+.3f} to {high:+.3f}, includes zero."
+        return f"{text}, and the {level}, {_signed(low)} to {_signed(high)}, includes zero."
     ends = sorted((abs(low), abs(high)))
     return f"{text} ({level}: {ends[0]:.3f} to {ends[1]:.3f}, clustered by document)."
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")

@@ -17,14 +17,14 @@ def figure(value: float | None, digits: int = 3) -> str:
         return "0"
     if abs(value) >= 1e6:
         return f"{value:.{digits - 1}e}"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    rounded = round(value, digits - 1 - math.floor(math.log10(abs(value))))
+    rounded = float(f"{value:.{digits - 1}e}")
+    places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:,.{min(places, 6)}f}".replace("-", "−")
 
 
 def places_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
     """Decimals that show the interval's half width with two digits, 0 to 4."""
-    if estimate["low"] is None or not math.isfinite(estimate["high"]):
+    if estimate["low"] is None or estimate["high"] is None or not math.isfinite(estimate["high"]):
         return 2
     half = (estimate["high"] - estimate["low"]) / 2 * scale
     return 2 if half <= 0 else min(4, max(0, 1 - math.floor(math.log10(half))))
@@ -33,14 +33,16 @@ def places_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
 def span(estimate: Mapping[str, Any], *, scale: float = 1.0, signed: bool = False) -> tuple[str, str]:
     """A value and its interval as texts, with as many decimals as the interval's width deserves.
 
+    What is beyond the largest number (null in a report read back) is ``∞``.
+
     Args:
         scale: 100 for per cent.
         signed: a plus before positive numbers, for differences.
     """
     places = places_for(estimate, scale)
 
-    def text(value: float) -> str:
-        if not math.isfinite(value):
+    def text(value: float | None) -> str:
+        if value is None or not math.isfinite(value):
             return "∞"
         return f"{value * scale:{'+' if signed else ''},.{places}f}".replace("-", "−")
 

@@ -1,0 +1,133 @@
+"""Numbers and verdicts in words."""
+
+from __future__ import annotations
+
+import pytest
+from evaluate_sample import estimate, sample_report
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.console import plain_table
+from stillhouse.evaluate import results_table
+from stillhouse.evaluate.verdict import find
+from stillhouse.evaluate.words import count, figure, size, span
+
+
+def finding(value: float, half: float, against: str = "control", measure: str = "kl", **changes):
+    part = {"kl": None, "agreement": None, "nll": None} | {measure: estimate(value, half) | changes}
+    return find({against: part}, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "outcome", "headline"),
+    [
+        (-0.2, 0.1, "better", "Distillation beats the control"),
+        (0.2, 0.1, "worse", "The control beats distillation"),
+        (-0.2, 0.3, "undecided", "Distillation and the control cannot be told apart"),
+        (-0.2, 0.2, "undecided", "Distillation and the control cannot be told apart"),
+    ],
+)
+def test_the_outcome_needs_an_interval_without_zero(value, half, outcome, headline):
+    found = finding(value, half)
+    assert (found.outcome, found.headline) == (outcome, headline)
+
+
+def test_the_sentence_names_amount_interval_level_and_documents():
+    assert finding(-0.138, 0.021).sentence == (
+        "On 50 held-out documents the student's divergence from the teacher is 0.138 nats per token lower "
+        "than that of the control (95% interval of the paired difference: 0.117 to 0.159, clustered by "
+        "document)."
+    )
+    assert (
+        "−0.100" in finding(-0.2, 0.3).sentence.replace("-", "−") or "+0.100" in finding(-0.2, 0.3).sentence
+    )
+    assert "includes zero" in finding(-0.2, 0.3).sentence
+
+
+def test_without_an_interval_nothing_follows():
+    found = finding(-0.2, 0.1, low=None, high=None, documents=1)
+    assert found.outcome == "undecided"
+    assert "On 1 held-out document the" in found.sentence
+    assert found.sentence.endswith("nothing follows.")
+
+
+def test_without_a_control_the_student_is_held_against_itself_before():
+    found = finding(-3.0, 0.1, against="before", measure="nll")
+    assert found.against == "before"
+    assert found.headline == "Training brought the student nearer to its teacher"
+    assert "negative log-likelihood of the text is 3.000 nats per token lower" in found.sentence
+
+
+def test_the_control_comes_first_where_there_are_both():
+    report = sample_report()
+    found = find(report["comparison"], report["models"])
+    assert (found.against, found.outcome) == ("control", "better")
+
+
+def test_a_student_alone_is_reported_with_its_interval():
+    found = find({}, sample_report()["models"])
+    assert found.outcome == "unmeasured"
+    assert "divergence from the teacher is 0.723 nats per token (95% interval" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.71234, "0.712"), (9.996, "10.0"), (12.34, "12.3"), (880.4, "880"), (12345.0, "12,300"),
+     (2.5e7, "2.50e+07"), (-0.0512, "−0.0512"), (float("inf"), "∞"), (None, "–")],
+)  # fmt: skip
+def test_figures(value, text):
+    assert figure(value) == text
+
+
+@given(st.floats(1e-5, 9e5))
+def test_a_figure_is_within_half_a_unit_of_its_third_digit(value):
+    assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=0.0051)
+
+
+def test_an_interval_gets_the_decimals_that_its_width_deserves():
+    assert span(estimate(0.7231, 0.0312)) == ("0.723", "0.692 to 0.754")
+    assert span(estimate(0.7231, 0.0312), scale=100) == ("72.3", "69.2 to 75.4")
+    assert span(estimate(880.2, 140.0)) == ("880", "740 to 1,020")
+    assert span(estimate(-0.138, 0.021), signed=True) == ("−0.138", "−0.159 to −0.117")
+    assert span(estimate(0.7231, 0) | {"low": None, "high": None}) == ("0.72", "no interval")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(512, "512 B"), (98_600_000, "98.6 MB"), (324_960_000, "325 MB"), (999_700_000, "1 GB")],
+)
+def test_sizes(value, text):
+    assert size(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(900, "900"), (134_515_008, "135 M"), (1_240_000_000, "1.24 B")])
+def test_counts(value, text):
+    assert count(value) == text
+
+
+@given(
+    st.floats(0, 30),
+    st.floats(0, 1),
+    st.floats(1, 90_000),
+    st.integers(10_000, 9_000_000_000),
+    st.floats(0.1, 9000),
+)
+def test_the_terminals_table_keeps_within_80_columns(kl, agreement, perplexity, size_bytes, speed):
+    report = sample_report()
+    for model in report["models"][1:]:
+        model |= {
+            "kl": estimate(kl, kl / 20),
+            "agreement": estimate(agreement, 0.01),
+            "perplexity": estimate(perplexity, perplexity / 20),
+            "bytes": size_bytes,
+            "tokens_per_s": {"median": speed, "low": speed, "high": speed},
+        }
+    table = plain_table(*results_table(report))
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_the_terminals_table_holds_value_and_interval():
+    _, columns, rows = results_table(sample_report())
+    assert columns == ["model", "KL nats/token", "top-1 %", "perplexity", "MB", "tok/s"]
+    assert rows[2] == ["student", "0.72 [0.69–0.75]", "71 [70–72]", "4.10 [3.86–4.35]", "325", "41"]
+    assert rows[0][:3] == ["teacher", "0", "100"]
