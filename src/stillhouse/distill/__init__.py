@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .head import Head, head_of
     from .head_loss import head_loss
     from .lora import prepare_lora
+    from .precision import compute_dtype
+    from .runtime import choose_device
     from .saving import save_student
     from .signal_rows import SignalRows
     from .students import Built, build_student, require_same_tokenizer
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from .training import TrainResult, train
 
 _HOME = {
+    "choose_device": "runtime",
+    "compute_dtype": "precision",
     "divergence": "divergences",
     "Document": "documents",
     "documents_hash": "documents",
@@ -50,6 +54,8 @@ __all__ = [
     "TrainResult",
     "build_student",
     "cache_targets",
+    "choose_device",
+    "compute_dtype",
     "divergence",
     "documents_hash",
     "head_loss",

@@ -11,16 +11,15 @@ This room moves no knowledge and measures nothing: it calls the rooms that do.
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..console import console
 from ..files import atomic_write, read_json
-from ..hashing import sha256_json
+from ..provenance.manifest import RECIPE_INPUT, STAGE_INPUT, recipe_section_hash
 from ..recipe import Recipe
 from ..recipe_file import dump_recipe
 from .run import Run
@@ -52,11 +51,11 @@ def run(
         else:
             if on_stage:
                 on_stage(stage.name)
-            started = time.time()
+            started = datetime.now(UTC)
             done = stage.body(state)
-            state.manifest.record(
-                stage.name, inputs, done.outputs, done.facts | {"seconds": round(time.time() - started, 1)}
-            )
+            seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
+            facts = done.facts | {"seconds": seconds}
+            state.manifest.record(stage.name, inputs, done.outputs, facts, started=started)
         if stage.name == until:
             return state.manifest.facts(stage.name)
     return read_json(directory / "report.json")
@@ -66,12 +65,7 @@ def _inputs(stage: Stage, state: Run) -> dict[str, str]:
     """Hashes of all that a stage depends on: recipe sections, earlier outputs, our own version."""
     inputs = {"stillhouse": __version__}
     for section in stage.sections:
-        value: Any = state.recipe
-        for name in section.split("."):
-            value = getattr(value, name)
-        inputs[f"recipe.{section}"] = sha256_json(
-            dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
-        )
+        inputs[f"{RECIPE_INPUT}{section}"] = recipe_section_hash(state.recipe, section)
     for name in stage.after:
-        inputs[f"stage.{name}"] = state.manifest.digest(name)
+        inputs[f"{STAGE_INPUT}{name}"] = state.manifest.digest(name)
     return inputs

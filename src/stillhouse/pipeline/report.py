@@ -62,25 +62,29 @@ def assemble(run: Run) -> dict[str, Any]:
 
 def _candidates(run: Run) -> list[Candidate]:
     """Teacher (where its probabilities can be had in the student's tokens), before, student, control."""
-    from ..distill.precision import compute_dtype
+    from ..distill import choose_device, compute_dtype
     from ..evaluate import Candidate
     from ..models import load_weights, parse_reference, same_tokenizer
 
-    dtype = compute_dtype(run.recipe.train.dtype)
+    device = choose_device(run.recipe.train.device)
+    dtype = str(compute_dtype(run.recipe.train.dtype, device)).removeprefix("torch.")
 
-    def candidate(key: str, label: str, place: Path) -> Candidate:
-        return Candidate(key, label, load_weights(str(place), dtype=dtype), files=place)
+    def candidate(key: str, label: str, reference: str, files: Path | None) -> Candidate:
+        weights = load_weights(reference, dtype=dtype)
+        weights.model.to(device)  # pyright: ignore[reportArgumentType]
+        return Candidate(key, label, weights, files)
 
-    student = candidate("student", f"student ({run.objective.kind})", run.directory / "student")
-    found = [candidate("before", "student before training", run.directory / "start"), student]
+    def saved(key: str, label: str, place: Path) -> Candidate:
+        return candidate(key, label, str(place), place)
+
+    student = saved("student", f"student ({run.objective.kind})", run.directory / "student")
+    before = candidate("before", "student before training", str(run.directory / "start"), None)
+    found = [before, student]
     if run.teacher_has_weights and same_tokenizer(run.teacher.tokenizer, student.weights.tokenizer):
         reference = parse_reference(run.recipe.teacher.model)
-        teacher = load_weights(run.recipe.teacher.model, dtype=dtype)
-        found.insert(0, Candidate("teacher", run.recipe.teacher.model, teacher, files=reference.path))
+        found.insert(0, candidate("teacher", reference.text, reference.text, reference.path))
     if run.trains_control:
-        found.append(
-            candidate("control", "control (cross-entropy only)", run.directory / "control" / "student")
-        )
+        found.append(saved("control", "control (cross-entropy only)", run.directory / "control" / "student"))
     return found
 
 

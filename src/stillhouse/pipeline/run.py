@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..console import console
 from ..errors import RecipeError
@@ -81,7 +81,7 @@ class Run:
                 f"and {self.recipe.teacher.model} is reachable only through an API",
                 hint="Set objective.kind to cross_entropy: an API teacher is learned from by its text.",
             )
-        with console.status(f"loading {self.recipe.teacher.model}"):
+        with console.progress(f"loading {self.recipe.teacher.model}", None):
             return load_weights(self.recipe.teacher.model)
 
     def corpus(self, name: str) -> Corpus:
@@ -89,7 +89,9 @@ class Run:
 
         return Corpus(self.directory / "corpus" / name)
 
-    def documents(self, split: str, weights: Weights, *, loss_on: str | None = None) -> list[Document]:
+    def documents(
+        self, split: str, weights: Weights, *, loss_on: Literal["assistant", "all"] | None = None
+    ) -> list[Document]:
         """The exchanges of ``split`` as token ids in the student's template."""
         from ..distill import make_documents
 
@@ -113,7 +115,11 @@ class Run:
         from ..distill import open_targets
 
         return open_targets(
-            self.directory / "targets", self.training_documents, self.objective, teacher=self.teacher.model
+            self.directory / "targets",
+            self.training_documents,
+            self.objective,
+            teacher=self.teacher.model,
+            dtype=self.recipe.train.dtype,
         )
 
     @cached_property

@@ -140,6 +140,8 @@ def cache_the_targets(run: Run) -> Done:
         run.objective,
         run.directory / "targets",
         seed=run.recipe.seed,
+        dtype=run.recipe.train.dtype,
+        vocab_size=run.start.model.config.get_text_config().vocab_size,
     )
     return Done(_files(run.directory / "targets"), {"cached": True, "kind": signal.kind})
 
