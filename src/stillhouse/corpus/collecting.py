@@ -76,8 +76,9 @@ async def collect(
 
     Afterwards the corpus holds the answers that these arguments ask for and no others;
     rows of earlier recipes are in its ``set_aside/``. At most ``settings.concurrency``
-    calls are under way, each of ``model.max_batch`` requests; which requests share a
-    batch depends on the list of prompts, not on what was finished before.
+    requests are under way; a model that takes several in one call gets as many of them as
+    it can take. Which requests share a call depends on the list of prompts, not on what
+    was finished before.
 
     Raises:
         AuthenticationError: the key was refused; nothing more is asked.
@@ -90,8 +91,7 @@ async def collect(
     corpus.lock()
     try:
         set_aside = reconcile(corpus, {exchange.id: exchange.split for exchange in exchanges})
-        pace = Pace(min(settings.concurrency, model.concurrency))
-        run = _Run(model, corpus, Budget(settings, teacher), pace, terms)
+        run = _Run(model, corpus, settings, teacher, terms)
         await run.collect(exchanges)
     finally:
         corpus.seal()
@@ -115,8 +115,11 @@ async def collect(
 class _Run:
     """One collection under way."""
 
-    def __init__(self, model: Model, corpus: Corpus, budget: Budget, pace: Pace, terms: str) -> None:
-        self.model, self.corpus, self.budget, self.pace, self.terms = model, corpus, budget, pace, terms
+    def __init__(self, model: Model, corpus: Corpus, settings: Collect, teacher: Teacher, terms: str) -> None:
+        self.model, self.corpus, self.terms = model, corpus, terms
+        self.budget = Budget(settings, teacher)
+        self.batch_size = min(model.max_batch, settings.concurrency)
+        self.pace = Pace(min(model.concurrency, settings.concurrency // self.batch_size))
         self.failures = Failures(corpus.directory)
         self.finished_before = self.collected = self.imported = 0
         self.failed: Counter[str] = Counter()
@@ -140,7 +143,7 @@ class _Run:
         with console.progress(
             "collect", len(questions), "answers", done=sum(e.id in done for e in questions)
         ) as progress:
-            await self._ask(_batches(questions, self.model.max_batch, done), progress)
+            await self._ask(_batches(questions, self.batch_size, done), progress)
 
     def _count_stored(self) -> set[str]:
         """Ids that need not be asked for again; counts what their answers cost."""
@@ -154,7 +157,6 @@ class _Run:
     async def _ask(self, batches: deque[list[Exchange]], progress: Progress) -> None:
         try:
             while batches and self.stopped_by is None:
-                self._notice_pushbacks()
                 reserve = self.budget.estimate([exchange.request for exchange in batches[0]])
                 limit = self.budget.exceeded_by(reserve)
                 if len(self._under_way) >= self.pace.limit or (limit and self._under_way):
@@ -194,10 +196,10 @@ class _Run:
                 self._store_answer(exchange, result)
         spent = {"spent": self.budget.spent_usd} if self.budget.priced else {}
         progress.advance(len(batch), **spent)
-        if any(isinstance(result, ApiError) for result in results):
-            self.pace.trouble(len(self._under_way) - 1)
-        else:
-            self.pace.success()
+        pushed_back = self.model.pushbacks > self._pushbacks
+        self._pushbacks = self.model.pushbacks
+        failed = any(isinstance(result, ApiError) for result in results)
+        self.pace.ended(trouble=pushed_back or failed, under_way=len(self._under_way) - 1)
 
     def _store_answer(self, exchange: Exchange, reply: Reply) -> None:
         cost = self.budget.cost(reply.prompt_tokens, reply.completion_tokens)
@@ -224,11 +226,6 @@ class _Run:
                 f"the last: {error}",
                 hint="What was answered is kept; run the same command again when the server is well.",
             ) from error
-
-    def _notice_pushbacks(self) -> None:
-        if self.model.pushbacks > self._pushbacks:
-            self._pushbacks = self.model.pushbacks
-            self.pace.trouble(len(self._under_way))
 
     def require_an_answer(self) -> None:
         """Refuses a teacher that has not said a word to any prompt, in this run or before."""

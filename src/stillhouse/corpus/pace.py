@@ -22,15 +22,17 @@ class Pace:
         """Calls that may be under way now."""
         return int(self._limit)
 
-    def success(self) -> None:
-        """A call ended well."""
-        self._grace = max(0, self._grace - 1)
-        self._limit = min(float(self.most), self._limit + 1 / self._limit)
+    def ended(self, *, trouble: bool, under_way: int) -> None:
+        """A call ended, with ``under_way`` others still going on.
 
-    def trouble(self, under_way: int) -> None:
-        """The other side pushed back, or a call failed, while ``under_way`` others were going on."""
+        Args:
+            trouble: it failed, or the other side asked for patience meanwhile.
+        """
         if self._grace > 0:
-            return
-        self._limit = max(1.0, self._limit / 2)
-        self.lowest = min(self.lowest, self.limit)
-        self._grace = under_way
+            self._grace -= 1
+        elif trouble:
+            self._limit = max(1.0, self._limit / 2)
+            self.lowest = min(self.lowest, self.limit)
+            self._grace = under_way
+        else:
+            self._limit = min(float(self.most), self._limit + 1 / self._limit)

@@ -1,0 +1,376 @@
+"""Collecting: what is asked, how fast, for how much, and what happens when it goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+
+import pytest
+from corpus_helpers import FakeTeacher, make_prompt, make_prompts, run_collect
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.corpus import Corpus, Prompt, collect
+from stillhouse.corpus.failures import Failures
+from stillhouse.corpus.pace import Pace
+from stillhouse.errors import ApiError, AuthenticationError, ContextLengthError, EmptyCorpusError
+from stillhouse.models import Reply
+from stillhouse.recipe import Collect, Teacher
+
+
+def reply(text="fine", *, tokens=20, **fields) -> Reply:
+    return Reply(text, fields.pop("reasoning", None), "stop", 10, tokens, **fields)
+
+
+def asked(teacher: FakeTeacher) -> list[str]:
+    return [id for batch in teacher.asked for id in batch]
+
+
+def test_every_prompt_is_answered_with_its_lineage(tmp_path):
+    prompts = make_prompts(7)
+    held_out = [make_prompt("Held out?", subject="law")]
+    corpus = Corpus(tmp_path)
+    teacher = Teacher(model="x", price_in=1.0, price_out=2.0)
+    summary = run_collect(
+        FakeTeacher(), prompts, corpus, held_out=held_out, teacher=teacher, samples=3, temperature=0.7
+    )
+    assert (summary.asked, summary.collected, summary.failed) == (22, 22, {})
+    assert (summary.prompt_tokens, summary.completion_tokens) == (220, 440)
+    assert summary.cost_usd == pytest.approx((220 * 1 + 440 * 2) / 1e6)
+    rows = list(corpus.rows())
+    assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == 22
+    assert sorted((row["prompt_id"], row["sample"]) for row in rows if row["split"] == "train") == sorted(
+        (prompt.id, sample) for prompt in prompts for sample in range(3)
+    )
+    (measured,) = corpus.rows("held_out")
+    assert measured["messages"] == [
+        {"role": "user", "content": "Held out?"},
+        {"role": "assistant", "content": f"Answer {measured['seed']}."},
+    ]
+    assert json.loads(measured["tags"]) == {"subject": "law"}
+    expected = {
+        "teacher": "fake:teacher",
+        "teacher_hash": "f" * 64,
+        "template_hash": "t" * 64,
+        "terms": "apache-2.0",
+        "prompt_source": "test",
+        "temperature": 0.7,
+        "max_tokens": 512,
+        "finish_reason": "stop",
+        "cost_usd": pytest.approx(5e-5),
+    }
+    assert {key: measured[key] for key in expected} == expected
+
+
+def test_reasoning_logprobs_and_request_ids_are_kept(tmp_path):
+    answers = iter(
+        [
+            reply("A", reasoning="from a field", request_id="req-1", top_logprobs=[{"token": "A"}]),
+            reply("<think>\nfrom the text\n</think>\n\nB"),
+        ]
+    )
+    corpus = Corpus(tmp_path)
+    run_collect(FakeTeacher(lambda request: next(answers)), make_prompts(2), corpus)
+    first, second = sorted(corpus.rows(), key=lambda row: row["messages"][-1]["content"])
+    assert first["messages"][-1] == {
+        "role": "assistant",
+        "content": "A",
+        "reasoning_content": "from a field",
+    }
+    assert (first["request_id"], first["top_logprobs"]) == ("req-1", '[{"token": "A"}]')
+    assert second["messages"][-1] == {
+        "role": "assistant",
+        "content": "B",
+        "reasoning_content": "from the text",
+    }
+
+
+def test_system_prompt_goes_before_conversations_that_have_none(tmp_path):
+    own = [{"role": "system", "content": "Own."}, {"role": "user", "content": "b"}]
+    prompts = [make_prompt("a"), Prompt("own", own, "test")]
+    corpus = Corpus(tmp_path)
+    run_collect(FakeTeacher(), prompts, corpus, teacher=Teacher(model="x", system="Be brief."))
+    systems = {row["prompt_id"]: row["messages"][0]["content"] for row in corpus.rows()}
+    assert systems == {prompts[0].id: "Be brief.", "own": "Own."}
+
+
+def test_finished_exchanges_are_imported_without_asking(tmp_path):
+    finished = [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "A", "reasoning_content": "hm"},
+    ]
+    corpus = Corpus(tmp_path)
+    teacher = FakeTeacher()
+    summary = run_collect(teacher, [Prompt("p", finished, "file.jsonl")], corpus, samples=4)
+    assert (summary.imported, summary.collected, teacher.asked) == (1, 0, [])
+    (row,) = corpus.rows()
+    assert row["messages"] == finished
+    assert (row["teacher"], row["teacher_hash"], row["terms"]) == ("imported", None, "apache-2.0")
+    assert run_collect(teacher, [Prompt("p", finished, "file.jsonl")], corpus).imported == 0
+
+
+def test_second_run_asks_nothing_and_a_larger_one_only_what_is_new(tmp_path):
+    prompts = make_prompts(10)
+    corpus = Corpus(tmp_path)
+    run_collect(FakeTeacher(), prompts, corpus)
+    first = corpus.finished()
+    teacher = FakeTeacher()
+    assert run_collect(teacher, prompts, corpus).finished_before == 10
+    assert teacher.asked == []
+    summary = run_collect(teacher, make_prompts(12), corpus, samples=2)
+    assert (summary.asked, summary.collected, summary.set_aside) == (24, 14, 0)
+    assert first.isdisjoint(asked(teacher))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 0.3},
+        {"max_tokens": 64},
+        {"seed": 5},
+        {"teacher": Teacher(model="fake:teacher", system="Be brief.")},
+    ],
+)
+def test_answers_to_another_recipe_are_set_aside_and_come_back(tmp_path, change):
+    prompts = make_prompts(6)
+    corpus = Corpus(tmp_path)
+    run_collect(FakeTeacher(), prompts, corpus)
+    before = {row["id"]: row for row in corpus.rows()}
+    summary = run_collect(FakeTeacher(), prompts, corpus, **change)
+    assert (summary.collected, summary.set_aside) == (6, 6)
+    assert corpus.finished().isdisjoint(before)
+    teacher = FakeTeacher()
+    summary = run_collect(teacher, prompts, corpus)
+    assert (summary.collected, summary.finished_before, teacher.asked) == (0, 6, [])
+    assert {row["id"]: row for row in corpus.rows()} == before
+
+
+def test_corpus_holds_the_present_split_and_prompts_only(tmp_path):
+    prompts = make_prompts(9)
+    corpus = Corpus(tmp_path, shard_rows=4)
+    run_collect(FakeTeacher(), prompts, corpus)
+    teacher = FakeTeacher()
+    summary = run_collect(teacher, prompts[3:6], corpus, held_out=prompts[6:])
+    assert (teacher.asked, summary.set_aside) == ([], 3)
+    assert {row["prompt_id"]: row["split"] for row in corpus.rows()} == {
+        **{prompt.id: "train" for prompt in prompts[3:6]},
+        **{prompt.id: "held_out" for prompt in prompts[6:]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("theirs", "batch", "ours", "calls", "in_each"),
+    [(8, 1, 3, 3, 1), (2, 1, 16, 2, 1), (1, 8, 16, 1, 8), (1, 32, 16, 1, 16), (4, 4, 10, 2, 4)],
+)
+def test_requests_under_way_reach_the_limits_and_not_more(tmp_path, theirs, batch, ours, calls, in_each):
+    teacher = FakeTeacher(max_batch=batch, concurrency=theirs, delay_s=0.002)
+    run_collect(teacher, make_prompts(40), Corpus(tmp_path), concurrency=ours)
+    assert (teacher.most_under_way, max(map(len, teacher.asked))) == (calls, in_each)
+
+
+def test_batches_are_the_same_after_an_interruption(tmp_path):
+    prompts = make_prompts(22)
+    whole = FakeTeacher(max_batch=5, concurrency=1)
+    run_collect(whole, prompts, Corpus(tmp_path / "whole"))
+    assert [len(batch) for batch in whole.asked] == [5, 5, 5, 5, 2]
+
+    def stops(request):
+        if request.id == whole.asked[2][0]:
+            raise AuthenticationError("key revoked")
+        return "fine"
+
+    with pytest.raises(AuthenticationError):
+        run_collect(FakeTeacher(stops, max_batch=5, concurrency=1), prompts, Corpus(tmp_path / "resumed"))
+    second = FakeTeacher(max_batch=5, concurrency=1)
+    run_collect(second, prompts, Corpus(tmp_path / "resumed"))
+    assert second.asked == whole.asked[2:]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_seeds_repeat_and_differ_where_they_should(tmp_path, temperature):
+    def seeds(name, seed):
+        corpus = Corpus(tmp_path / name)
+        run_collect(FakeTeacher(), make_prompts(5), corpus, samples=2, seed=seed, temperature=temperature)
+        return {(row["prompt_id"], row["sample"]): row["seed"] for row in corpus.rows()}
+
+    first = seeds("a", 1)
+    assert first == seeds("b", 1)
+    other = seeds("c", 2)
+    assert first.keys() == other.keys()
+    assert not set(first.values()) & set(other.values())
+    assert all(0 <= value < 2**31 for value in first.values())
+
+
+# Budgets
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    limit=st.integers(0, 4000),
+    batch=st.integers(1, 4),
+    concurrency=st.integers(1, 6),
+    lengths=st.lists(st.integers(1, 100), min_size=25, max_size=25),
+)
+def test_token_budget_is_never_exceeded_and_is_used_up(tmp_path_factory, limit, batch, concurrency, lengths):
+    length = itertools.cycle(lengths)
+    teacher = FakeTeacher(
+        lambda request: reply(tokens=next(length)), max_batch=batch, concurrency=concurrency
+    )
+    corpus = Corpus(tmp_path_factory.mktemp("budget"))
+    summary = run_collect(teacher, make_prompts(25), corpus, max_tokens=100, max_total_tokens=limit)
+    spent = summary.prompt_tokens + summary.completion_tokens
+    assert spent <= limit
+    assert summary.stopped_by == (None if summary.collected == 25 else "max_total_tokens")
+    if summary.stopped_by:
+        assert spent > limit - 160  # what one more request might have taken
+
+
+def test_cost_budget_stops_cleanly_counts_earlier_runs_and_resumes(tmp_path):
+    prompts = make_prompts(30)
+    corpus = Corpus(tmp_path)
+    teacher = Teacher(model="x", price_in=10.0, price_out=100.0)  # 2.1 thousandths of a dollar a request
+    options = {"teacher": teacher, "max_tokens": 20, "concurrency": 3}
+    first = run_collect(FakeTeacher(), prompts, corpus, max_cost=0.0105, **options)
+    assert first.stopped_by == "max_cost"
+    assert first.collected in (4, 5)
+    assert first.cost_usd <= 0.0105
+    again = run_collect(FakeTeacher(), prompts, corpus, max_cost=0.0105, **options)
+    assert (again.collected, again.stopped_by) == (0, "max_cost")
+    last = run_collect(FakeTeacher(), prompts, corpus, max_cost=1.0, **options)
+    assert (last.collected, last.stopped_by) == (30 - first.collected, None)
+    assert last.cost_usd == pytest.approx(30 * 0.0021)
+
+
+# Failures
+
+
+def test_a_prompt_that_is_too_long_fails_alone_and_for_good(tmp_path):
+    prompts = make_prompts(6)
+
+    def answer(request):
+        if "number 3" in request.messages[0]["content"]:
+            return ContextLengthError("900 tokens, and the context has 512")
+        return "fine"
+
+    corpus = Corpus(tmp_path)
+    summary = run_collect(FakeTeacher(answer), prompts, corpus)
+    assert (summary.collected, summary.failed) == (5, {"longer than the context": 1})
+    (line,) = Failures(tmp_path).latest().values()
+    assert line["prompt_id"] == prompts[3].id
+    assert line["detail"] == "900 tokens, and the context has 512"
+    second = FakeTeacher(answer)
+    assert run_collect(second, prompts, corpus).finished_before == 6
+    assert second.asked == []
+
+
+def test_a_request_the_api_did_not_answer_is_asked_again_by_the_next_run(tmp_path):
+    prompts = make_prompts(6)
+    corpus = Corpus(tmp_path)
+    flaky = FakeTeacher(lambda r: ApiError("503") if "number 3" in r.messages[0]["content"] else "fine")
+    assert run_collect(flaky, prompts, corpus).failed == {"no answer from the API": 1}
+    second = FakeTeacher()
+    assert run_collect(second, prompts, corpus).collected == 1
+    assert len(asked(second)) == 1
+
+
+def test_refused_key_stops_at_once_and_keeps_what_was_answered(tmp_path):
+    count = itertools.count()
+    for number, wrap in enumerate([lambda error: error, lambda error: (_ for _ in ()).throw(error)]):
+        count = itertools.count()
+        teacher = FakeTeacher(
+            lambda r, count=count, wrap=wrap: (
+                "fine" if next(count) < 5 else wrap(AuthenticationError("the key was refused"))
+            ),
+            concurrency=2,
+        )
+        corpus = Corpus(tmp_path / str(number))
+        with pytest.raises(AuthenticationError):
+            run_collect(teacher, make_prompts(50), corpus)
+        assert len(corpus) == 5
+        assert len(asked(teacher)) <= 8
+
+
+def test_a_dead_server_stops_collecting_soon(tmp_path):
+    teacher = FakeTeacher(lambda r: ApiError("connection refused"))
+    with pytest.raises(ApiError, match=r"20 requests failed one after another; the last: connection refused"):
+        run_collect(teacher, make_prompts(500), Corpus(tmp_path), concurrency=4)
+    assert len(asked(teacher)) < 30
+
+
+@pytest.mark.parametrize("count", [5, 400])
+def test_a_teacher_that_says_nothing_is_an_error(tmp_path, count):
+    teacher = FakeTeacher(lambda r: "  \n")
+    with pytest.raises(EmptyCorpusError, match=r"fake:teacher answered \d+ prompts, each time with nothing"):
+        run_collect(teacher, make_prompts(count), Corpus(tmp_path))
+    assert len(asked(teacher)) < 40
+
+
+def test_a_teacher_that_answers_no_prompt_is_an_error(tmp_path):
+    teacher = FakeTeacher(lambda r: ContextLengthError("too long"))
+    with pytest.raises(EmptyCorpusError, match=r"answered none of 5 prompts: longer than the context \(5\)"):
+        run_collect(teacher, make_prompts(5), Corpus(tmp_path))
+
+
+def test_one_word_among_silence_is_enough(tmp_path):
+    teacher = FakeTeacher(lambda r: "word" if "number 0:" in r.messages[0]["content"] else "")
+    assert run_collect(teacher, make_prompts(60), Corpus(tmp_path)).collected == 60
+
+
+def test_cancelling_keeps_every_finished_answer_and_seals(tmp_path):
+    corpus = Corpus(tmp_path)
+    teacher = FakeTeacher(delay_s=0.01, concurrency=4)
+
+    async def interrupted():
+        prompts = [("train", prompt) for prompt in make_prompts(1000)]
+        work = asyncio.create_task(
+            collect(teacher, prompts, corpus, Collect(), teacher=Teacher(model="x"), terms="mit", seed=0)
+        )
+        await asyncio.sleep(0.2)
+        work.cancel()
+        await work
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(interrupted())
+    kept = corpus.finished()
+    assert 4 < len(kept) < 1000
+    assert len(corpus.shards()) == 1
+    assert len(set(asked(teacher)) - kept) <= 4
+    assert teacher.under_way == 0
+
+
+# Pace
+
+
+def test_pace_halves_once_a_round_and_climbs_one_a_round():
+    pace = Pace(16)
+    for left in range(15, -1, -1):  # all 16 of a round are pushed back
+        pace.ended(trouble=True, under_way=left)
+    assert (pace.limit, pace.lowest) == (8, 8)
+    for _ in range(9):
+        pace.ended(trouble=False, under_way=7)
+    assert pace.limit == 9
+    for _ in range(5):
+        pace.ended(trouble=True, under_way=0)
+    assert pace.limit == 1
+    for _ in range(200):
+        pace.ended(trouble=False, under_way=0)
+    assert (pace.limit, pace.lowest) == (16, 1)
+
+
+def test_pushing_back_lowers_the_number_of_calls_and_calm_raises_it(tmp_path):
+    """A server that pushes back whenever more than 4 calls are under way ends up near 4."""
+    calls: list[int] = []
+    teacher = FakeTeacher(concurrency=64, delay_s=0.001)
+
+    def answer(request):
+        calls.append(teacher.under_way)
+        teacher.pushbacks += teacher.under_way > 4
+        return "fine"
+
+    teacher.answer = answer
+    summary = run_collect(teacher, make_prompts(600), Corpus(tmp_path), concurrency=32)
+    assert summary.collected == 600
+    assert summary.lowest_concurrency <= 4
+    late = calls[300:]
+    assert 2 <= sum(late) / len(late) <= 6
