@@ -221,7 +221,7 @@ def _limitations(recipe: Recipe, report: Mapping[str, Any]) -> str:
     ]
     if recipe.student.init == "prune":
         points.append(
-            "Parts of the original network were removed; abilities that the data does not exercise may be lost."
+            "Parts of the original network were removed; what the data does not exercise may be lost."
         )
     return "\n".join(f"- {point}" for point in points)
 

@@ -101,8 +101,9 @@ def hub_name(reference: str) -> str | None:
 def public_name(reference: str) -> str:
     """A reference without what is private to a machine: paths, users and passwords in addresses, queries."""
     if reference.startswith("api:"):
-        url = urlsplit(reference.removeprefix("api:"))
+        url = urlsplit(reference.removeprefix("api:").strip())
         host = url.hostname or ""
+        host = f"[{host}]" if ":" in host else host
         place = f"{host}:{url.port}" if url.port else host
         return "api:" + urlunsplit((url.scheme, place, url.path, "", url.fragment))
     if reference.startswith(("hub:", "embedded:", "package:")):

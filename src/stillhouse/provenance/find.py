@@ -7,7 +7,7 @@ whoever knows better declares it (``teacher.terms``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from ..errors import RecipeError
@@ -55,13 +55,13 @@ def find_terms(
         return table[declared]
     if metadata is None and reference in table:  # a directory called `own` has files that say more
         return table[reference]
-    provider = _provider(reference)
-    if provider is not None:
+    if provider := _provider(reference):
         return provider
     fields = _fields(metadata or {})
-    found = [*_by_name(model_name(reference))]
+    found = _by_name(model_name(reference))
     for name in (fields[key] for key in _NAME_FIELDS if key in fields):
-        found += _by_name(name)
+        provider = _provider(name)
+        found += [provider] if provider else _by_name(model_name(name) if name.startswith("api:") else name)
     found += _by_license(fields)
     if not found:
         found = _by_type(fields)
@@ -80,16 +80,19 @@ def model_name(reference: str) -> str:
     return re.split(r"[/\\]", reference.strip().rstrip("/\\"))[-1]
 
 
-def normal(license_field: str) -> str:
-    """A licence field in lower case, with `-` for spaces and `_`."""
-    return re.sub(r"[\s_]+", "-", license_field.strip().lower())
+def normal(text: str) -> str:
+    """A name or a licence field in lower case, with `-` for spaces and `_`."""
+    return re.sub(r"[\s_]+", "-", text.strip().lower())
 
 
 def _provider(reference: str) -> Terms | None:
     """The entry whose provider runs the API that is named."""
     if not reference.startswith("api:"):
         return None
-    host = (urlsplit(reference.removeprefix("api:").strip()).hostname or "").lower()
+    try:
+        host = urlsplit(reference.removeprefix("api:").strip()).hostname or ""
+    except ValueError:  # no address; parse_reference says so where it matters
+        return None
     for entry in all_terms():
         if any(host == known or host.endswith(f".{known}") for known in entry.match.hosts):
             return entry
@@ -100,11 +103,9 @@ def _fields(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key.removeprefix("general."): str(value) for key, value in metadata.items() if value}
 
 
-def _by_name(name: str) -> Iterator[Terms]:
-    plain = name.lower().replace("_", "-")
-    for entry in all_terms():
-        if any(re.search(pattern, plain) for pattern in entry.match.names):
-            yield entry
+def _by_name(name: str) -> list[Terms]:
+    plain = normal(name)
+    return [entry for entry in all_terms() if any(re.search(p, plain) for p in entry.match.names)]
 
 
 def _by_license(fields: Mapping[str, str]) -> list[Terms]:
