@@ -133,7 +133,7 @@ def test_a_lying_tensor_count_is_refused(tmp_path):
     data = bytearray(path.read_bytes())
     data[8:16] = (2**40).to_bytes(8, "little")
     path.write_bytes(data)
-    with pytest.raises(ModelError, match="cut off"):
+    with pytest.raises(ModelError, match="tensor"):
         load_weights(str(path))
 
 
