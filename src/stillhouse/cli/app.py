@@ -45,7 +45,9 @@ VERBS = {
     "verify": verify.verify,
 }
 for place, (name, verb) in enumerate(VERBS.items()):
-    app.command(verb, name=name, sort_key=place, help_epilogue=sys.modules[verb.__module__].EXAMPLES)
+    command = App(name=name, sort_key=place, help_epilogue=sys.modules[verb.__module__].EXAMPLES)
+    command.default(verb)
+    app.command(command)
 app.register_install_completion_command()
 
 

@@ -9,7 +9,7 @@ from .stages import read_recipe, run_stages
 EXAMPLES = """\
 Examples:
   still collect recipes/quickstart.yaml
-  still collect recipes/quickstart.yaml --collect.samples 4 --collect.temperature 0.7 --out runs/four"""
+  still collect recipes/quickstart.yaml --collect.samples 4 --out runs/four"""
 
 
 def collect(

@@ -146,7 +146,5 @@ def _range_text(limit: Any) -> str:
 PAGES = {"cli.md": command_page, "recipe.md": recipe_page}
 
 if __name__ == "__main__":
-    directory = Path(sys.argv[1])
-    sys.argv[0] = "still"  # cyclopts would write `python -m …` into the usage lines
     for file, page in PAGES.items():
-        atomic_write(directory / file, page())
+        atomic_write(Path(sys.argv[1]) / file, page())

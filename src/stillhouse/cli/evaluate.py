@@ -15,7 +15,7 @@ from .report import show_report
 EXAMPLES = """\
 Examples:
   still eval runs/quickstart
-  still eval runs/quickstart/student --teacher embedded:smollm2 --data held-out.jsonl
+  still eval runs/first/student --teacher embedded:smollm2 --data text.jsonl
   still eval embedded:smollm2 --data answers.jsonl --limit 100 --json"""
 
 
@@ -27,6 +27,7 @@ def evaluate(
     data: Annotated[str | None, Parameter(metavar="FILE")] = None,
     limit: Annotated[int | None, Parameter(metavar="N")] = None,
     max_length: Annotated[int, Parameter(metavar="TOKENS")] = 1024,
+    speed: bool = True,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
     """Measure a model: divergence from its teacher, perplexity, speed.
@@ -46,9 +47,11 @@ def evaluate(
         Take only this many of them.
     max_length
         Longest conversation; longer ones are cut at the end.
+    speed
+        Measure tokens/s too.
     """
     if data is not None:
-        show_report(_measure(model, teacher, data, limit, max_length))
+        show_report(_measure(model, teacher, data, limit, max_length, speed=speed))
         return
     if teacher is not None:
         raise UsageError("--teacher needs --data: the text to measure on", hint="E.g. --data answers.jsonl.")
@@ -62,7 +65,7 @@ def evaluate(
 
 
 def _measure(
-    model: str, teacher: str | None, data: str, limit: int | None, max_length: int
+    model: str, teacher: str | None, data: str, limit: int | None, max_length: int, *, speed: bool
 ) -> dict[str, Any]:
     from ..corpus import load_prompts
     from ..distill import make_documents
@@ -90,4 +93,4 @@ def _measure(
     documents = make_documents(
         rows, student.tokenizer, student.template, loss_on="assistant", max_length=max_length
     )
-    return evaluate_models(candidates, documents, [], Evaluate(prompts=0))
+    return evaluate_models(candidates, documents, [], Evaluate(prompts=0, speed=speed))

@@ -45,8 +45,8 @@ def _list_all() -> None:
     from ..provenance import all_terms, explain
 
     entries = all_terms()
-    rows = [[t.key, t.name, t.outputs_may_train, t.may_compete, t.checked] for t in entries]
-    console.table("Terms", ["key", "name", "may train", "may compete", "checked"], rows)
+    rows = [[t.key, t.name, t.outputs_may_train, t.may_compete] for t in entries]
+    console.table("Terms", ["key", "name", "may train", "may compete"], rows)
     console.data([explain(t) for t in entries])
 
 

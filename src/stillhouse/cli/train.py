@@ -9,7 +9,7 @@ from .stages import read_recipe, run_stages
 EXAMPLES = """\
 Examples:
   still train recipes/quickstart.yaml
-  still train recipes/quickstart.yaml --train.learning_rate 3e-5 --out runs/slower"""
+  still train recipes/quickstart.yaml --train.clip 0.5 --out runs/clipped"""
 
 
 def train(

@@ -18,15 +18,15 @@ def measure_machine(device: str = "cpu", seconds: float = 0.3) -> Machine:
     place = torch.device(device)
 
     def fastest(work: Callable[[], Any]) -> float:
-        best, started = float("inf"), time.perf_counter()
+        times: list[float] = []
         work()
-        while time.perf_counter() - started < seconds:
+        while len(times) < 3 or sum(times) < seconds:
             before = time.perf_counter()
             work()
             if place.type == "cuda":
                 torch.cuda.synchronize(place)
-            best = min(best, time.perf_counter() - before)
-        return best
+            times.append(time.perf_counter() - before)
+        return min(times)
 
     rates = []
     for dtype in (torch.float32, torch.bfloat16):

@@ -1,0 +1,47 @@
+"""`still eval` on models that are really loaded."""
+
+import json
+
+import pytest
+from conftest import make_tiny_teacher
+
+from stillhouse.cli import main
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return make_tiny_teacher(tmp_path_factory.mktemp("student") / "student", layers=2, seed=1)
+
+
+@pytest.fixture
+def answers(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    lines = [
+        {"prompt": f"{n} what the still takes?", "completion": "a large spirit " * n} for n in range(1, 7)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_model_is_measured_against_its_teacher(tiny_teacher, student, answers, capsys):
+    arguments = ["eval", str(student), "--teacher", str(tiny_teacher), "--data", str(answers)]
+    assert main([*arguments, "--no-speed", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    teacher, measured = report["models"]
+    assert teacher["kl"]["value"] == 0
+    assert measured["kl"]["value"] > 0
+    assert report["held_out"]["documents"] == 6
+
+
+def test_the_teacher_itself_is_at_no_distance(tiny_teacher, answers, capsys):
+    arguments = ["eval", str(tiny_teacher), "--teacher", str(tiny_teacher), "--data", str(answers)]
+    assert main([*arguments, "--limit", "3", "--no-speed", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["models"][1]["kl"]["value"] == pytest.approx(0, abs=1e-6)
+    assert report["models"][1]["agreement"]["value"] == 1
+    assert report["held_out"]["documents"] == 3
+
+
+def test_prompts_without_answers_are_no_text_to_measure_on(tiny_teacher, questions, capsys):
+    assert main(["eval", str(tiny_teacher), "--data", str(questions)]) == 1
+    assert "no conversation ends with the assistant's turn" in capsys.readouterr().err

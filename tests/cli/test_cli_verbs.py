@@ -1,0 +1,213 @@
+"""What the verbs do with their arguments, and where runs live."""
+
+import json
+
+import pytest
+
+from stillhouse.cli import main
+from stillhouse.cli.overrides import gather_overrides
+from stillhouse.errors import UsageError
+from stillhouse.provenance import Manifest, all_terms
+from stillhouse.recipe_file import dump_recipe, load_recipe
+
+RECIPE = (
+    "name: first\nteacher: {model: embedded:smollm2}\nprompts: {source: package:mmlu}\nstudent: {model: m}\n"
+)
+ESTIMATE = {"value": 2.0, "low": 1.5, "high": 2.5, "documents": 9, "confidence": 0.95}
+REPORT = {
+    "held_out": {"documents": 9, "tokens": 900},
+    "models": [
+        {
+            "key": "student",
+            "kl": ESTIMATE,
+            "agreement": None,
+            "perplexity": ESTIMATE,
+            "bytes": 5_000_000,
+            "tokens_per_s": None,
+        }
+    ],
+    "verdict": {"sentence": "It is better."},
+}
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """A sound recipe r.yaml in an empty working directory, and what the pipeline was asked for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    asked = []
+
+    def pipeline_run(recipe, directory, *, until=None, on_stage=None):
+        asked.append((recipe, str(directory), until))
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "recipe.yaml").write_text(dump_recipe(recipe))
+        (directory / "work").touch()
+        return REPORT if until is None else {"kept": 7}
+
+    monkeypatch.setattr("stillhouse.pipeline.run", pipeline_run)
+    return asked
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("tokens", "gathered"),
+        [
+            (["run", "r", "--train.epochs", "2"], ["run", "r", "--section.field=train.epochs=2"]),
+            (["run", "--a.b=c=d", "r"], ["run", "--section.field=a.b=c=d", "r"]),
+            (["plan", "r", "--seed", "-1", "--json"], ["plan", "r", "--section.field=seed=-1", "--json"]),
+            (["run", "r", "--train.batch-tokens", "9"], ["run", "r", "--section.field=train.batch_tokens=9"]),
+            (["run", "r", "--accept-terms", "why"], ["run", "r", "--accept-terms", "why"]),
+            (["run", "r", "--", "--a.b", "c"], ["run", "r", "--", "--a.b", "c"]),
+            (["terms", "--purpose", "personal"], ["terms", "--purpose", "personal"]),
+            (["eval", "m", "--a.b", "c"], ["eval", "m", "--a.b", "c"]),
+            ([], []),
+        ],
+    )
+    def test_they_become_one_option(self, tokens, gathered):
+        assert gather_overrides(tokens) == gathered
+
+    def test_one_without_a_value_is_refused(self):
+        with pytest.raises(UsageError, match=r"--train\.epochs needs a value"):
+            gather_overrides(["run", "r", "--train.epochs"])
+
+    def test_they_reach_the_recipe(self, calls):
+        arguments = [
+            "--train.epochs",
+            "2",
+            "--student.lora.rank=8",
+            "--seed",
+            "3",
+            "--accept-terms",
+            "mine: yes",
+        ]
+        assert main(["run", "r.yaml", *arguments]) == 0
+        recipe = calls[0][0]
+        assert (recipe.train.epochs, recipe.seed, recipe.accept_terms) == (2.0, 3, "mine: yes")
+        assert recipe.student.lora.rank == 8
+
+
+class TestStages:
+    @pytest.mark.parametrize(("verb", "until"), [("run", None), ("collect", "filter"), ("train", "control")])
+    def test_each_verb_runs_as_far_as_it_says(self, calls, verb, until):
+        assert main([verb, "r.yaml"]) == 0
+        assert calls == [(load_recipe("r.yaml"), "runs/first", until)]
+
+    def test_a_run_prints_its_table(self, calls, capsys):
+        assert main(["run", "r.yaml", "--out", "elsewhere"]) == 0
+        captured = capsys.readouterr()
+        assert "2.00 [1.50–2.50]" in captured.out
+        assert "It is better." in captured.out
+        assert "elsewhere/report.html" in captured.err
+
+    def test_json_is_all_that_stdout_has(self, calls, capsys):
+        assert main(["run", "r.yaml", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == REPORT
+        assert main(["collect", "r.yaml", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"directory": "runs/first", "kept": 7}
+
+
+class TestRunDirectory:
+    def test_the_same_recipe_goes_on(self, calls, capsys):
+        assert main(["run", "r.yaml"]) == 0
+        assert main(["run", "r.yaml"]) == 0
+        assert len(calls) == 2
+        assert "going on with runs/first" in capsys.readouterr().err
+
+    def test_another_recipe_is_refused_with_what_differs(self, calls, capsys, tmp_path):
+        assert main(["run", "r.yaml"]) == 0
+        assert main(["run", "r.yaml", "--seed", "5", "--train.epochs", "2"]) == 2
+        message = capsys.readouterr().err
+        assert "train.epochs: 1.0 there, 2.0 now" in message
+        assert "seed: 0 there, 5 now" in message
+        assert "--restart" in message
+        assert len(calls) == 1
+
+    def test_many_differences_are_counted(self, calls, capsys):
+        assert main(["run", "r.yaml"]) == 0
+        changes = [
+            f"--collect.{key}=3" for key in ("samples", "max_tokens", "top_k", "concurrency", "retries")
+        ]
+        assert main(["run", "r.yaml", "--seed", "5", "--train.epochs", "2", *changes]) == 2
+        assert "and 2 more" in capsys.readouterr().err
+
+    def test_restart_moves_the_old_run_aside_and_deletes_nothing(self, calls, tmp_path):
+        for _ in range(3):
+            assert main(["run", "r.yaml", "--restart", "--seed", "5"]) == 0
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["first", "first.1", "first.2"]
+        assert (tmp_path / "runs/first.1/work").exists()
+
+    def test_a_run_that_was_refused_before_it_began_does_not_stand_in_the_way(self, calls, tmp_path):
+        (tmp_path / "runs/first").mkdir(parents=True)
+        (tmp_path / "runs/first/recipe.yaml").write_text(RECIPE + "seed: 7\n")
+        assert main(["run", "r.yaml"]) == 0
+
+    def test_what_is_no_run_is_left_alone(self, calls, capsys, tmp_path):
+        (tmp_path / "thesis").mkdir()
+        (tmp_path / "thesis/chapter").touch()
+        assert main(["run", "r.yaml", "--out", "thesis"]) == 2
+        assert "thesis is not empty and holds no run" in capsys.readouterr().err
+        assert main(["run", "r.yaml", "--out", "r.yaml"]) == 2
+        assert "r.yaml is a file" in capsys.readouterr().err
+        assert calls == []
+
+    def test_a_run_of_a_recipe_that_is_no_longer_sound(self, calls, capsys, tmp_path):
+        (tmp_path / "runs/first").mkdir(parents=True)
+        (tmp_path / "runs/first/recipe.yaml").write_text(RECIPE + "bogus: 7\n")
+        (tmp_path / "runs/first/work").touch()
+        assert main(["run", "r.yaml"]) == 2
+        assert "recipe.yaml:5: bogus: unknown key" in capsys.readouterr().err
+
+
+class TestTerms:
+    def test_all_are_listed(self, capsys):
+        assert main(["terms"]) == 0
+        text = capsys.readouterr().out
+        assert all(entry.key in text for entry in all_terms())
+        assert max(map(len, text.splitlines())) <= 80
+
+    def test_one_is_explained(self, capsys):
+        assert main(["terms", "embedded:smollm2"]) == 0
+        text = capsys.readouterr().out
+        assert "for research" in text
+        assert "Apache-2.0" in text
+
+    def test_json(self, capsys):
+        assert main(["terms", "gemma", "--json"]) == 0
+        explained = json.loads(capsys.readouterr().out)
+        assert explained["key"] == "gemma"
+        assert set(explained["verdicts"]) == {"research", "personal", "commercial", "competing"}
+        assert main(["terms", "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)) == len(all_terms())
+
+
+class TestVerify:
+    @pytest.fixture
+    def run_directory(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        run = tmp_path / "runs" / "first"
+        (run / "student").mkdir(parents=True)
+        (run / "recipe.yaml").write_text(RECIPE)
+        for name in ("a.bin", "b.bin"):
+            (run / "student" / name).write_text(name)
+        Manifest.load(run).record("train", {}, [run / "student/a.bin", run / "student/b.bin"], {})
+        return run
+
+    def test_what_is_as_recorded(self, run_directory, capsys):
+        assert main(["verify", "runs/first"]) == 0
+        assert capsys.readouterr().out == "runs/first: 2 files are as recorded\n"
+        assert main(["verify", "runs/first", "--json"]) == 0
+        expected = {"directory": "runs/first", "checked": 2, "differences": []}
+        assert json.loads(capsys.readouterr().out) == expected
+
+    def test_what_is_not(self, run_directory, capsys):
+        (run_directory / "student/b.bin").write_text("changed")
+        assert main(["verify", "runs/first"]) == 1
+        message = capsys.readouterr().err
+        assert "student/b.bin" in message
+        assert "a.bin" not in message
+
+
+def test_eval_of_a_finished_run_prints_what_it_measured(tmp_path, capsys):
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    assert main(["eval", str(tmp_path)]) == 0
+    assert "2.00 [1.50–2.50]" in capsys.readouterr().out

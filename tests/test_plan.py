@@ -1,0 +1,270 @@
+"""Formulas against numbers worked out by hand, and whole plans against what is known of them."""
+
+import dataclasses
+import json
+
+import pytest
+
+from stillhouse.cli import main
+from stillhouse.corpus import Prompt
+from stillhouse.errors import ModelNotFoundError
+from stillhouse.plan import Machine, costs, plan
+from stillhouse.plan.amounts import count, dollars
+from stillhouse.plan.machine import measure_machine
+from stillhouse.plan.shapes import student_shape
+from stillhouse.recipe import Collect, Objective, Prompts, Recipe, Student, Teacher, Train
+
+# SmolLM2-135M: 30 layers, D 576, MLP 1536, 9 and 3 heads of 64, V 49,152, tied: 134,515,008 with its norms.
+LAYER = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536
+SMOLLM2 = costs.Shape(
+    layers=30,
+    layer_parameters=LAYER,
+    hidden=576,
+    intermediate=1536,
+    vocab=49152,
+    attention_width=576,
+    tied=True,
+)
+# 1 operation a second, 1 byte a second: seconds are operations, or bytes.
+UNIT = Machine(float32_flops=1.0, bfloat16_flops=1.0, bytes_per_s=1.0, fast_bfloat16=False)
+TWO_CORES = Machine(121e9, 328e9, 22e9, fast_bfloat16=True)
+
+
+class TestFormulas:
+    def test_a_gated_layer(self):
+        assert costs.gated_layer(576, 1536, 9, 3, 64) == LAYER == 3_538_944
+
+    def test_parameters_are_those_of_the_real_model_but_for_its_norms(self):
+        norms = 30 * 2 * 576 + 576
+        assert SMOLLM2.parameters + norms == 134_515_008
+        untied = dataclasses.replace(SMOLLM2, tied=False)
+        assert untied.parameters - SMOLLM2.parameters == 49152 * 576
+
+    def test_a_forward_pass(self):
+        # Two operations a parameter and token.
+        assert costs.forward_flops(SMOLLM2, 1, context=0, head_tokens=1) == 2 * SMOLLM2.parameters
+        assert costs.forward_flops(SMOLLM2, 1, context=0, head_tokens=0) == 2 * 30 * 3_538_944
+        # Attention of a document of 4 tokens over 1, 2, 3 and 4 of them: 10 pairs, 4 · width operations
+        # each; the formula takes half the square, 8 pairs.
+        one_layer = dataclasses.replace(SMOLLM2, layers=1, layer_parameters=0)
+        assert costs.forward_flops(one_layer, 4, context=4, head_tokens=0) == 4 * 576 * 8
+
+    def test_training_costs_three_passes_and_two_where_weights_are_frozen(self):
+        def flops(weights, head):
+            return costs.training_flops(SMOLLM2, 10, context=0, head_tokens=10, weights=weights, head=head)
+
+        body, head = 20 * 30 * 3_538_944, 20 * 49152 * 576
+        assert flops(True, True) == 3 * (body + head)
+        assert flops(True, False) == 3 * body + 2 * head
+        assert flops(False, False) == 2 * (body + head)
+
+    def test_seconds_follow_from_rates(self):
+        assert costs.pass_seconds(10.0, UNIT, bfloat16=False) == pytest.approx(10 / costs.PASS_FLOAT32)
+        assert costs.pass_seconds(10.0, UNIT, bfloat16=True) == pytest.approx(10 / costs.PASS_BFLOAT16)
+        assert costs.optimizer_seconds(2, 100, UNIT) == 2 * 100 * costs.ADAMW_BYTES
+        assert costs.api_seconds(9, 100, 4) == pytest.approx(3 * (1.0 + 100 / 50))
+
+    @pytest.mark.parametrize(
+        ("tokens_per_s", "seconds"),
+        [
+            # The rates that the constants were taken from, in tokens/s on 2 cores: each must come back.
+            (947, costs.pass_seconds(2 * SMOLLM2.parameters, TWO_CORES, bfloat16=True)),
+            (502, costs.pass_seconds(2 * SMOLLM2.parameters, TWO_CORES, bfloat16=False)),
+            (304, costs.pass_seconds(6 * SMOLLM2.parameters, TWO_CORES, bfloat16=True)),
+            (159, costs.pass_seconds(6 * SMOLLM2.parameters, TWO_CORES, bfloat16=False)),
+            (304, costs.llama_generation_seconds(SMOLLM2, 98e6, 1, 0, 8, TWO_CORES)),
+            (169, costs.llama_generation_seconds(SMOLLM2, 98e6, 0, 1, 8, TWO_CORES)),
+            (103, costs.llama_generation_seconds(SMOLLM2, 98e6, 0, 1, 1, TWO_CORES)),
+            (22, costs.torch_generation_seconds(SMOLLM2, 0, 1, 1, TWO_CORES)),
+            (107, costs.torch_generation_seconds(SMOLLM2, 0, 1, 8, TWO_CORES)),
+            (216, costs.torch_generation_seconds(SMOLLM2, 0, 1, 32, TWO_CORES)),
+            (262, costs.torch_generation_seconds(SMOLLM2, 0, 1, 64, TWO_CORES)),
+        ],
+    )
+    def test_measured_rates_come_back_within_a_factor_of_two(self, tokens_per_s, seconds):
+        assert 0.5 < (1 / seconds) / tokens_per_s < 2
+
+    def test_memory_of_training(self):
+        shape = costs.Shape(2, 50, hidden=4, intermediate=8, vocab=10, attention_width=4, tied=True)
+        assert shape.parameters == 140
+        kept = 3 * 2 * (16 * 4 + 4 * 8) * 4
+        chunk = 512 * 10 * 4 * 4
+        wanted = 16 * 140 + kept + chunk + 4 * 40
+        assert costs.training_memory(shape, 140, 3, bfloat16=False, teacher_head=40) == wanted
+        adapters = 4 * 140 + 12 * 7 + 2 * 140 + kept / 2 + chunk
+        assert costs.training_memory(shape, 7, 3, bfloat16=True, teacher_head=0) == adapters
+
+
+PROMPTS = [Prompt(str(n), [{"role": "user", "content": "x" * 400}], "s") for n in range(12)]
+
+
+class TestAmounts:
+    def recipe(self, **sections):
+        return Recipe(
+            name="n",
+            teacher=sections.pop("teacher", Teacher(model="m")),
+            prompts=Prompts(source="s"),
+            **sections,
+        )
+
+    def test_counts(self):
+        # 400 characters are 100 tokens, and 20 for the template; answers of 80.
+        recipe = self.recipe(collect=Collect(samples=2, max_tokens=80), train=Train(epochs=3))
+        amounts = count(recipe, PROMPTS[:10], PROMPTS[10:])
+        assert amounts.requests == 24
+        assert amounts.prompt_tokens == 24 * 120
+        assert amounts.new_tokens == 24 * 80
+        assert amounts.train_documents == 20
+        assert amounts.document_tokens == 200
+        assert amounts.trained_tokens == 3 * 20 * 200
+        assert amounts.counted == pytest.approx(80 / 200)
+
+    def test_limits(self):
+        recipe = self.recipe(
+            collect=Collect(max_tokens=80, max_total_tokens=600),
+            train=Train(max_length=150, tokens=777),
+            objective=Objective(loss_on="all"),
+        )
+        amounts = count(recipe, PROMPTS[:10], PROMPTS[10:])
+        assert amounts.requests == pytest.approx(3)  # of 200 tokens each
+        assert amounts.document_tokens == 150
+        assert amounts.trained_tokens == 777
+        assert amounts.counted == 1
+
+    def test_finished_exchanges_are_not_asked(self):
+        exchange = [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y" * 200}]
+        prompts = [Prompt(str(n), exchange, "s") for n in range(4)]
+        amounts = count(self.recipe(), prompts, [])
+        assert amounts.requests == amounts.new_tokens == 0
+        assert amounts.train_documents == 4
+        assert amounts.counted == pytest.approx(50 / 120)
+
+    def test_money(self):
+        prices = {"price_in": 1.0, "price_out": 10.0}
+        recipe = self.recipe(teacher=Teacher(model="api:x", **prices), collect=Collect(max_tokens=80))
+        amounts = count(recipe, PROMPTS, [])
+        spent = (12 * 120 * 1.0 + 12 * 80 * 10.0) / 1e6
+        assert dollars(recipe, "api", amounts) == pytest.approx(spent)
+        assert dollars(recipe, "directory", amounts) == 0
+        capped = dataclasses.replace(recipe, collect=Collect(max_tokens=80, max_cost=0.001))
+        assert dollars(capped, "api", amounts) == 0.001
+        assert dollars(self.recipe(), "api", amounts) is None
+
+
+class TestStudents:
+    def test_pruned_by_depth_and_width(self):
+        half = student_shape(Student(init="prune", layers=15), SMOLLM2, vocab=None)
+        assert half.parameters == 15 * LAYER + 49152 * 576
+        kept = student_shape(Student(init="prune", keep=(0, 3)), SMOLLM2, vocab=None)
+        assert kept.layers == 2
+        narrow = student_shape(Student(init="prune", intermediate=768, hidden=288), SMOLLM2, vocab=None)
+        # Every matrix has one side in the residual stream.
+        assert narrow.layer_parameters == pytest.approx(costs.gated_layer(288, 768, 9, 3, 64))
+
+    def test_from_nothing(self):
+        config = {
+            "model_type": "qwen3",
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "tie_word_embeddings": True,
+        }
+        shape = student_shape(Student(init="scratch", config=config), None, vocab=1000)
+        assert shape.parameters == 4 * costs.gated_layer(128, 384, 4, 2, 32) + 1000 * 128
+
+
+class TestPlans:
+    @pytest.fixture
+    def recipe(self, tiny_teacher, questions):
+        return Recipe(
+            name="small",
+            teacher=Teacher(model=str(tiny_teacher), terms="apache-2.0"),
+            prompts=Prompts(source=str(questions), held_out=8),
+            collect=Collect(max_tokens=10),
+            student=Student(init="prune", layers=2),
+        )
+
+    def test_the_stages_are_those_of_the_run(self, recipe):
+        def stages(**changes):
+            return [s.name for s in plan(dataclasses.replace(recipe, **changes), TWO_CORES).stages]
+
+        everything = ["collect", "filter", "student", "targets", "train", "control", "evaluate"]
+        assert stages() == everything
+        assert stages(objective=Objective(targets="online")) == [s for s in everything if s != "targets"]
+        alone = stages(objective=Objective(kind="cross_entropy"))
+        assert alone == ["collect", "filter", "student", "train", "evaluate"]
+
+    def test_more_work_takes_longer(self, recipe):
+        def seconds(**changes):
+            return plan(dataclasses.replace(recipe, **changes), TWO_CORES).seconds
+
+        base = seconds()
+        assert seconds(train=Train(epochs=100)) > base
+        assert seconds(collect=Collect(max_tokens=200)) > base
+        assert seconds(train=Train(dtype="float32")) > base
+
+    def test_terms_and_money(self, recipe):
+        planned = plan(recipe, TWO_CORES)
+        assert planned.verdict.allowed is True
+        assert planned.dollars == 0
+        assert planned.peak_memory_bytes == max(stage.memory_bytes for stage in planned.stages)
+
+    def test_a_model_that_is_not_there(self, recipe):
+        with pytest.raises(ModelNotFoundError):
+            plan(dataclasses.replace(recipe, teacher=Teacher(model="nowhere/at-all")), TWO_CORES)
+
+    def test_an_api_is_planned_without_asking_it(self, recipe, tiny_teacher):
+        api = dataclasses.replace(
+            recipe,
+            teacher=Teacher(model="api:http://127.0.0.1:9/v1#m", price_in=1.0, price_out=1.0),
+            student=Student(model=str(tiny_teacher)),
+            objective=Objective(kind="cross_entropy"),
+        )
+        planned = plan(api, TWO_CORES)
+        assert planned.verdict.allowed is None
+        assert planned.dollars is not None
+        assert planned.dollars > 0
+
+
+def test_the_machine_is_timed():
+    machine = measure_machine(seconds=0.02)
+    assert machine.float32_flops > 1e8
+    assert machine.bytes_per_s > 1e8
+
+
+class TestCommand:
+    @pytest.fixture
+    def recipe_file(self, tmp_path, tiny_teacher, questions, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "r.yaml").write_text(
+            f"name: small\nteacher: {{model: '{tiny_teacher}', terms: apache-2.0}}\n"
+            f"prompts: {{source: '{questions}', held_out: 8}}\nstudent: {{init: prune, layers: 2}}\n"
+        )
+        return tmp_path / "r.yaml"
+
+    @pytest.mark.parametrize("command", [["plan"], ["run", "--dry-run"]])
+    def test_it_prints_and_writes_nothing(self, recipe_file, tmp_path, command, capsys):
+        assert main([command[0], "r.yaml", *command[1:]]) == 0
+        text = capsys.readouterr().out
+        assert "in all" in text
+        assert "Terms: Apache" in text
+        assert max(map(len, text.splitlines())) <= 80
+        assert list(tmp_path.iterdir()) == [recipe_file]
+
+    def test_json(self, recipe_file, capsys):
+        assert main(["plan", "r.yaml", "--json"]) == 0
+        planned = json.loads(capsys.readouterr().out)
+        assert planned["seconds"] == pytest.approx(sum(stage["seconds"] for stage in planned["stages"]))
+
+    def test_terms_that_forbid_it_are_3_after_the_plan(self, recipe_file, capsys):
+        assert main(["plan", "r.yaml", "--teacher.terms", "anthropic"]) == 3
+        captured = capsys.readouterr()
+        assert "in all" in captured.out
+        assert "may not train" in captured.err
+
+    def test_unknown_terms_can_be_accepted(self, recipe_file):
+        assert main(["plan", "r.yaml", "--teacher.terms", "unknown"]) == 3
+        assert main(["plan", "r.yaml", "--teacher.terms", "unknown", "--accept-terms", "mine"]) == 0
