@@ -2,7 +2,7 @@
 
 import copy
 import json
-import signal
+import signal as signals
 
 import numpy as np
 import pytest
@@ -16,9 +16,15 @@ from stillhouse.distill.learner import Learner
 from stillhouse.distill.precision import WorkingCopy, compute_dtype
 from stillhouse.distill.runtime import memory_errors, uninterrupted
 from stillhouse.distill.signal_rows import DenseRows
-from stillhouse.distill.targets import OnlineSignal
+from stillhouse.distill.targets import OnlineSignal, cache_targets, open_targets
 from stillhouse.distill.training import train
-from stillhouse.errors import EmptyCorpusError, NonFiniteLossError, OutOfMemoryError
+from stillhouse.errors import (
+    ContextLengthError,
+    EmptyCorpusError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    RecipeError,
+)
 from stillhouse.recipe import Objective, Train
 
 TEXT = Objective(kind="cross_entropy")
@@ -31,6 +37,19 @@ SETTINGS = Train(
 def hidden(teacher, documents=DOCUMENTS) -> OnlineSignal:
     """A teacher's signal without a file."""
     return OnlineSignal(teacher, documents, "float32")
+
+
+@torch.no_grad()
+def mean_kl(teacher, student) -> float:
+    """Mean over the counted tokens of KL(teacher‖student), from both models' own logits."""
+    values = []
+    for document in DOCUMENTS:
+        ids = torch.from_numpy(document.ids.astype(np.int64))[None]
+        logp_TV, logq_TV = (
+            torch.log_softmax(m(input_ids=ids).logits[0].double(), -1) for m in (teacher, student)
+        )
+        values.append((logp_TV.exp() * (logp_TV - logq_TV)).sum(-1)[:-1][document.loss[1:]])
+    return torch.cat(values).mean().item()
 
 
 def learner(model, documents=DOCUMENTS, signal=None, objective=TEXT, settings=SETTINGS) -> Learner:
@@ -167,6 +186,18 @@ def test_distilling_brings_the_student_to_the_teacher(tmp_path):
     assert result.losses[-1] < 0.3 * result.losses[0]
 
 
+@pytest.mark.parametrize("targets", ["hidden", "topk", "sampled", "online"])
+def test_cached_and_asked_targets_all_teach(tmp_path, targets):
+    teacher, student = llama(), llama(initializer_range=0.1)
+    objective = Objective(kind="forward_kl", targets=targets, top_k=32)
+    cache_targets(teacher, DOCUMENTS, objective, tmp_path / "targets", seed=0, dtype="float32")
+    signal = open_targets(tmp_path / "targets", DOCUMENTS, objective, teacher=teacher, dtype="float32")
+    settings = Train(**vars(SETTINGS) | {"epochs": 6})
+    before = mean_kl(teacher, student)
+    run(student, tmp_path, settings=settings, objective=objective, signal=signal)
+    assert mean_kl(teacher, student) < 0.7 * before
+
+
 def test_the_control_reads_the_same_documents_in_the_same_order(tmp_path):
     ours, control = tmp_path / "ours", tmp_path / "control"
     run(llama(), ours, objective=Objective(kind="forward_kl"), signal=hidden(llama()))
@@ -298,6 +329,17 @@ def test_no_documents_is_an_error(tmp_path):
         run(llama(), tmp_path, documents=[])
 
 
+def test_a_document_longer_than_the_students_context_is_refused(tmp_path):
+    with pytest.raises(ContextLengthError, match="doc-3 has 20 tokens, and the student reads at most 16"):
+        run(llama(max_position_embeddings=16), tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_refused(tmp_path, device):
+    with pytest.raises(RecipeError, match=f"train.device: '{device}' cannot be used"):
+        run(llama(), tmp_path, settings=Train(**vars(SETTINGS) | {"device": device}))
+
+
 def test_running_out_of_memory_says_what_to_lower():
     with pytest.raises(OutOfMemoryError) as caught, memory_errors(Train(micro_tokens=512)):
         torch.empty(2**60)
@@ -316,13 +358,13 @@ def test_an_interrupt_waits_for_the_end_of_the_block():
 
     def press_and_finish():
         with uninterrupted():
-            signal.raise_signal(signal.SIGINT)
+            signals.raise_signal(signals.SIGINT)
             finished.append(True)
 
     with pytest.raises(KeyboardInterrupt):
         press_and_finish()
     assert finished
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signals.getsignal(signals.SIGINT) is signals.default_int_handler
 
 
 def test_the_vocabulary_of_the_tests_is_what_they_assume():

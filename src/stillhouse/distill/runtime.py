@@ -13,16 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import OutOfMemoryError, StillhouseError
+from ..errors import OutOfMemoryError, RecipeError, StillhouseError
 from ..recipe import Train
 from .checkpoint import generator_states, restore_generators
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The recipe's device; ``auto`` is the first CUDA device, or the processor where there is none."""
+    """The recipe's device; ``auto`` is the first CUDA device, or the processor where there is none.
+
+    Raises:
+        RecipeError: torch knows no such device, or this machine has none.
+    """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(
+            f"train.device: {wanted!r} cannot be used: {str(error).splitlines()[0]}",
+            hint="Use auto, cpu, cuda or cuda:1.",
+        ) from error
+    return device
 
 
 @contextlib.contextmanager

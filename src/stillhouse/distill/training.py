@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from ..console import console
-from ..errors import EmptyCorpusError, NonFiniteLossError
-from ..hashing import sha256_bytes, sha256_json
+from ..errors import ContextLengthError, EmptyCorpusError, NonFiniteLossError
 from ..recipe import Objective, Train
 from .batches import Step, plan_steps
 from .checkpoint import Checkpoints, generator_states, restore_generators
@@ -33,6 +32,7 @@ from .learner import Learner
 from .optimizer import frozen_embeddings
 from .runtime import choose_device, memory_errors, reproducible, uninterrupted
 from .schedule import rate_share
+from .teacher_pass import model_digest
 from .tracking import Metrics, open_tracker
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def train(
 
     Raises:
         EmptyCorpusError: there is no document.
+        ContextLengthError: a document is longer than the student can read.
         NonFiniteLossError: loss or gradient norm is not finite; the weights are those before the step.
         CheckpointError: the checkpoints are damaged or belong to other settings, data or weights.
         OutOfMemoryError: a pass does not fit; smaller ``train.micro_tokens`` do the same in less memory.
@@ -109,6 +110,7 @@ def train(
     """
     if not documents:
         raise EmptyCorpusError("there is no document to train on")
+    _require_context(model, documents)
     plan = plan_steps([len(document) for document in documents], settings, seed=seed)
     checkpoints = Checkpoints(
         directory / "checkpoints", _identity(model, documents, objective, settings, seed)
@@ -224,16 +226,18 @@ def _identity(
     return {key: value for key, value in keys.items() if key not in NOT_IDENTITY} | {
         "seed": seed,
         "documents": documents_hash(documents),
-        "weights at the start": _weights_hash(model),
+        "weights at the start": model_digest(model),
     }
 
 
-def _weights_hash(model: PreTrainedModel) -> str:
-    hashes = {
-        name: sha256_bytes(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        for name, p in model.named_parameters()
-    }
-    return sha256_json(hashes)
+def _require_context(model: PreTrainedModel, documents: Sequence[Document]) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(documents, key=len)
+    if context is not None and len(longest) > context:
+        raise ContextLengthError(
+            f"document {longest.id} has {len(longest)} tokens, and the student reads at most {context}",
+            hint=f"Set train.max_length to {context} or less.",
+        )
 
 
 def _non_finite(
