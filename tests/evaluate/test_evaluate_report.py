@@ -140,7 +140,7 @@ def test_tables_have_captions_and_scopes(page):
 def test_the_numbers_of_the_table_are_those_of_the_report(page):
     words = " ".join(page.text.split())
     assert "Student, after 0.723 0.692 to 0.754 71.4 70.3 to 72.5 4.10 3.86 to 4.35 81.2 M 325 MB" in words
-    assert "Control −0.138 −0.159 to −0.117 +2.60 +2.00 to +3.20" in words
+    assert "Student − control −0.138 −0.159 to −0.117 +2.60 +2.00 to +3.20" in words
     assert "Teacher 0 by definition 100 by definition" in words
     assert "50 held-out documents, 4,870 counted tokens" in words
     assert "49 degrees of freedom" in words
@@ -152,7 +152,7 @@ def test_what_was_not_measured_leaves_no_empty_section():
     student = report["models"][2] | {"kl": None, "agreement": None, "tokens_per_s": None}
     verdict = {"outcome": "unmeasured", "against": None, "headline": "Measured", "sentence": "Alone."}
     page = Page(render_page(Report(**bare, models=[student], verdict=verdict).model_dump()))
-    for absent in ("Answers side by side", "Training", "Corpus", "Cost", "Terms", "Student minus"):
+    for absent in ("Answers side by side", "Training", "Corpus", "Cost", "Terms", "Difference"):
         assert absent not in page.text
     assert "Alone." in page.text
     assert "svg" not in {tag for tag, _ in page.tags}

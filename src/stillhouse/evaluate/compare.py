@@ -21,7 +21,7 @@ from ..recipe import Evaluate
 from .answers import answer
 from .intervals import clipped, exponential, interval, paired_difference
 from .measures import Measures, TeacherReference, measure
-from .speed import Speeds, measure_speed
+from .speed import NEW_TOKENS, ROUNDS, Speeds, measure_speed
 from .verdict import find
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ def evaluate_models(
     measures = _measure_all(candidates, documents)
     speeds: dict[str, Speeds] = {}
     if settings.speed:
-        with console.progress("speed", None):
-            speeds = measure_speed({c.key: c.weights.model for c in candidates}, _speed_text(documents))
+        with console.progress("speed", ROUNDS + 1, "rounds") as progress:
+            by_key = {candidate.key: candidate.weights.model for candidate in candidates}
+            speeds = measure_speed(by_key, _speed_text(documents), on_round=progress.advance)
     models = [
         model_entry(c, measures[c.key], speeds.get(c.key), confidence=settings.confidence) for c in candidates
     ]
@@ -206,8 +207,6 @@ def _conditions(
     candidates: Sequence[Candidate], documents: Sequence[Document], settings: Evaluate
 ) -> dict[str, Any]:
     """How the numbers were taken, for whoever takes them again."""
-    from .speed import NEW_TOKENS, ROUNDS
-
     model = candidates[0].weights.model
     return {
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -59,7 +59,7 @@ STYLE = {
     "xtick.color": COLOURS["soft"],
     "ytick.color": COLOURS["soft"],
     "xtick.labelsize": 8.5,
-    "ytick.labelsize": 9,
+    "ytick.labelsize": 8.5,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "figure.facecolor": "none",
@@ -86,8 +86,8 @@ def forest(
             estimate, colour = model[measure], COLOURS[model["key"]]
             value = estimate["value"] * scale
             if estimate["low"] is not None:
-                axes.plot([estimate["low"] * scale, estimate["high"] * scale], [y, y], color=colour, lw=2)
-            axes.plot([value], [y], "o", ms=6, color=colour)
+                axes.plot([estimate["low"] * scale, estimate["high"] * scale], [y, y], color=colour, lw=2.5)
+            axes.plot([value], [y], "o", ms=5, color=colour)
             axes.annotate(
                 figure(value), (value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
             )
@@ -115,8 +115,8 @@ def differences(comparison: Mapping[str, Any], *, name: str, against: str) -> st
         for y, (label, estimate) in enumerate(rows):
             colour = COLOURS["student" if estimate["value"] < 0 else "control"]
             if estimate["low"] is not None:
-                axes.plot([estimate["low"], estimate["high"]], [y, y], color=colour, lw=2)
-            axes.plot([estimate["value"]], [y], "o", ms=6, color=colour)
+                axes.plot([estimate["low"], estimate["high"]], [y, y], color=colour, lw=2.5)
+            axes.plot([estimate["value"]], [y], "o", ms=5, color=colour)
             text = f"{estimate['value']:+.3f}".replace("-", "−")
             axes.annotate(
                 text, (estimate["value"], y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
@@ -188,7 +188,7 @@ def _figure(height_in: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _rows(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), labels, color=COLOURS["ink"])
+    axes.set_yticks(range(len(labels)), labels, color=COLOURS["ink"], fontsize=9)
     axes.set_ylim(len(labels) - 0.5, -0.7)
     axes.grid(axis="y", visible=False)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 32
 ROUNDS = 5
+WARM_UP_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,28 @@ def measure_speed(
     new_tokens: int = NEW_TOKENS,
     rounds: int = ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
+    on_round: Callable[[], None] = lambda: None,
 ) -> dict[str, Speeds]:
-    """Speeds of ``models`` at batch size 1, after one round that does not count.
+    """Speeds of ``models`` at batch size 1, after a short round that does not count.
 
     Args:
         models: at least one, under the names of the result.
         ids_T: [T] token ids of a text that all of them know. Reading scores all T; writing
             goes on greedily from it for exactly ``new_tokens``, and its time includes reading.
-        clock: seconds, for tests.
+        clock: seconds.
+        on_round: called after each round, the first that does not count included.
     """
     writing: dict[str, list[float]] = {name: [] for name in models}
     reading: dict[str, list[float]] = {name: [] for name in models}
     for round_number in range(rounds + 1):
+        length = new_tokens if round_number else min(WARM_UP_TOKENS, new_tokens)
         for name, model in models.items():
-            wrote = new_tokens / _seconds(lambda m=model: _write(m, ids_T, new_tokens), model, clock)
+            wrote = length / _seconds(lambda m=model, n=length: _write(m, ids_T, n), model, clock)
             read = len(ids_T) / _seconds(lambda m=model: _read(m, ids_T), model, clock)
             if round_number:
                 writing[name].append(wrote)
                 reading[name].append(read)
+        on_round()
     return {name: Speeds(_summary(writing[name]), _summary(reading[name])) for name in models}
 
 
