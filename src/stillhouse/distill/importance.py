@@ -218,13 +218,13 @@ class _Sum:
 
     def add_input(self, measure: Callable[[Tensor], Tensor]) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.total = self.total + measure(args[0][0].double()).sum(0)
+            self.total = self.total + measure(args[0][0]).sum(0, dtype=torch.float64)
 
         return hook
 
     def add_output(self, measure: Callable[[Tensor], Tensor]) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            self.total = self.total + measure(output[0].double()).sum(0)
+            self.total = self.total + measure(output[0]).sum(0, dtype=torch.float64)
 
         return hook
 
