@@ -84,7 +84,7 @@ def questions(tmp_path_factory) -> Path:
 def still(*arguments: str | Path, cwd: Path, timeout: float = 240, **environment: str):
     """Runs the real command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "stillhouse.cli", *map(str, arguments)],
+        [sys.executable, "-m", "stillhouse", *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,

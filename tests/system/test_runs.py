@@ -141,7 +141,7 @@ def test_killed_at_any_moment_it_ends_bit_identical(finished, tmp_path, tiny_tea
     """kill -9 at eight random moments over the whole run; then one run to the end."""
     rng = random.Random(5)
     write_recipe(tmp_path, tiny_teacher, questions)
-    command = [sys.executable, "-m", "stillhouse.cli", "run", "recipe.yaml"]
+    command = [sys.executable, "-m", "stillhouse", "run", "recipe.yaml"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     for _ in range(8):
         process = subprocess.Popen(
@@ -215,7 +215,7 @@ def test_empty_and_unreadable_prompts(tmp_path, tiny_teacher):
 def test_control_c_stops_with_130_and_the_run_goes_on_later(tmp_path, tiny_teacher, questions):
     recipe = write_recipe(tmp_path, tiny_teacher, questions, train__epochs=400, evaluate__control=False)
     process = subprocess.Popen(
-        [sys.executable, "-m", "stillhouse.cli", "run", str(recipe)],
+        [sys.executable, "-m", "stillhouse", "run", str(recipe)],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
