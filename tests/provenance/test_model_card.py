@@ -140,7 +140,7 @@ def test_the_body_states_data_objective_numbers_and_terms():
     text = card(recipe(), REPORT, {"train": {"tokens": 60_000, "steps": 59, "train_seconds": 93.4}})
     for part in (
         "Closer than the control.",
-        "| student (forward\\_kl) | 0.4321 [0.3889, 0.4753] | 17.25 [15.53, 18.98] | 134.5 M | 98 MB | 61.2 |",
+        "| student (forward\\_kl) | 0.4321 [0.3889, 0.4753] | 17.25 [15.53, 18.98] | 134.5 M | 98 MB |",
         "| embedded:smollm2 | – | 12.5 [11.25, 13.75] |",
         "Measured on 57 held-out documents.",
         "95% intervals, clustered by document",
@@ -166,10 +166,8 @@ def test_a_report_without_numbers_makes_a_card_without_a_table():
 
 @pytest.mark.parametrize("missing", REPORT)
 def test_any_part_of_the_report_may_be_missing(missing):
-    assert (
-        ModelCard(card(recipe(), {k: v for k, v in REPORT.items() if k != missing})).data.license
-        == "apache-2.0"
-    )
+    report = {key: value for key, value in REPORT.items() if key != missing}
+    assert ModelCard(card(recipe(), report)).data.license == "apache-2.0"
 
 
 def test_an_estimate_without_ends_is_shown_alone():
@@ -190,6 +188,7 @@ def test_naming_duties_of_the_teacher_and_of_the_weights():
     started = card(recipe(student=Student(init="pretrained", model="hub:meta-llama/Llama-3.2-1B")))
     assert "**Built with Llama**" in started and "rename it" in started
     assert "Llama 3.2 Community License (`llama-3.2`)" in started
+    assert 'Begin the name of a student that you give away with "Llama".' in started
     named = card(
         dataclasses.replace(recipe("hub:meta-llama/Llama-3.1-8B", student=SCRATCH), name="Llama-small")
     )

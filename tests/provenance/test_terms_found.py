@@ -43,7 +43,7 @@ BY_REFERENCE = {
     "hub:deepseek-ai/DeepSeek-V3.1": "deepseek-mit",
     "hub:deepseek-ai/deepseek-coder-6.7b-instruct": "deepseek-license",
     "hub:deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": "deepseek-mit",
-    "hub:deepseek-ai/DeepSeek-R1-Distill-Llama-8B": "llama-3.1",  # made from Llama's weights, whatever its label
+    "hub:deepseek-ai/DeepSeek-R1-Distill-Llama-8B": "llama-3.1",  # whatever its label says
     "hub:mistralai/Mistral-7B-Instruct-v0.3": "mistral-apache",
     "hub:mistralai/Mixtral-8x7B-v0.1": "mistral-apache",
     "hub:mistralai/Mistral-Large-Instruct-2411": "mistral-research",
@@ -76,7 +76,7 @@ BY_REFERENCE = {
     # nobody knows
     "api:http://127.0.0.1:8000/v1#my-model": "unknown",
     "api:https://openai.com.evil.example/v1#m": "unknown",
-    "api:https://notapi.openai.com.example/v1#m": "unknown",
+    "api:https://notapi.openai.com/v1#m": "unknown",
     "api:http://[::1#my-model": "unknown",
     "hub:someone/great-model": "unknown",
     "hub:openai-community/gpt2": "unknown",
@@ -145,6 +145,13 @@ def test_the_embedded_model_is_known_by_its_own_header_too():
     assert find_terms("embedded:smollm2", metadata=SMOLLM2_GGUF).key == "smollm"
 
 
+def test_what_the_models_room_reads_from_the_embedded_model_is_enough():
+    from stillhouse.models import describe
+
+    metadata = describe("embedded:smollm2").metadata
+    assert find_terms("some.gguf", metadata=metadata).key == "smollm"
+
+
 def test_a_declared_key_wins_over_everything():
     assert find_terms("api:https://api.openai.com/v1#gpt-5", declared="agreement").key == "agreement"
     assert find_terms("/x/y", declared="own", metadata={"license": "gemma"}).key == "own"
@@ -155,7 +162,7 @@ def test_a_directory_is_not_taken_for_a_key():
 
 
 def test_a_wrong_declaration_names_the_nearest_right_one():
-    with pytest.raises(RecipeError, match="lama-3.1") as caught:
+    with pytest.raises(RecipeError, match=r"lama-3\.1") as caught:
         find_terms("/x/y", declared="lama-3.1")
     assert caught.value.exit_status == 2
     assert "llama-3.1" in (caught.value.hint or "")
