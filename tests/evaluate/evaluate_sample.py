@@ -80,16 +80,28 @@ def sample_report() -> dict[str, Any]:
         "models": [
             model(
                 "teacher",
-                "Teacher",
+                "embedded:smollm2",
                 (0, 0),
                 (1, 0),
                 (0.62, 0.05),
                 (134_515_008, 98_600_000, "GGUF"),
                 22.4,
             ),
-            model("before", "Student, before", (3.814, 0.11), (0.164, 0.012), (6.78, 0.16), small, 41.2),
-            model("student", "Student, after", (0.723, 0.031), (0.714, 0.011), (1.41, 0.06), small, 41.0),
-            model("control", "Control", (0.861, 0.036), (0.688, 0.012), (1.49, 0.063), small, 41.5),
+            model(
+                "before", "student before training", (3.814, 0.11), (0.164, 0.012), (6.78, 0.16), small, 41.2
+            ),
+            model(
+                "student", "student (forward_kl)", (0.723, 0.031), (0.714, 0.011), (1.41, 0.06), small, 41.0
+            ),
+            model(
+                "control",
+                "control (cross-entropy only)",
+                (0.861, 0.036),
+                (0.688, 0.012),
+                (1.49, 0.063),
+                small,
+                41.5,
+            ),
         ],
         "comparison": {
             "control": {

@@ -69,7 +69,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         objective=OBJECTIVES.get(report["objective"], report["objective"]),
         few=report["held_out"].get("documents", 0) < FEW_DOCUMENTS,
         facts=_student_facts(report["student_facts"]),
-        counts={k: v for k, v in report["corpus"].items() if k != "rejected"},
+        counts={k: v for k, v in report["corpus"].items() if k not in ("rejected", "seconds")},
         confidence=report["models"][0]["perplexity"]["confidence"],
     )
 
@@ -104,8 +104,8 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _student_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that are not drawn; a healed gap as one phrase."""
-    shown = {key: value for key, value in facts.items() if key != "influence"}
+    """The facts that are shown nowhere else; a healed gap as one phrase."""
+    shown = {key: value for key, value in facts.items() if key not in ("influence", "seconds")}
     if facts.get("healed"):
         shown["healed"] = [
             f"layers {gap['first']} to {gap['last']} (error {words.figure(gap['error_before'])} to "
