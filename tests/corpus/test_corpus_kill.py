@@ -19,7 +19,7 @@ from misbehaving_server import answer_to
 from stillhouse.corpus import Corpus
 
 SERVER = Path(__file__).parent.parent / "misbehaving_server.py"
-COUNT, SAMPLES, CONCURRENCY, KILLS = 120, 2, 8, 4
+COUNT, SAMPLES, CONCURRENCY, KILLS = 120, 2, 8, 3
 COLLECT = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from ..errors import StillhouseError
 from ..recipe import Filter
 from .messages import answer_text, user_text
 from .near_duplicates import NearDuplicates
-from .ngrams import full_ngrams, ngrams
+from .ngrams import Quotations, ngrams
 from .prompts import Prompt
 from .refusals import is_refusal
 from .schema import Row
@@ -64,7 +65,7 @@ def contamination_check(held_out: list[Prompt], n: int) -> Check:
     """A prompt that shares a word n-gram with a held-out one, or an answer that quotes ``n`` words of one."""
     texts = [user_text(prompt.messages) for prompt in held_out]
     in_prompts = set().union(*(ngrams(text, n) for text in texts))
-    in_answers = set().union(*(full_ngrams(text, n) for text in texts))
+    quotations = Quotations(texts, n)
 
     def check(row: Row) -> Found:
         shared = in_prompts & ngrams(user_text(row["messages"]), n)
@@ -73,9 +74,9 @@ def contamination_check(held_out: list[Prompt], n: int) -> Check:
         for message in row["messages"]:
             if message["role"] == "assistant":
                 said = f"{message.get('reasoning_content') or ''}\n{message['content']}"
-                quoted = in_answers & full_ngrams(said, n)
-                if quoted:
-                    return CONTAMINATION, f"the answer quotes {min(quoted)!r} from a held-out prompt"
+                quoted = quotations.first_in(said)
+                if quoted is not None:
+                    return CONTAMINATION, f"the answer quotes {quoted!r} from a held-out prompt"
         return None
 
     return check
@@ -86,7 +87,7 @@ def verifier_check(verifier: Verifier) -> Check:
 
     def check(row: Row) -> Found:
         try:
-            return None if verifier(row) else (VERIFIER, "")
+            return None if verifier(copy.deepcopy(row)) else (VERIFIER, "")
         except Exception as error:
             if isinstance(error, StillhouseError):
                 return VERIFIER_ERROR, str(error)

@@ -13,8 +13,10 @@ import pyarrow as pa
 from .schema import Row
 from .shards import batched, read_shard, write_shard
 
-RUN_ROWS = 8192
+RUN_ROWS = 4096
 """Rows that are sorted in memory at once."""
+MERGE_ROWS = 32
+"""Rows of each run that are in memory while runs are merged."""
 
 
 def sorted_rows(
@@ -25,7 +27,8 @@ def sorted_rows(
     *,
     run_rows: int = RUN_ROWS,
 ) -> Iterator[Row]:
-    """Streams ``rows`` in the order of ``key``; at most ``run_rows`` of them are in memory.
+    """Streams ``rows`` in the order of ``key``; at most ``run_rows``, or :data:`MERGE_ROWS` of each run,
+    are in memory.
 
     Args:
         directory: where runs are written meanwhile; it must exist.
@@ -38,6 +41,7 @@ def sorted_rows(
                 yield from group
                 return
             path = Path(folder) / f"run-{len(runs)}.parquet"
-            write_shard(path, group, schema)
+            write_shard(path, group, schema, group_rows=MERGE_ROWS)
             runs.append(path)
-        yield from heapq.merge(*(read_shard(path, schema) for path in runs), key=key)
+            del group  # before the next one is read
+        yield from heapq.merge(*(read_shard(path, schema, batch_rows=MERGE_ROWS) for path in runs), key=key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
@@ -33,7 +34,23 @@ def ngrams(text: str, n: int) -> set[str]:
     return {" ".join(found[i : i + n]) for i in range(len(found) - n + 1)}
 
 
-def full_ngrams(text: str, n: int) -> set[str]:
-    """Every run of exactly ``n`` words in ``text``; none in a shorter text."""
-    found = words(text)
-    return {" ".join(found[i : i + n]) for i in range(len(found) - n + 1)}
+class Quotations:
+    """Finds runs of ``n`` words of known texts in long ones, looking only where a known run may begin."""
+
+    def __init__(self, texts: Iterable[str], n: int) -> None:
+        self._n = n
+        self._runs: set[tuple[str, ...]] = set()
+        for text in texts:
+            found = words(text)
+            self._runs.update(tuple(found[i : i + n]) for i in range(len(found) - n + 1))
+        self._first = {run[0] for run in self._runs}
+
+    def first_in(self, text: str) -> str | None:
+        """The first known run in ``text``, or None."""
+        if not self._runs:
+            return None
+        found = words(text)
+        for i, word in enumerate(found):
+            if word in self._first and tuple(found[i : i + self._n]) in self._runs:
+                return " ".join(found[i : i + self._n])
+        return None

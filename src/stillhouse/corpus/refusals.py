@@ -20,7 +20,6 @@ _CANNOT = r"""(?:
   | (?:'m|\ am|'re|\ are)(?:\ \w+)?\ (?:unable\ to | not\ (?:able\ to|comfortable|permitted|allowed))
   | \ (?:must|have\ to|need\ to)(?:\ \w+)?\ (?:decline|refuse)
   | \ (?:decline|refuse)\ to
-  | \ (?:don't|do\ not)\ feel\ comfortable
 )"""
 _VERB = r"""(?:
     help | assist | answer | provide | comply | fulfil | create | generate | write | give | offer
@@ -34,13 +33,14 @@ _SORRY = r"""(?:
 _AN_AI = r"an?\ (?:ai|artificial\ intelligence|(?:large\ )?language\ model)"
 _PATTERNS = (
     rf"{_SORRY} [^.!?\n]{{0,60}}? \b{_WHO}{_HARDLY}{_CANNOT}\b",
-    rf"(?:no[,.]\ )? {_WHO}{_HARDLY}{_CANNOT} (?:\ \w+){{0,2}}? \ {_VERB}",
+    rf"(?:no[,.]\ )? {_WHO}{_HARDLY}{_CANNOT} (?:\ \w+){{0,3}}? \ {_VERB}\b(?!\ but\b)",
     rf"{_WHO}{_HARDLY}\ (?:(?:must|have\ to)\ )?(?:respectfully\ )?(?:decline|refuse)\b",
     rf"{_WHO}(?:'m|\ am|'re|\ are)\ not\ (?:comfortable|permitted|allowed)\b",
+    rf"{_WHO}\ (?:don't|do\ not)\ feel\ comfortable\b",
     rf"as\ {_AN_AI} [^.!?\n]{{0,80}} \b{_WHO}{_HARDLY}{_CANNOT}\b",
     rf"(?:i'm|i\ am)\ (?:just\ |only\ )?{_AN_AI} [^.!?\n]{{0,60}} \b(?:can\ ?not|can't|unable|not\ able)\b",
     r"(?:this|that|your)\ (?:request|question|topic|content)\ (?:violates|(?:goes|is)\ against|cannot\ be)",
-    r"it\ (?:is|would\ be)\ (?:not\ appropriate|inappropriate|unethical|illegal)\ (?:for\ me\ )?to\b",
+    r"it\ (?:is|would\ be)\ (?:not\ appropriate|inappropriate|unethical|illegal)\ for\ me\ to\b",
     # Chinese and Japanese
     r"(?:很|非常|真的)?(?:抱歉|对不起|對不起|不好意思)[，,。!！\s]*[^。\n]{0,20}?(?:无法|無法|不能|不便|没有办法|没法)",
     r"(?:我|作为(?:一个|一名)?(?:AI|人工智能)[^。\n]{0,20}?)(?:无法|無法|不能)(?:回答|提供|协助|帮助|讨论|满足|为您|为你|继续)",
@@ -57,4 +57,5 @@ _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 
 def is_refusal(answer: str) -> bool:
     """Whether the opening of ``answer`` declines to answer."""
-    return _REFUSAL.match(answer.lstrip("\"'*_ \t\r\n").translate(_QUOTES)[:OPENING_CHARS]) is not None
+    opening = answer.lstrip("\"'*_ \t\r\n")[:OPENING_CHARS]
+    return _REFUSAL.match(opening.translate(_QUOTES)) is not None

@@ -17,7 +17,9 @@ ROW_GROUP_ROWS = 512
 BATCH_ROWS = 256
 
 
-def write_shard(path: Path, rows: Iterable[Row], schema: pa.Schema) -> int:
+def write_shard(
+    path: Path, rows: Iterable[Row], schema: pa.Schema, *, group_rows: int = ROW_GROUP_ROWS
+) -> int:
     """Writes ``rows`` to ``path`` (zstd), a row group at a time, atomically; returns how many there were."""
     count = 0
     with (
@@ -25,20 +27,26 @@ def write_shard(path: Path, rows: Iterable[Row], schema: pa.Schema) -> int:
         open(temporary, "wb") as file,
         pq.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
-        for group in batched(rows, ROW_GROUP_ROWS):
+        for group in batched(rows, group_rows):
             writer.write_table(to_table(group, schema))
             count += len(group)
     return count
 
 
-def read_shard(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[Row]:
+def read_shard(
+    path: Path,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    *,
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[Row]:
     """The rows of a shard, decoded a batch at a time.
 
     Raises:
         CorpusError: the file is damaged or lacks a column; the message names it.
     """
     with open_shard(path, schema) as file, reading(path):
-        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns or schema.names))
+        batches = file.iter_batches(batch_size=batch_rows, columns=list(columns or schema.names))
         for batch in batches:
             yield from to_rows(batch)
 
