@@ -6,8 +6,8 @@ from datetime import date
 import pytest
 from pydantic import ValidationError
 
-from stillhouse.provenance.page import terms_page
-from stillhouse.provenance.terms import all_terms, parse_terms
+from stillhouse.provenance import all_terms, terms_page
+from stillhouse.provenance.terms import parse_terms
 
 GOOD = """
 - key: a
@@ -99,6 +99,14 @@ def test_a_key_given_twice_and_a_broken_pattern_are_refused():
         parse_terms(GOOD + GOOD)
     with pytest.raises(re.error):
         parse_terms(GOOD.replace("use: any", "use: any\n  match: {names: ['(']}"))
+
+
+def test_the_front_door_has_all_that_it_names():
+    import stillhouse.provenance as room
+
+    assert all(hasattr(room, name) for name in room.__all__)
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        room.nothing_like_it  # noqa: B018
 
 
 def test_the_documentation_has_the_table(request):

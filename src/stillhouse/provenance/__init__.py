@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from .card import model_card
     from .card_head import read_card_head
     from .find import find_terms
-    from .manifest import Manifest, recipe_section_hash
+    from .manifest import RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash
+    from .page import terms_page
     from .terms import Terms, all_terms
     from .verdict import Verdict, explain, judge, naming_warning, require_allowed
     from .verify import Verification, verify_run
 
 _HOME = {
+    "RECIPE_INPUT": "manifest",
+    "STAGE_INPUT": "manifest",
     "Manifest": "manifest",
     "Terms": "terms",
     "Verdict": "verdict",
@@ -32,10 +35,13 @@ _HOME = {
     "read_card_head": "card_head",
     "recipe_section_hash": "manifest",
     "require_allowed": "verdict",
+    "terms_page": "page",
     "verify_run": "verify",
 }
 
 __all__ = [
+    "RECIPE_INPUT",
+    "STAGE_INPUT",
     "Manifest",
     "Terms",
     "Verdict",
@@ -49,6 +55,7 @@ __all__ = [
     "read_card_head",
     "recipe_section_hash",
     "require_allowed",
+    "terms_page",
     "verify_run",
 ]
 
