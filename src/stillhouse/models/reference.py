@@ -105,7 +105,7 @@ def _api(text: str, rest: str) -> Reference:
 
 def _local(text: str) -> Reference:
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():
         return Reference("directory", text, path=path)
     if path.is_file():
         if path.suffix == ".gguf":

@@ -1,0 +1,190 @@
+"""The API backend against a real server on loopback that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from misbehaving_server import MODEL, Teacher, answer_to, serving
+
+from stillhouse.errors import (
+    ApiError,
+    AuthenticationError,
+    ContextLengthError,
+    ModelError,
+    ModelNotFoundError,
+)
+from stillhouse.models import Reply, Request, Sampling, open_model
+
+
+def ask(teacher, *prompts, timeout_s=20.0, retries=4, sampling=None, history=()):
+    """The results for ``prompts``, asked in one call, and how often the server pushed back."""
+    sampling = sampling or Sampling(seed=1, max_tokens=64)
+
+    async def run(url):
+        model = open_model(f"api:{url}#{MODEL}", timeout_s=timeout_s, retries=retries)
+        try:
+            messages = [[*history, {"role": "user", "content": prompt}] for prompt in prompts]
+            requests = [Request(str(n), m, sampling) for n, m in enumerate(messages)]
+            return await model.generate(requests), model.pushbacks
+        finally:
+            await model.close()
+
+    with serving(teacher) as url:
+        return asyncio.run(run(url))
+
+
+def test_an_answer_carries_everything_the_server_says():
+    [reply], pushbacks = ask(
+        Teacher(), "why [think]", sampling=Sampling(seed=1, max_tokens=64, top_logprobs=2)
+    )
+    assert isinstance(reply, Reply)
+    assert reply.text == answer_to("why [think]", 1)
+    assert reply.reasoning == "I was asked 'why [think]'."
+    assert reply.finish_reason == "stop"
+    assert (reply.prompt_tokens, reply.completion_tokens) == (2, len(reply.text.split()))
+    assert str(reply.request_id).startswith("req-")
+    assert reply.model == MODEL
+    assert reply.top_logprobs is not None
+    assert [item["token"] for item in reply.top_logprobs] == reply.text.split()
+    assert len(reply.top_logprobs[0]["top_logprobs"]) == 2
+    assert pushbacks == 0
+
+
+def test_what_is_sent():
+    teacher = Teacher()
+    history = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "reasoning_content": "secret"},
+    ]
+    sampling = Sampling(temperature=0.5, top_p=0.9, top_k=7, max_tokens=9, seed=3, stop=("END",))
+    ask(teacher, "c", sampling=sampling, history=history)
+    [body] = teacher.bodies
+    assert body["messages"] == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    assert body["model"] == MODEL
+    expected = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "max_tokens": 9, "seed": 3, "stop": ["END"]}
+    assert {key: body[key] for key in expected} == expected
+    assert "logprobs" not in body
+
+
+PASSING = ["429", "429date", "500", "503", "cut", "json", "empty", "error200", "408", "409"]
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_passing_failure_is_tried_again(fault):
+    teacher = Teacher()
+    prompt = f"ask [fault:{fault}x2]"
+    [reply], pushbacks = ask(teacher, prompt)
+    assert isinstance(reply, Reply)
+    assert reply.text == answer_to(prompt, 1)
+    assert len(teacher.arrivals) == 3
+    assert teacher.served[prompt] == 1
+    assert pushbacks == (2 if fault in ("429", "429date", "503") else 0)
+
+
+def test_a_hanging_request_is_given_up_and_tried_again():
+    teacher = Teacher()
+    [reply], pushbacks = ask(teacher, "ask [fault:hangx1]", timeout_s=0.7)
+    assert isinstance(reply, Reply)
+    assert pushbacks == 1
+    (_, first), (_, second) = teacher.arrivals
+    assert 0.7 <= second - first < 10
+
+
+@pytest.mark.parametrize(("fault", "least"), [("429", 1.0), ("429date", 0.9)])
+def test_retry_after_is_obeyed(fault, least):
+    # A date has whole seconds, so it may ask for up to a second less than meant.
+    teacher = Teacher(retry_after="1" if fault == "429" else "2")
+    ask(teacher, f"ask [fault:{fault}x1]")
+    (_, first), (_, second) = teacher.arrivals
+    assert second - first >= least
+
+
+def test_a_server_that_asks_for_an_hour_is_given_up_at_once():
+    teacher = Teacher(retry_after="3600")
+    [error], _ = ask(teacher, "ask [fault:429]")
+    assert isinstance(error, ApiError)
+    assert "3600 s" in str(error)
+    assert len(teacher.arrivals) == 1
+
+
+def test_a_lasting_failure_is_an_error_of_that_request_alone():
+    teacher = Teacher()
+    (good, bad), _ = ask(teacher, "fine", "ask [fault:500]", retries=2)
+    assert isinstance(good, Reply)
+    assert isinstance(bad, ApiError)
+    assert "500" in str(bad)
+    assert "2 more tries" in str(bad)
+    assert bad.hint
+    assert sum(prompt != "fine" for prompt, _ in teacher.arrivals) == 3
+
+
+@pytest.mark.parametrize("fault", ["401", "403"])
+def test_a_refused_key_stops_at_once(fault):
+    teacher = Teacher()
+    with pytest.raises(AuthenticationError, match="refuses the key"):
+        ask(teacher, f"ask [fault:{fault}]")
+    assert len(teacher.arrivals) == 1
+
+
+def test_an_unknown_model_stops_at_once():
+    with pytest.raises(ModelNotFoundError, match=MODEL):
+        ask(Teacher(), "ask [fault:404]")
+
+
+REFUSED = {"context": ContextLengthError, "400": ModelError, "quota": ModelError}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_refused_request_is_not_tried_again(fault):
+    teacher = Teacher()
+    [error], _ = ask(teacher, f"ask [fault:{fault}]")
+    assert type(error) is REFUSED[fault]
+    assert len(teacher.arrivals) == 1
+
+
+def test_an_empty_answer_is_an_answer():
+    [reply], _ = ask(Teacher(), "ask [fault:silent]")
+    assert isinstance(reply, Reply)
+    assert reply.text == ""
+
+
+def test_nobody_listening_is_an_api_error():
+    async def run():
+        model = open_model("api:http://127.0.0.1:9/v1#x", retries=1)
+        try:
+            return await model.generate([Request("a", [{"role": "user", "content": "hi"}], Sampling())])
+        finally:
+            await model.close()
+
+    [error] = asyncio.run(run())
+    assert isinstance(error, ApiError)
+    assert "127.0.0.1:9" in str(error)
+
+
+def test_a_storm_of_faults_loses_and_doubles_nothing():
+    teacher = Teacher(faults=0.4, seed=5, kinds=("429", "500", "cut", "json", "empty"))
+    prompts = [f"question {n}" for n in range(40)]
+    replies, pushbacks = ask(teacher, *prompts, retries=5)
+    assert [reply.text for reply in replies if isinstance(reply, Reply)] == [answer_to(p, 1) for p in prompts]
+    assert set(teacher.served.values()) == {1}
+    assert len(teacher.arrivals) > 40
+    assert pushbacks > 0
+
+
+def test_a_remote_api_needs_a_key(monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(AuthenticationError, match="MY_KEY"):
+        open_model("api:https://example.invalid/v1#m", api_key_env="MY_KEY")
+    monkeypatch.setenv("MY_KEY", "k")
+    model = open_model("api:https://example.invalid/v1#m", api_key_env="MY_KEY")
+    assert (
+        model.fingerprint != open_model("api:https://example.invalid/v1#n", api_key_env="MY_KEY").fingerprint
+    )
+    assert "k" not in vars(model).values()
+    assert model.can.generate
+    assert not model.can.train
