@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from evaluate_threads import one_thread  # noqa: F401  autouse
 
 from stillhouse.console import plain_table
 from stillhouse.corpus import Prompt

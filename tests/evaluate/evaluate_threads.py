@@ -1,3 +1,5 @@
+"""One thread for the tests that run models (imported by them: a second conftest would hide the first)."""
+
 from __future__ import annotations
 
 import pytest
