@@ -8,7 +8,7 @@ than the threshold, and a pair at the threshold is missed with a chance of at mo
 duplicates of each other: below :data:`SHORT_WORDS` words only the same words to the same
 prompt count.
 
-The index grows with the answers it holds: about 3 kB in memory each, and their sets in a
+The index grows with the answers it holds: about 2 kB in memory each, and their sets in a
 temporary file.
 """
 
