@@ -202,7 +202,7 @@ def test_topk_keeps_its_digits_when_the_student_leaves_nothing_for_the_tail(kind
 @quick
 @given(st.lists(logit, min_size=2, max_size=8), st.data())
 def test_drawn_ids_in_the_teachers_proportions_give_forward_kl(student, data):
-    """Counts c/n equal to the teacher's probabilities: KL plus the teacher's entropy, and KL's own gradient."""
+    """Counts c/n equal to the teacher's probabilities: KL plus the teacher's entropy, and KL's gradient."""
     size = len(student)
     counts = data.draw(st.lists(st.integers(1, 9), min_size=size, max_size=size))
     p = [c / sum(counts) for c in counts]

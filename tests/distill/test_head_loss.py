@@ -1,4 +1,4 @@
-"""The chunked loss against single rows done by hand, its gradients against differences, and what it allocates."""
+"""The chunked loss against rows done by hand, its gradients against differences, and what it allocates."""
 
 import divergence_oracles as oracle
 import pytest
@@ -72,20 +72,37 @@ def test_the_loss_is_each_rows_divergence_over_the_shared_ids_and_cross_entropy_
     assert head_loss(hidden_ND, head, LABELS, rows, objective).item() == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", ["cross_entropy", *KINDS])
-def test_gradients_are_the_slope_of_the_loss(kind, form, sizes, softcap):
-    if (form == "sampled" and kind != "forward_kl") or (form != "hidden" and sizes == "teacher larger"):
-        return  # refused; see below
+GRADIENT_CASES = [
+    *((kind, "hidden", sizes, None, 0.3) for kind in KINDS for sizes in SIZES),
+    *((kind, "hidden", "student larger", 2.0, 0.0) for kind in ["cross_entropy", *KINDS]),
+    *((kind, "topk", sizes, None, 0.3) for kind in KINDS for sizes in ("equal", "student larger")),
+    *(("forward_kl", "sampled", sizes, 2.0, 0.3) for sizes in ("equal", "student larger")),
+]
+
+
+@pytest.mark.parametrize(("kind", "form", "sizes", "softcap", "text"), GRADIENT_CASES)
+def test_gradients_are_the_slope_of_the_loss(kind, form, sizes, softcap, text):
     rows = rows_of(form, SIZES[sizes])
-    objective = Objective(kind=kind, temperature=1.7, cross_entropy=0.0 if softcap else 0.3)
+    objective = Objective(kind=kind, temperature=1.7, cross_entropy=text)
 
     def loss(hidden_ND, weight_VD, bias_V):
         return head_loss(hidden_ND, Head(weight_VD, bias_V, softcap, 1.3), LABELS, rows, objective, chunk=3)
 
     assert torch.autograd.gradcheck(loss, student())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_topk_rows_are_the_merged_divergence_at_the_temperature(kind):
+    hidden_ND, weight_VD, _ = student()
+    rows = rows_of("topk")
+    assert isinstance(rows, TopKRows)
+    objective = Objective(kind=kind, temperature=1.7)
+    expected = 0.0
+    for s, ids, logp in zip(logits_by_hand(hidden_ND, weight_VD), rows.ids_NK, rows.logp_NK1, strict=True):
+        merged = oracle.merged(oracle.probabilities(s, 1.7), ids.tolist())
+        expected += 1.7**2 * oracle.between(logp.exp().tolist(), merged, objective)
+    loss = head_loss(hidden_ND, Head(weight_VD), LABELS, rows, objective)
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_ids_that_only_the_student_has_get_no_gradient_and_no_share():
@@ -163,7 +180,7 @@ def test_an_outer_factor_reaches_every_gradient():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_as_near_to_float64_as_its_rounding_allows(kind):
-    """Logits keep 8 bits, so at most 2^-9 of their size is lost; sums over 4,000 ids must add nothing to that.
+    """Logits keep 8 bits, so at most 2^-9 of their size is lost; sums over 4,000 ids must not add to that.
 
     The gradient is rounded twice more on its way through the head.
     """

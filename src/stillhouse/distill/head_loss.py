@@ -82,8 +82,6 @@ def head_loss(
                 f"targets are cached over {signal_rows.vocab_size} ids; the student has {head.vocab_size}",
                 hint="Cache them again for this student, or use `targets: hidden`.",
             )
-    if len(hidden_ND) == 0:
-        return hidden_ND.new_zeros((), dtype=reduction_dtype(hidden_ND.dtype))
     task = _Task(head, labels_N, signal_rows, objective, chunk, weights_N, torch.is_grad_enabled())
     return _HeadLoss.apply(hidden_ND, head.weight_VD, head.bias_V, task)  # pyright: ignore[reportReturnType]
 
