@@ -45,8 +45,8 @@ class FakeTeacher:
 
     reference = "fake:teacher"
     fingerprint = "f" * 64
-    template_hash = "t" * 64
-    context_length = None
+    template_hash: str | None = "t" * 64
+    context_length: int | None = None
     can = Can(generate=True, logprobs=False, train=False)
 
     def __init__(

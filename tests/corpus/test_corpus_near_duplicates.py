@@ -79,7 +79,7 @@ def test_bands_miss_at_most_what_is_stated(threshold):
 
 def test_signatures_agree_as_often_as_texts_are_similar():
     """rensa's estimate against the exact index: within 5 standard deviations for each pair."""
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
 
     from stillhouse.corpus.near_duplicates import shingles
 
