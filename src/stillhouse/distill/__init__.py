@@ -9,10 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .divergences import divergence
+    from .divergences import divergence, needs_teacher
     from .documents import Document, documents_hash, make_documents
     from .head import Head, head_of
-    from .head_loss import head_loss
     from .lora import prepare_lora
     from .precision import compute_dtype
     from .runtime import choose_device
@@ -29,9 +28,9 @@ _HOME = {
     "Document": "documents",
     "documents_hash": "documents",
     "make_documents": "documents",
+    "needs_teacher": "divergences",
     "Head": "head",
     "head_of": "head",
-    "head_loss": "head_loss",
     "Built": "students",
     "build_student": "students",
     "prepare_lora": "lora",
@@ -58,9 +57,9 @@ __all__ = [
     "compute_dtype",
     "divergence",
     "documents_hash",
-    "head_loss",
     "head_of",
     "make_documents",
+    "needs_teacher",
     "open_targets",
     "prepare_lora",
     "require_same_tokenizer",
