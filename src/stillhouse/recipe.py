@@ -131,6 +131,8 @@ class Collect:
     """Seconds without an answer after which a request is tried again."""
     retries: NonNegativeInt = 6
     """Tries after the first before a request counts as failed."""
+    tolerated_failures: Share = 0.05
+    """Share of requests that may stay without an answer; with more the run stops, to be gone on with."""
     max_cost: NonNegativeFloat | None = None
     """US dollars after which collecting stops cleanly."""
     max_total_tokens: PositiveInt | None = None

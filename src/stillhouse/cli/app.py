@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
@@ -21,6 +22,8 @@ from .failures import explain
 from .overrides import gather_overrides
 
 SUMMARY = "Distil a large language model into a small one that you own."
+INTERRUPTED = 130
+
 EXIT_STATUS = """\
 Exit status: 0 done; 1 failed; 2 wrong usage or recipe; 3 refused by a teacher's terms.
 `still VERB --help` shows examples; `still --install-completion` teaches your shell the verbs."""
@@ -51,6 +54,16 @@ for place, (name, verb) in enumerate(VERBS.items()):
 app.register_install_completion_command()
 
 
+def entry() -> NoReturn:
+    """What the shell calls. After ctrl-C it leaves without waiting for answers that a model is still writing."""
+    status = main()
+    if status == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
@@ -75,7 +88,7 @@ def _run(tokens: list[str]) -> int:
         return 0
     except KeyboardInterrupt:
         console.error("stopped; the same command goes on where it stopped")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         raise
     except CycloptsError as error:

@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from .. import recipe as recipe_module
 from ..files import atomic_write
+from ..provenance import terms_page
 from ..recipe import Recipe
 from ..recipe_file import section_of
 from .app import EXIT_STATUS, SUMMARY, VERBS, app
@@ -143,7 +144,7 @@ def _range_text(limit: Any) -> str:
     raise AssertionError(f"no words for {limit!r}")
 
 
-PAGES = {"cli.md": command_page, "recipe.md": recipe_page}
+PAGES = {"cli.md": command_page, "recipe.md": recipe_page, "terms-table.md": terms_page}
 
 if __name__ == "__main__":
     for file, page in PAGES.items():

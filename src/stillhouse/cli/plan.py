@@ -33,6 +33,7 @@ def plan(
 
 def show_plan(recipe: Recipe) -> None:
     """Plans and prints; then refuses, as a run would, a teacher whose terms do not allow the purpose."""
+    from ..models import recipe_terms
     from ..plan import plan as plan_recipe
     from ..provenance import require_allowed
 
@@ -53,7 +54,8 @@ def show_plan(recipe: Recipe) -> None:
         dataclasses.asdict(planned)
         | {"seconds": planned.seconds, "peak_memory_bytes": planned.peak_memory_bytes}
     )
-    require_allowed(planned.terms, recipe.purpose, recipe.accept_terms)
+    terms, start = recipe_terms(recipe)
+    require_allowed(terms, recipe.purpose, recipe.accept_terms, student=start)
 
 
 def _money(dollars: float | None) -> str:

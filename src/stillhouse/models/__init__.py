@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .facts import describe
     from .open import open_model
+    from .origin import recipe_terms, terms_of
     from .reference import Reference, parse_reference
     from .template import ChatTemplate, compare_templates
     from .tokenizer import same_tokenizer, tokenizer_difference
@@ -34,7 +35,9 @@ _HOME = {
     "load_weights": "weights",
     "open_model": "open",
     "parse_reference": "reference",
+    "recipe_terms": "origin",
     "same_tokenizer": "tokenizer",
+    "terms_of": "origin",
     "tokenizer_difference": "tokenizer",
 }
 
@@ -55,7 +58,9 @@ __all__ = [
     "load_weights",
     "open_model",
     "parse_reference",
+    "recipe_terms",
     "same_tokenizer",
+    "terms_of",
     "tokenizer_difference",
 ]
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
 from ..hashing import sha256_text
+from ..provenance import read_card_head
 from . import hub
 from .gguf_config import ARCHITECTURES, transformers_config
 from .gguf_file import GgufFile, read_gguf, read_tensor
 from .reference import Reference, parse_reference
 from .types import ModelFacts
 
-_LICENSE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
 _METADATA = (
     "general.license",
     "general.name",
@@ -96,10 +95,14 @@ def _from_directory(reference: Reference, path: Path) -> ModelFacts:
     config = _json(path / "config.json")
     text = config.get("text_config", config)
     card = path / "README.md"
-    found = _LICENSE.search(card.read_text("utf-8", "replace")) if card.is_file() else None
-    license = found.group(1) if found else config.get("license")
+    head = read_card_head(card.read_text("utf-8", "replace")) if card.is_file() else {}
+    license = head.get("license") or config.get("license")
     name = config.get("_name_or_path") or reference.name or path.name
-    metadata = {"general.license": license, "model_type": config.get("model_type"), "general.name": name}
+    metadata = head | {
+        "general.license": license,
+        "model_type": config.get("model_type"),
+        "general.name": name,
+    }
     return ModelFacts(
         reference=reference.text,
         kind=reference.kind,

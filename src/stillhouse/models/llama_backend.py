@@ -57,8 +57,8 @@ class LlamaModel:
         )
 
     async def close(self) -> None:
-        """Stops llama.cpp."""
-        self._threads.shutdown()
+        """Stops llama.cpp; whoever interrupted answers under way does not wait for them."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._server = None
 
     def _one(self, request: Request) -> Reply | StillhouseError:

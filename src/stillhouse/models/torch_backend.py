@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from .types import Can, Reply, Request, Sampling, Weights
 if TYPE_CHECKING:
     from .sampler import Sampled
 
-MAX_BATCH = 48
+MAX_BATCH = 64
 
 
 class TorchModel:
@@ -40,15 +41,15 @@ class TorchModel:
         own = getattr(weights.model.generation_config, "eos_token_id", None)
         ends = own if isinstance(own, list) else [own]
         self._ends = self._prompts.ends | {end for end in ends if isinstance(end, int)}
-        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
         """One result for each request, in order; batches of similar length."""
-        async with self._lock:
-            return await asyncio.to_thread(self._generate, requests)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._generate, requests)
 
     async def close(self) -> None:
-        """Frees the weights."""
+        """Frees the weights; whoever interrupted a batch under way does not wait for it."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
         del self._model
 
     def _generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..console import console
 from ..errors import RecipeError
-from ..provenance import Manifest, find_terms, require_allowed
+from ..provenance import Manifest, require_allowed
 from ..recipe import Objective, Recipe
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ class Run:
     @property
     def learns_distributions(self) -> bool:
         """Whether the objective needs the teacher's probabilities, not only its text."""
-        return self.objective.kind != "cross_entropy" and self.objective.cross_entropy < 1
+        from ..distill import needs_teacher
+
+        return needs_teacher(self.objective)
 
     @property
     def trains_control(self) -> bool:
@@ -50,15 +52,20 @@ class Run:
 
     @cached_property
     def terms(self) -> Terms:
-        from ..models import describe, parse_reference
-
-        reference = self.recipe.teacher.model
-        metadata = describe(reference).metadata if parse_reference(reference).kind != "api" else None
-        return find_terms(reference, declared=self.recipe.teacher.terms, metadata=metadata)
+        """The teacher's terms."""
+        return self._terms[0]
 
     @cached_property
     def verdict(self) -> Verdict:
-        return require_allowed(self.terms, self.recipe.purpose, self.recipe.accept_terms)
+        """That the run may go on; TermsError where it may not."""
+        teacher, start = self._terms
+        return require_allowed(teacher, self.recipe.purpose, self.recipe.accept_terms, student=start)
+
+    @cached_property
+    def _terms(self) -> tuple[Terms, Terms | None]:
+        from ..models import recipe_terms
+
+        return recipe_terms(self.recipe)
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import console
-from ..errors import EmptyCorpusError
+from ..errors import ApiError, EmptyCorpusError
 from ..files import atomic_write, read_json
-from ..provenance import model_card
+from ..provenance import model_card, naming_warning
 from ..recipe import Objective
 from .report import assemble
 from .run import Run
@@ -46,7 +46,9 @@ class Stage:
 def check_terms(run: Run) -> Done:
     """Refuses (status 3) a teacher whose terms forbid the declared purpose."""
     verdict = run.verdict
-    console.info(f"terms of {run.recipe.teacher.model}: {run.terms.name}; {verdict.reason}")
+    console.info(f"terms of {run.recipe.teacher.model}: {verdict.reason}")
+    if warning := naming_warning(run.terms, run.recipe.name):
+        console.warn(warning)
     return Done([], {"key": run.terms.key, "reason": verdict.reason, "duties": list(verdict.duties)})
 
 
@@ -86,6 +88,14 @@ def collect_answers(run: Run) -> Done:
             await model.close()
 
     summary = asyncio.run(ask())
+    failed, wanted = sum(summary.failed.values()), run.recipe.collect.tolerated_failures * summary.asked
+    if failed:
+        console.warn(f"{failed} of {summary.asked} requests got no answer: {summary.failed}")
+    if failed > wanted:
+        raise ApiError(
+            f"{failed} of {summary.asked} requests got no answer; what was answered is kept",
+            hint="Run the same command again to ask them again, or raise collect.tolerated_failures.",
+        )
     return Done(_files(corpus.directory), dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
 
 
@@ -94,7 +104,10 @@ def filter_answers(run: Run) -> Done:
     from ..corpus import filter_corpus
 
     kept = run.corpus("kept")
-    summary = filter_corpus(run.corpus("collected"), kept, run.recipe.filter, held_out=run.prompts[1])
+    _, held_out, dropped = run.prompts
+    summary = filter_corpus(
+        run.corpus("collected"), kept, run.recipe.filter, held_out=held_out, dropped=dropped
+    )
     if not summary.kept:
         raise EmptyCorpusError(
             f"no exchange is left after filtering: {summary.rejected}",
@@ -109,13 +122,13 @@ def filter_answers(run: Run) -> Done:
 def build_the_student(run: Run) -> Done:
     """Loads, initialises or prunes the student, and saves it as it is before training."""
     from ..distill import build_student, require_same_tokenizer, save_student
-    from ..models import load_tokenizer
+    from ..models import compare_templates, load_weights
 
     settings = run.recipe.student
     calibration: list[Document] = []
     if settings.init == "prune":
-        calibration = run.documents("train", run.teacher, loss_on="all")
-    tokenizer = run.teacher.tokenizer if run.teacher_has_weights else None
+        parent = load_weights(settings.model) if settings.model else run.teacher
+        calibration = run.documents("train", parent, loss_on="all")
     built = build_student(
         settings,
         teacher=run.teacher if run.teacher_has_weights else None,
@@ -123,7 +136,9 @@ def build_the_student(run: Run) -> Done:
         seed=run.recipe.seed,
     )
     if run.learns_distributions:
-        require_same_tokenizer(tokenizer or load_tokenizer(run.recipe.teacher.model)[0], built.tokenizer)
+        require_same_tokenizer(run.teacher.tokenizer, built.tokenizer)
+    if run.teacher_has_weights and (warning := compare_templates(run.teacher.template, built.template)):
+        console.warn(warning)
     save_student(built.model, built.tokenizer, built.template, run.directory / "start", dtype="float32")
     return Done(_files(run.directory / "start"), built.facts)
 
@@ -160,7 +175,7 @@ def train_control(run: Run) -> Done:
 
 
 def _train(run: Run, objective: Objective, label: str) -> Done:
-    from ..distill import prepare_lora, save_student, train
+    from ..distill import needs_teacher, prepare_lora, save_student, train
     from ..models import load_weights
 
     documents = run.training_documents
@@ -171,11 +186,10 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
         )
     weights = load_weights(str(run.directory / "start"))
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
-    needs_signal = objective.kind != "cross_entropy" and objective.cross_entropy < 1
     result = train(
         model,
         documents,
-        run.signal if needs_signal else None,
+        run.signal if needs_teacher(objective) else None,
         objective=objective,
         settings=run.recipe.train,
         directory=run.directory if label == "student" else run.directory / label,

@@ -54,8 +54,8 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
         RecipeError, CorpusError, ModelNotFoundError, ModelError: what a run would refuse at its start.
     """
     from ..corpus import load_prompts, split_held_out
-    from ..models import describe
-    from ..provenance import find_terms, judge
+    from ..models import describe, recipe_terms
+    from ..provenance import judge
 
     source = recipe.prompts
     prompts = load_prompts(source.source, column=source.column, limit=source.limit, seed=recipe.seed)
@@ -67,10 +67,10 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     student = student_shape(recipe.student, parent, vocab=tokenizer.vocab_size)
     amounts = count(recipe, train, held_out)
     work = Work(recipe, facts, teacher, student, amounts, machine or measure_machine())
-    terms = find_terms(recipe.teacher.model, declared=recipe.teacher.terms, metadata=facts.metadata)
+    terms, start = recipe_terms(recipe)
     return Plan(
         stages=tuple(plan_stages(work)),
         dollars=dollars(recipe, facts.kind, amounts),
         terms=terms,
-        verdict=judge(terms, recipe.purpose),
+        verdict=judge(terms, recipe.purpose, student=start),
     )

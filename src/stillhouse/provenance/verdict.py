@@ -47,8 +47,11 @@ def judge(terms: Terms, purpose: Purpose, *, student: Terms | None = None) -> Ve
     if training == "no":
         only = ", except models made from its own weights" if terms.own_family else ""
         return Verdict(False, f"{terms.name}: outputs may not train other models{only}")
-    if purpose not in _PURPOSES_OF_USE[terms.use]:
-        return Verdict(False, f"{terms.name}: {terms.use} use only, so not for a {purpose} purpose")
+    for whose, found in (("", terms), ("the student's starting weights are under ", student)):
+        if found is not None and purpose not in _PURPOSES_OF_USE[found.use]:
+            return Verdict(
+                False, f"{whose}{found.name}: {found.use} use only, so not for a {purpose} purpose"
+            )
     if purpose == "competing" and terms.may_compete == "no":
         return Verdict(False, f"{terms.name}: the student may not compete with the provider")
     if training == "unknown":

@@ -1,0 +1,21 @@
+"""Whose terms a recipe's models stand under: headers and cards are read, no weights."""
+
+from __future__ import annotations
+
+from ..provenance import Terms, find_terms
+from ..recipe import Recipe
+from .facts import describe
+
+
+def recipe_terms(recipe: Recipe) -> tuple[Terms, Terms | None]:
+    """The terms of the teacher, and of the weights that the student starts from (None from scratch)."""
+    teacher = terms_of(recipe.teacher.model, declared=recipe.teacher.terms)
+    student = recipe.student
+    if student.init == "scratch":
+        return teacher, None
+    return teacher, teacher if student.model is None else terms_of(student.model)
+
+
+def terms_of(reference: str, *, declared: str | None = None) -> Terms:
+    """The terms that the model's files, or its name alone, point at."""
+    return find_terms(reference, declared=declared, metadata=describe(reference).metadata)
