@@ -55,7 +55,7 @@ app.register_install_completion_command()
 
 
 def entry() -> NoReturn:
-    """What the shell calls. After ctrl-C it leaves without waiting for answers that a model is still writing."""
+    """What the shell calls. After ctrl-C it leaves without waiting for a model in mid-answer."""
     status = main()
     if status == INTERRUPTED:
         sys.stdout.flush()
