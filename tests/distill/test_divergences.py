@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.distill.divergences import (
+    Distribution,
     cross_entropy,
     divergence,
     loss_and_gradient,
     require_supported,
     sampled_forward_kl,
-    soften,
     topk_divergence,
 )
 from stillhouse.errors import RecipeError
@@ -43,7 +43,8 @@ def loss(student, teacher, objective) -> float:
 
 def gradient(student, teacher, objective) -> list[float]:
     """By the student's logits, for distributions at temperature 1."""
-    return loss_and_gradient(soften(row(student), 1.0), soften(row(teacher), 1.0), objective)[1][0].tolist()
+    q, p = (Distribution.of_logits(row(side)) for side in (student, teacher))
+    return loss_and_gradient(q, p, objective)[1][0].tolist()
 
 
 @quick

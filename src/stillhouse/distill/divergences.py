@@ -17,6 +17,7 @@ Shapes: N rows (tokens), V entries (a vocabulary, or K listed ids and one tail),
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +27,28 @@ from ..recipe import Objective
 
 LossAndGradient = tuple[Tensor, Tensor]
 """The loss, [N], and its derivative by the student's logits, [N, V]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """Rows of log-probabilities with their exponentials, both [N, V], in float32 at least."""
+
+    log_NV: Tensor
+    p_NV: Tensor
+
+    @classmethod
+    def of_logp(cls, log_NV: Tensor) -> Distribution:
+        """From log-probabilities that are normalised; differentiable."""
+        return cls(log_NV, log_NV.exp())
+
+    @classmethod
+    def of_logits(cls, logits_NV: Tensor) -> Distribution:
+        """From logits in float32 at least, which become the log-probabilities; not differentiable.
+
+        One exponential an entry instead of two: log Σ e^z is read off the largest probability.
+        """
+        p_NV, logz_N1 = _softmax(logits_NV)
+        return cls(logits_NV.sub_(logz_N1), p_NV)
 
 
 def divergence(student_logp_NV: Tensor, teacher_logp_NV: Tensor, objective: Objective) -> Tensor:
@@ -38,17 +61,19 @@ def divergence(student_logp_NV: Tensor, teacher_logp_NV: Tensor, objective: Obje
         student_logp_NV: log-probabilities (or logits: they are normalised here), finite.
         teacher_logp_NV: the same for the teacher, over the same ids.
     """
-    logq_NV = soften(student_logp_NV, objective.temperature)
-    logp_NV = soften(teacher_logp_NV, objective.temperature)
-    return objective.temperature**2 * loss_and_gradient(logq_NV, logp_NV, objective)[0]
+    student = Distribution.of_logp(soften(student_logp_NV, objective.temperature))
+    teacher = Distribution.of_logp(soften(teacher_logp_NV, objective.temperature))
+    return objective.temperature**2 * loss_and_gradient(student, teacher, objective)[0]
 
 
 def soften(logits_NV: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature), in float32 at least, [N, V]."""
-    wide = reduction_dtype(logits_NV.dtype)
-    if temperature == 1.0:
-        return torch.log_softmax(logits_NV, dim=-1, dtype=wide)
-    return torch.log_softmax(logits_NV.to(wide) / temperature, dim=-1)
+    return cool(logits_NV.to(reduction_dtype(logits_NV.dtype)), temperature).log_softmax(dim=-1)
+
+
+def cool(logits_NV: Tensor, temperature: float) -> Tensor:
+    """logits / temperature; itself at temperature 1."""
+    return logits_NV if temperature == 1.0 else logits_NV / temperature
 
 
 def reduction_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -56,22 +81,24 @@ def reduction_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def loss_and_gradient(logq_NV: Tensor, logp_NV: Tensor, objective: Objective) -> LossAndGradient:
+def loss_and_gradient(q: Distribution, p: Distribution, objective: Objective) -> LossAndGradient:
     """The divergence of ``objective`` between rows that are softened already; its temperature is not used.
 
-    The gradient is by z where logq = log_softmax(z).
+    Args:
+        q: the student's; the gradient is by z where q = softmax(z).
+        p: the teacher's.
     """
     match effective_kind(objective):
         case "forward_kl":
-            return _forward_kl(logq_NV, logp_NV)
+            return _forward_kl(q, p)
         case "reverse_kl":
-            return _reverse_kl(logq_NV, logp_NV)
+            return _weighted_by_student(q, q.log_NV - p.log_NV)
         case "jsd":
-            return _generalised_jsd(logq_NV, logp_NV, objective.beta)
+            return _generalised_jsd(q, p, objective.beta)
         case "skew_forward_kl":
-            return _skew_forward_kl(logq_NV, logp_NV, objective.alpha)
+            return _skew_forward_kl(q, p, objective.alpha)
         case "skew_reverse_kl":
-            return _skew_reverse_kl(logq_NV, logp_NV, objective.alpha)
+            return _skew_reverse_kl(q, p, objective.alpha)
     raise AssertionError(f"{objective.kind} is not a divergence")
 
 
@@ -114,12 +141,11 @@ def require_supported(objective: Objective) -> None:
 
 
 def cross_entropy(logits_NV: Tensor, labels_N: Tensor) -> LossAndGradient:
-    """−log q(label) at temperature 1, in float32 at least."""
-    logq_NV = soften(logits_NV, 1.0)
-    loss_N = -logq_NV.gather(1, labels_N[:, None])[:, 0]
-    gradient_NV = logq_NV.exp()
-    gradient_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1
-    return loss_N, gradient_NV
+    """−log q(label), from logits in float32 at least."""
+    q_NV, logz_N1 = _softmax(logits_NV)
+    labels_N1 = labels_N[:, None]
+    loss_N = (logz_N1 - logits_NV.gather(1, labels_N1))[:, 0]
+    return loss_N, q_NV.scatter_add_(1, labels_N1, q_NV.new_tensor(-1.0).expand_as(labels_N1))
 
 
 def topk_divergence(
@@ -132,17 +158,16 @@ def topk_divergence(
     that is nearly certain loses no digits.
 
     Args:
-        logits_NV: the student's, already divided by the temperature; overwritten.
+        logits_NV: the student's, divided by the temperature, in float32 at least; overwritten.
         ids_NK: the ids that the teacher listed, distinct in a row; K < V.
         teacher_logp_NK1: the teacher's softened log-probabilities, the tail's last.
     """
     listed_NK = logits_NV.gather(1, ids_NK)
-    tail_NV = logits_NV.scatter_(1, ids_NK, -math.inf)
-    tail_N1 = tail_NV.logsumexp(dim=-1, keepdim=True)
-    logq_NK1 = torch.cat([listed_NK, tail_N1], dim=1).log_softmax(dim=-1)
-    loss_N, coarse_NK1 = loss_and_gradient(logq_NK1, teacher_logp_NK1, objective)
+    within_tail_NV, tail_N1 = _softmax(logits_NV.scatter_(1, ids_NK, -math.inf))
+    q = Distribution.of_logp(torch.cat([listed_NK, tail_N1], dim=1).log_softmax(dim=-1))
+    loss_N, coarse_NK1 = loss_and_gradient(q, Distribution.of_logp(teacher_logp_NK1), objective)
     # The tail's derivative is shared out by what each id is of the tail.
-    gradient_NV = (tail_NV - tail_N1).exp_() * coarse_NK1[:, -1:]
+    gradient_NV = within_tail_NV.mul_(coarse_NK1[:, -1:])
     return loss_N, gradient_NV.scatter_(1, ids_NK, coarse_NK1[:, :-1])
 
 
@@ -153,62 +178,63 @@ def sampled_forward_kl(logits_NV: Tensor, ids_NK: Tensor, counts_NK: Tensor) -> 
     forward KL plus the teacher's entropy: the loss is larger by that constant, the gradient is unbiased.
 
     Args:
-        logits_NV: the student's, already divided by the temperature.
+        logits_NV: the student's, divided by the temperature, in float32 at least.
         ids_NK: drawn ids; places that are not used have a count of 0.
         counts_NK: how often each was drawn.
     """
-    logq_NV = soften(logits_NV, 1.0)
-    share_NK = counts_NK.to(logq_NV.dtype) / counts_NK.sum(dim=-1, keepdim=True)
-    loss_N = -(share_NK * logq_NV.gather(1, ids_NK)).sum(dim=-1)
-    return loss_N, logq_NV.exp().scatter_add_(1, ids_NK, -share_NK)
+    q_NV, logz_N1 = _softmax(logits_NV)
+    share_NK = counts_NK.to(q_NV.dtype) / counts_NK.sum(dim=-1, keepdim=True)
+    loss_N = (share_NK * (logz_N1 - logits_NV.gather(1, ids_NK))).sum(dim=-1)
+    return loss_N, q_NV.scatter_add_(1, ids_NK, -share_NK)
 
 
-def _forward_kl(logq_NV: Tensor, logp_NV: Tensor) -> LossAndGradient:
-    """KL(P‖Q) (Kullback & Leibler 1951; for distillation Hinton et al. 2015). f' = −p/q."""
-    p_NV = logp_NV.exp()
-    return row_dot(p_NV, logp_NV - logq_NV), logq_NV.exp() - p_NV
+def _softmax(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(z), [N, V], and log Σ e^z, [N, 1]: the largest z less the log of its probability."""
+    p_NV = logits_NV.softmax(dim=-1)
+    return p_NV, logits_NV.amax(dim=-1, keepdim=True) - p_NV.amax(dim=-1, keepdim=True).log()
 
 
-def _reverse_kl(logq_NV: Tensor, logp_NV: Tensor) -> LossAndGradient:
-    """KL(Q‖P) (for distillation Gu et al. 2024, MiniLLM, equation 1). f' = log q/p."""
-    return _weighted_by_student(logq_NV, logq_NV - logp_NV)
+def _forward_kl(q: Distribution, p: Distribution) -> LossAndGradient:
+    """KL(P‖Q) (for distillation Hinton et al. 2015, with the teacher's entropy taken off). f' = −p/q."""
+    return row_dot(p.p_NV, p.log_NV - q.log_NV), q.p_NV - p.p_NV
 
 
-def _generalised_jsd(logq_NV: Tensor, logp_NV: Tensor, beta: float) -> LossAndGradient:
+def _weighted_by_student(q: Distribution, ratio_NV: Tensor) -> LossAndGradient:
+    """Σ q r, and its derivative where f' is r too: q (r − Σ q r).
+
+    With r = log q/p it is KL(Q‖P) (for distillation Gu et al. 2024, MiniLLM, equation 1).
+    """
+    loss_N = row_dot(q.p_NV, ratio_NV)
+    return loss_N, q.p_NV * (ratio_NV - loss_N[:, None])
+
+
+def _generalised_jsd(q: Distribution, p: Distribution, beta: float) -> LossAndGradient:
     """β KL(P‖M) + (1−β) KL(Q‖M), M = βP + (1−β)Q (Agarwal et al. 2024, GKD, equation 1). f' = (1−β) log q/m.
 
     Not divided by β (1−β): it goes to 0 at both ends, and it is JSD/β that tends to the forward and
     JSD/(1−β) that tends to the reverse KL.
     """
-    logm_NV = torch.logaddexp(logp_NV + math.log(beta), logq_NV + math.log1p(-beta))
-    student_N, gradient_NV = _weighted_by_student(logq_NV, logq_NV - logm_NV)
-    teacher_N = row_dot(logp_NV.exp(), logp_NV - logm_NV)
+    logm_NV = _mix(p.log_NV, q.log_NV, beta)
+    student_N, gradient_NV = _weighted_by_student(q, q.log_NV - logm_NV)
+    teacher_N = row_dot(p.p_NV, p.log_NV - logm_NV)
     return beta * teacher_N + (1 - beta) * student_N, (1 - beta) * gradient_NV
 
 
-def _skew_forward_kl(logq_NV: Tensor, logp_NV: Tensor, alpha: float) -> LossAndGradient:
+def _skew_forward_kl(q: Distribution, p: Distribution, alpha: float) -> LossAndGradient:
     """KL(P‖αP + (1−α)Q) (Ko et al. 2024, DistiLLM, section 3.1). f' = −(1−α) p/m."""
-    logm_NV = _mix(logp_NV, logq_NV, alpha)
-    p_NV = logp_NV.exp()
-    # p q / m, from logarithms: m may be too small for float32 where p or q is not.
-    joint_NV = (logp_NV + logq_NV - logm_NV).exp_()
-    gradient_NV = logq_NV.exp() * joint_NV.sum(dim=-1, keepdim=True) - joint_NV
-    return row_dot(p_NV, logp_NV - logm_NV), (1 - alpha) * gradient_NV
+    ratio_NV = p.log_NV - _mix(p.log_NV, q.log_NV, alpha)
+    loss_N = row_dot(p.p_NV, ratio_NV)
+    # q p/m, with p/m from logarithms: m may be too small for float32 where p/m is not.
+    share_NV = q.p_NV * ratio_NV.exp()
+    return loss_N, (1 - alpha) * (q.p_NV * share_NV.sum(dim=-1, keepdim=True) - share_NV)
 
 
-def _skew_reverse_kl(logq_NV: Tensor, logp_NV: Tensor, alpha: float) -> LossAndGradient:
+def _skew_reverse_kl(q: Distribution, p: Distribution, alpha: float) -> LossAndGradient:
     """KL(Q‖(1−α)P + αQ) (Ko et al. 2024, DistiLLM, section 3.1). f' = log q/n − α q/n, n the mixture."""
-    ratio_NV = logq_NV - _mix(logq_NV, logp_NV, alpha)
-    q_NV = logq_NV.exp()
+    ratio_NV = q.log_NV - _mix(q.log_NV, p.log_NV, alpha)
     slope_NV = ratio_NV - alpha * ratio_NV.exp()
-    return row_dot(q_NV, ratio_NV), q_NV * (slope_NV - row_dot(q_NV, slope_NV)[:, None])
-
-
-def _weighted_by_student(logq_NV: Tensor, ratio_NV: Tensor) -> LossAndGradient:
-    """Σ q r and its derivative when f' is r too: q (r − Σ q r)."""
-    q_NV = logq_NV.exp()
-    loss_N = row_dot(q_NV, ratio_NV)
-    return loss_N, q_NV * (ratio_NV - loss_N[:, None])
+    centred_NV = slope_NV - row_dot(q.p_NV, slope_NV)[:, None]
+    return row_dot(q.p_NV, ratio_NV), q.p_NV * centred_NV
 
 
 def _mix(loga_NV: Tensor, logb_NV: Tensor, share: float) -> Tensor:
@@ -219,5 +245,5 @@ def _mix(loga_NV: Tensor, logb_NV: Tensor, share: float) -> Tensor:
 
 
 def row_dot(a_NV: Tensor, b_NV: Tensor) -> Tensor:
-    """Σ_v a b for each row, [N], without a product of the whole size."""
+    """Σ_v a b for each row, [N]."""
     return torch.linalg.vecdot(a_NV, b_NV)

@@ -26,12 +26,13 @@ from torch.nn import functional as F
 from ..errors import RecipeError
 from ..recipe import Objective
 from .divergences import (
+    Distribution,
+    cool,
     cross_entropy,
     loss_and_gradient,
     needs_teacher,
     reduction_dtype,
     sampled_forward_kl,
-    soften,
     text_share,
     topk_divergence,
 )
@@ -209,7 +210,7 @@ def _divergence(
 ) -> tuple[Tensor, Tensor]:
     """T² times the divergence, [n], and its derivative by the logits of the ids both sides have, [n, S].
 
-    The derivative by z = logits / T is multiplied by T² / T.
+    Logits are overwritten. The derivative by z = logits / T is multiplied by T² / T.
     """
     signal, objective = task.signal_rows, task.objective
     temperature = objective.temperature
@@ -218,16 +219,17 @@ def _divergence(
     if isinstance(signal, DenseRows):
         assert teacher_nS is not None
         teacher_nS = signal.head.bend(teacher_nS.to(reduction_dtype(teacher_nS.dtype)))
-        logq_nS, logp_nS = soften(logits_nS, temperature), soften(teacher_nS, temperature)
-        loss_n, slope_nS = loss_and_gradient(logq_nS, logp_nS, objective)
+        student = Distribution.of_logits(cool(logits_nS, temperature))
+        teacher = Distribution.of_logits(cool(teacher_nS, temperature))
+        loss_n, slope_nS = loss_and_gradient(student, teacher, objective)
     elif isinstance(signal, TopKRows):
         loss_n, slope_nS = topk_divergence(
-            logits_nS / temperature, signal.ids_NK[rows], signal.logp_NK1[rows], objective
+            cool(logits_nS, temperature), signal.ids_NK[rows], signal.logp_NK1[rows], objective
         )
     else:
         assert isinstance(signal, SampledRows)
         loss_n, slope_nS = sampled_forward_kl(
-            logits_nS / temperature, signal.ids_NK[rows], signal.counts_NK[rows]
+            cool(logits_nS, temperature), signal.ids_NK[rows], signal.counts_NK[rows]
         )
     if temperature == 1.0:
         return loss_n, slope_nS
