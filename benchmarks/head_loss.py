@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -122,9 +121,10 @@ def alternate(work: Work, ways: dict[str, Way], rounds: int) -> dict[str, dict[s
     }
 
 
-def resident_peak() -> int:
-    """The most bytes this process has had in memory (Linux counts in kilobytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory(field: str) -> int:
+    """A line of Linux's account of this process, in bytes: ``VmRSS`` now, ``VmHWM`` the most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def peak_of(name: str, wanted: argparse.Namespace, *, trains_head: bool) -> float:
@@ -141,9 +141,10 @@ def print_peak(
     options = {"trains_head": trains_head == "1"}
     work = Work(int(tokens), int(vocab), int(hidden), getattr(torch, dtype), **options)
     Work(2, 8, 4, torch.float32, **options).step(WAYS[name])  # libraries loaded
-    before = resident_peak()
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far begins anew
+    before = memory("VmRSS")
     work.step(WAYS[name])
-    print((resident_peak() - before) / 1e6)
+    print((memory("VmHWM") - before) / 1e6)
 
 
 def gradient_errors(wanted: argparse.Namespace) -> dict[str, float]:

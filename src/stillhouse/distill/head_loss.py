@@ -39,8 +39,8 @@ from .divergences import (
 from .head import Head
 from .signal_rows import DenseRows, SampledRows, SignalRows, TopKRows
 
-TILE_ENTRIES_CPU = 2**21
-"""Entries of a float32 tile on a processor: 8 MB, which the last cache holds."""
+TILE_ENTRIES_CPU = 2**20
+"""Entries of a float32 tile on a processor: 4 MB, of which the last cache holds several."""
 
 
 def head_loss(
