@@ -186,6 +186,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(objective, tmp_path, 
     survivors = {
         path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").iterdir() if "shard" in path.name
     }
+    (tmp_path / "killed" / ".shard-00002.safetensors.0a1b2c3d.tmp").write_bytes(b"half")
     cached(tmp_path / "killed", objective)
     assert files(tmp_path / "killed") == whole
     assert len(survivors) == 2

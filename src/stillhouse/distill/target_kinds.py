@@ -18,11 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import RecipeError
-from ..files import atomic_path
+from ..files import atomic_write
 from ..recipe import Objective
 from .divergences import soften
 from .head import Head
@@ -178,8 +178,7 @@ def count_draws(ids_NR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def save_head(head: Head, path: Path) -> None:
     """Writes the head's tensors."""
     tensors = {"weight": head.weight_VD} | ({} if head.bias_V is None else {"bias": head.bias_V})
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    atomic_write(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def load_head(path: Path, facts: Mapping[str, Any]) -> Head:

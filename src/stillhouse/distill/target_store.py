@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import IntegrityError
-from ..files import atomic_path, read_json, write_json
+from ..files import atomic_write, read_json, write_json
 from .documents import Document
 
 FORMAT = 1
@@ -71,6 +71,8 @@ class TargetStore:
         if (directory / "index.json").exists():
             store = cls.load(directory)
             store.require(inputs)
+            for half in directory.glob(".*.tmp"):  # what a killed run was writing
+                half.unlink()
             return store
         store = cls(directory, inputs, facts, plan_places(documents))
         index = {
@@ -122,8 +124,7 @@ class TargetStore:
 
     def write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
         """Writes a shard, whole or not at all."""
-        with atomic_path(self._path(shard)) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        atomic_write(self._path(shard), save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     def shard(self, number: int) -> Any:
         """The shard's open file (safetensors' ``safe_open``), mapped into memory.
