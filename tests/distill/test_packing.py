@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from stillhouse.distill.packed_attention import NAME
-from stillhouse.distill.packing import PADDED, attention, choose_layout, hidden_states, lay_out
+from stillhouse.distill.packing import PADDED, ROW_MULTIPLE, attention, choose_layout, hidden_states, lay_out
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 2, 13, 5, 5)
@@ -100,4 +100,16 @@ def test_labels_are_the_tokens_after_the_predicting_positions(layout):
 
 def test_positions_begin_anew_with_each_document():
     batch = lay_out(documents_of((3, 2, 4)), NAME, CPU)
-    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3]]
+    positions = batch.inputs["position_ids"].tolist()[0]
+    assert positions[:9] == [0, 1, 2, 0, 1, 0, 1, 2, 3]
+    assert positions[9:] == list(range(len(positions) - 9))  # the filler, a document of its own
+
+
+def test_a_row_is_filled_up_and_nothing_is_learned_of_the_filler():
+    for lengths in ((3, 2, 4), (100, 28), (100, 29)):
+        documents = documents_of(lengths)
+        batch = lay_out(documents, NAME, CPU)
+        width = batch.inputs["input_ids"].shape[1]
+        assert width == ROW_MULTIPLE * -(-sum(lengths) // ROW_MULTIPLE)
+        assert sum(batch.inputs["document_lengths"]) == width
+        assert batch.predicting_N.max() < sum(lengths)

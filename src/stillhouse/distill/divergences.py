@@ -202,14 +202,14 @@ def _forward_kl(q: Distribution, p: Distribution) -> LossAndGradient:
 def _weighted_by_student(q: Distribution, ratio_NV: Tensor) -> LossAndGradient:
     """Σ q r, and its derivative where f' is r too: q (r − Σ q r).
 
-    With r = log q/p it is KL(Q‖P) (for distillation Gu et al. 2024, MiniLLM, equation 1).
+    With r = log q/p it is KL(Q‖P) (for distillation Gu et al. 2024, MiniLLM, section 2.1).
     """
     loss_N = row_dot(q.p_NV, ratio_NV)
     return loss_N, q.p_NV * (ratio_NV - loss_N[:, None])
 
 
 def _generalised_jsd(q: Distribution, p: Distribution, beta: float) -> LossAndGradient:
-    """β KL(P‖M) + (1−β) KL(Q‖M), M = βP + (1−β)Q (Agarwal et al. 2024, GKD, equation 1). f' = (1−β) log q/m.
+    """β KL(P‖M) + (1−β) KL(Q‖M), M = βP + (1−β)Q (Agarwal et al. 2024, GKD, section 2). f' = (1−β) log q/m.
 
     Not divided by β (1−β): it goes to 0 at both ends, and it is JSD/β that tends to the forward and
     JSD/(1−β) that tends to the reverse KL.

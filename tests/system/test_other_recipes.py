@@ -1,0 +1,198 @@
+"""Other ways to a student, with the real command: LoRA, another architecture, an API that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+from conftest import make_tiny_teacher, still
+from misbehaving_server import Teacher, serving
+from test_runs import write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+def report(place: Path) -> dict:
+    return json.loads((place / "runs/small/report.json").read_text())
+
+
+def divergence(found: dict) -> dict[str, float]:
+    return {model["key"]: model["kl"]["value"] for model in found["models"]}
+
+
+def test_lora_from_top_k_targets(tmp_path, tiny_teacher, questions):
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        questions,
+        student={"init": "prune", "layers": 3, "lora": {"rank": 4}},
+        objective={"kind": "skew_forward_kl", "targets": "topk", "top_k": 16, "loss_on": "all"},
+    )
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    kl = divergence(report(tmp_path))
+    assert kl["student"] < kl["before"]
+    files = {path.name for path in (tmp_path / "runs/small/student").iterdir()}
+    assert "model.safetensors" in files
+    assert not any("adapter" in name for name in files)
+
+
+def test_a_random_qwen3_student_with_a_padded_vocabulary(tmp_path, tiny_teacher, questions):
+    """The student's vocabulary is padded to 384, the teacher's has 320: most peers refuse or crash."""
+    config = {
+        "model_type": "qwen3",
+        "vocab_size": 384,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        questions,
+        student={"init": "scratch", "config": config},
+        objective={"kind": "jsd", "beta": 0.3, "loss_on": "all", "targets": "online"},
+    )
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    kl = divergence(report(tmp_path))
+    assert kl["student"] < kl["before"]
+    saved = json.loads((tmp_path / "runs/small/student/config.json").read_text())
+    assert saved["model_type"] == "qwen3"
+    assert saved["vocab_size"] == 384
+
+
+def test_another_tokenizer_is_refused_for_distributions_and_taken_for_text(tmp_path, tiny_teacher, questions):
+    other = make_tiny_teacher(tmp_path / "other", seed=3)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[50:52]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    student = {"init": "pretrained", "model": str(other)}
+    recipe = write_recipe(tmp_path, tiny_teacher, questions, student=student)
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "tokenizer" in result.stderr
+    assert "cross_entropy" in result.stderr
+    result = still("run", recipe, "--objective.kind", "cross_entropy", "--out", "text", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_teacher_behind_an_api_that_misbehaves(tmp_path, tiny_teacher, questions):
+    """A third of all tries fails, each in another way; every prompt is answered once and learned from."""
+    log = tmp_path / "served.jsonl"
+    with serving(Teacher(faults=0.3, kinds=("429", "500", "cut", "json", "empty"), log=log)) as url:
+        recipe = write_recipe(
+            tmp_path,
+            f"api:{url}#misbehaving-1",
+            questions,
+            teacher={"model": f"api:{url}#misbehaving-1", "price_in": 1.0, "price_out": 2.0},
+            student={"init": "pretrained", "model": str(tiny_teacher)},
+            objective={"kind": "cross_entropy"},
+            accept_terms="A server of the test.",
+        )
+        result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="none")
+    assert result.returncode == 0, result.stderr
+    rows = pyarrow.dataset.dataset(tmp_path / "runs/small/corpus/collected", format="parquet").to_table()
+    assert len(rows) == len(set(rows["id"].to_pylist())) == 40
+    outcomes = [json.loads(line)["outcome"] for line in log.read_text().splitlines()]
+    assert len([outcome for outcome in outcomes if outcome == "ok"]) >= 40
+    assert len(outcomes) > 40
+    found = report(tmp_path)
+    assert [model["key"] for model in found["models"]] == ["before", "student"]
+    assert found["models"][1]["perplexity"]["value"] < found["models"][0]["perplexity"]["value"]
+
+
+def test_a_wrong_key_stops_at_once(tmp_path, tiny_teacher, questions):
+    with serving(Teacher(faults=1.0, kinds=("401",), most_faults=1000)) as url:
+        recipe = write_recipe(
+            tmp_path,
+            f"api:{url}#misbehaving-1",
+            questions,
+            student={"init": "pretrained", "model": str(tiny_teacher)},
+            objective={"kind": "cross_entropy"},
+            accept_terms="A server of the test.",
+        )
+        result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="wrong")
+    assert result.returncode == 1
+    assert "OPENAI_API_KEY" in result.stderr
+
+
+def test_a_teacher_that_says_nothing(tmp_path, tiny_teacher, questions):
+    with serving(Teacher(faults=1.0, kinds=("silent",), most_faults=1000)) as url:
+        recipe = write_recipe(
+            tmp_path,
+            f"api:{url}#misbehaving-1",
+            questions,
+            student={"init": "pretrained", "model": str(tiny_teacher)},
+            objective={"kind": "cross_entropy"},
+            accept_terms="A server of the test.",
+        )
+        result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="none")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "answer" in result.stderr
+
+
+def test_a_budget_stops_collecting_and_the_run_goes_on_with_what_there_is(tmp_path, tiny_teacher, questions):
+    recipe = write_recipe(
+        tmp_path, tiny_teacher, questions, collect={"max_tokens": 12, "max_total_tokens": 500}
+    )
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "max_total_tokens" in result.stderr
+    assert report(tmp_path)["held_out"]["documents"] > 0
+
+
+def test_prompts_longer_than_the_context_are_set_aside_with_their_reason(tmp_path, tiny_teacher, questions):
+    long = tmp_path / "long.jsonl"
+    lines = questions.read_text().splitlines()
+    long.write_text("\n".join([*lines, json.dumps({"prompt": "again " * 3000})]) + "\n")
+    result = still("run", write_recipe(tmp_path, tiny_teacher, long), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "1 of 41" in result.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_loses_nothing(tmp_path, tiny_teacher, questions):
+    """A disk of 1.5 MB is full in mid-run; with room the same command ends it."""
+    import subprocess
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        recipe = write_recipe(tmp_path, tiny_teacher, questions)
+        result = still("run", recipe, "--out", disk / "run", cwd=tmp_path)
+        assert result.returncode == 1
+        assert "disk is full" in result.stderr
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        result = still("run", recipe, "--out", disk / "run", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert still("verify", disk / "run", cwd=tmp_path).returncode == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_place_that_cannot_be_written(tmp_path, tiny_teacher, questions):
+    recipe = write_recipe(tmp_path, tiny_teacher, questions)
+    result = still("run", recipe, "--out", "/proc/nowhere", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "/proc/nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_json_output_is_json_alone(tmp_path, tiny_teacher, questions):
+    recipe = write_recipe(tmp_path, tiny_teacher, questions)
+    result = still("plan", recipe, "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["stages"]

@@ -1,0 +1,34 @@
+"""Every recipe that is shipped can be read and planned as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stillhouse.models import describe, parse_reference
+from stillhouse.plan import plan
+from stillhouse.recipe_file import dump_recipe, load_recipe, parse_recipe
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_read_saved_and_planned(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+    planned = plan(recipe)
+    assert planned.seconds > 0
+    assert planned.verdict.allowed or recipe.accept_terms
+    stages = [stage.name for stage in planned.stages]
+    assert stages.index("collect") < stages.index("train") < stages.index("evaluate")
+
+
+def test_the_quickstart_names_a_model_that_its_package_brings():
+    recipe = load_recipe(next(path for path in RECIPES if path.stem == "quickstart"))
+    facts = describe(recipe.teacher.model)
+    assert parse_reference(recipe.teacher.model).kind == "embedded"
+    assert facts.layers is not None
+    assert recipe.student.layers is not None
+    assert recipe.student.layers < facts.layers
