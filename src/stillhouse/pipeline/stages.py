@@ -18,6 +18,7 @@ from .report import assemble
 from .run import Run
 
 if TYPE_CHECKING:
+    from ..corpus import Prompt
     from ..distill import Document
 
 
@@ -73,11 +74,14 @@ def collect_answers(run: Run) -> Done:
     )
     corpus = run.corpus("collected")
 
+    asked = [("held_out", prompt) for prompt in held_out] + [("train", prompt) for prompt in train]
+    asked.sort(key=lambda item: _length(item[1]))  # a batch of like lengths has little padding
+
     async def ask() -> Any:
         try:
             return await collect(
                 model,
-                [("held_out", prompt) for prompt in held_out] + [("train", prompt) for prompt in train],
+                asked,
                 corpus,
                 run.recipe.collect,
                 teacher=teacher,
@@ -224,6 +228,10 @@ def write_card(run: Run) -> Done:
     path = run.directory / "student" / "README.md"
     atomic_write(path, card)
     return Done([path], {})
+
+
+def _length(prompt: Prompt) -> int:
+    return sum(len(message["content"]) for message in prompt.messages)
 
 
 def _files(directory: Path) -> list[Path]:
