@@ -135,13 +135,20 @@ def test_drawn_targets_give_forward_kls_gradient_on_average():
     assert z_V.abs().max().item() < stats.norm.isf(1e-4 / 2 / len(p))
 
 
-def test_draws_reach_ids_that_float32_sums_would_lose():
-    """10,000 ids of probability 1e-9 after one of nearly 1: in float32 the running sum never moves."""
-    p_NV = torch.cat([torch.tensor([1 - 1e-5]), torch.full((10_000,), 1e-9)])[None].repeat(500, 1)
-    ids_NR = draw(p_NV, 4000, torch.Generator().manual_seed(0))
-    rare = (ids_NR > 0).sum().item()
-    low, high = stats.poisson.interval(1 - 1e-4, 500 * 4000 * 1e-5)
-    assert low <= rare <= high
+def test_draws_reach_every_id_of_a_long_tail():
+    """100,000 ids of probability 1e-8 after one of nearly 1: float32 sums there move in steps of 6e-8.
+
+    Five in six of the ids could then never be drawn, and the others would be drawn six times too often. Both
+    bounds fail for 1 in 10,000 correct samplers.
+    """
+    tail, draws = 100_000, 2_000_000
+    p_V = torch.cat([torch.tensor([1 - 1e-8 * tail]), torch.full((tail,), 1e-8)])
+    ids_NR = draw(p_V.expand(100, -1), draws // 100, torch.Generator().manual_seed(0))
+    rare = ids_NR[ids_NR > 0]
+    low, high = stats.poisson.interval(1 - 1e-4, draws * 1e-8 * tail)
+    assert low <= len(rare) <= high
+    repeated = len(rare) - len(rare.unique())
+    assert repeated <= stats.poisson.isf(1e-4, len(rare) ** 2 / (2 * tail))
 
 
 def test_counting_draws():
