@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..distill import Document, Head
 
 CHUNK = 128
+LENGTH_MULTIPLE = 64
 """Tokens whose logits exist at once: 128 × 151,936 × 4 bytes = 78 MB for each model."""
 
 
@@ -116,8 +117,9 @@ def _ids(document: Document) -> Tensor:
 
 @torch.no_grad()
 def _counted_hidden(model: PreTrainedModel, document: Document) -> Tensor:
-    ids_1T = _ids(document)[None].to(model.device)
-    hidden_TD = model.get_decoder()(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
+    # Filled up on the right, where a causal model never looks: each new length costs a processor new kernels.
+    ids_1T = torch.nn.functional.pad(_ids(document), (0, -len(document) % LENGTH_MULTIPLE))[None]
+    hidden_TD = model.get_decoder()(input_ids=ids_1T.to(model.device), use_cache=False).last_hidden_state[0]
     return hidden_TD[torch.from_numpy(document.predicting).to(hidden_TD.device)]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NEW_TOKENS = 32
-ROUNDS = 5
+ROUNDS = 3
 WARM_UP_TOKENS = 4
 
 
