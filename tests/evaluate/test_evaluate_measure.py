@@ -134,7 +134,7 @@ def test_bfloat16_layers_are_reduced_in_float32():
     weight = student.get_output_embeddings().weight.detach().double()
     for i, document in enumerate(held_out):
         with torch.no_grad():
-            filler = -len(document.ids) % measure_module.LENGTH_MULTIPLE  # another shape would round otherwise
+            filler = -len(document.ids) % measure_module.LENGTH_MULTIPLE  # another shape rounds otherwise
             ids = torch.from_numpy(np.pad(document.ids.astype(np.int64), (0, filler)))[None]
             hidden = student.get_decoder()(input_ids=ids).last_hidden_state[0].double()
         logp = (hidden @ weight.T).log_softmax(-1).numpy()

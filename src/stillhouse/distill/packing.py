@@ -1,8 +1,8 @@
 """Documents as one forward pass: packed in a row, or padded where packing is not safe.
 
-Packing wastes almost no token (a row is filled up to a multiple of 128), but is right
-only for models whose attention can be kept inside a document. :func:`choose_layout` does not trust a model's name: it runs the
-model on two short documents, packed and alone, and compares.
+Packing wastes almost no token (a row is filled up to a multiple of 128), but is right only
+for models whose attention can be kept inside a document. :func:`choose_layout` does not
+trust a model's name: it runs the model on two short documents, packed and alone, and compares.
 
 Shapes: S tokens of a pass, B rows, T tokens of a row, N positions that predict a counted token.
 """
