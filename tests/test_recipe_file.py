@@ -207,6 +207,16 @@ class TestRulesBetweenFields:
         text = f"name: a\nteacher: {{model: 'api:http://127.0.0.1/v1#m'}}\nprompts: {{source: s}}\n{lines}\n"
         assert f": {key}: " in refused(text)
 
+    @pytest.mark.parametrize(
+        ("objective", "key"),
+        [
+            ("{kind: jsd, targets: sampled}", "objective.targets"),
+            ("{kind: skew_forward_kl, alpha: 1}", "objective.alpha"),
+        ],
+    )
+    def test_an_objective_that_could_not_work(self, objective, key):
+        assert f": {key}: " in refused(SMALL + f"objective: {objective}\n")
+
 
 class TestOverrides:
     def test_they_win_over_the_file_and_later_ones_over_earlier(self):

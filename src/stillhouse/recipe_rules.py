@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .recipe import Recipe, Student
+from .recipe import Objective, Recipe, Student
 
 Complaint = tuple[str, str]
 
@@ -22,6 +22,7 @@ def broken_rules(recipe: Recipe) -> list[Complaint]:
     return [
         *_name(recipe),
         *_student(recipe.student),
+        *_objective(recipe.objective),
         *_teacher_without_weights(recipe),
         *_collect(recipe),
         *_train(recipe),
@@ -61,6 +62,18 @@ def _student(student: Student) -> Iterator[Complaint]:
     else:
         for key in prunes:
             yield f"student.{key}", f"has no meaning with `init: {student.init}`, only with `init: prune`"
+
+
+def _objective(objective: Objective) -> Iterator[Complaint]:
+    if objective.kind == "cross_entropy":
+        return
+    if objective.targets == "sampled" and objective.kind != "forward_kl":
+        yield (
+            "objective.targets",
+            f"`sampled` estimates forward KL only, not `{objective.kind}`: use `hidden` or `topk`",
+        )
+    if objective.kind.startswith("skew_") and objective.alpha == 1:
+        yield "objective.alpha", "1 replaces one side by the other, so the loss is 0; DistiLLM uses 0.1"
 
 
 def _teacher_without_weights(recipe: Recipe) -> Iterator[Complaint]:
