@@ -33,8 +33,8 @@ def test_lora_from_top_k_targets(tmp_path, tiny_teacher, questions):
     )
     result = still("run", recipe, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    kl = divergence(report(tmp_path))
-    assert kl["student"] < kl["before"]
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "runs/small/metrics.jsonl").open()]
+    assert sum(losses[-8:]) < sum(losses[:8])
     files = {path.name for path in (tmp_path / "runs/small/student").iterdir()}
     assert "model.safetensors" in files
     assert not any("adapter" in name for name in files)
@@ -122,7 +122,7 @@ def test_a_wrong_key_stops_at_once(tmp_path, tiny_teacher, questions):
         )
         result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="wrong")
     assert result.returncode == 1
-    assert "OPENAI_API_KEY" in result.stderr
+    assert "refuses the key" in result.stderr
 
 
 def test_a_teacher_that_says_nothing(tmp_path, tiny_teacher, questions):
@@ -147,7 +147,7 @@ def test_a_budget_stops_collecting_and_the_run_goes_on_with_what_there_is(tmp_pa
     )
     result = still("run", recipe, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "max_total_tokens" in result.stderr
+    assert "collecting stopped at" in result.stderr
     assert report(tmp_path)["held_out"]["documents"] > 0
 
 

@@ -20,11 +20,11 @@ from stillhouse.hashing import sha256_file
 pytestmark = pytest.mark.slow
 
 
-def write_recipe(place: Path, teacher: Path | str, questions: Path, **changes) -> Path:
+def write_recipe(place: Path, model: Path | str, prompts: Path, /, **changes) -> Path:
     recipe = {
         "name": "small",
-        "teacher": {"model": str(teacher), "terms": "apache-2.0"},
-        "prompts": {"source": str(questions), "held_out": 8},
+        "teacher": {"model": str(model), "terms": "apache-2.0"},
+        "prompts": {"source": str(prompts), "held_out": 8},
         "collect": {"max_tokens": 12},
         "filter": {"truncated": False},
         "student": {"init": "prune", "layers": 2},

@@ -38,8 +38,11 @@ def run_directory(recipe: Recipe, out: Path | None, *, restart: bool) -> Path:
 
 
 def _begun(directory: Path) -> bool:
-    """Whether anything was done here; a recipe alone (a run refused by the terms) is not anything."""
-    return directory.is_dir() and any(entry.name != "recipe.yaml" for entry in directory.iterdir())
+    """Whether anything was done here; a run that ended before its first answer (its terms or its prompts
+    were refused) leaves nothing that is worth keeping."""
+    return directory.is_dir() and any(
+        entry.name not in ("recipe.yaml", "manifest.json") for entry in directory.iterdir()
+    )
 
 
 def _move_aside(directory: Path) -> Path:
