@@ -39,7 +39,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "objective": run.objective.kind,
         "training": _curves(run),
-        "corpus": facts["collect"] | facts["filter"],
+        "corpus": {k: v for k, v in (facts["collect"] | facts["filter"]).items() if k != "seconds"},
         "student_facts": facts["student"],
         "stages": [
             {"name": name, **{k: v for k, v in found.items() if isinstance(v, int | float)}}
