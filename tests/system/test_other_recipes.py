@@ -23,6 +23,19 @@ def divergence(found: dict) -> dict[str, float]:
     return {model["key"]: model["kl"]["value"] for model in found["models"]}
 
 
+def api_recipe(place: Path, url: str, questions: Path, student: Path, **changes) -> Path:
+    """The student learns the text of the teacher at ``url``."""
+    return write_recipe(
+        place,
+        f"api:{url}#misbehaving-1",
+        questions,
+        student={"init": "pretrained", "model": str(student)},
+        objective={"kind": "cross_entropy"},
+        accept_terms="A server of the test.",
+        **changes,
+    )
+
+
 def test_lora_from_top_k_targets(tmp_path, tiny_teacher, questions):
     recipe = write_recipe(
         tmp_path,
@@ -90,15 +103,8 @@ def test_a_teacher_behind_an_api_that_misbehaves(tmp_path, tiny_teacher, questio
     """A third of all tries fails, each in another way; every prompt is answered once and learned from."""
     log = tmp_path / "served.jsonl"
     with serving(Teacher(faults=0.3, kinds=("429", "500", "cut", "json", "empty"), log=log)) as url:
-        recipe = write_recipe(
-            tmp_path,
-            f"api:{url}#misbehaving-1",
-            questions,
-            teacher={"model": f"api:{url}#misbehaving-1", "price_in": 1.0, "price_out": 2.0},
-            student={"init": "pretrained", "model": str(tiny_teacher)},
-            objective={"kind": "cross_entropy"},
-            accept_terms="A server of the test.",
-        )
+        prices = {"model": f"api:{url}#misbehaving-1", "price_in": 1.0, "price_out": 2.0}
+        recipe = api_recipe(tmp_path, url, questions, tiny_teacher, teacher=prices)
         result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="none")
     assert result.returncode == 0, result.stderr
     rows = pyarrow.dataset.dataset(tmp_path / "runs/small/corpus/collected", format="parquet").to_table()
@@ -113,14 +119,7 @@ def test_a_teacher_behind_an_api_that_misbehaves(tmp_path, tiny_teacher, questio
 
 def test_a_wrong_key_stops_at_once(tmp_path, tiny_teacher, questions):
     with serving(Teacher(faults=1.0, kinds=("401",), most_faults=1000)) as url:
-        recipe = write_recipe(
-            tmp_path,
-            f"api:{url}#misbehaving-1",
-            questions,
-            student={"init": "pretrained", "model": str(tiny_teacher)},
-            objective={"kind": "cross_entropy"},
-            accept_terms="A server of the test.",
-        )
+        recipe = api_recipe(tmp_path, url, questions, tiny_teacher)
         result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="wrong")
     assert result.returncode == 1
     assert "refuses the key" in result.stderr
@@ -128,14 +127,7 @@ def test_a_wrong_key_stops_at_once(tmp_path, tiny_teacher, questions):
 
 def test_a_teacher_that_says_nothing(tmp_path, tiny_teacher, questions):
     with serving(Teacher(faults=1.0, kinds=("silent",), most_faults=1000)) as url:
-        recipe = write_recipe(
-            tmp_path,
-            f"api:{url}#misbehaving-1",
-            questions,
-            student={"init": "pretrained", "model": str(tiny_teacher)},
-            objective={"kind": "cross_entropy"},
-            accept_terms="A server of the test.",
-        )
+        recipe = api_recipe(tmp_path, url, questions, tiny_teacher)
         result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="none")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

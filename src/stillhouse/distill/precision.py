@@ -11,12 +11,12 @@ Buffers are never cast: rotary frequencies in bfloat16 would move every position
 from __future__ import annotations
 
 import copy
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+
+from ..models import cpu_has_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,19 +25,9 @@ if TYPE_CHECKING:
 def compute_dtype(wanted: Literal["auto", "bfloat16", "float32"], device: torch.device) -> torch.dtype:
     """The type of the passes; ``auto`` is bfloat16 where the hardware multiplies it, else float32."""
     if wanted == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bfloat16()
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-
-
-@cache
-def _cpu_has_bfloat16() -> bool:
-    """Whether this x86 processor has bfloat16 dot products (Linux tells; elsewhere the answer is no)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 class WorkingCopy:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .facts import describe
     from .open import open_model
     from .origin import recipe_terms, terms_of
+    from .processor import cpu_has_bfloat16
     from .reference import Reference, parse_reference
     from .template import ChatTemplate, compare_templates
     from .tokenizer import same_tokenizer, tokenizer_difference
@@ -30,6 +31,7 @@ _HOME = {
     "Sampling": "types",
     "Weights": "types",
     "compare_templates": "template",
+    "cpu_has_bfloat16": "processor",
     "describe": "facts",
     "load_tokenizer": "weights",
     "load_weights": "weights",
@@ -53,6 +55,7 @@ __all__ = [
     "Sampling",
     "Weights",
     "compare_templates",
+    "cpu_has_bfloat16",
     "describe",
     "load_tokenizer",
     "load_weights",

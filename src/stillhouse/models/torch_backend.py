@@ -11,11 +11,11 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import OutOfMemoryError, StillhouseError
 from .local import Prompts, cut_at_stop, split_reasoning
+from .processor import cpu_has_bfloat16
 from .types import Can, Reply, Request, Sampling, Weights
 
 if TYPE_CHECKING:
@@ -109,16 +109,9 @@ def open_torch(reference: str, *, seed: int) -> TorchModel:
     """Loads ``reference`` for generation."""
     from .weights import load_weights
 
-    return TorchModel(load_weights(reference, dtype="bfloat16" if _has_bfloat16() else "float32"), seed=seed)
-
-
-def _has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 (Linux tells; elsewhere the answer is no)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return TorchModel(
+        load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32"), seed=seed
+    )
 
 
 def _generate_like_transformers(

@@ -9,11 +9,10 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..provenance import versions
 from ..recipe_file import dump_recipe
 from .run import Run
 
@@ -29,7 +28,7 @@ def assemble(run: Run) -> dict[str, Any]:
 
     candidates = _candidates(run)
     student = next(candidate.weights for candidate in candidates if candidate.key == "student")
-    documents = run.documents("held_out", student, loss_on="assistant")
+    documents = run.documents("held_out", student.tokenizer, student.template, loss_on="assistant")
     measured = evaluate_models(candidates, documents, run.prompts[1], run.recipe.evaluate)
     facts = {name: run.manifest.facts(name) for name in STAGES_SHOWN}
     return {
@@ -78,7 +77,7 @@ def _candidates(run: Run) -> list[Candidate]:
         return candidate(key, label, str(place), place)
 
     student = saved("student", f"student ({run.objective.kind})", run.directory / "student")
-    before = candidate("before", "student before training", str(run.directory / "start"), None)
+    before = candidate("before", "student before training", run.start, None)
     found = [before, student]
     if run.teacher_has_weights and same_tokenizer(run.teacher.tokenizer, student.weights.tokenizer):
         reference = parse_reference(run.recipe.teacher.model)
@@ -106,16 +105,5 @@ def _lineage(run: Run) -> dict[str, Any]:
 
 def _environment() -> dict[str, Any]:
     import torch
-    import transformers
 
-    from .. import __version__
-
-    return {
-        "stillhouse": __version__,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
+    return {**versions(), "processors": os.cpu_count(), "threads": torch.get_num_threads()}

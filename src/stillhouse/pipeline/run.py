@@ -15,9 +15,11 @@ from ..provenance import Manifest, require_allowed
 from ..recipe import Objective, Recipe
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from ..corpus import Corpus, Prompt
     from ..distill import Document, TeacherSignal
-    from ..models import Weights
+    from ..models import ChatTemplate, Weights
     from ..provenance import Terms, Verdict
 
 
@@ -97,25 +99,28 @@ class Run:
         return Corpus(self.directory / "corpus" / name)
 
     def documents(
-        self, split: str, weights: Weights, *, loss_on: Literal["assistant", "all"] | None = None
+        self,
+        split: str,
+        tokenizer: PreTrainedTokenizerFast,
+        template: ChatTemplate,
+        *,
+        loss_on: Literal["assistant", "all"] | None = None,
     ) -> list[Document]:
-        """The exchanges of ``split`` as token ids in the student's template."""
+        """The exchanges of ``split`` as token ids."""
         from ..distill import make_documents
 
         return make_documents(
             self.corpus("kept").rows(split),
-            weights.tokenizer,
-            weights.template,
+            tokenizer,
+            template,
             loss_on=loss_on or self.objective.loss_on,
             max_length=self.recipe.train.max_length,
         )
 
-    @cached_property
-    def start(self) -> Weights:
-        """The student before training, as the student stage saved it."""
-        from ..models import load_weights
-
-        return load_weights(str(self.directory / "start"))
+    @property
+    def start(self) -> str:
+        """Reference of the student before training, as the student stage saved it."""
+        return str(self.directory / "start")
 
     @cached_property
     def signal(self) -> TeacherSignal:
@@ -131,4 +136,6 @@ class Run:
 
     @cached_property
     def training_documents(self) -> list[Document]:
-        return self.documents("train", self.start)
+        from ..models import load_tokenizer
+
+        return self.documents("train", *load_tokenizer(self.start))

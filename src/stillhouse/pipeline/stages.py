@@ -112,7 +112,7 @@ def filter_answers(run: Run) -> Done:
     """Keeps what is worth learning from; every reject is kept with its reason."""
     from ..corpus import filter_corpus
 
-    kept = run.corpus("kept")
+    kept, rejects = run.corpus("kept"), run.directory / "corpus" / "rejects"
     _, held_out, dropped = run.prompts
     summary = filter_corpus(
         run.corpus("collected"), kept, run.recipe.filter, held_out=held_out, dropped=dropped
@@ -120,24 +120,24 @@ def filter_answers(run: Run) -> Done:
     if not summary.kept:
         raise EmptyCorpusError(
             f"no exchange is left after filtering: {summary.rejected}",
-            hint=f"Look at {run.directory / 'corpus' / 'rejects'} and loosen the recipe's filter section.",
+            hint=f"Look at {rejects} and loosen the recipe's filter section.",
         )
     console.table(
         "Filter", ["kept", *summary.rejected], [[str(summary.kept), *map(str, summary.rejected.values())]]
     )
-    return Done(_files(run.directory / "corpus"), dataclasses.asdict(summary))
+    return Done([*_files(kept.directory), *_files(rejects)], dataclasses.asdict(summary))
 
 
 def build_the_student(run: Run) -> Done:
     """Loads, initialises or prunes the student, and saves it as it is before training."""
     from ..distill import build_student, require_same_tokenizer, save_student
-    from ..models import compare_templates, load_weights
+    from ..models import compare_templates, load_tokenizer
 
     settings = run.recipe.student
     calibration: list[Document] = []
     if settings.init == "prune":
-        parent = load_weights(settings.model) if settings.model else run.teacher
-        calibration = run.documents("train", parent, loss_on="all")
+        parent = load_tokenizer(settings.model or run.recipe.teacher.model)
+        calibration = run.documents("train", *parent, loss_on="all")
     built = build_student(
         settings,
         teacher=run.teacher if run.teacher_has_weights else None,
@@ -155,6 +155,7 @@ def build_the_student(run: Run) -> Done:
 def cache_the_targets(run: Run) -> Done:
     """Writes what the teacher thought at every token, once, so that no epoch asks it again."""
     from ..distill import cache_targets
+    from ..models import describe
 
     if not run.learns_distributions or run.objective.targets == "online":
         return Done([], {"cached": False})
@@ -165,7 +166,7 @@ def cache_the_targets(run: Run) -> Done:
         run.directory / "targets",
         seed=run.recipe.seed,
         dtype=run.recipe.train.dtype,
-        vocab_size=run.start.model.config.get_text_config().vocab_size,
+        vocab_size=describe(run.start).vocab_size,
     )
     return Done(_files(run.directory / "targets"), {"cached": True, "kind": signal.kind})
 
@@ -193,7 +194,7 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
             "no document has a token to learn from",
             hint="Check objective.loss_on, train.max_length and the chat template.",
         )
-    weights = load_weights(str(run.directory / "start"))
+    weights = load_weights(run.start)
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
     result = train(
         model,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .card import model_card
     from .card_head import read_card_head
     from .find import find_terms
-    from .manifest import RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash
+    from .manifest import RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash, versions
     from .page import terms_page
     from .terms import Terms, all_terms
     from .verdict import Verdict, explain, judge, naming_warning, require_allowed
@@ -37,6 +37,7 @@ _HOME = {
     "require_allowed": "verdict",
     "terms_page": "page",
     "verify_run": "verify",
+    "versions": "manifest",
 }
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "require_allowed",
     "terms_page",
     "verify_run",
+    "versions",
 ]
 
 

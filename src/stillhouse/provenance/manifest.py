@@ -152,7 +152,7 @@ class Manifest:
             facts=dict(facts),
             started=started.astimezone(UTC).isoformat(timespec="seconds") if started else None,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=_versions(),
+            versions=versions(),
         )
         stages = {name: dataclasses.asdict(record) for name, record in self.stages.items()}
         write_json(self.directory / MANIFEST, {"schema_version": SCHEMA_VERSION, "stages": stages})
@@ -186,15 +186,16 @@ def _is_below(path: str) -> bool:
     return bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts
 
 
-def _versions() -> dict[str, str]:
-    versions = {
+def versions() -> dict[str, str]:
+    """Of what runs: stillhouse, python, torch, transformers, platform."""
+    found = {
         "stillhouse": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
     for package in ("torch", "transformers"):
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    return found

@@ -1,0 +1,16 @@
+"""What the processor is good at."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this x86 processor has bfloat16 dot products (Linux tells; elsewhere the answer is no)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
