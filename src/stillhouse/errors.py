@@ -115,3 +115,11 @@ class OutOfMemoryError(StillhouseError, MemoryError):
 
 class MissingExtraError(StillhouseError, ImportError):
     """An optional package is needed; the hint names the extra to install."""
+
+
+def says_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a library's exception means that memory ran out; torch says so in words, with several types."""
+    if isinstance(error, MemoryError):
+        return True
+    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)

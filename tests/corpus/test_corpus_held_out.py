@@ -105,3 +105,31 @@ def test_words_of_many_scripts():
     assert words("It's 3.5% — NAÏVE, ﬁne") == ["it", "s", "3", "5", "naïve", "fine"]
     assert words("机器学习 rocks") == ["机", "器", "学", "习", "rocks"]
     assert ngrams("?!", 3) == {"?!"}
+
+
+def test_without_an_ngram_nothing_is_dropped():
+    prompts = [make_prompt(f"{'the same words again and again ' * 4}{number}") for number in range(20)]
+    with pytest.raises(CorpusError, match="share 4 words"):
+        split_held_out(prompts, 5, ngram=4, seed=0)
+    train, held_out, dropped = split_held_out(prompts, 5, ngram=None, seed=0)
+    assert (len(train), len(held_out), dropped) == (15, 5, [])
+
+
+def test_a_run_splits_by_the_recipes_own_ngram(tmp_path):
+    from stillhouse.pipeline.run import Run
+    from stillhouse.recipe_file import parse_recipe
+
+    lines = [f"{number} shares these four words {number * 7}" for number in range(20)]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    text = f"""
+name: split
+teacher: {{model: "embedded:smollm2"}}
+prompts: {{source: {tmp_path / "prompts.txt"}, held_out: 5}}
+student: {{init: prune, layers: 20}}
+"""
+    train, _, dropped = Run(parse_recipe(text), tmp_path).prompts
+    assert (len(train), len(dropped)) == (15, 0)
+    looser = Run(parse_recipe(text, overrides=["filter.contamination_ngram=5"]), tmp_path)
+    assert len(looser.prompts[0]) == 15
+    with pytest.raises(CorpusError, match="share 4 words"):
+        _ = Run(parse_recipe(text, overrides=["filter.contamination_ngram=4"]), tmp_path).prompts

@@ -44,9 +44,10 @@ def test_one_pass_gives_the_loss_and_gradient_of_the_separate_documents(name):
         torch.testing.assert_close(gradient, expected_gradients[parameter], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_models_that_can_be_packed_are_and_others_are_padded(name):
-    layout = choose_layout(ARCHITECTURES[name](), torch.float32)
+def test_models_that_can_be_packed_are_and_others_are_padded(name, dtype):
+    layout = choose_layout(ARCHITECTURES[name]().to(dtype), dtype)
     assert layout == (NAME if name in PACKS else PADDED)
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from tiny_training import ARCHITECTURES, VOCABULARY, documents_of, llama
 from torch import Tensor
 
-from stillhouse.distill import target_store, teacher_pass
+from stillhouse.distill import forward_pass, target_store
 from stillhouse.distill.documents import Document
 from stillhouse.distill.signal_rows import DenseRows, SampledRows, TopKRows
 from stillhouse.distill.target_kinds import count_draws, draw
@@ -57,7 +57,7 @@ def small_shards(monkeypatch):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_dense_rows_are_the_models_own_logits(name, targets, tmp_path, small_shards, monkeypatch):
     """Passes of several documents, packed or padded on the right, against each document alone."""
-    monkeypatch.setattr(teacher_pass, "PASS_TOKENS", 30)
+    monkeypatch.setattr(forward_pass, "PASS_TOKENS", 30)
     teacher = ARCHITECTURES[name]()
     rows = cached(tmp_path, replace(HIDDEN, targets=targets), teacher=teacher).rows(PARTS, CPU)
     assert isinstance(rows, DenseRows)
@@ -176,7 +176,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(objective, tmp_path, 
     class Killed(BaseException):
         pass
 
-    forward = teacher_pass.TeacherPass.hidden
+    forward = forward_pass.ForwardPass.hidden
     calls = []
 
     def dies(self, indices):
@@ -185,7 +185,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(objective, tmp_path, 
             raise Killed
         return forward(self, indices)
 
-    monkeypatch.setattr(teacher_pass.TeacherPass, "hidden", dies)
+    monkeypatch.setattr(forward_pass.ForwardPass, "hidden", dies)
     with pytest.raises(Killed):
         cached(tmp_path / "killed", objective)
     with pytest.raises(IntegrityError, match=r"shard-00002.* is missing"):
@@ -203,7 +203,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(objective, tmp_path, 
 
 def test_a_finished_cache_does_not_run_the_teacher_again(tmp_path, monkeypatch):
     cached(tmp_path, HIDDEN)
-    monkeypatch.setattr(teacher_pass.TeacherPass, "hidden", lambda *_: pytest.fail("the teacher was run"))
+    monkeypatch.setattr(forward_pass.ForwardPass, "hidden", lambda *_: pytest.fail("the teacher was run"))
     cached(tmp_path, HIDDEN)
 
 

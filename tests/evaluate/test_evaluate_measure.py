@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import stillhouse.evaluate.measures as measure_module
-from stillhouse.distill import Document
+from stillhouse.distill import Document, ForwardPass
 from stillhouse.errors import EmptyCorpusError, NonFiniteLossError, TokenizerMismatchError
 from stillhouse.evaluate import TeacherReference, measure
 
@@ -132,13 +132,11 @@ def test_bfloat16_layers_are_reduced_in_float32():
     student, held_out = tiny(seed=2).to(torch.bfloat16), documents()
     found = measure(student, held_out)
     weight = student.get_output_embeddings().weight.detach().double()
+    hidden = ForwardPass(student, held_out, "bfloat16").hidden(range(len(held_out)))
     for i, document in enumerate(held_out):
-        with torch.no_grad():
-            filler = -len(document.ids) % measure_module.LENGTH_MULTIPLE  # another shape rounds otherwise
-            ids = torch.from_numpy(np.pad(document.ids.astype(np.int64), (0, filler)))[None]
-            hidden = student.get_decoder()(input_ids=ids).last_hidden_state[0].double()
-        logp = (hidden @ weight.T).log_softmax(-1).numpy()
-        expected = -sum(logp[t - 1, document.ids[t]] for t in range(1, len(document.ids)) if document.loss[t])
+        assert hidden[i].dtype == torch.bfloat16
+        logp = (hidden[i].double() @ weight.T).log_softmax(-1).detach().numpy()
+        expected = -sum(row[label] for row, label in zip(logp, document.labels, strict=True))
         assert found.nll_D[i] == pytest.approx(expected, rel=2e-6)
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.dataset
@@ -104,6 +108,7 @@ def test_a_teacher_behind_an_api_that_misbehaves(tmp_path, tiny_teacher, questio
     log = tmp_path / "served.jsonl"
     with serving(Teacher(faults=0.3, kinds=("429", "500", "cut", "json", "empty"), log=log)) as url:
         prices = {"model": f"api:{url}#misbehaving-1", "price_in": 1.0, "price_out": 2.0}
+        prices["system"] = "Be brief."
         recipe = api_recipe(tmp_path, url, questions, tiny_teacher, teacher=prices)
         result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="none")
     assert result.returncode == 0, result.stderr
@@ -115,6 +120,64 @@ def test_a_teacher_behind_an_api_that_misbehaves(tmp_path, tiny_teacher, questio
     found = report(tmp_path)
     assert [model["key"] for model in found["models"]] == ["before", "student"]
     assert found["models"][1]["perplexity"]["value"] < found["models"][0]["perplexity"]["value"]
+    # The teacher is not measured, and stands beside the students with its recorded words.
+    said = {row["messages"][1]["content"]: row["messages"][2]["content"] for row in rows.to_pylist()}
+    for item in found["answers"]:
+        assert [message["role"] for message in item["messages"]] == ["system", "user"]
+        assert set(item["replies"]) == {"teacher", "before", "student"}
+        assert item["replies"]["teacher"] == said[item["prompt"]]
+    assert "as recorded" in (tmp_path / "runs/small/report.html").read_text()
+
+
+def test_control_c_while_the_teacher_answers(tmp_path, tiny_teacher, questions):
+    """Ctrl-C leaves at once with 130, though answers are under way; the next run asks only for the rest."""
+    log = tmp_path / "served.jsonl"
+    with serving(Teacher(delay_s=1.0, log=log)) as url:
+        recipe = api_recipe(tmp_path, url, questions, tiny_teacher, collect={"concurrency": 4})
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stillhouse", "run", str(recipe)],
+            cwd=tmp_path,
+            env={**os.environ, "OPENAI_API_KEY": "none", "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        deadline = time.time() + 120
+        while time.time() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 6):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+        assert process.returncode == 130, stderr
+        assert "Traceback" not in stderr
+        answered = len(log.read_text().splitlines())
+        assert 6 <= answered < 40
+        result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="none")
+        assert result.returncode == 0, result.stderr
+    prompts = [json.loads(line)["prompt"] for line in log.read_text().splitlines()]
+    assert len(set(prompts)) == 40
+    assert len(prompts) <= 40 + 8  # those under way when it was stopped, at most
+
+
+def test_too_little_memory_says_so(tmp_path, tiny_teacher, questions):
+    """A student of 5 GB in a process that may have 2 GB more than it begins with."""
+    config = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 6}
+    recipe = write_recipe(tmp_path, tiny_teacher, questions, student={"init": "scratch", "config": config})
+    limited = """
+import resource, sys, torch, transformers
+from stillhouse.cli import entry
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 10**9,) * 2)
+sys.argv = ["still", "run", sys.argv[1]]
+entry()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", limited, str(recipe)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 1, result.stderr
+    assert "does not fit in memory" in result.stderr
+    assert "Traceback" not in result.stderr
+    # With room the same command goes on where it stopped.
+    assert (tmp_path / "runs/small/corpus/collected").exists()
 
 
 def test_a_wrong_key_stops_at_once(tmp_path, tiny_teacher, questions):
@@ -156,8 +219,6 @@ def test_prompts_longer_than_the_context_are_set_aside_with_their_reason(tmp_pat
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_loses_nothing(tmp_path, tiny_teacher, questions):
     """A disk of 1.5 MB is full in mid-run; with room the same command ends it."""
-    import subprocess
-
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", disk], capture_output=True)

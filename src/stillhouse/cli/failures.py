@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import OutOfMemoryError, StillhouseError, StorageError
+from ..errors import OutOfMemoryError, StillhouseError, StorageError, says_out_of_memory
 
-_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 _NO_SPACE = "no space left on device"
 
 
@@ -23,9 +22,7 @@ def explain(error: BaseException) -> StillhouseError:
     if isinstance(error, StillhouseError):
         return error
     text = str(error).lower()
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError) and any(mark in text for mark in _NO_MEMORY)
-    ):
+    if says_out_of_memory(error):
         return OutOfMemoryError(
             "not enough memory for this work",
             hint="Lower train.micro_tokens or train.max_length; `still plan` shows what is needed.",

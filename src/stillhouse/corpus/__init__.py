@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .collecting import CollectSummary, collect
+    from .exchanges import with_system
     from .filtering import FilterSummary, filter_corpus
     from .held_out import split_held_out
     from .prompts import Prompt, load_prompts
@@ -27,6 +28,7 @@ _HOME = {
     "filter_corpus": "filtering",
     "load_prompts": "prompts",
     "split_held_out": "held_out",
+    "with_system": "exchanges",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "filter_corpus",
     "load_prompts",
     "split_held_out",
+    "with_system",
 ]
 
 

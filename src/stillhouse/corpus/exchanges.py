@@ -73,10 +73,15 @@ def _exchange(
     asked = IMPORTED if prompt.is_finished else [fingerprint, teacher.system, sampling, seed]
     id = sha256_json([prompt.id, sample, asked])[:32]
     drawn = int(sha256_text(f"sample {seed} {id}")[:8], 16) & 0x7FFFFFFF
-    messages: list[Message] = list(prompt.messages)
-    if teacher.system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": teacher.system})
+    messages = with_system(prompt.messages, teacher.system)
     return Exchange(id, split, prompt, sample, Request(id, messages, Sampling(**sampling, seed=drawn)))
+
+
+def with_system(messages: list[Message], system: str | None) -> list[Message]:
+    """The conversation after the recipe's system prompt, where there is one and it has none of its own."""
+    if system is None or messages[0]["role"] == "system":
+        return list(messages)
+    return [{"role": "system", "content": system}, *messages]
 
 
 def question_row(exchange: Exchange, model: Model, terms: str) -> Row:

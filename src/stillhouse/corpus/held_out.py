@@ -26,13 +26,14 @@ def draw_ids(ids: Iterable[str], count: int, seed: int) -> set[str]:
 
 
 def split_held_out(
-    prompts: list[Prompt], count: int, *, ngram: int = 13, seed: int = 0
+    prompts: list[Prompt], count: int, *, ngram: int | None = 13, seed: int = 0
 ) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
     """Splits prompts into those to train on, those held out, and those dropped.
 
     A prompt is dropped when the user's text in it shares a word n-gram with that of a
     held-out one (see :mod:`~stillhouse.corpus.ngrams`; texts shorter than ``ngram``
-    words overlap only when they are the same). Each list is in the order of ``prompts``.
+    words overlap only when they are the same); with ``ngram`` None none is. Each list is in the order
+    of ``prompts``.
 
     Raises:
         CorpusError: nothing would be left to train on.
@@ -40,13 +41,14 @@ def split_held_out(
     held_out_ids = draw_ids((prompt.id for prompt in prompts), count, seed)
     held_out = [prompt for prompt in prompts if prompt.id in held_out_ids]
     forbidden: set[str] = set()
-    for prompt in held_out:
-        forbidden |= ngrams(user_text(prompt.messages), ngram)
+    if ngram is not None:
+        for prompt in held_out:
+            forbidden |= ngrams(user_text(prompt.messages), ngram)
     train: list[Prompt] = []
     dropped: list[Prompt] = []
     for prompt in prompts:
         if prompt.id not in held_out_ids:
-            shares = not forbidden.isdisjoint(ngrams(user_text(prompt.messages), ngram))
+            shares = ngram is not None and not forbidden.isdisjoint(ngrams(user_text(prompt.messages), ngram))
             (dropped if shares else train).append(prompt)
     if not train:
         raise CorpusError(

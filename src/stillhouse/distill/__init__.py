@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .divergences import divergence, needs_teacher
     from .documents import Document, documents_hash, make_documents
+    from .forward_pass import ForwardPass
     from .head import Head, head_of
     from .lora import prepare_lora
     from .precision import compute_dtype
@@ -29,6 +30,7 @@ _HOME = {
     "documents_hash": "documents",
     "make_documents": "documents",
     "needs_teacher": "divergences",
+    "ForwardPass": "forward_pass",
     "Head": "head",
     "head_of": "head",
     "Built": "students",
@@ -47,6 +49,7 @@ _HOME = {
 __all__ = [
     "Built",
     "Document",
+    "ForwardPass",
     "Head",
     "SignalRows",
     "TeacherSignal",

@@ -3,8 +3,8 @@
 A packed row is several documents in one sequence. A dense block mask over it would
 cost the square of the row; this attention function, registered with transformers,
 runs causal attention on each document alone and costs the sum of the documents'
-squares. It knows sliding windows; it does not know soft-capped scores, sinks or
-position biases (:func:`stillhouse.distill.packing.choose_layout` finds that out).
+squares. It knows sliding windows; soft-capped scores and sinks it refuses, and whatever
+else it does not know :func:`stillhouse.distill.packing.choose_layout` finds out by comparing.
 
 Shapes: S tokens of the row, H query heads, K key heads, E head size, T tokens of a document.
 """
@@ -33,6 +33,8 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document; the signature is transformers' attention interface.
@@ -43,7 +45,12 @@ def packed_attention(
 
     Returns:
         The heads' outputs [1, S, H, E], and no weights.
+
+    Raises:
+        NotImplementedError: the model caps its scores (Gemma 2) or has sinks (gpt-oss).
     """
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("packed attention has neither soft-capped scores nor sinks")
     dtype = query_1HSE.dtype
     if query_1HSE.device.type == "cpu" and dtype == torch.bfloat16:
         # In bfloat16 each new document length costs oneDNN new kernels; float32 passes are a fifth faster.

@@ -29,6 +29,10 @@ PADDED = "padded"
 ROW_MULTIPLE = 128
 """Rows are filled up to this: each new length costs the processor new kernels (1.3 times slower without)."""
 
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Relative difference of hidden states that rounding may make, by the model's type. SmolLM2-135M: 1e-6 in
+float32 and 0.014 in bfloat16; documents that see each other: 0.4."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pass:
@@ -102,7 +106,7 @@ def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
     scores, sinks, recurrent layers, or attention outside transformers' interface), rows are padded instead.
 
     Args:
-        model: in float32 and eval mode; left as it was.
+        model: in eval mode; left as it was.
         dtype: the compute type, on which flash attention depends.
     """
     from transformers.utils.import_utils import is_flash_attn_2_available
@@ -114,9 +118,12 @@ def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
     with attention(model, packed_attention.NAME) as possible:
         if not possible:
             return PADDED
-        packed = hidden_states(model.get_decoder(), lay_out(two, packed_attention.NAME, model.device))
+        try:
+            packed = hidden_states(model.get_decoder(), lay_out(two, packed_attention.NAME, model.device))
+        except NotImplementedError:
+            return PADDED
     difference = torch.cat(alone) - packed
-    if difference.norm() > 1e-3 * packed.norm():
+    if difference.norm() > TOLERANCE[model.dtype] * packed.norm():
         return PADDED
     if model.device.type == "cuda" and dtype == torch.bfloat16 and is_flash_attn_2_available():
         return FLASH

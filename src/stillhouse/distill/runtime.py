@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import OutOfMemoryError, RecipeError, StillhouseError
+from ..errors import OutOfMemoryError, RecipeError, StillhouseError, says_out_of_memory
 from ..recipe import Train
 from .checkpoint import generator_states, restore_generators
 
@@ -89,15 +88,9 @@ def memory_errors(settings: Train) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, StillhouseError) or not _says_out_of_memory(error):
+        if isinstance(error, StillhouseError) or not says_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"training does not fit in memory with train.micro_tokens {settings.micro_tokens}",
             hint="Lower train.micro_tokens (same result, less memory), then train.max_length.",
         ) from error
-
-
-def _says_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or bool(
-        re.search(r"out of memory|can't allocate memory|not enough memory", str(error))
-    )

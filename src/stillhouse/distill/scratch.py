@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ..errors import RecipeError
+from ..errors import OutOfMemoryError, RecipeError, says_out_of_memory
 from ..suggest import did_you_mean
 from .decoder import root_message
 
@@ -78,6 +78,10 @@ def build_scratch(
         try:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            if says_out_of_memory(error):
+                raise OutOfMemoryError(
+                    "a student of this size does not fit in memory", hint="Make student.config smaller."
+                ) from error
             raise RecipeError(f"student.config: {root_message(error)}") from error
     return model.eval()
 

@@ -20,10 +20,10 @@ from ..console import console
 from ..recipe import Objective
 from .divergences import require_supported
 from .documents import Document, documents_hash
+from .forward_pass import ForwardPass, model_digest
 from .signal_rows import DenseRows, SignalRows
 from .target_kinds import HiddenKind, Kind, SampledKind, TopKKind, load_head, save_head
 from .target_store import TargetStore
-from .teacher_pass import TeacherPass, model_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +76,7 @@ class OnlineSignal:
     kind = "online"
 
     def __init__(self, teacher: PreTrainedModel, documents: Sequence[Document], dtype: Dtype) -> None:
-        self._pass = TeacherPass(teacher, documents, dtype)
+        self._pass = ForwardPass(teacher, documents, dtype)
 
     def rows(self, parts: Sequence[Positions], device: torch.device) -> DenseRows:
         hidden = self._pass.hidden([index for index, _ in parts])
@@ -116,7 +116,7 @@ def cache_targets(
     directory = Path(directory)
     if objective.targets == "online":
         return OnlineSignal(teacher, documents, dtype)
-    runner = TeacherPass(teacher, documents, dtype)
+    runner = ForwardPass(teacher, documents, dtype)
     shared = min(runner.head.vocab_size, vocab_size or runner.head.vocab_size)
     kind = _kind(objective, shared, seed, runner)
     inputs = kind.inputs() | {
@@ -171,7 +171,7 @@ def open_targets(
     return CachedSignal(store, kind, documents)
 
 
-def _kind(objective: Objective, vocab_size: int, seed: int, runner: TeacherPass) -> Kind:
+def _kind(objective: Objective, vocab_size: int, seed: int, runner: ForwardPass) -> Kind:
     if objective.targets == "hidden":
         return HiddenKind(runner.head)
     if objective.targets == "topk":
@@ -179,7 +179,7 @@ def _kind(objective: Objective, vocab_size: int, seed: int, runner: TeacherPass)
     return SampledKind(objective, vocab_size, seed)
 
 
-def _write_missing(store: TargetStore, kind: Kind, runner: TeacherPass) -> None:
+def _write_missing(store: TargetStore, kind: Kind, runner: ForwardPass) -> None:
     missing = store.missing()
     tokens = [sum(store.places[i].tokens for i in documents) for documents in store.shards]
     remaining = sum(tokens[shard] for shard in missing)

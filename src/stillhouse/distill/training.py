@@ -28,11 +28,11 @@ from ..recipe import Objective, Train
 from .batches import Step, plan_steps
 from .checkpoint import Checkpoints, generator_states, restore_generators
 from .documents import Document, documents_hash
+from .forward_pass import model_digest
 from .learner import Learner
 from .optimizer import frozen_embeddings
 from .runtime import choose_device, memory_errors, reproducible, uninterrupted
 from .schedule import rate_share
-from .teacher_pass import model_digest
 from .tracking import Metrics, open_tracker
 
 if TYPE_CHECKING:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ..distill import Document, Head
 
 CHUNK = 128
-LENGTH_MULTIPLE = 64
 """Tokens whose logits exist at once: 128 × 151,936 × 4 bytes = 78 MB for each model."""
 
 
@@ -66,7 +65,7 @@ class TeacherReference:
     def __init__(self, model: PreTrainedModel, documents: Sequence[Document]) -> None:
         self.documents = list(documents)
         self.head = _wide_head(model, self.documents)
-        self.hidden = [_counted_hidden(model, document).cpu() for document in self.documents]
+        self.hidden = [hidden_ND.cpu() for hidden_ND in _counted_hidden(model, self.documents)]
 
     def measures(self) -> Measures:
         """The teacher against itself: no divergence, full agreement, and its likelihood of the text."""
@@ -93,8 +92,7 @@ def measure(
     """
     assert teacher is None or [d.id for d in documents] == [d.id for d in teacher.documents]
     head = _wide_head(model, documents)
-    hidden = (_counted_hidden(model, document) for document in documents)
-    return _measure(documents, hidden, head, teacher)
+    return _measure(documents, _counted_hidden(model, documents), head, teacher)
 
 
 def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> Head:
@@ -111,16 +109,12 @@ def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> Head:
     return replace(head, weight_VD=head.weight_VD.detach().float(), bias_V=bias_V)
 
 
-def _ids(document: Document) -> Tensor:
-    return torch.from_numpy(document.ids.astype(np.int64))
+def _counted_hidden(model: PreTrainedModel, documents: Sequence[Document]) -> list[Tensor]:
+    """The last hidden states, [N, D] for each document, in the type of the model's own weights."""
+    from ..distill import ForwardPass
 
-
-@torch.no_grad()
-def _counted_hidden(model: PreTrainedModel, document: Document) -> Tensor:
-    # Filled up on the right, where a causal model never looks: each new length costs a processor new kernels.
-    ids_1T = torch.nn.functional.pad(_ids(document), (0, -len(document) % LENGTH_MULTIPLE))[None]
-    hidden_TD = model.get_decoder()(input_ids=ids_1T.to(model.device), use_cache=False).last_hidden_state[0]
-    return hidden_TD[torch.from_numpy(document.predicting).to(hidden_TD.device)]
+    dtype = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
+    return ForwardPass(model, documents, dtype).hidden(range(len(documents)))
 
 
 @torch.no_grad()

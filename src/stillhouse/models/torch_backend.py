@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import OutOfMemoryError, StillhouseError
+from ..errors import OutOfMemoryError, StillhouseError, says_out_of_memory
 from .local import Prompts, cut_at_stop, split_reasoning
 from .processor import cpu_has_bfloat16
 from .types import Can, Reply, Request, Sampling, Weights
@@ -78,7 +78,7 @@ class TorchModel:
                 self._model, [job.ids for job in batch], [job.sampling for job in batch], ends=self._ends
             )
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "memory" in str(error):
+            if says_out_of_memory(error):
                 raise OutOfMemoryError(
                     f"no memory for {len(batch)} answers at once",
                     hint="Lower collect.concurrency or collect.max_tokens.",

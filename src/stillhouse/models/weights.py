@@ -10,7 +10,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CapabilityError, ModelError, ModelNotFoundError, OutOfMemoryError
+from ..errors import (
+    CapabilityError,
+    ModelError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    says_out_of_memory,
+)
 from ..hashing import sha256_file, sha256_json
 from . import hub
 from .gguf_config import transformers_config, transformers_name, unpermute_rows
@@ -135,7 +141,7 @@ class _loading:
 
         noise.set_verbosity(self.level)
         noise.enable_progress_bar()
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        if says_out_of_memory(error):
             raise OutOfMemoryError(
                 f"{self.path} does not fit in memory", hint="Use a smaller model."
             ) from error

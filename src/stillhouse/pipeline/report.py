@@ -9,6 +9,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from ..recipe_file import dump_recipe
 from .run import Run
 
 if TYPE_CHECKING:
+    from ..corpus import Prompt
     from ..evaluate import Candidate
 
 STAGES_SHOWN = ("collect", "filter", "student", "targets", "train", "control")
@@ -29,7 +32,10 @@ def assemble(run: Run) -> dict[str, Any]:
     candidates = _candidates(run)
     student = next(candidate.weights for candidate in candidates if candidate.key == "student")
     documents = run.documents("held_out", student.tokenizer, student.template, loss_on="assistant")
-    measured = evaluate_models(candidates, documents, run.prompts[1], run.recipe.evaluate)
+    prompts = _as_asked(run)
+    measured = evaluate_models(candidates, documents, prompts, run.recipe.evaluate)
+    if all(candidate.key != "teacher" for candidate in candidates):
+        _add_recorded_answers(run, prompts, measured["answers"])
     facts = {name: run.manifest.facts(name) for name in STAGES_SHOWN}
     return {
         **measured,
@@ -57,6 +63,25 @@ def assemble(run: Run) -> dict[str, Any]:
         "environment": _environment(),
         "command": f"still run {run.directory / 'recipe.yaml'} --out {run.directory}-again",
     }
+
+
+def _as_asked(run: Run) -> list[Prompt]:
+    """The held-out prompts as the teacher was asked them: with the recipe's system prompt."""
+    from ..corpus import with_system
+
+    system = run.recipe.teacher.system
+    return [
+        prompt if prompt.is_finished else replace(prompt, messages=with_system(prompt.messages, system))
+        for prompt in run.prompts[1]
+    ]
+
+
+def _add_recorded_answers(run: Run, prompts: Sequence[Prompt], answers: list[dict[str, Any]]) -> None:
+    """A teacher that is not measured stands beside the students with what it said when it was asked."""
+    recorded = {row["prompt_id"]: row["messages"][-1] for row in run.corpus("collected").rows("held_out")}
+    for prompt, answer in zip(prompts, answers, strict=False):  # the first few prompts are answered
+        if prompt.id in recorded:
+            answer["replies"] = {"teacher": recorded[prompt.id]["content"], **answer["replies"]}
 
 
 def _candidates(run: Run) -> list[Candidate]:

@@ -78,7 +78,8 @@ class Run:
         prompts = load_prompts(
             settings.source, column=settings.column, limit=settings.limit, seed=self.recipe.seed
         )
-        return split_held_out(prompts, settings.held_out, seed=self.recipe.seed)
+        ngram = self.recipe.filter.contamination_ngram
+        return split_held_out(prompts, settings.held_out, ngram=ngram, seed=self.recipe.seed)
 
     @cached_property
     def teacher(self) -> Weights:

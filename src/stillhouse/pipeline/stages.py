@@ -60,10 +60,9 @@ def collect_answers(run: Run) -> Done:
 
     train, held_out, dropped = run.prompts
     teacher = run.recipe.teacher
-    console.info(
-        f"{len(train)} prompts to train on, {len(held_out)} held out, "
-        f"{len(dropped)} dropped for sharing 13 words with a held-out one"
-    )
+    ngram = run.recipe.filter.contamination_ngram
+    shared = f", {len(dropped)} dropped for sharing {ngram} words with a held-out one" if ngram else ""
+    console.info(f"{len(train)} prompts to train on, {len(held_out)} held out{shared}")
     model = open_model(
         teacher.model,
         backend=teacher.backend,
@@ -246,7 +245,12 @@ def _files(directory: Path) -> list[Path]:
 
 STAGES = (
     Stage("terms", ("teacher", "purpose", "accept_terms"), (), check_terms),
-    Stage("collect", ("teacher", "prompts", "collect", "seed"), ("terms",), collect_answers),
+    Stage(
+        "collect",
+        ("teacher", "prompts", "collect", "filter.contamination_ngram", "seed"),
+        ("terms",),
+        collect_answers,
+    ),
     Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
     Stage("student", ("teacher", "student", "train.max_length", "seed"), ("filter",), build_the_student),
     Stage("targets", ("teacher", "objective", "seed"), ("filter", "student"), cache_the_targets),

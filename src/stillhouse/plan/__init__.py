@@ -59,7 +59,8 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
 
     source = recipe.prompts
     prompts = load_prompts(source.source, column=source.column, limit=source.limit, seed=recipe.seed)
-    train, held_out, _ = split_held_out(prompts, source.held_out, seed=recipe.seed)
+    ngram = recipe.filter.contamination_ngram
+    train, held_out, _ = split_held_out(prompts, source.held_out, ngram=ngram, seed=recipe.seed)
     facts = describe(recipe.teacher.model)
     teacher = shape_of(facts) if facts.kind != "api" else None
     parent = shape_of(describe(recipe.student.model)) if recipe.student.model else teacher

@@ -1,8 +1,8 @@
-"""Running the teacher over documents: its last hidden states where a token is to be learned.
+"""Running a model over documents: its last hidden states where a token is to be learned.
 
 Forward passes only; nothing is kept and no gradient is made.
 
-Shapes: N positions that predict a counted token, D the teacher's hidden size.
+Shapes: N positions that predict a counted token, D the model's hidden size.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ DIGEST_ENTRIES = 4096
 """Entries of each parameter that :func:`model_digest` reads."""
 
 
-class TeacherPass:
-    """A teacher that is ready to be run.
+class ForwardPass:
+    """A model (a teacher, or whoever is measured) that is ready to be run.
 
     Args:
-        teacher: left as it is; a copy is made where ``dtype`` asks for another type.
+        model: left as it is; a copy is made where ``dtype`` asks for another type.
         dtype: ``auto`` is bfloat16 where the hardware multiplies it.
 
     Raises:
-        ContextLengthError: a document is longer than what the teacher can read.
+        ContextLengthError: a document is longer than what the model can read.
     """
 
     def __init__(
         self,
-        teacher: PreTrainedModel,
+        model: PreTrainedModel,
         documents: Sequence[Document],
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     ) -> None:
         self.documents = documents
         self.lengths = [len(document) for document in documents]
-        _require_context(teacher, documents)
-        was_training = teacher.training
-        teacher.eval()
-        compute = compute_dtype(dtype, teacher.device)
-        self.layout = choose_layout(teacher, compute)
-        self.module = WorkingCopy(teacher, compute).module
+        _require_context(model, documents)
+        was_training = model.training
+        model.eval()
+        compute = compute_dtype(dtype, model.device)
+        self.layout = choose_layout(model, compute)
+        self.module = WorkingCopy(model, compute).module
         self.head = _without_gradient(head_of(self.module))
-        teacher.train(was_training)
+        model.train(was_training)
 
     @torch.no_grad()
     def hidden(self, indices: Sequence[int]) -> list[Tensor]:
@@ -97,11 +97,11 @@ def _without_gradient(head: Head) -> Head:
     return replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)
 
 
-def _require_context(teacher: PreTrainedModel, documents: Sequence[Document]) -> None:
-    context = getattr(teacher.config.get_text_config(), "max_position_embeddings", None)
+def _require_context(model: PreTrainedModel, documents: Sequence[Document]) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(documents, key=len, default=None)
     if context is not None and longest is not None and len(longest) > context:
         raise ContextLengthError(
-            f"document {longest.id} has {len(longest)} tokens, and the teacher reads at most {context}",
+            f"document {longest.id} has {len(longest)} tokens, and the model reads at most {context}",
             hint=f"Set train.max_length to {context} or less.",
         )
