@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -17,6 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StorageError
+
+LOCK = ".lock"
+"""Held (flock) by the process that writes in a directory."""
+_NO_PLACE = (
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+)
 
 
 @contextlib.contextmanager
@@ -37,7 +49,7 @@ def storage_errors(path: str | Path) -> Iterator[None]:
                 f"no permission to write {path}",
                 hint="Choose another place with --out, or mend the permissions.",
             ) from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if error.errno in _NO_PLACE:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
         raise
 
@@ -99,3 +111,26 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file."""
     return json.loads(Path(path).read_text("utf-8"))
+
+
+def take_lock(directory: Path) -> int:
+    """Makes the directory and locks it for one process; closing the returned descriptor unlocks it.
+
+    The system unlocks it too when the process dies.
+
+    Raises:
+        StorageError: another process holds it (or this one, through another descriptor), or the directory
+            cannot be made or written.
+    """
+    with storage_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise StorageError(
+            f"another process is writing to {directory}",
+            hint="Wait until it ends, or give this run a directory of its own.",
+        ) from error
+    return lock

@@ -20,6 +20,7 @@ Names = Annotated[tuple[Text, ...], MinLen(1)]
 Indices = Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)]
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+Largest = Le(2**31 - 1)
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -119,9 +120,9 @@ class Collect:
     """Sampling temperature; 0 is greedy."""
     top_p: PositiveShare = 1.0
     """Nucleus: the smallest set of tokens with this probability."""
-    top_k: NonNegativeInt = 0
+    top_k: Annotated[int, Ge(0), Largest] = 0
     """Only the k likeliest tokens; 0 is all."""
-    max_tokens: PositiveInt = 512
+    max_tokens: Annotated[int, Gt(0), Largest] = 512
     """Longest answer, in tokens."""
     top_logprobs: NonNegativeInt = 0
     """Ask an API for this many alternatives a token, where it offers them."""
@@ -189,7 +190,7 @@ class Objective:
 class Train:
     """How the student is trained."""
 
-    epochs: PositiveFloat = 1.0
+    epochs: Annotated[float, Gt(0), Le(1e6)] = 1.0
     """Passes over the corpus (ignored when `tokens` is set)."""
     tokens: PositiveInt | None = None
     """Stop after this many tokens."""
@@ -239,7 +240,7 @@ class Evaluate:
     """Longest answer there, in tokens."""
     speed: bool = True
     """Measure tokens/s."""
-    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    confidence: Annotated[float, Gt(0), Le(0.9999)] = 0.95
     """Level of the intervals."""
 
 
@@ -257,7 +258,7 @@ class Recipe:
     objective: Objective = field(default_factory=Objective)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
     """Every random choice comes from this."""
     purpose: Purpose = "research"
     """What the student is for; held against the teacher's terms."""

@@ -85,7 +85,7 @@ def _differences(a: Any, b: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in {**a, **b}:
             yield from _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
-    elif a != b:
+    elif a != b and not (a != a and b != b):  # NaN is not itself
         yield prefix, a, b
 
 

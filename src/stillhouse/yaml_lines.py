@@ -20,6 +20,9 @@ KeyPath = tuple[str | int, ...]
 Origins = dict[KeyPath, str]
 """Where each value was written, e.g. ``recipe.yaml:7``."""
 
+MOST_VALUES, DEEPEST = 100_000, 64
+"""Aliases of aliases grow without bound, and pydantic's JSON stops at 200 levels."""
+
 _TAG = "tag:yaml.org,2002:"
 _CORE = (
     ("null", r"~|null|Null|NULL|", "~nN"),
@@ -59,6 +62,13 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(
     tuple, lambda dumper, value: dumper.represent_sequence(_TAG + "seq", value, flow_style=True)
 )
+# Line ends that only double quotes can hold: elsewhere they are folded into spaces or other line ends.
+_Dumper.add_representer(
+    str,
+    lambda dumper, value: dumper.represent_scalar(
+        _TAG + "str", value, style='"' if re.search("[\x85\u2028\u2029]", value) else None
+    ),
+)
 
 
 def dump_yaml(value: Any) -> str:
@@ -85,6 +95,8 @@ def read_yaml(text: str, name: str) -> tuple[Any, Origins]:
         mark = error.problem_mark or error.context_mark
         place = name if mark is None else f"{name}:{mark.line + 1}"
         raise RecipeError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+    except RecursionError:
+        raise RecipeError(f"{name}: nested too deeply") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if node is None:
@@ -100,6 +112,7 @@ class _Reader:
         self.name = name
         self.origins: Origins = {}
         self.open: list[yaml.Node] = []
+        self.values = 0
 
     def place(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}"
@@ -108,6 +121,9 @@ class _Reader:
         self.origins.setdefault(path, self.place(node))
         if any(node is outer for outer in self.open):
             raise RecipeError(f"{self.place(node)}: a value that contains itself")
+        self.values += 1
+        if self.values > MOST_VALUES or len(self.open) > DEEPEST:
+            raise RecipeError(f"{self.place(node)}: too many values, or nested too deeply, for a recipe")
         self.open.append(node)
         try:
             if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
@@ -145,6 +161,10 @@ class _Reader:
 
     def scalar(self, node: yaml.Node) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
+        if not isinstance(text, str):
+            raise RecipeError(f"{self.place(node)}: the tag `{node.tag}` does not fit a list or a mapping")
+        if any("\ud800" <= character <= "\udfff" or character == "\0" for character in text):
+            raise RecipeError(f"{self.place(node)}: not text: half a surrogate pair, or a null character")
         try:
             if kind == "null":
                 return None

@@ -176,7 +176,7 @@ def test_lone_surrogates_become_question_marks_instead_of_stopping_the_seal(tmp_
 def test_one_writer_at_a_time_and_readers_are_welcome(tmp_path):
     corpus = fill(tmp_path, 2)
     other = Corpus(tmp_path)
-    with pytest.raises(CorpusError, match="another process is writing"):
+    with pytest.raises(StorageError, match="another process is writing"):
         other.append(make_row(9))
     assert len(other) == 2
     corpus.close()

@@ -50,6 +50,8 @@ def evaluate(
     speed
         Measure tokens/s too.
     """
+    if (limit is not None and limit < 1) or max_length < 2:
+        raise UsageError("--limit must be at least 1, --max-length at least 2")
     if data is not None:
         show_report(_measure(model, teacher, data, limit, max_length, speed=speed))
         return
@@ -61,7 +63,13 @@ def evaluate(
             f"{model} is not the directory of a finished run",
             hint="To measure a model, give it text: still eval MODEL --data answers.jsonl.",
         )
-    show_report(read_json(report))
+    try:
+        found = read_json(report)
+    except (ValueError, OSError, RecursionError) as error:
+        raise UsageError(f"{report} cannot be read: {error}") from error
+    if not isinstance(found, dict) or "models" not in found:
+        raise UsageError(f"{report} is not a report of `still run`")
+    show_report(found)
 
 
 def _measure(

@@ -6,11 +6,12 @@ refused, with the keys that differ. ``--restart`` moves a run aside and never de
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..console import console
 from ..errors import RecipeError, UsageError
-from ..files import storage_errors
+from ..files import LOCK, storage_errors, take_lock
 from ..recipe import Recipe
 from ..recipe_file import differing_keys, load_recipe
 
@@ -22,7 +23,7 @@ def run_directory(recipe: Recipe, out: Path | None, *, restart: bool) -> Path:
 
     Raises:
         UsageError: it holds another run, or something that is no run.
-        StorageError: an old run could not be moved aside.
+        StorageError: an old run is still going on, or could not be moved aside.
     """
     directory = out or Path("runs") / recipe.name
     if directory.exists() and not directory.is_dir():
@@ -41,16 +42,21 @@ def _begun(directory: Path) -> bool:
     """Whether anything was done here; a run that ended before its first answer (its terms or its prompts
     were refused) leaves nothing that is worth keeping."""
     return directory.is_dir() and any(
-        entry.name not in ("recipe.yaml", "manifest.json") for entry in directory.iterdir()
+        entry.name not in ("recipe.yaml", "manifest.json", LOCK) for entry in directory.iterdir()
     )
 
 
 def _move_aside(directory: Path) -> Path:
+    directory = directory.resolve()
     number = 1
     while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
         number += 1
-    with storage_errors(aside):
-        directory.rename(aside)
+    lock = take_lock(directory)
+    try:
+        with storage_errors(aside):
+            directory.rename(aside)
+    finally:
+        os.close(lock)
     return aside
 
 

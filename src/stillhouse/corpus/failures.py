@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import ApiError, ContextLengthError, ModelError, StillhouseError
+from ..errors import ApiError, ContextLengthError, CorpusError, ModelError, StillhouseError
 from .journal import Journal, read_journal
 from .schema import Row
 
@@ -32,8 +32,15 @@ class Failures:
         return reason
 
     def latest(self) -> dict[str, dict[str, Any]]:
-        """The last failure of each request, by id."""
-        return {line["id"]: line for line in read_journal(self.path)}
+        """The last failure of each request, by id.
+
+        Raises:
+            CorpusError: the file is damaged.
+        """
+        lines = list(read_journal(self.path))
+        if damaged := next((line for line in lines if not {"id", "final"} <= line.keys()), None):
+            raise CorpusError(f"{self.path} is damaged: a line without id or final: {damaged!r:.80}")
+        return {line["id"]: line for line in lines}
 
     def final(self) -> set[str]:
         """Ids of requests that are not to be asked again."""

@@ -62,7 +62,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 value = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CorpusError(f"{path}:{number}: the journal is damaged: {error}") from error
             if not isinstance(value, dict):
                 raise CorpusError(f"{path}:{number}: the journal is damaged: expected an object")

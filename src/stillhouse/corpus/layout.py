@@ -1,4 +1,4 @@
-"""Where the parts of a corpus lie in its directory, and who may write there.
+"""Where the parts of a corpus lie in its directory.
 
     shard-000000.parquet    sealed rows
     shard-000001.parquet
@@ -13,12 +13,10 @@ shard counts; so no moment of death loses or doubles a row.
 
 from __future__ import annotations
 
-import fcntl
-import os
+import re
 from pathlib import Path
 
-from ..errors import CorpusError
-from ..files import storage_errors
+_NAME = re.compile(r"shard-(\d{6,})\.parquet|journal-(\d{6,})\.jsonl")
 
 
 def shard_path(directory: Path, number: int) -> Path:
@@ -38,31 +36,8 @@ def incomplete_mark(directory: Path) -> Path:
 
 def numbers(directory: Path) -> list[int]:
     """The numbers of all shards and journals, in order."""
-    paths = [*directory.glob("shard-*.parquet"), *directory.glob("journal-*.jsonl")]
-    return sorted({int(path.stem.rpartition("-")[2]) for path in paths})
-
-
-def take_lock(directory: Path) -> int:
-    """Makes the directory and locks it for one writer; closing the returned descriptor unlocks it.
-
-    The system unlocks it too when the process dies.
-
-    Raises:
-        CorpusError: another process (or another Corpus in this one) is writing.
-        StorageError: the directory cannot be made or written.
-    """
-    with storage_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise CorpusError(
-            f"another process is writing to {directory}",
-            hint="Wait until it ends, or give this run a directory of its own.",
-        ) from error
-    return lock
+    names = (_NAME.fullmatch(path.name) for path in directory.iterdir()) if directory.is_dir() else ()
+    return sorted({int(name[1] or name[2]) for name in names if name})
 
 
 def clear(directory: Path) -> None:

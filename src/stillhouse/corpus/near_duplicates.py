@@ -6,7 +6,7 @@ candidates; each is then compared exactly, so nothing is dropped that is less si
 than the threshold, and a pair at the threshold is missed with a chance of at most
 :data:`MISS`. Short answers ("Yes.", "The answer is B.") to different prompts are no
 duplicates of each other: below :data:`SHORT_WORDS` words only the same words to the same
-prompt count.
+prompt count, and below :data:`SHINGLE_WORDS` only the same characters.
 
 The index grows with the answers it holds: about 2 kB in memory each, and their sets in a
 temporary file.
@@ -64,7 +64,9 @@ class NearDuplicates:
         """The id of an earlier answer that this one nearly repeats; else None, and this one is added."""
         found = words(answer)
         if len(found) < SHORT_WORDS:
-            earlier = self._short.setdefault((prompt_id, " ".join(found)), id)
+            # "5" and "-5", or two emoji, have the same words and are two answers
+            said = " ".join(found) if len(found) >= SHINGLE_WORDS else answer.strip()
+            earlier = self._short.setdefault((prompt_id, said), id)
             return None if earlier == id else earlier
         tokens = [sorted(shingles(answer))]
         signature = RMinHash.from_token_sets(tokens, num_perm=PERMUTATIONS, seed=0)[0]

@@ -1,9 +1,11 @@
 """Word n-grams of normalised text: what two texts have to share to count as overlapping.
 
-Words are runs of letters and digits after Unicode NFKC and case folding; Chinese,
+Words are runs of letters, their marks and digits after Unicode NFKC and case folding; Chinese,
 Japanese and Korean characters count as a word each, since those scripts put no spaces
-between words (Hangul does, but syllables are treated alike for one rule). Punctuation,
-spacing and case make no difference. Paraphrase and translation are not seen.
+between words (Hangul does, but syllables are treated alike for one rule). Thai, Lao, Khmer
+and Burmese put none either: there a word ends after a vowel sign or tone mark, which is
+about as long as one. Punctuation, spacing and case make no difference. Paraphrase and
+translation are not seen.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ import unicodedata
 from collections.abc import Iterable
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# Vowel signs are no `\\w` to Python: without them "की", "के" and "का" would be one word. Those that only
+# choose how an emoji is drawn are left out.
+_MARKS = "".join(
+    chr(number)
+    for number in range(0x300, 0x12000)
+    if unicodedata.category(chr(number)) in ("Mn", "Mc") and not 0xFE00 <= number <= 0xFE0F
+)
+_LETTER = f"[^\\W_{_CJK}{_UNSPACED}]"
+_WORD = re.compile(f"[{_CJK}]|{_LETTER}(?:{_LETTER}|[{_MARKS}])*|(?:(?=[{_UNSPACED}])[^\\W_])+[{_MARKS}]*")
 
 
 def words(text: str) -> list[str]:

@@ -12,6 +12,7 @@ material for a verifier, not something the teacher said.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,8 @@ def conversation(
     if name == "prompt" and record.get(COMPLETION) is not None:
         messages += _messages(record[COMPLETION], where, COMPLETION, "assistant")
         used.add(COMPLETION)
-    if name == "instruction" and record.get("input"):
-        messages[-1]["content"] += f"\n\n{record['input']}"
+    if name == "instruction" and record.get("input") and messages:
+        messages[-1]["content"] += f"\n\n{_clean(str(record['input']))}"
         used.add("input")
     _check(messages, where, name)
     tags = {
@@ -75,11 +76,23 @@ def _column(record: Mapping[str, Any], column: str | None, where: str) -> str:
 
 def _messages(value: Any, where: str, name: str, role: str) -> list[Message]:
     """Text as one turn of ``role``, or a list of turns."""
+    if isinstance(value, str) and name in ("messages", "conversations"):
+        value = _list(value, where, name)
     if isinstance(value, str):
+        value = _clean(value)
         return [assistant_message(value, None) if role == "assistant" else {"role": role, "content": value}]
     if not isinstance(value, list):
         raise CorpusError(f"{where}: {name} must be text or a list of messages, found {value!r:.60}")
     return [_message(item, where, f"{name}[{index}]") for index, item in enumerate(value)]
+
+
+def _list(text: str, where: str, name: str) -> list[Any]:
+    """The list of turns that CSV and some parquet files keep as JSON in a column."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{where}: {name} must be a list of messages, found text: {text!r:.60}") from error
+    return value if isinstance(value, list) else [value]
 
 
 def _message(item: Any, where: str, name: str) -> Message:
@@ -87,13 +100,25 @@ def _message(item: Any, where: str, name: str) -> Message:
         raise CorpusError(f"{where}: {name} must be an object with role and content, found {item!r:.60}")
     said_by = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
-    if said_by not in ROLES:
+    if not isinstance(said_by, str) or said_by not in ROLES:
         raise CorpusError(f"{where}: {name} has the role {said_by!r}; known are {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise CorpusError(f"{where}: the content of {name} must be text, found {content!r:.60}")
+    if item.get("tool_calls") or item.get("function_call"):
+        raise CorpusError(f"{where}: {name} calls a tool; tool calls are not supported")
     if ROLES[said_by] == "assistant":
-        return assistant_message(content, item.get("reasoning_content"))
-    return {"role": ROLES[said_by], "content": content}
+        reasoning = item.get("reasoning_content")
+        if not isinstance(reasoning, str | None):
+            raise CorpusError(
+                f"{where}: the reasoning_content of {name} must be text, found {reasoning!r:.60}"
+            )
+        return assistant_message(_clean(content), reasoning and _clean(reasoning))
+    return {"role": ROLES[said_by], "content": _clean(content)}
+
+
+def _clean(text: str) -> str:
+    """``text`` with lone surrogates (half an emoji) as ``?``: no tokenizer and no parquet can hold them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _check(messages: list[Message], where: str, name: str) -> None:

@@ -28,6 +28,8 @@ def read_records(path: Path) -> Iterator[Record]:
         raise CorpusError(
             f"{path}: prompts are read from {', '.join(sorted(_READERS))} files, not from {path.suffix!r}"
         )
+    if "\0" in str(path):
+        raise CorpusError(f"{str(path)!r} is no name of a file")
     with _file_errors(path):
         yield from reader(path)
 
@@ -44,23 +46,30 @@ def _json(path: Path) -> Iterator[Record]:
     text = path.read_text("utf-8-sig")
     if not text.strip():
         return
-    value = _parse(text, str(path))
+    hint = "A file with a record on each line is read under a name that ends in .jsonl."
+    try:
+        value = _parse(text, str(path))
+    except CorpusError as error:
+        raise CorpusError(str(error), hint=hint) from error
     if not isinstance(value, list):
-        raise CorpusError(f"{path}: expected a list of records, found {_kind(value)}")
+        raise CorpusError(f"{path}: expected a list of records, found {_kind(value)}", hint=hint)
     for number, record in enumerate(value, 1):
         where = f"{path}: record {number}"
         yield where, _object(record, where)
 
 
 def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from .shards import BATCH_ROWS, reading
 
     number = 0
     with reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
+        # times and dates are never tags, and not all of them exist in Python
+        kept = [i for i, field in enumerate(file.schema_arrow) if not pa.types.is_temporal(field.type)]
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
-            for record in batch.to_pylist():
+            for record in batch.select(kept).to_pylist():
                 number += 1
                 yield f"{path}: row {number}", record
 
@@ -77,7 +86,10 @@ def _csv(path: Path) -> Iterator[Record]:
                     )
                 yield where, dict(record)
         except csv.Error as error:
-            raise CorpusError(f"{path}:{reader.reader.line_num}: {error}") from error
+            raise CorpusError(
+                f"{path}:{reader.reader.line_num}: {error}",
+                hint="Give texts of this length, or with quotes of their own, as .jsonl or .parquet.",
+            ) from error
 
 
 def _txt(path: Path) -> Iterator[Record]:
@@ -105,6 +117,8 @@ def _parse(text: str, where: str) -> Any:
         raise CorpusError(
             f"{place}: not JSON: {error.msg} at column {error.colno}, found {found!r}"
         ) from error
+    except (ValueError, RecursionError) as error:  # thousands of digits or of nested lists
+        raise CorpusError(f"{where}: not readable as JSON: {error}") from error
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -128,5 +142,7 @@ def _file_errors(path: Path) -> Iterator[None]:
         raise CorpusError(f"{path} is a directory, not a file of prompts") from error
     except PermissionError as error:
         raise CorpusError(f"no permission to read {path}") from error
+    except OSError as error:  # e.g. a name that is too long
+        raise CorpusError(f"{str(path)[:200]} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error

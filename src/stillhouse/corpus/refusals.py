@@ -57,5 +57,5 @@ _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 
 def is_refusal(answer: str) -> bool:
     """Whether the opening of ``answer`` declines to answer."""
-    opening = answer.lstrip("\"'*_ \t\r\n")[:OPENING_CHARS]
+    opening = answer.lstrip("\"'*_ \t\r\n\u200b\u200c\u200d\u2060\ufeff")[:OPENING_CHARS]
     return _REFUSAL.match(opening.translate(_QUOTES)) is not None

@@ -15,9 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..errors import CorpusError
-from ..files import storage_errors
+from ..files import storage_errors, take_lock
 from .journal import read_journal
-from .layout import clear, incomplete_mark, journal_path, numbers, remove_leftovers, shard_path, take_lock
+from .layout import clear, incomplete_mark, journal_path, numbers, remove_leftovers, shard_path
 from .schema import SCHEMA, Row, to_rows, to_table
 from .shards import BATCH_ROWS, batched, open_shard, read_shard, write_shard
 from .writer import Writer
@@ -92,6 +92,7 @@ class Corpus:
     def _numbers(self) -> list[int]:
         try:
             incomplete = incomplete_mark(self.directory).exists()
+            found = numbers(self.directory)
         except PermissionError as error:
             raise CorpusError(f"no permission to read {self.directory}") from error
         if incomplete:
@@ -99,7 +100,7 @@ class Corpus:
                 f"{self.directory} is only half written: the process that wrote it stopped",
                 hint="Run the same command again; it writes the directory anew.",
             )
-        return numbers(self.directory)
+        return found
 
     # Writing
 
@@ -107,8 +108,7 @@ class Corpus:
         """Becomes the one writer until :meth:`seal` or :meth:`close`; goes on with a killed writer's journal.
 
         Raises:
-            CorpusError: another process is writing to this corpus.
-            StorageError: the directory cannot be made or written.
+            StorageError: another process is writing to this corpus, or the directory cannot be written.
         """
         if self._writer is None:
             self._numbers()
@@ -120,8 +120,8 @@ class Corpus:
         """Stores a row for good before it returns; the first call takes the lock.
 
         Raises:
-            CorpusError: another process is writing to this corpus.
-            StorageError: the disk is full or may not be written; nothing stored before is lost.
+            StorageError: another process is writing to this corpus, the disk is full, or the directory may
+                not be written; nothing stored before is lost.
         """
         writer = self.lock()
         assert row["id"] not in self._ids, f"row {row['id']} is in the corpus already"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ..files import storage_errors
+from ..files import storage_errors, take_lock
 from .journal import Journal, read_journal
-from .layout import journal_path, numbers, remove_leftovers, shard_path, take_lock
+from .layout import journal_path, numbers, remove_leftovers, shard_path
 from .schema import Row
 from .shards import write_shard
 

@@ -166,7 +166,7 @@ class ApiModel:
     def _reply(self, request: Request, body: str, headers: Any) -> Reply:
         try:
             data = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TemporaryError(f"{self.url} answers with invalid JSON: {body[:80]!r}") from error
         if not isinstance(data, dict):
             raise TemporaryError(f"{self.url} answers with {type(data).__name__} instead of an object")
@@ -174,9 +174,13 @@ class ApiModel:
             status = error.get("code") if isinstance(error, dict) else None
             raise self._refusal(status if isinstance(status, int) else 500, body, headers)
         choices = data.get("choices")
-        if not choices or not isinstance(choices[0].get("message"), dict):
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
             raise TemporaryError(f"{self.url} answers without choices")
-        return _from_choice(request, data, choices[0], headers)
+        try:
+            return _from_choice(request, data, choice, headers)
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise TemporaryError(f"{self.url} answers in another form: {error}: {body[:80]!r}") from error
 
 
 def open_api(
@@ -200,8 +204,9 @@ def open_api(
 
 
 def _from_choice(request: Request, data: dict[str, Any], choice: dict[str, Any], headers: Any) -> Reply:
+    """The answer in the types that a corpus can hold; ValueError or TypeError where the server has others."""
     message = choice["message"]
-    text = message.get("content") or message.get("refusal") or ""
+    text = _text(message.get("content")) or _text(message.get("refusal")) or ""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(reasoning, str):
         text, reasoning = split_reasoning(text)
@@ -211,21 +216,40 @@ def _from_choice(request: Request, data: dict[str, Any], choice: dict[str, Any],
     return Reply(
         text=text,
         reasoning=reasoning,
-        finish_reason=choice.get("finish_reason") or "unknown",
+        finish_reason=_word(choice.get("finish_reason")) or "unknown",
         # Budgets need a number even from servers that do not count.
-        prompt_tokens=usage.get("prompt_tokens") or -(-asked // _CHARACTERS_PER_TOKEN),
-        completion_tokens=usage.get("completion_tokens") or -(-said // _CHARACTERS_PER_TOKEN),
-        request_id=headers.get("x-request-id") or data.get("id"),
+        prompt_tokens=_count(usage.get("prompt_tokens")) or -(-asked // _CHARACTERS_PER_TOKEN),
+        completion_tokens=_count(usage.get("completion_tokens")) or -(-said // _CHARACTERS_PER_TOKEN),
+        request_id=headers.get("x-request-id") or _word(data.get("id")),
         top_logprobs=(choice.get("logprobs") or {}).get("content"),
-        model=data.get("model"),
+        model=_word(data.get("model")),
     )
+
+
+def _text(value: Any) -> str | None:
+    if not isinstance(value, str | None):
+        raise TypeError(f"the content is no text but {value!r:.60}")
+    return value
+
+
+def _word(value: Any) -> str | None:
+    """Names are text, whatever a server makes of them."""
+    return None if value is None else str(value)
+
+
+def _count(value: Any) -> int:
+    """Tokens as a number that a corpus can hold; 0 where the server does not say."""
+    count = int(value or 0)
+    if not 0 <= count < 2**31:
+        raise ValueError(f"{count} tokens")
+    return count
 
 
 def _error_words(body: str) -> tuple[str, str]:
     """Message and code of an error body, whatever its form."""
     try:
         error = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return body.strip()[:200] or "no reason given", ""
     if isinstance(error, dict):
         return str(error.get("message") or error), str(error.get("code") or error.get("type") or "")

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, StillhouseError
 from ..hashing import sha256_text
 from ..provenance import read_card_head
 from . import hub
@@ -43,10 +43,18 @@ def describe(reference: str) -> ModelFacts:
     parsed = parse_reference(reference)
     if parsed.kind == "api":
         return _nothing_known(parsed)
-    if parsed.is_gguf:
-        assert parsed.path is not None
-        return _from_gguf(parsed, read_gguf(parsed.path))
-    return _from_directory(parsed, parsed.path or hub.fetch(parsed, hub.SMALL))
+    try:
+        if parsed.is_gguf:
+            assert parsed.path is not None
+            return _from_gguf(parsed, read_gguf(parsed.path))
+        return _from_directory(parsed, parsed.path or hub.fetch(parsed, hub.SMALL))
+    except StillhouseError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ModelError(
+            f"{reference}: a file of the model is damaged: {type(error).__name__}: {error}"[:300],
+            hint="Download the model again.",
+        ) from error
 
 
 def _nothing_known(reference: Reference) -> ModelFacts:

@@ -45,6 +45,7 @@ _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 
 # Llama 3.1 and later stretch low frequencies; the constants are those of Meta's own configurations.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_DAMAGED = "Download the file again, or convert the model again."
 _GEMMA_LOCAL_THETA = 10_000.0
 _GEMMA_PATTERN = 6
 _GEMMA_27B_LAYERS = 62
@@ -85,6 +86,7 @@ def transformers_config(file: GgufFile, *, llama3_factors: list[float] | None = 
             hint=f"Supported: {', '.join(ARCHITECTURES)}. Others: use the original safetensors directory.",
         )
     model_type, class_name = ARCHITECTURES[architecture]
+    _require_numbers(file)
     heads = file.require(f"{architecture}.attention.head_count")
     hidden = file.require(f"{architecture}.embedding_length")
     if not isinstance(heads, int):
@@ -141,6 +143,30 @@ def round_f32(value: float) -> float:
         if struct.pack("<f", short) == struct.pack("<f", value):
             return short
     return value
+
+
+_COUNTS = ("embedding_length", "feed_forward_length", "block_count", "context_length")
+_HEADS = ("attention.head_count", "attention.head_count_kv", "attention.key_length", "rope.dimension_count")
+_REALS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor")
+
+
+def _require_numbers(file: GgufFile) -> None:
+    """Refuses numbers that are none, and a count of layers that the file's tensors belie."""
+    for key in (*_COUNTS, *_HEADS, "attention.sliding_window_pattern", "attention.sliding_window"):
+        value = file.of_architecture(key)
+        if isinstance(value, list) and key in _HEADS[:2]:
+            continue  # differs from layer to layer; refused by name below
+        if value is not None and (type(value) is not int or not 0 < value < 2**31):
+            raise ModelError(f"{file.path}: {key} cannot be {value!r:.60}", hint=_DAMAGED)
+    for key in _REALS:
+        value = file.of_architecture(key)
+        if value is not None and (type(value) not in (int, float) or not 0 <= value < 1e30):
+            raise ModelError(f"{file.path}: {key} cannot be {value!r:.60}", hint=_DAMAGED)
+    blocks = {match[1] for name in file.tensors if (match := re.match(r"blk\.(\d+)\.", name))}
+    count = file.require(f"{file.architecture}.block_count")
+    if count > len(blocks):
+        gap = next(i for i in range(count) if str(i) not in blocks)
+        raise ModelError(f"{file.path} lacks model.layers.{gap}; it says that it has {count}", hint=_DAMAGED)
 
 
 def _vocab_size(file: GgufFile) -> int:

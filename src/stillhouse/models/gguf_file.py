@@ -151,7 +151,7 @@ class _Header:
         for _ in range(key_count):
             key = self.string()
             metadata[key] = self.value(self.number("I"))
-        if metadata.get("split.count", 0) > 1:
+        if metadata.get("split.count", 0) not in (0, 1):
             self.fail("is one part of several", hint="Join the parts with llama-gguf-split --merge.")
         places = [self.tensor() for _ in range(tensor_count)]
         return GgufFile(self.path, metadata, self.placed(places, metadata))

@@ -99,6 +99,15 @@ def open_llama(reference: str, *, seed: int) -> LlamaModel:
 
 def slot_context(file: GgufFile) -> int:
     """Tokens that one slot holds: the model's context, or what fits when all slots share CACHE_BYTES."""
+    try:
+        return _slot_context(file)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"{file.path}: its sizes make no sense: {error}", hint="Download the file again."
+        ) from error
+
+
+def _slot_context(file: GgufFile) -> int:
     heads = file.of_architecture("attention.head_count_kv") or file.of_architecture("attention.head_count", 1)
     heads = max(heads) if isinstance(heads, list) else heads
     width = file.of_architecture("attention.key_length") or (

@@ -9,6 +9,7 @@ behind a reference is sound is found out by `describe` and `load_weights`.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -92,7 +93,11 @@ def _hub(text: str, name: str) -> Reference:
 
 def _api(text: str, rest: str) -> Reference:
     url, _, model = rest.partition("#")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  is checked only when it is asked for
+    except ValueError as error:
+        raise ModelNotFoundError(f"{text!r} has no valid address: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ModelNotFoundError(
             f"{text!r} has no address",
@@ -104,7 +109,7 @@ def _api(text: str, rest: str) -> Reference:
 
 
 def _local(text: str) -> Reference:
-    path = Path(text).expanduser()
+    path = _place(text)
     if text and path.is_dir():
         return Reference("directory", text, path=path)
     if path.is_file():
@@ -115,6 +120,20 @@ def _local(text: str) -> Reference:
             hint="Name the model's directory (config.json and safetensors), or a .gguf file.",
         )
     raise ModelNotFoundError(f"no model at {text!r}", hint=_nearest(text, path))
+
+
+def _place(text: str) -> Path:
+    """``text`` as a path that the system can be asked for, whether or not anything is there."""
+    path = Path(text)
+    try:
+        path = path.expanduser()
+        path.stat()
+    except (RuntimeError, ValueError) as error:  # ~nobody; a null character, half a surrogate pair
+        raise ModelNotFoundError(f"no model at {text!r}: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ModelNotFoundError(f"no model at {text[:60]!r}…: {error.strerror}") from error
+    return path
 
 
 def _nearest(text: str, path: Path) -> str:

@@ -38,6 +38,7 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
     """
     from transformers import PreTrainedTokenizerFast
 
+    _require_types(file)
     tokens = gguf_tokens(file)
     specials = _special_ids(file, len(tokens))
     added = _added_ids(file, tokens, set(specials.values()))
@@ -52,7 +53,10 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
             hint="Use the original safetensors directory.",
         )
     _add(backend, tokens, added)
-    _add_bos(backend, file, tokens, specials)
+    try:
+        _add_bos(backend, file, tokens, specials)
+    except ValueError as error:  # a start token that the template's own notation cannot hold
+        raise TokenizerMismatchError(f"{file.path}: unusable start token: {error}") from error
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=file.of_architecture("context_length"),
@@ -61,6 +65,29 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
     )
     check_tokenizer(tokenizer, file)
     return tokenizer
+
+
+_LISTS = {"tokens": str, "merges": str, "token_type": int, "scores": float}
+
+
+def _require_types(file: GgufFile) -> None:
+    """Refuses header fields of other types than the format gives them."""
+    size = len(file.require("tokenizer.ggml.tokens"))
+    for name, kind in _LISTS.items():
+        value = file.metadata.get(f"tokenizer.ggml.{name}")
+        if value is None:
+            continue
+        if not isinstance(value, list) or not all(type(item) is kind for item in value):
+            raise TokenizerMismatchError(f"{file.path}: tokenizer.ggml.{name} is no list of {kind.__name__}")
+        if name == "scores" and len(value) != size:
+            raise TokenizerMismatchError(f"{file.path}: {size} tokens but {len(value)} scores")
+    for word in _ROLES.values():
+        number = file.metadata.get(f"tokenizer.ggml.{word}_token_id")
+        if number is not None and type(number) is not int:
+            raise TokenizerMismatchError(f"{file.path}: the {word} token {number!r:.60} is no id")
+    for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"):
+        if not isinstance(file.metadata.get(name, ""), str):
+            raise TokenizerMismatchError(f"{file.path}: {name} is not text")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast, file: GgufFile) -> None:
@@ -217,7 +244,7 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
                 (-scores[number], vocab[a], vocab[b], a, b) for a, b in parts if a in vocab and b in vocab
             ]
     merges.sort()
-    unknown = file.metadata.get("tokenizer.ggml.unknown_token_id")
+    unknown = _special_ids(file, len(tokens)).get("unk")
     backend = Tokenizer(
         models.BPE(
             vocab,

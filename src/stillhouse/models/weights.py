@@ -6,6 +6,7 @@ de-quantised to float32 and carry no quantisation marks, so that they can be sav
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,11 +107,15 @@ def _directory_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{path}: no usable tokenizer: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # transformers and tokenizers raise a dozen kinds, bare Exception among them
+        raise ModelError(f"{path}: no usable tokenizer: {_first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{path}: only tokenizers with a tokenizer.json are supported")
     return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
@@ -149,7 +154,6 @@ class _loading:
 
 def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -161,8 +165,12 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # as above
+        if says_out_of_memory(error):  # _loading says so
+            raise
+        if "ignore_mismatched_sizes" in str(error):
+            raise ModelError(f"{path}: the weights do not have the shapes that config.json says") from error
+        raise ModelError(f"{path} cannot be loaded: {_first_line(error)}") from error
     _require_complete(path, info)
     return _unmarked(model)
 
@@ -175,12 +183,30 @@ def require_safetensors(path: Path) -> None:
             hint = f"Name the file itself: {ggufs[0]}."
         raise ModelNotFoundError(f"{path} holds no model (no config.json)", hint=hint)
     if any(path.glob("*.safetensors")):
+        _require_own_shards(path)
         return
     if pickles := [p.name for pattern in _PICKLES for p in path.glob(pattern)]:
         raise ModelError(
             f"{path} has pickle weights only ({pickles[0]}); they are refused", hint=_TO_SAFETENSORS
         )
     raise ModelNotFoundError(f"{path} has no weights (*.safetensors)")
+
+
+def _require_own_shards(path: Path) -> None:
+    """Refuses an index that names anything but safetensors files of this very directory."""
+    for index in path.glob("*.index.json"):
+        try:
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            wrong = next((s for s in shards if Path(s).name != s or not s.endswith(".safetensors")), None)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(
+                f"{index} is no index of safetensors files", hint="Download the model again."
+            ) from error
+        if wrong is not None:
+            raise ModelError(
+                f"{index} names {wrong!r}: only safetensors files in the same directory are loaded",
+                hint="Download the model again.",
+            )
 
 
 def _gguf_model(file: GgufFile, dtype: str) -> PreTrainedModel:
@@ -202,8 +228,8 @@ def _gguf_model(file: GgufFile, dtype: str) -> PreTrainedModel:
         model, info = model_class.from_pretrained(
             None, config=config, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
         )
-    except RuntimeError as error:
-        raise ModelError(f"{file.path}: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        raise ModelError(f"{file.path}: {_first_line(error)}", hint="Download the file again.") from error
     _require_complete(file.path, info)
     return _unmarked(model)
 

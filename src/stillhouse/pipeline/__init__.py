@@ -11,14 +11,17 @@ This room moves no knowledge and measures nothing: it calls the rooms that do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..console import console
-from ..files import atomic_write, read_json
+from ..errors import RecipeError
+from ..files import atomic_write, read_json, take_lock
 from ..provenance.manifest import RECIPE_INPUT, STAGE_INPUT, recipe_section_hash
 from ..recipe import Recipe
 from ..recipe_file import dump_recipe
@@ -26,6 +29,9 @@ from .run import Run
 from .stages import STAGES, Stage
 
 __all__ = ["run"]
+
+_WITHOUT_HELD_OUT = ("terms", "collect", "filter")
+"""Runs until one of these stages make no student, so none is measured."""
 
 
 def run(
@@ -41,9 +47,31 @@ def run(
         until: the last stage to run; then the facts of that stage come back instead.
         on_stage: called with a stage's name before it runs (not when it is skipped).
     """
+    with _alone_in(directory):
+        return _run(recipe, directory, until, on_stage)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Refuses a second process in the same run; the system unlocks when this one dies."""
+    lock = take_lock(directory)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _run(
+    recipe: Recipe, directory: Path, until: str | None, on_stage: Callable[[str], None] | None
+) -> dict[str, Any]:
     atomic_write(directory / "recipe.yaml", dump_recipe(recipe))
     state = Run(recipe, directory)
     state.verdict  # noqa: B018  refuse before anything is loaded or paid for, whatever the manifest says
+    if not recipe.prompts.held_out and until not in _WITHOUT_HELD_OUT:
+        raise RecipeError(
+            "prompts.held_out is 0: nothing would be left to measure the student on",
+            hint="Hold some prompts out; only `still collect` does without.",
+        )
     for stage in STAGES:
         inputs = _inputs(stage, state)
         if state.manifest.finished(stage.name, inputs):

@@ -132,6 +132,11 @@ def build_the_student(run: Run) -> Done:
     from ..distill import build_student, require_same_tokenizer, save_student
     from ..models import compare_templates, load_tokenizer
 
+    if not run.manifest.facts("filter")["held_out"]:
+        raise EmptyCorpusError(
+            "no held-out exchange is left to measure the student on",
+            hint="Hold out more prompts (prompts.held_out), or loosen the recipe's filter section.",
+        )
     settings = run.recipe.student
     calibration: list[Document] = []
     if settings.init == "prune":

@@ -28,22 +28,31 @@ def shape_of(facts: ModelFacts) -> Shape:
 
 def _shape_of_config(config: dict[str, Any], vocab: int | None, name: str) -> Shape:
     text = config.get("text_config", config)
-    try:
-        hidden, heads = text["hidden_size"], text["num_attention_heads"]
-        intermediate = text.get("intermediate_size") or 4 * hidden
-        head_dim = text.get("head_dim") or hidden // heads
-        layer = gated_layer(hidden, intermediate, heads, text.get("num_key_value_heads") or heads, head_dim)
-        return Shape(
-            layers=text["num_hidden_layers"],
-            layer_parameters=layer,
-            hidden=hidden,
-            intermediate=intermediate,
-            vocab=text.get("vocab_size") or vocab or 0,
-            attention_width=heads * head_dim,
-            tied=bool(config.get("tie_word_embeddings", False)),
-        )
-    except KeyError as error:
-        raise RecipeError(f"no plan for {name}: its configuration does not say {error.args[0]}") from error
+    if not isinstance(text, dict):
+        raise RecipeError(f"no plan for {name}: its text_config is no mapping but {text!r:.60}")
+
+    def size(key: str, otherwise: int | None = None) -> int:
+        value = text.get(key)
+        value = otherwise if value is None else value
+        if value is None:
+            raise RecipeError(f"no plan for {name}: its configuration does not say {key}")
+        if type(value) is not int or value < 1:
+            raise RecipeError(f"no plan for {name}: {key} cannot be {value!r:.60}")
+        return value
+
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    intermediate = size("intermediate_size", 4 * hidden)
+    head_dim = size("head_dim", hidden // heads)
+    layer = gated_layer(hidden, intermediate, heads, size("num_key_value_heads", heads), head_dim)
+    return Shape(
+        layers=size("num_hidden_layers"),
+        layer_parameters=layer,
+        hidden=hidden,
+        intermediate=intermediate,
+        vocab=size("vocab_size", vocab) if text.get("vocab_size") or vocab else 0,
+        attention_width=heads * head_dim,
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
 
 
 def student_shape(student: Student, parent: Shape | None, *, vocab: int | None) -> Shape:

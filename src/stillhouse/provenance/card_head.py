@@ -8,12 +8,15 @@ a local path is reduced to its last component, an address loses its user and que
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ..recipe import Recipe
 from .find import find_terms, model_name
 from .terms import Terms
+
+if TYPE_CHECKING:
+    import yaml
 
 # what the embedded models and packaged prompt sets are called on the Hub
 _HUB_MODELS = {"embedded:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -123,10 +126,17 @@ def read_card_head(text: str) -> dict[str, str]:
         return {}
     head, end, _ = rest.partition("\n---")
     try:
-        fields = yaml.safe_load(head) if end else None
-    except yaml.YAMLError:
+        node = yaml.compose(head, Loader=yaml.SafeLoader) if end else None
+    except (yaml.YAMLError, RecursionError):
         return {}
-    if not isinstance(fields, dict):
-        return {}
-    found = {key: fields[key] for key in _READ_FIELDS if fields.get(key)}
-    return {k: " ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in found.items()}
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    found = {key.value: _words(value) for key, value in pairs if key.value in _READ_FIELDS}
+    return {key: words for key, words in found.items() if words}
+
+
+def _words(node: yaml.Node) -> str:
+    """A plain value, or a list of those; nothing is built of the rest, for aliases of aliases never end."""
+    import yaml
+
+    plain = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    return " ".join(n.value for n in plain if isinstance(n, yaml.ScalarNode) and not n.tag.endswith(":null"))

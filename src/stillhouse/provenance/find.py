@@ -91,6 +91,7 @@ def _provider(reference: str) -> Terms | None:
         return None
     try:
         host = urlsplit(reference.removeprefix("api:").strip()).hostname or ""
+        host = host.rstrip(".")  # the root of all names, which no certificate and no table writes
     except ValueError:  # no address; parse_reference says so where it matters
         return None
     for entry in all_terms():

@@ -101,7 +101,7 @@ class Manifest:
         hint = "Restore the file, or remove it: the run then does all its stages again."
         try:
             data = read_json(path)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise IntegrityError(f"{path} cannot be read: {error}", hint=hint) from error
         if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
             raise IntegrityError(f"{path} is not a manifest of version {SCHEMA_VERSION}", hint=hint)
