@@ -7,7 +7,7 @@ import pytest
 
 from stillhouse.cli import main
 from stillhouse.corpus import Prompt
-from stillhouse.errors import ModelNotFoundError
+from stillhouse.errors import ModelNotFoundError, RecipeError
 from stillhouse.plan import Machine, costs, plan
 from stillhouse.plan.amounts import count, dollars
 from stillhouse.plan.machine import measure_machine
@@ -227,6 +227,29 @@ class TestPlans:
         assert planned.verdict.allowed is None
         assert planned.dollars is not None
         assert planned.dollars > 0
+
+
+CONFIG = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 320}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "x"}, "hidden_size cannot be 'x'"),
+        ({"hidden_size": None}, "does not say hidden_size"),
+        ({"num_attention_heads": 0}, "num_attention_heads cannot be 0"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers cannot be '2'"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers cannot be -1"),
+        ({"intermediate_size": [1]}, "intermediate_size cannot be"),
+        ({"vocab_size": "x"}, "vocab_size cannot be 'x'"),
+        ({"text_config": [1]}, "text_config is no mapping"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_makes_no_sense_has_no_plan(change, message):
+    student = Student(init="scratch", config=CONFIG | change)
+    with pytest.raises(RecipeError, match=message):
+        student_shape(student, None, vocab=None)
 
 
 def test_the_machine_is_timed():

@@ -23,6 +23,7 @@ from stillhouse.recipe import (
 )
 from stillhouse.recipe_file import differing_keys, dump_recipe, load_recipe, parse_recipe, recipe_keys
 from stillhouse.suggest import did_you_mean, nearest
+from stillhouse.yaml_lines import dump_yaml, read_yaml
 
 RECIPE_FILES = (Path(__file__).parent.parent / "recipes").glob("*.yaml")
 SMALL = (
@@ -320,8 +321,8 @@ RECIPES = st.builds(
         betas=st.tuples(SHARE, SHARE),
         trackers=st.lists(st.sampled_from(["trackio", "tensorboard"]), max_size=2).map(tuple),
     ),
-    evaluate=st.builds(Evaluate, confidence=SHARE),
-    seed=st.integers(0, 2**63),
+    evaluate=st.builds(Evaluate, confidence=st.floats(0.01, 0.9999)),
+    seed=st.integers(0, 2**63 - 1),
     accept_terms=st.none() | WORDS,
 )
 
@@ -385,3 +386,68 @@ def test_the_nearest_word(word, near):
 def test_the_recipes_that_come_with_the_house_are_sound(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
+
+
+def bomb(template: str, levels: int = 8) -> str:
+    """Ten aliases of ten aliases of ten …: 10^levels values in a few hundred bytes."""
+    lines = [template.format(name="b0", values=", ".join(["{x: 1}"] * 10))]
+    for n in range(levels):
+        lines.append(template.format(name=f"b{n + 1}", values=", ".join([f"*b{n}"] * 10)))
+    return "\n".join(lines) + "\n"
+
+
+class TestHostile:
+    @pytest.mark.parametrize("template", ["{name}: &{name} [{values}]", "{name}: &{name} {{<<: [{values}]}}"])
+    def test_aliases_of_aliases_are_refused_and_not_followed(self, template):
+        assert "too many values" in refused(SMALL + bomb(template))
+
+    @pytest.mark.parametrize("depth", [100, 400, 3000])
+    def test_deep_nesting(self, depth):
+        assert "too deeply" in refused(SMALL + "x: " + "[" * depth + "]" * depth)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "seed: !!int [1, 2]",
+            "license: !!str [1, 2]",
+            "license: !!bool {a: 1}",
+            "license: !!null [1]",
+            'license: "\\ud800"',
+            'license: "a\\0b"',
+        ],
+    )
+    def test_tags_and_characters_that_fit_nothing(self, line):
+        assert "r.yaml:5" in refused(SMALL + line)
+
+    def test_a_null_character_in_the_name_of_a_file(self):
+        assert "not text" in refused(SMALL, 'prompts.source="a\\0b"')
+
+    @pytest.mark.parametrize(
+        ("override", "bound"),
+        [
+            ("collect.max_tokens=3000000000", 2**31 - 1),
+            ("collect.top_k=3000000000", 2**31 - 1),
+            ("seed=9223372036854775808", 2**63 - 1),
+            ("train.epochs=1e300", 1e6),
+            ("evaluate.confidence=0.9999999999999999", 0.9999),
+        ],
+    )
+    def test_numbers_that_no_column_loop_or_plot_can_hold(self, override, bound):
+        assert f"must be at most {bound:g}" in refused(SMALL, override)
+        key = override.partition("=")[0]
+        parse_recipe(SMALL, overrides=[f"{key}={bound}"])
+
+
+@pytest.mark.parametrize("text", ["a\x85b", "\x85", "a\u2028b", "a\u2029", "a\r\nb", "a\x85b: no", " \x85 "])
+def test_line_ends_of_every_kind_survive_saving(text):
+    value = {"k": text, text: 1}
+    assert read_yaml(dump_yaml(value), "x")[0] == value
+
+
+def test_a_recipe_with_nan_is_the_same_recipe():
+    recipe = parse_recipe(
+        SMALL.replace("{model: m}", "{init: scratch, config: {model_type: qwen3, x: .nan}}")
+    )
+    assert differing_keys(recipe, parse_recipe(dump_recipe(recipe))) == []
+    other = parse_recipe(dump_recipe(recipe).replace(".nan", "1.5"))
+    assert [key for key, _, _ in differing_keys(recipe, other)] == ["student.config.x"]

@@ -42,6 +42,19 @@ def test_the_teacher_itself_is_at_no_distance(tiny_teacher, answers, capsys):
     assert report["held_out"]["documents"] == 3
 
 
+@pytest.mark.parametrize("option", [("--limit", "-1"), ("--limit", "0"), ("--max-length", "1")])
+def test_numbers_that_measure_something_else_are_refused(tmp_path, option, capsys):
+    assert main(["eval", str(tmp_path), *option]) == 2
+    assert "must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "[" * 100_000], ids=lambda text: text[:2])
+def test_a_damaged_report_is_an_error(tmp_path, text, capsys):
+    (tmp_path / "report.json").write_text(text)
+    assert main(["eval", str(tmp_path)]) == 2
+    assert "report.json" in capsys.readouterr().err
+
+
 def test_prompts_without_answers_are_no_text_to_measure_on(tiny_teacher, questions, capsys):
     assert main(["eval", str(tiny_teacher), "--data", str(questions)]) == 1
     assert "no conversation ends with the assistant's turn" in capsys.readouterr().err

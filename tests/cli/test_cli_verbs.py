@@ -1,12 +1,14 @@
 """What the verbs do with their arguments, and where runs live."""
 
 import json
+import os
 
 import pytest
 
 from stillhouse.cli import main
 from stillhouse.cli.overrides import gather_overrides
 from stillhouse.errors import UsageError
+from stillhouse.files import take_lock
 from stillhouse.provenance import Manifest, all_terms
 from stillhouse.recipe_file import dump_recipe, load_recipe
 
@@ -135,6 +137,37 @@ class TestRunDirectory:
             assert main(["run", "r.yaml", "--restart", "--seed", "5"]) == 0
         assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["first", "first.1", "first.2"]
         assert (tmp_path / "runs/first.1/work").exists()
+
+    def test_a_run_that_is_going_on_is_not_moved_aside(self, calls, capsys, tmp_path):
+        assert main(["run", "r.yaml"]) == 0
+        lock = take_lock(tmp_path / "runs/first")
+        try:
+            assert main(["run", "r.yaml", "--restart"]) == 1
+        finally:
+            os.close(lock)
+        assert "another process is writing" in capsys.readouterr().err
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize("place", [".", "../run", ".."])
+    def test_restart_does_not_move_the_working_directory(self, calls, capsys, tmp_path, monkeypatch, place):
+        (tmp_path / "run").mkdir()
+        monkeypatch.chdir(tmp_path / "run")
+        assert main(["run", "../r.yaml", "--out", place, *["--restart"] * (place == "..")]) in (0, 2)
+        assert main(["run", "../r.yaml", "--out", place, "--restart"]) == 2
+        assert "while you are in it" in capsys.readouterr().err
+
+    def test_restart_through_a_link_leaves_the_old_run_where_it_is(self, calls, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "link").symlink_to("run")
+        assert main(["run", "r.yaml", "--out", "link"]) == 0
+        assert main(["run", "r.yaml", "--out", "link", "--restart"]) == 0
+        assert (tmp_path / "run/work").exists()
+        assert (tmp_path / "link.1").readlink().name == "run"
+        assert not (tmp_path / "link").is_symlink()
+
+    def test_a_directory_whose_name_is_too_long(self, calls, capsys):
+        assert main(["run", "r.yaml", "--out", "a" * 300]) == 1
+        assert "File name too long" in capsys.readouterr().err
 
     def test_a_run_that_was_refused_before_it_began_does_not_stand_in_the_way(self, calls, tmp_path):
         (tmp_path / "runs/first").mkdir(parents=True)

@@ -107,6 +107,28 @@ def test_words_of_many_scripts():
     assert ngrams("?!", 3) == {"?!"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["हिन्दी भाषा में लिखा हुआ", "தமிழ் மொழி", "مُحَمَّدٌ رَسُولُ", "שָׁלוֹם עוֹלָם", "བོད་ཡིག", "বাংলা ভাষা"],
+)
+def test_vowel_signs_belong_to_their_word(text):
+    assert words(text) == text.replace("་", " ").split()
+
+
+def test_words_that_differ_in_a_vowel_sign_are_not_the_same():
+    assert len({tuple(words(word)) for word in ("की", "के", "का", "ปี", "ปู", "ปา", "דָּג", "דֹּג")}) == 8
+    assert "".join(words("ภาษาไทยเป็นภาษาที่มีวรรณยุกต์")) == "ภาษาไทยเป็นภาษาที่มีวรรณยุกต์"
+    assert len(words("ภาษาไทยเป็นภาษาที่มีวรรณยุกต์")) > 3  # no spaces, and yet more than one word
+    assert words("❤️ 1️⃣") == ["1"]
+
+
+def test_two_hindi_texts_without_thirteen_words_in_common():
+    a = "नदी के किनारे एक छोटा सा गाँव है जहाँ बहुत लोग रहते हैं"
+    b = "मेरे दादा जी के किनारे एक छोटा सा मकान बना हुआ था"
+    assert len(words(a)) == len(a.split()) == 13
+    assert not ngrams(a, 13) & ngrams(b, 13)
+
+
 def test_without_an_ngram_nothing_is_dropped():
     prompts = [make_prompt(f"{'the same words again and again ' * 4}{number}") for number in range(20)]
     with pytest.raises(CorpusError, match="share 4 words"):

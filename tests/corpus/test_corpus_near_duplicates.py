@@ -101,6 +101,15 @@ def test_short_answers_repeat_only_to_the_same_prompt(tmp_path):
     index.close()
 
 
+@pytest.mark.parametrize(("a", "b"), [("5", "-5"), ("😀", "😢"), ("x > 3", "x < 3"), ("", "?")])
+def test_answers_that_differ_only_in_signs_are_two(tmp_path, a, b):
+    index = NearDuplicates(0.9, tmp_path)
+    assert index.find_or_add("1", "p", a) is None
+    assert index.find_or_add("2", "p", b) is None
+    assert index.find_or_add("3", "p", f" {a}\n") == "1"
+    index.close()
+
+
 def test_same_text_is_a_duplicate_at_threshold_one(tmp_path):
     text = " ".join(f"w{n}" for n in range(50))
     kept, dropped = keep([text, text.upper() + "!", text + " more"], 1.0, tmp_path)

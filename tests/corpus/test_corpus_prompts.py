@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 
@@ -180,6 +181,26 @@ def test_limit_draws_the_same_prompts_whatever_their_order(tmp_path):
             '{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}\n',
             "ends with a system prompt",
         ),
+        ("p.jsonl", '{"messages": "hello"}\n', r"messages must be a list of messages, found text"),
+        ("p.jsonl", '{"messages": [{"role": ["user"], "content": "x"}]}\n', r"has the role \['user'\]"),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "assistant", "content": "x", "reasoning_content": 5}]}\n',
+            r"the reasoning_content of messages\[0\] must be text, found 5",
+        ),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}]}\n',
+            r"messages\[0\] calls a tool",
+        ),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]}\n',
+            r"messages\[0\] calls a tool",
+        ),
+        ("p.jsonl", '{"instruction": [], "input": "x"}\n', r"instruction has no user turn"),
+        ("p.jsonl", "[" * 100_000, r"p\.jsonl:1: not readable as JSON"),
+        ("p.jsonl", '{"prompt": ' + "1" * 5000 + "}", r"p\.jsonl:1: not readable as JSON"),
         ("p.json", '[{"prompt": "a"},\n {"prompt" "b"}]', r"p\.json:2: not JSON"),
         ("p.json", '{"prompt": "a"}', r"p\.json: expected a list of records, found an object"),
         ("p.csv", "prompt,x\na,1\nb\n", r"p\.csv:3: expected 2 fields"),
@@ -194,6 +215,68 @@ def test_malformed_files_name_the_line_and_what_was_found(tmp_path, name, conten
     path.write_text(content)
     with pytest.raises(CorpusError, match=message):
         load_prompts(str(path))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_messages_kept_as_json_text_are_a_conversation(tmp_path, kind):
+    turns = [USER, {"role": "assistant", "content": "Rayleigh."}]
+    record = {"messages": json.dumps(turns)}
+    path = tmp_path / f"p.{kind}"
+    if kind == "jsonl":
+        jsonl(path, record)
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([record.keys(), record.values()])
+    else:
+        pq.write_table(pa.Table.from_pylist([record]), path)
+    prompt = only(str(path))
+    assert prompt.messages == turns
+    assert prompt.is_finished
+
+
+def test_half_an_emoji_becomes_a_question_mark_wherever_it_stands(tmp_path):
+    half = "a\ud83d"
+    answer = {"role": "assistant", "content": half, "reasoning_content": half}
+    records = [
+        {"prompt": half},
+        {"instruction": "b", "input": half},
+        {"prompt": [{"role": "user", "content": "c " + half}], "completion": [answer]},
+    ]
+    said = str([prompt.messages for prompt in load_prompts(jsonl(tmp_path / "p.jsonl", *records))])
+    assert said.count("a?") == 5
+    said.encode()
+
+
+def test_times_in_parquet_are_no_tags_and_need_not_exist_in_python(tmp_path):
+    columns = {
+        "prompt": ["Why?"],
+        "when": pa.array([2**62], pa.timestamp("ms")),
+        "took": pa.array([2**62], pa.duration("ms")),
+        "level": [3],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    assert only(str(tmp_path / "p.parquet")).tags == {"level": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("p.json", '{"prompt": "a"}\n{"prompt": "b"}\n', "ends in .jsonl"),
+        ("p.json", '{"prompt": "a"}\n', "ends in .jsonl"),
+        ("p.csv", "prompt\n" + "a" * 131_073 + "\n", "as .jsonl or .parquet"),
+    ],
+)
+def test_a_file_under_the_wrong_name_or_kind_says_which_is_right(tmp_path, name, content, hint):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CorpusError) as caught:
+        load_prompts(str(tmp_path / name))
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["a\0b.jsonl", "a" * 300 + ".jsonl"], ids=["null", "long"])
+def test_names_that_no_system_knows(name):
+    with pytest.raises(CorpusError):
+        load_prompts(name)
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.csv", "p.txt"])

@@ -104,6 +104,11 @@ def test_known_false_alarms(text):
     assert is_refusal(text)
 
 
+@pytest.mark.parametrize("before", ["\u200b", "\ufeff", "\u2060 \n", "**\u200b"])
+def test_invisible_characters_hide_no_refusal(before):
+    assert is_refusal(before + "I'm sorry, but I can't help with that.")
+
+
 def test_long_text_is_judged_by_its_opening_quickly():
     assert not is_refusal("a" * 100_000 + " I'm sorry, but I can't help with that.")
     assert not is_refusal("I'm sorry " * 20_000)

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.corpus import SCHEMA, Corpus
-from stillhouse.errors import CorpusError
+from stillhouse.corpus.failures import Failures
+from stillhouse.errors import CorpusError, StorageError
 
 
 def ids(corpus: Corpus) -> list[str]:
@@ -183,6 +184,36 @@ def test_one_writer_at_a_time_and_readers_are_welcome(tmp_path):
     other.append(make_row(9))
     other.seal()
     assert len(corpus) == 3
+
+
+@pytest.mark.parametrize("name", ["shard-copy.parquet", "shard-000000 (copy).parquet", "shard-7.parquet"])
+def test_files_of_other_names_are_no_part_of_it(tmp_path, name):
+    fill(tmp_path, 2).close()
+    (tmp_path / name).write_bytes(b"")
+    corpus = Corpus(tmp_path)
+    corpus.append(make_row(9))
+    corpus.seal()
+    assert len(corpus) == 3
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"\0" * 50, b"[1]"], ids=["deep", "nulls", "list"])
+def test_a_damaged_journal_names_the_line(tmp_path, line):
+    (tmp_path / "journal-000000.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(CorpusError, match=r"journal-000000\.jsonl:1: the journal is damaged"):
+        list(Corpus(tmp_path).rows())
+
+
+@pytest.mark.parametrize("line", ['{"x": 1}', '{"id": "a"}'])
+def test_a_damaged_list_of_failures_is_an_error(tmp_path, line):
+    (tmp_path / "failures.jsonl").write_text(line + "\n")
+    with pytest.raises(CorpusError, match="without id or final"):
+        Failures(tmp_path).final()
+
+
+@pytest.mark.parametrize("place", ["/dev/null/x", "/" + "a" * 300])
+def test_a_directory_that_cannot_be_made_is_an_error(place):
+    with pytest.raises((CorpusError, StorageError)):
+        Corpus(place).lock()
 
 
 def test_lock_of_a_dead_process_is_gone(tmp_path):

@@ -11,7 +11,7 @@ from evaluate_sample import estimate, sample_report
 from pydantic import ValidationError
 
 from stillhouse.errors import StorageError
-from stillhouse.evaluate import write_report
+from stillhouse.evaluate import exponential, interval, write_report
 from stillhouse.evaluate.report import draw, plain_value, render_page
 from stillhouse.evaluate.schema import Report
 
@@ -130,6 +130,15 @@ def test_pictures_are_described_and_take_their_colours_from_the_page(page):
     css = render_page(Report.model_validate(sample_report()).model_dump()).split("</style>")[0]
     assert names
     assert all(f"{name}:" in css for name in names)
+
+
+def test_the_widest_intervals_that_a_recipe_may_ask_for_can_be_drawn():
+    """Two documents that disagree, at level 0.9999: the perplexity's upper end is beyond all numbers."""
+    report = sample_report()
+    wide = interval([1.0, 8.0], [1, 1], 0.9999)
+    for model in report["models"]:
+        model |= {"kl": wide.to_dict(), "nll": wide.to_dict(), "perplexity": exponential(wide).to_dict()}
+    assert len(draw(Report.model_validate(report).model_dump())) == 6
 
 
 def test_tables_have_captions_and_scopes(page):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from misbehaving_server import MODEL, Teacher, answer_to, serving
@@ -15,6 +16,8 @@ from stillhouse.errors import (
     ModelNotFoundError,
 )
 from stillhouse.models import Reply, Request, Sampling, open_model
+from stillhouse.models.api_backend import ApiModel
+from stillhouse.models.retry import TemporaryError
 
 
 def ask(teacher, *prompts, timeout_s=20.0, retries=4, sampling=None, history=()):
@@ -145,6 +148,46 @@ def test_a_refused_request_is_not_tried_again(fault):
     [error], _ = ask(teacher, f"ask [fault:{fault}]")
     assert type(error) is REFUSED[fault]
     assert len(teacher.arrivals) == 1
+
+
+def parsed(body: dict | str) -> Reply:
+    """What the client makes of a body that came with status 200."""
+    client = open_model(f"api:http://127.0.0.1:9/v1#{MODEL}")
+    assert isinstance(client, ApiModel)
+    request = Request("1", [{"role": "user", "content": "hi"}], Sampling(max_tokens=5))
+    return client._reply(request, body if isinstance(body, str) else json.dumps(body), {})
+
+
+ANSWER = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+OTHER_FORMS = {
+    "content in parts": {"choices": [{"message": {"content": [{"type": "text", "text": "a"}]}}]},
+    "content a number": {"choices": [{"message": {"content": 5}}]},
+    "usage a list": ANSWER | {"usage": [1]},
+    "usage text": ANSWER | {"usage": "many"},
+    "a count in words": ANSWER | {"usage": {"prompt_tokens": "five"}},
+    "a count beyond all bounds": ANSWER | {"usage": {"prompt_tokens": 3 * 10**9}},
+    "logprobs a list": {"choices": [{"message": {"content": "a"}, "logprobs": [1]}]},
+    "choices an object": {"choices": {"0": 1}},
+    "choices of text": {"choices": ["x"]},
+    "choices of nothing": {"choices": [None]},
+    "nested too deeply": "[" * 100_000,
+    "a number of 5,000 digits": '{"x": ' + "1" * 5000 + "}",
+}
+
+
+@pytest.mark.parametrize("body", OTHER_FORMS.values(), ids=OTHER_FORMS.keys())
+def test_a_reply_of_another_form_is_a_failure_that_may_pass(body):
+    with pytest.raises(TemporaryError, match="answers"):
+        parsed(body)
+
+
+def test_what_a_reply_holds_has_the_types_that_a_corpus_can_hold():
+    usage = {"prompt_tokens": "5", "completion_tokens": 2.0}
+    choice = {"message": {"content": "yes"}, "finish_reason": 3}
+    reply = parsed({"id": 7, "model": 8, "usage": usage, "choices": [choice]})
+    assert (reply.request_id, reply.model, reply.finish_reason) == ("7", "8", "3")
+    assert (reply.prompt_tokens, reply.completion_tokens) == (5, 2)
+    assert type(reply.completion_tokens) is int
 
 
 def test_an_empty_answer_is_an_answer():

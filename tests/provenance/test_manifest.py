@@ -167,3 +167,9 @@ def test_the_hash_of_a_section_follows_its_values():
     assert recipe_section_hash(plain, "train.max_length") == recipe_section_hash(other, "train.max_length")
     assert recipe_section_hash(plain, "train.max_length") == hashlib.sha256(b"1024").hexdigest()
     assert recipe_section_hash(plain, "name") == hashlib.sha256(b'"n"').hexdigest()
+
+
+def test_a_manifest_that_is_nested_too_deeply_is_an_error(tmp_path):
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(IntegrityError, match=r"manifest\.json cannot be read"):
+        Manifest.load(tmp_path)

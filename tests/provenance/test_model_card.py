@@ -260,3 +260,36 @@ def test_several_base_models_are_all_looked_at():
     fields = read_card_head("---\nlicense: apache-2.0\nbase_model:\n- a/b\n- google/gemma-2-2b\n---\n# x\n")
     assert fields == {"license": "apache-2.0", "base_model": "a/b google/gemma-2-2b"}
     assert find_terms("x", metadata=fields).key == "gemma"
+
+
+def bomb(template, levels=8):
+    """Ten aliases of ten aliases of ten …: 10^levels values in a few hundred bytes."""
+    lines = [template.format(name="b0", values=", ".join(["{x: 1}"] * 10))]
+    for n in range(levels):
+        lines.append(template.format(name=f"b{n + 1}", values=", ".join([f"*b{n}"] * 10)))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("template", ["{name}: &{name} [{values}]", "{name}: &{name} {{<<: [{values}]}}"])
+def test_aliases_of_aliases_in_a_head_are_not_followed(template):
+    text = f"---\n{bomb(template)}\nlicense: *b8\nbase_model: org/name\n---\n"
+    assert read_card_head(text) == {"base_model": "org/name"}
+
+
+ODD_LINES = [
+    "date: 2024-02-30",
+    "x: " + "1" * 5000,
+    "? [a]\n: b",
+    "{a: 1}: b",
+    "x: !!binary x",
+    "license_name:",
+]
+
+
+@pytest.mark.parametrize("line", ODD_LINES, ids=lambda line: line[:12])
+def test_a_line_that_yaml_cannot_build_does_not_hide_the_licence(line):
+    assert read_card_head(f"---\n{line}\nlicense: mit\n---\n") == {"license": "mit"}
+
+
+def test_a_head_that_is_nested_too_deeply_says_nothing():
+    assert read_card_head("---\nlicense: " + "[" * 5000 + "\n---\n") == {}

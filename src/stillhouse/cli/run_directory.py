@@ -22,11 +22,13 @@ def run_directory(recipe: Recipe, out: Path | None, *, restart: bool) -> Path:
     """The directory to run ``recipe`` in: new, empty, or begun with this very recipe.
 
     Raises:
-        UsageError: it holds another run, or something that is no run.
+        UsageError: it holds another run, or something that is no run, or is the working directory.
         StorageError: an old run is still going on, or could not be moved aside.
     """
     directory = out or Path("runs") / recipe.name
-    if directory.exists() and not directory.is_dir():
+    with storage_errors(directory):
+        exists = directory.exists()
+    if exists and not directory.is_dir():
         raise UsageError(f"{directory} is a file, not a directory", hint="Choose another place with --out.")
     if not _begun(directory):
         return directory
@@ -47,7 +49,12 @@ def _begun(directory: Path) -> bool:
 
 
 def _move_aside(directory: Path) -> Path:
-    directory = directory.resolve()
+    directory = Path(os.path.abspath(directory))
+    if Path.cwd().is_relative_to(directory):  # "." would go on meaning the old run
+        raise UsageError(
+            f"--restart cannot move {directory} aside while you are in it",
+            hint="Run the command in another directory, or give --out.",
+        )
     number = 1
     while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
         number += 1

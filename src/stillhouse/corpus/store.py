@@ -95,6 +95,8 @@ class Corpus:
             found = numbers(self.directory)
         except PermissionError as error:
             raise CorpusError(f"no permission to read {self.directory}") from error
+        except OSError as error:
+            raise CorpusError(f"{self.directory} cannot be read: {error.strerror}") from error
         if incomplete:
             raise CorpusError(
                 f"{self.directory} is only half written: the process that wrote it stopped",

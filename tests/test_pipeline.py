@@ -1,0 +1,76 @@
+"""What a run refuses before its first stage, and that it is alone in its directory."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from stillhouse import pipeline
+from stillhouse.errors import EmptyCorpusError, RecipeError, StorageError
+from stillhouse.files import take_lock
+from stillhouse.pipeline.stages import Done, Stage, build_the_student
+from stillhouse.recipe_file import parse_recipe
+
+SOUND = (
+    "name: n\nteacher: {model: embedded:smollm2}\nprompts: {source: p}\nstudent: {init: prune, layers: 2}\n"
+)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the stages that ran; each does nothing."""
+    names: list[str] = []
+
+    def stage(name: str) -> Stage:
+        def body(run: Any) -> Done:
+            names.append(name)
+            return Done([], {})
+
+        return Stage(name, (), (), body)
+
+    monkeypatch.setattr(pipeline, "STAGES", tuple(map(stage, ("collect", "filter", "student", "control"))))
+    return names
+
+
+def test_two_processes_are_not_in_one_run(tmp_path, ran):
+    recipe = parse_recipe(SOUND)
+    lock = take_lock(tmp_path / "run")
+    try:
+        with pytest.raises(StorageError, match="another process is writing"):
+            pipeline.run(recipe, tmp_path / "run", until="filter")
+        assert ran == []
+    finally:
+        os.close(lock)
+    pipeline.run(recipe, tmp_path / "run", until="filter")
+    assert ran == ["collect", "filter"]
+
+
+def test_the_lock_is_given_back_after_an_error(tmp_path, ran, monkeypatch):
+    def fail(recipe: Any, directory: Any) -> None:
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "Run", fail)
+        with pytest.raises(OSError, match="no"):
+            pipeline.run(parse_recipe(SOUND), tmp_path, until="filter")
+    pipeline.run(parse_recipe(SOUND), tmp_path, until="filter")
+    assert ran == ["collect", "filter"]
+
+
+@pytest.mark.parametrize("until", [None, "control"])
+def test_without_held_out_prompts_answers_are_collected_and_no_student_is_begun(tmp_path, ran, until):
+    recipe = parse_recipe(SOUND, overrides=["prompts.held_out=0"])
+    with pytest.raises(RecipeError, match=r"prompts\.held_out is 0"):
+        pipeline.run(recipe, tmp_path, until=until)
+    assert ran == []
+    pipeline.run(recipe, tmp_path, until="filter")
+    assert ran == ["collect", "filter"]
+
+
+def test_a_filter_that_leaves_none_held_out_stops_the_run_before_the_student():
+    run = SimpleNamespace(manifest=SimpleNamespace(facts={"filter": {"held_out": 0}}.__getitem__))
+    with pytest.raises(EmptyCorpusError, match="no held-out exchange"):
+        build_the_student(cast(Any, run))
