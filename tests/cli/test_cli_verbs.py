@@ -151,8 +151,8 @@ class TestRunDirectory:
     @pytest.mark.parametrize("place", [".", "../run", ".."])
     def test_restart_does_not_move_the_working_directory(self, calls, capsys, tmp_path, monkeypatch, place):
         (tmp_path / "run").mkdir()
+        (tmp_path / "run/work").touch()
         monkeypatch.chdir(tmp_path / "run")
-        assert main(["run", "../r.yaml", "--out", place, *["--restart"] * (place == "..")]) in (0, 2)
         assert main(["run", "../r.yaml", "--out", place, "--restart"]) == 2
         assert "while you are in it" in capsys.readouterr().err
 

@@ -56,7 +56,7 @@ BY_REFERENCE = {
     "api:https://api.openai.com/v1#anything": "openai",
     "api:https://API.OpenAI.com:443/v1#gpt-5": "openai",
     "api:https://eu.api.openai.com/v1#gpt-5": "openai",
-    "api:https://api.openai.com./v1#gpt-5": "openai",  # the same host, with the root of all names
+    "api:https://api.openai.com./v1#anything": "openai",  # the same host, with the root of all names
     "api:https://api.anthropic.com/v1#claude-opus-4": "anthropic",
     "api:https://generativelanguage.googleapis.com/v1beta/openai#gemini-2.5-pro": "gemini-api",
     "api:https://generativelanguage.googleapis.com/v1beta/openai#gemma-4-12b-it": "gemini-api",

@@ -49,8 +49,8 @@ def _begun(directory: Path) -> bool:
 
 
 def _move_aside(directory: Path) -> Path:
-    directory = Path(os.path.abspath(directory))
-    if Path.cwd().is_relative_to(directory):  # "." would go on meaning the old run
+    directory = directory.absolute()
+    if Path.cwd().is_relative_to(directory.resolve()):  # "." would go on meaning the old run
         raise UsageError(
             f"--restart cannot move {directory} aside while you are in it",
             hint="Run the command in another directory, or give --out.",
