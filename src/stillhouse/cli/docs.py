@@ -17,7 +17,6 @@ from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from .. import recipe as recipe_module
 from ..files import atomic_write
 from ..provenance import terms_page
 from ..recipe import Recipe
@@ -82,7 +81,7 @@ def _section(section: type, prefix: str) -> list[str]:
 
 def _meanings(section: type) -> dict[str, str]:
     """The docstring that stands under each field."""
-    tree = ast.parse(inspect.getsource(recipe_module))
+    tree = ast.parse(inspect.getsource(sys.modules[section.__module__]))
     body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == section.__name__)
     return {
         field.target.id: str(ast.literal_eval(text.value)).replace("|", "\\|")
