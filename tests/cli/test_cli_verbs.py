@@ -59,6 +59,8 @@ class TestOverrides:
             (["plan", "r", "--seed", "-1", "--json"], ["plan", "r", "--section.field=seed=-1", "--json"]),
             (["run", "r", "--train.batch-tokens", "9"], ["run", "r", "--section.field=train.batch_tokens=9"]),
             (["run", "r", "--accept-terms", "why"], ["run", "r", "--accept-terms", "why"]),
+            (["run", "r", "--accept-terms=why"], ["run", "r", "--accept-terms=why"]),
+            (["run", "r", "--accept_terms", "null"], ["run", "r", "--section.field=accept_terms=null"]),
             (["run", "r", "--", "--a.b", "c"], ["run", "r", "--", "--a.b", "c"]),
             (["terms", "--purpose", "personal"], ["terms", "--purpose", "personal"]),
             (["eval", "m", "--a.b", "c"], ["eval", "m", "--a.b", "c"]),
@@ -86,6 +88,16 @@ class TestOverrides:
         recipe = calls[0][0]
         assert (recipe.train.epochs, recipe.seed, recipe.accept_terms) == (2.0, 3, "mine: yes")
         assert recipe.student.lora.rank == 8
+
+    def test_null_for_the_recipes_key_is_no_acceptance(self, calls):
+        assert main(["run", "r.yaml", "--accept_terms", "null"]) == 0
+        assert calls[0][0].accept_terms is None
+
+    @pytest.mark.parametrize("reason", ["", " ", "null", "None", "~"])
+    def test_an_acceptance_without_a_reason_is_refused(self, calls, capsys, reason):
+        assert main(["run", "r.yaml", "--accept-terms", reason]) == 2
+        assert "is no reason" in capsys.readouterr().err
+        assert calls == []
 
 
 class TestStages:
