@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .prompts import Prompt, load_prompts
     from .schema import REJECT_SCHEMA, SCHEMA
     from .store import Corpus
+    from .verifier import load_verifier
 
 _HOME = {
     "REJECT_SCHEMA": "schema",
@@ -27,6 +28,7 @@ _HOME = {
     "collect": "collecting",
     "filter_corpus": "filtering",
     "load_prompts": "prompts",
+    "load_verifier": "verifier",
     "split_held_out": "held_out",
     "with_system": "exchanges",
 }
@@ -41,6 +43,7 @@ __all__ = [
     "collect",
     "filter_corpus",
     "load_prompts",
+    "load_verifier",
     "split_held_out",
     "with_system",
 ]

@@ -258,9 +258,13 @@ STAGES = (
     ),
     Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
     Stage("student", ("teacher", "student", "train.max_length", "seed"), ("filter",), build_the_student),
-    Stage("targets", ("teacher", "objective", "seed"), ("filter", "student"), cache_the_targets),
+    Stage(
+        "targets", ("teacher", "objective", "train.dtype", "seed"), ("filter", "student"), cache_the_targets
+    ),
     Stage("train", ("objective", "train", "seed"), ("targets", "student", "filter"), train_student),
-    Stage("control", ("objective", "train", "seed"), ("student", "filter"), train_control),
+    Stage(
+        "control", ("objective", "train", "evaluate.control", "seed"), ("student", "filter"), train_control
+    ),
     Stage("evaluate", ("evaluate", "name"), ("train", "control"), evaluate_models),
     Stage("card", ("name", "purpose", "license"), ("evaluate", "terms"), write_card),
 )
