@@ -44,6 +44,9 @@ def calls(tmp_path, monkeypatch):
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "recipe.yaml").write_text(dump_recipe(recipe))
         (directory / "work").touch()
+        manifest = Manifest.load(directory)
+        for stage in ("terms", "collect", "filter", "student", "targets", "train", "control", "evaluate"):
+            manifest.record(stage, {}, [], {})
         return REPORT if until is None else {"kept": 7}
 
     monkeypatch.setattr("stillhouse.pipeline.run", pipeline_run)
@@ -139,10 +142,36 @@ class TestRunDirectory:
     def test_many_differences_are_counted(self, calls, capsys):
         assert main(["run", "r.yaml"]) == 0
         changes = [
-            f"--collect.{key}=3" for key in ("samples", "max_tokens", "top_k", "concurrency", "retries")
+            f"--collect.{key}=3" for key in ("samples", "max_tokens", "top_k", "top_logprobs", "temperature")
         ]
         assert main(["run", "r.yaml", "--seed", "5", "--train.epochs", "2", *changes]) == 2
         assert "and 2 more" in capsys.readouterr().err
+
+    def test_what_no_finished_stage_depends_on_may_change(self, calls, capsys):
+        assert main(["run", "r.yaml"]) == 0
+        changes = ["--evaluate.prompts", "2", "--train.checkpoint_every", "7", "--collect.concurrency", "3"]
+        assert main(["run", "r.yaml", *changes]) == 0
+        said = capsys.readouterr().err
+        assert "going on with runs/first; changed: collect.concurrency: 16 before, 3 now" in said
+        assert len(calls) == 2
+
+    def test_a_teacher_that_never_answered_leaves_nothing_in_the_way(self, calls, tmp_path):
+        collected = tmp_path / "runs/first/corpus/collected"
+        collected.mkdir(parents=True)
+        (tmp_path / "runs/first/recipe.yaml").write_text(RECIPE + "seed: 7\n")
+        for name in (".lock", "failures.jsonl", "journal-000000.jsonl"):
+            (collected / name).touch()
+        assert main(["run", "r.yaml"]) == 0
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize("answers", ["journal-000000.jsonl", "shard-000000.parquet"])
+    def test_answers_are_not_mixed_with_those_of_another_recipe(self, calls, capsys, tmp_path, answers):
+        collected = tmp_path / "runs/first/corpus/collected"
+        collected.mkdir(parents=True)
+        (tmp_path / "runs/first/recipe.yaml").write_text(RECIPE + "seed: 7\n")
+        (collected / answers).write_text("{}\n")
+        assert main(["run", "r.yaml"]) == 2
+        assert "seed: 7 there, 0 now" in capsys.readouterr().err
 
     def test_restart_moves_the_old_run_aside_and_deletes_nothing(self, calls, tmp_path):
         for _ in range(3):

@@ -8,7 +8,6 @@ keys that differ. ``--restart`` moves a run aside and never deletes.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ def run_directory(recipe: Recipe, out: Path | None, *, restart: bool) -> Path:
     """The directory to run ``recipe`` in: new, empty, or with a run that this recipe can go on with.
 
     Raises:
-        UsageError: it holds a run of another recipe, or something that is no run, or is the working directory.
+        UsageError: it holds a run that does not fit, or something that is no run, or is the working directory.
         StorageError: an old run is still going on, or could not be moved aside.
     """
     directory = out or Path("runs") / recipe.name
@@ -99,9 +98,6 @@ def _require_compatible(recipe: Recipe, directory: Path) -> list[str]:
     if found.refused:
         lines = [f"  {line}" for line in _in_words(found.refused, "there", "now")]
         raise UsageError(f"{directory} holds a run of another recipe:\n" + "\n".join(lines), hint=start_anew)
-    if found.stale_targets:
-        with storage_errors(directory):
-            shutil.rmtree(directory / "targets", ignore_errors=True)  # the run caches them anew
     return _in_words(found.allowed, "before", "now")
 
 
