@@ -245,6 +245,29 @@ class TestTerms:
         assert "for research" in text
         assert "Apache-2.0" in text
 
+    def test_unknown_ones_say_what_to_do(self, capsys):
+        assert main(["terms", "unknown"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Name the terms yourself" in text
+        assert "free to choose" not in text
+
+    @pytest.mark.parametrize(
+        ("word", "meant"),
+        [
+            ("apache2.0", "apache-2.0"),
+            ("gema", "gemma"),
+            ("smolm2", "embedded:smollm2"),
+            ("embeded:smollm2", "embedded:smollm2"),
+        ],
+    )
+    def test_a_misspelt_word(self, word, meant, capsys):
+        assert main(["terms", word]) == 0
+        assert f"Did you mean {meant}?" in capsys.readouterr().err.replace("`", "")
+
+    def test_a_model_by_its_name_is_no_misspelling(self, capsys):
+        assert main(["terms", "nobody/knows-this"]) == 0
+        assert "Did you mean" not in capsys.readouterr().err
+
     def test_json(self, capsys):
         assert main(["terms", "gemma", "--json"]) == 0
         explained = json.loads(capsys.readouterr().out)
@@ -279,6 +302,22 @@ class TestVerify:
         message = capsys.readouterr().err
         assert "student/b.bin" in message
         assert "a.bin" not in message
+
+    def test_all_that_is_not_is_listed(self, run_directory, capsys):
+        names = [f"{n:02d}.bin" for n in range(25)]
+        for name in names:
+            (run_directory / name).write_text(name)
+        Manifest.load(run_directory).record("card", {}, [run_directory / name for name in names], {})
+        for name in names:
+            (run_directory / name).unlink()
+        assert main(["verify", "runs/first"]) == 1
+        message = capsys.readouterr().err
+        assert message.count("bin is missing") == 20
+        assert "and 5 more" in message
+        assert main(["verify", "runs/first", "--json"]) == 1
+        answer = json.loads(capsys.readouterr().out)
+        assert len(answer["differences"]) == 25
+        assert answer["status"] == 1
 
 
 def test_eval_of_a_finished_run_prints_what_it_measured(tmp_path, capsys):

@@ -28,7 +28,7 @@ def run_directory(recipe: Recipe, out: Path | None, *, restart: bool) -> Path:
     """The directory to run ``recipe`` in: new, empty, or with a run that this recipe can go on with.
 
     Raises:
-        UsageError: it holds a run that does not fit, or something that is no run, or is the working directory.
+        UsageError: it holds a run that does not fit or something that is no run, or is the working directory.
         StorageError: an old run is still going on, or could not be moved aside.
     """
     directory = out or Path("runs") / recipe.name

@@ -138,8 +138,8 @@ def build_the_student(run: Run) -> Done:
     if not run.manifest.facts("filter")["held_out"]:
         raise EmptyCorpusError(
             "no held-out exchange is left to measure the student on",
-            hint="Loosen the recipe's filter section; or hold out more prompts (prompts.held_out) in a new run "
-            "(--restart, or another --out).",
+            hint="Loosen the recipe's filter section; or hold out more prompts (prompts.held_out) in a new "
+            "run (--restart, or another --out).",
         )
     settings = run.recipe.student
     calibration: list[Document] = []
@@ -217,8 +217,8 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
     if not documents:
         raise EmptyCorpusError(
             "no document has a token to learn from",
-            hint="Check objective.loss_on, train.max_length and the chat template; another one of these needs a "
-            "new run (--restart, or another --out).",
+            hint="Check objective.loss_on, train.max_length and the chat template; another one of these "
+            "needs a new run (--restart, or another --out).",
         )
     weights = load_weights(run.start)
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
