@@ -3,11 +3,12 @@
 import pytest
 
 from stillhouse.pipeline import _inputs
-from stillhouse.pipeline.changes import changes
+from stillhouse.pipeline.changes import _affected, changes
 from stillhouse.pipeline.run import Run
 from stillhouse.pipeline.stages import STAGES
 from stillhouse.provenance import Manifest
-from stillhouse.recipe_file import parse_recipe
+from stillhouse.provenance.manifest import RESULT_NEUTRAL
+from stillhouse.recipe_file import parse_recipe, recipe_keys
 
 SOUND = (
     "name: n\nteacher: {model: embedded:smollm2}\nprompts: {source: p}\nstudent: {init: prune, layers: 2}\n"
@@ -105,3 +106,9 @@ def test_keys_without_a_say_in_the_result_are_in_no_hash(tmp_path, override):
     other = parse_recipe(SOUND, overrides=[override])
     for stage in STAGES:
         assert _inputs(stage, Run(other, tmp_path), {}) == _inputs(stage, Run(BEFORE, tmp_path), {})
+
+
+@pytest.mark.parametrize("key", recipe_keys())
+def test_every_key_belongs_to_a_stage(key):
+    """A new section that no stage names would change nothing and be refused by nobody."""
+    assert key in RESULT_NEUTRAL or _affected(key, None)
