@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from .recipe_on_policy import OnPolicy
+
 Text = Annotated[str, MinLen(1)]
 Names = Annotated[tuple[Text, ...], MinLen(1)]
 Indices = Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)]
@@ -190,8 +192,8 @@ class Objective:
 class Train:
     """How the student is trained."""
 
-    epochs: Annotated[float, Gt(0), Le(1e6)] = 1.0
-    """Passes over the corpus (ignored when `tokens` is set)."""
+    epochs: Annotated[float, Ge(0), Le(1e6)] = 1.0
+    """Passes over the corpus (ignored when `tokens` is set); 0 leaves this stage out."""
     tokens: PositiveInt | None = None
     """Stop after this many tokens."""
     batch_tokens: PositiveInt = 4096
@@ -257,6 +259,8 @@ class Recipe:
     filter: Filter = field(default_factory=Filter)
     objective: Objective = field(default_factory=Objective)
     train: Train = field(default_factory=Train)
+    on_policy: OnPolicy | None = None
+    """After (or, with `train.epochs: 0`, instead of) learning from the corpus."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
     """Every random choice comes from this."""

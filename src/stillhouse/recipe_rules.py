@@ -26,6 +26,7 @@ def broken_rules(recipe: Recipe) -> list[Complaint]:
         *_teacher_without_weights(recipe),
         *_collect(recipe),
         *_train(recipe),
+        *_on_policy(recipe),
     ]
 
 
@@ -108,3 +109,21 @@ def _train(recipe: Recipe) -> Iterator[Complaint]:
     train = recipe.train
     if train.schedule == "wsd" and train.warmup + train.decay > 1:
         yield "train.decay", f"warmup ({train.warmup:g}) and decay ({train.decay:g}) are more than all steps"
+    if train.epochs == 0 and train.tokens is None and recipe.on_policy is None:
+        yield "train.epochs", "0 leaves training out, and without `on_policy` nothing would be learned"
+
+
+def _on_policy(recipe: Recipe) -> Iterator[Complaint]:
+    settings = recipe.on_policy
+    if settings is None:
+        return
+    if recipe.teacher.model.startswith("api:"):
+        yield "on_policy", "needs the teacher's weights; an API has only text"
+    elif settings.teacher == 0:
+        yield "on_policy.teacher", "0 leaves nobody to learn from"
+    elif recipe.objective.kind == "cross_entropy" or recipe.objective.cross_entropy > 0:
+        yield (
+            "objective.kind",
+            "on the student's own text cross-entropy teaches what it says already: use a divergence alone, "
+            "e.g. `reverse_kl`",
+        )

@@ -50,6 +50,7 @@ def test_greedy_equals_generate_of_each_prompt_alone(kind):
 def test_a_draw_depends_on_its_own_seed_and_not_on_the_batch():
     model = tiny("llama")
     settings = [Sampling(max_tokens=3 + 4 * n, seed=n) for n in range(len(PROMPTS))]
+
     def drawn(prompts, settings) -> list[tuple[list[int], str]]:
         return [(answer.ids, answer.finish_reason) for answer in sample(model, prompts, settings, ends={5})]
 

@@ -30,13 +30,20 @@ COLOURS = {
     "rule": "#0a0b03",
     "teacher": "#0a0b04",
     "before": "#0a0b05",
+    "offline": "#0a0b09",
     "student": "#0a0b06",
     "control": "#0a0b07",
     "paper": "#0a0b08",
 }
 """Placeholders, each exchanged for the CSS variable of its name."""
 
-NAMES = {"teacher": "teacher", "before": "before training", "student": "student", "control": "control"}
+NAMES = {
+    "teacher": "teacher",
+    "before": "before training",
+    "offline": "after the corpus",
+    "student": "student",
+    "control": "control",
+}
 
 WIDTH_IN = 4.2
 """Inches; at the page's 460 pixels a 9 point letter is 13.5 pixels high, on a telephone 10."""

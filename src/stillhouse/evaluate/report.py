@@ -91,7 +91,8 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
     if against:
         other = "control" if against == "control" else "before"
         pictures["difference"] = plots.differences(report["comparison"][against], name="diff", against=other)
-    objectives = {"student": report["objective"], "control": "cross_entropy"}
+    objective = str(report["objective"])
+    objectives = {"student": objective, "offline": objective, "control": "cross_entropy"}
     for key, points in report["training"].items():
         if any(p["loss"] is not None for p in points):
             label = OBJECTIVES.get(objectives[key], objectives[key] or "loss")

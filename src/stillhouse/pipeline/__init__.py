@@ -1,6 +1,6 @@
 """A recipe's stages in order, each skipped when its inputs have not changed.
 
-    terms → collect → filter → student → targets → train → control → evaluate → card
+    terms → collect → filter → student → targets → train → control → on_policy → evaluate → card
 
 A stage reads files of earlier stages, writes its own, and is recorded in the
 manifest with the hashes of both; what a killed run had finished is not done again,

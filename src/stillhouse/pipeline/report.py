@@ -7,6 +7,7 @@ of what a reader wants to know is read from the manifest and the metrics.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..corpus import Prompt
     from ..evaluate import Candidate
 
-STAGES_SHOWN = ("collect", "filter", "student", "targets", "train", "control")
+STAGES_SHOWN = ("collect", "filter", "student", "targets", "train", "control", "on_policy")
 
 
 def assemble(run: Run) -> dict[str, Any]:
@@ -101,9 +102,13 @@ def _candidates(run: Run) -> list[Candidate]:
     def saved(key: str, label: str, place: Path) -> Candidate:
         return candidate(key, label, str(place), place)
 
-    student = saved("student", f"student ({run.objective.kind})", run.directory / "student")
+    learned = run.objective.kind if run.recipe.on_policy is None else "after its own samples"
+    student = saved("student", f"student ({learned})", run.directory / "student")
     before = candidate("before", "student before training", run.start, None)
     found = [before, student]
+    if run.recipe.on_policy is not None and run.learns_offline:
+        label = f"student after the corpus ({run.objective.kind})"
+        found.insert(1, saved("offline", label, run.offline_student))
     if run.teacher_has_weights and same_tokenizer(run.teacher.tokenizer, student.weights.tokenizer):
         reference = parse_reference(run.recipe.teacher.model)
         found.insert(0, candidate("teacher", reference.text, reference.text, reference.path))
@@ -114,10 +119,22 @@ def _candidates(run: Run) -> list[Candidate]:
 
 def _curves(run: Run) -> dict[str, list[dict[str, Any]]]:
     """The metrics of the student's training and, if there was one, of the control's."""
-    places = {"student": run.directory / "metrics.jsonl"}
+    places = {}
+    if run.learns_offline:
+        places["student" if run.recipe.on_policy is None else "offline"] = run.directory / "metrics.jsonl"
+    if run.recipe.on_policy is not None:
+        places["student"] = run.directory / "on_policy" / "metrics.jsonl"
     if run.trains_control:
         places["control"] = run.directory / "control" / "metrics.jsonl"
-    return {key: [json.loads(line) for line in path.read_text().splitlines()] for key, path in places.items()}
+    return {key: _points(path) for key, path in places.items()}
+
+
+def _points(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``, with the tokens seen so far in place of each step's own."""
+    points = [json.loads(line) for line in path.read_text().splitlines()]
+    for point, tokens in zip(points, itertools.accumulate(p["tokens"] for p in points), strict=True):
+        point["tokens"] = tokens
+    return points
 
 
 def _lineage(run: Run) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def collect_answers(run: Run) -> Done:
     )
     corpus = run.corpus("collected")
 
-    asked = [("held_out", prompt) for prompt in held_out] + [("train", prompt) for prompt in train]
+    asked = [("held_out", prompt) for prompt in held_out]
+    if run.needs_answers:
+        asked += [("train", prompt) for prompt in train]
     asked.sort(key=lambda item: _length(item[1]))  # a batch of like lengths has little padding
 
     async def ask() -> Any:
@@ -116,7 +118,7 @@ def filter_answers(run: Run) -> Done:
     summary = filter_corpus(
         run.corpus("collected"), kept, run.recipe.filter, held_out=held_out, dropped=dropped
     )
-    if not summary.kept:
+    if not summary.kept and run.needs_answers:
         raise EmptyCorpusError(
             f"no exchange is left after filtering: {summary.rejected}",
             hint=f"Look at {rejects} and loosen the recipe's filter section.",
@@ -161,7 +163,9 @@ def cache_the_targets(run: Run) -> Done:
     from ..distill import cache_targets
     from ..models import describe
 
-    if not run.learns_distributions or run.objective.targets == "online":
+    on_policy = run.recipe.on_policy
+    reads_corpus = run.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
+    if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
         return Done([], {"cached": False})
     signal = cache_targets(
         run.teacher.model,
@@ -177,6 +181,8 @@ def cache_the_targets(run: Run) -> Done:
 
 def train_student(run: Run) -> Done:
     """Distils: the teacher's distributions (or its text) into the student."""
+    if not run.learns_offline:
+        return Done([], {"trained": False})
     return _train(run, run.objective, "student")
 
 
@@ -210,11 +216,23 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
         seed=run.recipe.seed,
         label=label,
     )
-    target = run.directory / "student" if label == "student" else run.directory / "control" / "student"
+    home = run.directory if label == "student" else run.directory / label
+    target = run.offline_student if label == "student" else home / "student"
     save_student(model, weights.tokenizer, weights.template, target)
-    metrics = target.parent / "metrics.jsonl"
+    metrics = home / "metrics.jsonl"
     facts = {"tokens": result.tokens, "steps": result.steps, "train_seconds": round(result.seconds, 1)}
     return Done([*_files(target), metrics], facts)
+
+
+def train_on_samples(run: Run) -> Done:
+    """The student answers prompts itself, and learns from what the teacher thinks of its answers."""
+    if run.recipe.on_policy is None:
+        return Done([], {"trained": False})
+    from .on_policy import learn_from_samples
+
+    facts = learn_from_samples(run)
+    metrics = run.directory / "on_policy" / "metrics.jsonl"
+    return Done([*_files(run.directory / "student"), metrics], facts)
 
 
 def evaluate_models(run: Run) -> Done:
@@ -261,6 +279,12 @@ STAGES = (
     Stage("targets", ("teacher", "objective", "seed"), ("filter", "student"), cache_the_targets),
     Stage("train", ("objective", "train", "seed"), ("targets", "student", "filter"), train_student),
     Stage("control", ("objective", "train", "seed"), ("student", "filter"), train_control),
-    Stage("evaluate", ("evaluate", "name"), ("train", "control"), evaluate_models),
+    Stage(
+        "on_policy",
+        ("on_policy", "objective", "train", "teacher", "prompts", "student.lora", "seed"),
+        ("student", "train", "targets", "filter"),
+        train_on_samples,
+    ),
+    Stage("evaluate", ("evaluate", "name"), ("train", "control", "on_policy"), evaluate_models),
     Stage("card", ("name", "purpose", "license"), ("evaluate", "terms"), write_card),
 )
