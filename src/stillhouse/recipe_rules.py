@@ -26,6 +26,7 @@ def broken_rules(recipe: Recipe) -> list[Complaint]:
         *_teacher_without_weights(recipe),
         *_collect(recipe),
         *_train(recipe),
+        *_rewards(recipe),
     ]
 
 
@@ -108,3 +109,17 @@ def _train(recipe: Recipe) -> Iterator[Complaint]:
     train = recipe.train
     if train.schedule == "wsd" and train.warmup + train.decay > 1:
         yield "train.decay", f"warmup ({train.warmup:g}) and decay ({train.decay:g}) are more than all steps"
+
+
+def _rewards(recipe: Recipe) -> Iterator[Complaint]:
+    needs = "needs at least one entry in `verifiers`"
+    for number, verifier in enumerate(recipe.verifiers):
+        key = f"verifiers.{number}.function"
+        if (verifier.kind == "function") != (verifier.function is not None):
+            yield key, "belongs to `kind: function`, and is needed there: `module:function`"
+        elif verifier.function is not None and not re.fullmatch(r"[\w.]+:\w+", verifier.function):
+            yield key, f"must be `module:function`, not `{verifier.function}`"
+    if recipe.select is not None and not recipe.verifiers:
+        yield "select", needs
+    if recipe.evaluate.samples and not recipe.verifiers:
+        yield "evaluate.samples", needs
