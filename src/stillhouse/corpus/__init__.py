@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .held_out import split_held_out
     from .prompts import Prompt, load_prompts
     from .schema import REJECT_SCHEMA, SCHEMA
+    from .selecting import SelectSummary, select_corpus
     from .store import Corpus
 
 _HOME = {
@@ -24,9 +25,11 @@ _HOME = {
     "Corpus": "store",
     "FilterSummary": "filtering",
     "Prompt": "prompts",
+    "SelectSummary": "selecting",
     "collect": "collecting",
     "filter_corpus": "filtering",
     "load_prompts": "prompts",
+    "select_corpus": "selecting",
     "split_held_out": "held_out",
     "with_system": "exchanges",
 }
@@ -38,9 +41,11 @@ __all__ = [
     "Corpus",
     "FilterSummary",
     "Prompt",
+    "SelectSummary",
     "collect",
     "filter_corpus",
     "load_prompts",
+    "select_corpus",
     "split_held_out",
     "with_system",
 ]

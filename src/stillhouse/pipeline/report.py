@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..corpus import Prompt
     from ..evaluate import Candidate
 
-STAGES_SHOWN = ("collect", "filter", "student", "targets", "train", "control")
+STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "control")
 
 
 def assemble(run: Run) -> dict[str, Any]:
