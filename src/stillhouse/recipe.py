@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from .recipe_on_policy import OnPolicy
+from .recipe_verify import Select, Verifier
 
 Text = Annotated[str, MinLen(1)]
 Names = Annotated[tuple[Text, ...], MinLen(1)]
@@ -103,7 +104,7 @@ class Prompts:
     """What the teacher is asked."""
 
     source: Text
-    """`package:mmlu`, or a .jsonl, .json, .parquet, .csv or .txt file of prompts or finished exchanges."""
+    """`package:mmlu`, `reasoning_gym:NAME?size=200&seed=7`, or a .jsonl, .json, .parquet, .csv or .txt file of prompts or finished exchanges."""
     column: str | None = None
     """Column that holds the prompt (default: `messages`, `prompt`, `question`, `instruction` or `text`)."""
     limit: PositiveInt | None = None
@@ -244,6 +245,12 @@ class Evaluate:
     """Measure tokens/s."""
     confidence: Annotated[float, Gt(0), Le(0.9999)] = 0.95
     """Level of the intervals."""
+    samples: NonNegativeInt = 0
+    """Answers to each held-out prompt for pass@1 and majority vote (needs `verifiers`); 0 takes none."""
+    temperature: NonNegativeFloat = 0.6
+    """Sampling temperature of those."""
+    sample_tokens: PositiveInt = 512
+    """Longest of those, in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +264,10 @@ class Recipe:
     student: Student = field(default_factory=Student)
     collect: Collect = field(default_factory=Collect)
     filter: Filter = field(default_factory=Filter)
+    verifiers: tuple[Verifier, ...] = ()
+    """What makes an answer right; rejection sampling and pass@1 come from it."""
+    select: Select | None = None
+    """Rejection sampling."""
     objective: Objective = field(default_factory=Objective)
     train: Train = field(default_factory=Train)
     on_policy: OnPolicy | None = None

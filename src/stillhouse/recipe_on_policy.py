@@ -71,8 +71,6 @@ class OnPolicy:
     """How the reward is used."""
     off_policy: Share = 0.0
     """Share of rounds that learn from the corpus instead of from samples (GKD's 1 − λ)."""
-    curriculum: Literal["none", "pass_rate"] = "none"
-    """Order of prompts: shuffled, or by measured pass rate, the easy first."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate of this stage (default: `train.learning_rate`)."""
     patience: PositiveInt = 5

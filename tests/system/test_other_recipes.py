@@ -321,3 +321,39 @@ def test_on_policy_alone_asks_the_teacher_for_the_held_out_answers_only(tmp_path
     kl = divergence(report(tmp_path))
     assert list(kl) == ["teacher", "before", "student"]
     assert kl["student"] < kl["before"]
+
+
+def test_a_reward_of_ones_own_teaches_the_student(tmp_path, tiny_teacher, questions):
+    """Reinforcement alone: no answer of the teacher's is learned from, and the function's reward rises."""
+    (tmp_path / "rewards.py").write_text(
+        "def vowels(row):\n"
+        "    text = row['messages'][-1]['content']\n"
+        "    return sum(c in 'aeiou' for c in text) / max(1, len(text))\n"
+    )
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        questions,
+        student={"init": "pretrained", "model": str(tiny_teacher)},
+        objective={"kind": "cross_entropy"},
+        verifiers=[{"kind": "function", "function": "rewards:vowels"}],
+        train__epochs=0,
+        on_policy=ON_POLICY
+        | {"rounds": 25, "samples": 8, "teacher": 0, "reward": 1, "policy": {"normalise": "std"}},
+    )
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs/small"
+    lines = (run / "on_policy/metrics.jsonl").read_text().splitlines()
+    rewards = [json.loads(line)["reward"] for line in lines]
+    assert sum(rewards[-5:]) > 1.5 * sum(rewards[:5])
+    assert "mean reward" in (run / "report.html").read_text()
+    facts = json.loads((run / "manifest.json").read_text())["stages"]["on_policy"]["facts"]
+    assert facts["verifier_failures"] == {"function": 0}
+
+
+def test_rewards_without_a_verifier_are_refused_with_the_recipe(tmp_path, tiny_teacher, questions):
+    recipe = write_recipe(tmp_path, tiny_teacher, questions, on_policy=ON_POLICY | {"reward": 1.0})
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "on_policy.reward: needs at least one entry in `verifiers`" in result.stderr

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .lora import prepare_lora
     from .on_policy import OffPolicy, train_on_policy
     from .precision import compute_dtype
-    from .rollouts import Question
+    from .rollouts import Question, Score
     from .runtime import choose_device
     from .saving import save_student
     from .signal_rows import SignalRows
@@ -36,6 +36,7 @@ _HOME = {
     "Head": "head",
     "OffPolicy": "on_policy",
     "Question": "rollouts",
+    "Score": "rollouts",
     "head_of": "head",
     "Built": "students",
     "build_student": "students",
@@ -58,6 +59,7 @@ __all__ = [
     "Head",
     "OffPolicy",
     "Question",
+    "Score",
     "SignalRows",
     "TeacherSignal",
     "TrainResult",

@@ -157,6 +157,22 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
         return _svg(drawing, name, f"{described} over {seen[-1]:,} tokens.")
 
 
+def round_curve(points: Sequence[Mapping[str, Any]], field: str, *, name: str, label: str) -> str:
+    """What was measured of each on-policy round, thin, and a running mean, thick."""
+    rounds = [p["step"] for p in points if p.get(field) is not None]
+    values = [p[field] for p in points if p.get(field) is not None]
+    smooth = _running_mean(values, len(values) // 40)
+    with _figure(2.1) as (drawing, axes):
+        axes.plot(rounds, values, color=COLOURS["student"], lw=0.8, alpha=0.45)
+        axes.plot(rounds, smooth, color=COLOURS["student"], lw=2)
+        axes.set_xlabel("rounds")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        described = f"{label} from {figure(smooth[0])} to {figure(smooth[-1])} over {len(rounds)} rounds."
+        return _svg(drawing, name, described)
+
+
 def block_influence(influence: Sequence[float | None], keep: Sequence[int], *, name: str) -> str:
     """How much each layer changes its input, on a logarithmic scale; filled dots are layers that stayed."""
     kept = set(keep)

@@ -1,11 +1,13 @@
-"""The stage in which the student answers prompts itself: what it is asked, and what the teacher reads.
+"""The stage in which the student answers prompts itself: what is asked, who scores, what the teacher reads.
 
 The student and the teacher read the same conversation, each in its own chat template; the answer's tokens
-are the same for both, so their tokenizers must be one.
+are the same for both, so their tokenizers must be one. Verifiers read the answer as text, thoughts apart.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..console import console
@@ -14,41 +16,64 @@ from .run import Run
 
 if TYPE_CHECKING:
     from ..corpus import Prompt
-    from ..distill import OffPolicy, Question
+    from ..distill import OffPolicy, Question, Score
     from ..models import Message, Weights
+    from ..verifiers import Verifiers
 
 
 def learn_from_samples(run: Run) -> dict[str, Any]:
     """Trains the student on its own samples and saves it; the facts of the stage."""
     from ..distill import prepare_lora, require_same_tokenizer, save_student, train_on_policy
     from ..models import load_weights
+    from ..verifiers import open_verifier
 
     settings = run.recipe.on_policy
     assert settings is not None
     weights = load_weights(str(run.offline_student) if run.learns_offline else run.start)
-    require_same_tokenizer(run.teacher.tokenizer, weights.tokenizer)
+    if settings.teacher:
+        require_same_tokenizer(run.teacher.tokenizer, weights.tokenizer)
     asked = questions(run, weights)
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
-    result = train_on_policy(
-        model,
-        asked,
-        teacher=run.teacher.model,
-        score=None,
-        ends=end_ids(weights),
-        objective=run.objective,
-        settings=settings,
-        train=run.recipe.train,
-        directory=run.directory / "on_policy",
-        seed=run.recipe.seed,
-        off_policy=_corpus(run),
-    )
+    with contextlib.ExitStack() as stack:
+        verifiers = stack.enter_context(open_verifier(run.recipe.verifiers)) if settings.reward else None
+        result = train_on_policy(
+            model,
+            asked,
+            teacher=run.teacher.model if settings.teacher else None,
+            score=None if verifiers is None else scorer(verifiers, weights),
+            ends=end_ids(weights),
+            objective=run.objective,
+            settings=settings,
+            train=run.recipe.train,
+            directory=run.directory / "on_policy",
+            seed=run.recipe.seed,
+            off_policy=_corpus(run),
+        )
     save_student(model, weights.tokenizer, weights.template, run.directory / "student")
-    return {
+    facts = {
         "questions": len(asked),
         "rounds": result.rounds,
         "tokens": result.tokens,
         "train_seconds": round(result.seconds, 1),
     }
+    return facts if verifiers is None else facts | {"verifier_failures": dict(verifiers.failures)}
+
+
+def scorer(verifiers: Verifiers, weights: Weights) -> Score:
+    """Token ids to rewards: the answer's text without its end mark, its thoughts apart."""
+    from ..corpus import assistant_message
+    from ..verifiers import Answer
+
+    def score(answers: Sequence[tuple[Question, list[int]]]) -> list[float]:
+        said = []
+        for question, ids in answers:
+            message = assistant_message(str(weights.tokenizer.decode(ids, skip_special_tokens=True)), None)
+            prompt: Prompt = question.content
+            thoughts = message.get("reasoning_content")
+            said.append(Answer(message["content"], thoughts, prompt.tags, _asked(prompt)))
+        return [verdict.value for verdict in verifiers.score(said)]
+
+    return score
 
 
 def questions(run: Run, weights: Weights) -> list[Question]:
@@ -63,7 +88,9 @@ def questions(run: Run, weights: Weights) -> list[Question]:
     for prompt in run.prompts[0]:
         messages = with_system(_asked(prompt), teacher.system)
         ids = weights.template.encode_prompt(weights.tokenizer, messages)
-        teacher_ids = run.teacher.template.encode_prompt(run.teacher.tokenizer, messages)
+        teacher_ids = ids
+        if settings.teacher:
+            teacher_ids = run.teacher.template.encode_prompt(run.teacher.tokenizer, messages)
         if max(len(ids), len(teacher_ids)) + settings.max_tokens > context:
             skipped += 1
         else:

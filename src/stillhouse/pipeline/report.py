@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..corpus import Prompt
     from ..evaluate import Candidate
 
-STAGES_SHOWN = ("collect", "filter", "student", "targets", "train", "control", "on_policy")
+STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "control", "on_policy")
 
 
 def assemble(run: Run) -> dict[str, Any]:

@@ -116,6 +116,11 @@ class Run:
 
         return Corpus(self.directory / "corpus" / name)
 
+    @property
+    def learned(self) -> Corpus:
+        """The exchanges that the student learns from: all that were kept, or of those the verified ones."""
+        return self.corpus("kept" if self.recipe.select is None else "selected")
+
     def documents(
         self,
         split: str,
@@ -128,7 +133,7 @@ class Run:
         from ..distill import make_documents
 
         return make_documents(
-            self.corpus("kept").rows(split),
+            self.learned.rows(split),
             tokenizer,
             template,
             loss_on=loss_on or self.objective.loss_on,

@@ -129,6 +129,49 @@ def filter_answers(run: Run) -> Done:
     return Done([*_files(kept.directory), *_files(rejects)], dataclasses.asdict(summary))
 
 
+def select_answers(run: Run) -> Done:
+    """Rejection sampling: scores the kept answers and selects those that are learned from."""
+    from ..corpus import select_corpus
+    from ..verifiers import open_verifier
+
+    settings = run.recipe.select
+    if settings is None:
+        return Done([], {"selection": False})
+    kept, selected = run.corpus("kept"), run.corpus("selected")
+    samples = run.recipe.collect.samples
+    if samples > 1 and run.recipe.filter.near_duplicates is not None:
+        console.hint(
+            "filter.near_duplicates drops repeated answers before they are scored, which shifts pass@1."
+        )
+    total = run.manifest.facts("filter")["kept"]
+    with (
+        open_verifier(run.recipe.verifiers) as verifiers,
+        console.progress("select", total, "answers") as progress,
+    ):
+        summary = select_corpus(
+            kept, selected, settings, verifiers, samples=samples, on_scored=progress.advance
+        )
+    failed = {kind: count for kind, count in summary.failures.items() if count}
+    if failed:
+        console.warn(f"verifiers came to no verdict, which counts as 0: {failed}")
+    if not summary.selected:
+        raise EmptyCorpusError(
+            f"none of {summary.scored} answers has a reward of at least {settings.min_reward:g}",
+            hint=f"See {selected.directory.parent / 'scores.parquet'}; lower select.min_reward, or take more "
+            "collect.samples.",
+        )
+    first = summary.pass_at_1 or {"value": 0.0}
+    cells = [
+        summary.scored,
+        summary.selected,
+        f"{summary.solved} of {summary.prompts}",
+        f"{first['value']:.1%}",
+    ]
+    console.table("Select", ["scored", "selected", "prompts solved", "pass@1"], [list(map(str, cells))])
+    files = [*_files(selected.directory), selected.directory.parent / "scores.parquet"]
+    return Done([*files, *_files(run.directory / "corpus" / "rejects")], dataclasses.asdict(summary))
+
+
 def build_the_student(run: Run) -> Done:
     """Loads, initialises or prunes the student, and saves it as it is before training."""
     from ..distill import build_student, require_same_tokenizer, save_student
@@ -275,14 +318,17 @@ STAGES = (
         collect_answers,
     ),
     Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
-    Stage("student", ("teacher", "student", "train.max_length", "seed"), ("filter",), build_the_student),
-    Stage("targets", ("teacher", "objective", "seed"), ("filter", "student"), cache_the_targets),
-    Stage("train", ("objective", "train", "seed"), ("targets", "student", "filter"), train_student),
-    Stage("control", ("objective", "train", "seed"), ("student", "filter"), train_control),
+    Stage("select", ("verifiers", "select", "collect.samples"), ("filter",), select_answers),
+    Stage(
+        "student", ("teacher", "student", "train.max_length", "seed"), ("filter", "select"), build_the_student
+    ),
+    Stage("targets", ("teacher", "objective", "seed"), ("filter", "select", "student"), cache_the_targets),
+    Stage("train", ("objective", "train", "seed"), ("targets", "student", "filter", "select"), train_student),
+    Stage("control", ("objective", "train", "seed"), ("student", "filter", "select"), train_control),
     Stage(
         "on_policy",
-        ("on_policy", "objective", "train", "teacher", "prompts", "student.lora", "seed"),
-        ("student", "train", "targets", "filter"),
+        ("on_policy", "objective", "train", "teacher", "prompts", "verifiers", "student.lora", "seed"),
+        ("student", "train", "targets", "filter", "select"),
         train_on_samples,
     ),
     Stage("evaluate", ("evaluate", "name"), ("train", "control", "on_policy"), evaluate_models),

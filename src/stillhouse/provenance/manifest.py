@@ -178,7 +178,13 @@ def recipe_section_hash(recipe: Recipe, section: str) -> str:
     value: Any = recipe
     for name in section.split("."):
         value = getattr(value, name)
-    return sha256_json(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value)  # pyright: ignore[reportArgumentType]
+    return sha256_json(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
 
 
 def _is_below(path: str) -> bool:
