@@ -307,6 +307,6 @@ STAGES = (
     Stage("targets", ("teacher", "objective", "seed"), ("filter", "select", "student"), cache_the_targets),
     Stage("train", ("objective", "train", "seed"), ("targets", "student", "filter", "select"), train_student),
     Stage("control", ("objective", "train", "seed"), ("student", "filter", "select"), train_control),
-    Stage("evaluate", ("evaluate", "name"), ("train", "control"), evaluate_models),
+    Stage("evaluate", ("evaluate", "verifiers", "name"), ("train", "control"), evaluate_models),
     Stage("card", ("name", "purpose", "license"), ("evaluate", "terms"), write_card),
 )
