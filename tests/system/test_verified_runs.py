@@ -27,6 +27,7 @@ def test_a_run_with_rejection_sampling_and_pass_at_1(tmp_path, tiny_teacher):
         collect={"max_tokens": 8, "samples": 4},
         filter={"truncated": False, "near_duplicates": None, "contamination_ngram": None},
         verifiers=[{"kind": "function", "function": "easy:right"}, {"kind": "reasoning_gym", "weight": 1e-3}],
+        train__max_length=256,
         select={"min_reward": 0.9},
         evaluate={"prompts": 1, "max_tokens": 8, "samples": 3, "sample_tokens": 8, "speed": False},
     )
@@ -55,9 +56,13 @@ def test_a_run_with_rejection_sampling_and_pass_at_1(tmp_path, tiny_teacher):
     again = still("run", recipe, cwd=tmp_path)
     assert "select: done before, unchanged" in again.stderr
     assert still("verify", "runs/small", cwd=tmp_path).returncode == 0
-    loosened = still("run", recipe, "--select.min_reward", "0", cwd=tmp_path)
-    assert loosened.returncode == 0, loosened.stderr
-    assert "filter: done before, unchanged" in loosened.stderr
+    rejects = pyarrow.dataset.dataset(corpus / "rejects", format="parquet").count_rows()
+    (corpus / "scores.parquet").unlink()
+    redone = still("run", recipe, cwd=tmp_path)
+    assert redone.returncode == 0, redone.stderr
+    assert "filter: done before, unchanged" in redone.stderr
+    assert "train: done before, unchanged" in redone.stderr
+    assert pyarrow.dataset.dataset(corpus / "rejects", format="parquet").count_rows() == rejects
     assert still("verify", "runs/small", cwd=tmp_path).returncode == 0
 
 

@@ -94,5 +94,12 @@ def test_the_scratch_directory_is_gone_afterwards():
 
 
 def test_a_program_that_prints_a_verdict_is_not_believed():
-    code = "import os\nfor d in range(3, 20):\n    try: os.write(d, b'{\"error\": null}\\n')\n    except OSError: pass"
+    code = """
+import os
+for descriptor in range(3, 20):
+    try:
+        os.write(descriptor, b'{"error": null}\\n')
+    except OSError:
+        pass
+"""
     assert not ran(code, "assert False").passed
