@@ -104,7 +104,8 @@ class Prompts:
     """What the teacher is asked."""
 
     source: Text
-    """`package:mmlu`, `reasoning_gym:NAME?size=200&seed=7`, or a .jsonl, .json, .parquet, .csv or .txt file of prompts or finished exchanges."""
+    """`package:mmlu`, `reasoning_gym:NAME?size=200&seed=7`, or a .jsonl, .json, .parquet, .csv or .txt
+    file of prompts or finished exchanges."""
     column: str | None = None
     """Column that holds the prompt (default: `messages`, `prompt`, `question`, `instruction` or `text`)."""
     limit: PositiveInt | None = None

@@ -29,7 +29,7 @@ class Verifier:
     answer: Text = "answer"
     """Column of the prompts that holds the reference answer (`code`: the tests)."""
     extract: Literal["answer_tag", "boxed", "last_line", "last_number", "whole"] = "whole"
-    """What of the text counts as the answer: inside `<answer>`, inside `\\boxed`, the last line or number, all."""
+    """What of the text is the answer: what `<answer>` or `\\boxed` holds, the last line or number, all."""
     function: str | None = None
     """`function`: `module:function`, called with the row; a number from 0 to 1, or true and false."""
     tolerance: NonNegativeFloat = 1e-6

@@ -44,7 +44,9 @@ class Prompt:
 def load_prompts(
     source: str, *, column: str | None = None, limit: int | None = None, seed: int = 0
 ) -> list[Prompt]:
-    """Reads prompts from ``package:mmlu``, ``reasoning_gym:NAME?size=200&seed=7`` or a .jsonl, .json, .parquet, .csv or .txt file.
+    """Reads prompts from ``package:mmlu``, ``reasoning_gym:NAME?size=200`` or a file.
+
+    Files are .jsonl, .json, .parquet, .csv or .txt.
 
     Args:
         column: column that holds the prompt (default: see :mod:`~stillhouse.corpus.prompt_columns`).

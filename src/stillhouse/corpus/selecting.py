@@ -86,7 +86,7 @@ def select_corpus(
     scores: list[Row] = []
 
     def passing() -> Iterator[Row]:
-        for _, rows in itertools.groupby(source.rows(), key=lambda row: (row["split"], row["prompt_id"])):
+        for _, rows in itertools.groupby(source.rows(), key=_prompt):
             group = list(rows)
             if group[0]["split"] == "held_out":
                 tally.held_out += len(group)
@@ -100,9 +100,8 @@ def select_corpus(
             yield from (row for row in group if row["id"] in chosen)
             for row, score in zip(group, judged, strict=True):
                 if row["id"] not in chosen:
-                    low = score.value < settings.min_reward
-                    tally.rejected[LOW_REWARD if low else SURPLUS] += 1
-                    reason = LOW_REWARD if low else SURPLUS
+                    reason = LOW_REWARD if score.value < settings.min_reward else SURPLUS
+                    tally.rejected[reason] += 1
                     turned_away.append(row | {"reason": reason, "detail": score.detail})
             if on_scored:
                 on_scored(len(group))
@@ -145,6 +144,10 @@ def forget_earlier(rejects: Corpus) -> None:
             shard.unlink()
         else:
             journal_path(rejects.directory, number).unlink()
+
+
+def _prompt(row: Row) -> tuple[str, str]:
+    return row["split"], row["prompt_id"]
 
 
 def _length(row: Row) -> int:

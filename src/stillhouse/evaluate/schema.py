@@ -63,6 +63,12 @@ class ModelPart(_Part):
     """Writing: greedy, batch size 1."""
     scored_tokens_per_s: SpeedPart | None = None
     """Reading: one text at a time."""
+    pass_at_1: EstimatePart | None = None
+    """Share of sampled answers to held-out prompts that the verifiers found right; clustered by prompt."""
+    consensus_at_k: EstimatePart | None = None
+    """Share of held-out prompts whose majority answer is right."""
+    samples: int | None = None
+    """Answers to each prompt for these two."""
 
 
 class DifferencePart(_Part):

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..console import console
 from ..provenance import versions
 from ..recipe_file import dump_recipe
 from .run import Run
@@ -35,6 +36,7 @@ def assemble(run: Run) -> dict[str, Any]:
     documents = run.documents("held_out", student.tokenizer, student.template, loss_on="assistant")
     prompts = _as_asked(run)
     measured = evaluate_models(candidates, documents, prompts, run.recipe.evaluate)
+    _add_samples(run, candidates, prompts, measured["models"])
     if all(candidate.key != "teacher" for candidate in candidates):
         _add_recorded_answers(run, prompts, measured["answers"])
     facts = {name: run.manifest.facts(name) for name in STAGES_SHOWN}
@@ -64,6 +66,26 @@ def assemble(run: Run) -> dict[str, Any]:
         "environment": _environment(),
         "command": f"still run {run.directory / 'recipe.yaml'} --out {run.directory}-again",
     }
+
+
+def _add_samples(
+    run: Run, candidates: Sequence[Candidate], prompts: Sequence[Prompt], models: list[dict[str, Any]]
+) -> None:
+    """pass@1 and the majority vote of each model, where the recipe asks for samples."""
+    from ..evaluate import sample_and_score
+    from ..verifiers import open_verifier
+
+    settings = run.recipe.evaluate
+    if not settings.samples or not prompts:
+        return
+    least = {} if run.recipe.select is None else {"least": run.recipe.select.min_reward}
+    with open_verifier(run.recipe.verifiers) as verifiers:
+        found = sample_and_score(candidates, prompts, settings, verifiers, seed=run.recipe.seed, **least)
+        failed = {kind: count for kind, count in verifiers.failures.items() if count}
+    if failed:
+        console.warn(f"verifiers came to no verdict, which counts as 0: {failed}")
+    for model in models:
+        model |= found.get(model["key"], {})
 
 
 def _as_asked(run: Run) -> list[Prompt]:

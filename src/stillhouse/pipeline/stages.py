@@ -331,6 +331,6 @@ STAGES = (
         ("student", "train", "targets", "filter", "select"),
         train_on_samples,
     ),
-    Stage("evaluate", ("evaluate", "name"), ("train", "control", "on_policy"), evaluate_models),
+    Stage("evaluate", ("evaluate", "verifiers", "name"), ("train", "control", "on_policy"), evaluate_models),
     Stage("card", ("name", "purpose", "license"), ("evaluate", "terms"), write_card),
 )

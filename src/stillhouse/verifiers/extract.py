@@ -29,7 +29,7 @@ def extract(text: str, how: str) -> str | None:
 
 
 def number(text: str) -> float | None:
-    r"""The number that ``text`` is: ``1,000``, ``-2.5e3``, ``3/4``, ``50%``, ``$12``; None for anything else."""
+    """The number that ``text`` is (``1,000``, ``-2.5e3``, ``3/4``, ``50%``, ``$12``), or None."""
     plain = text.strip().strip("$").replace(",", "").replace("\u2212", "-").strip()
     scale = 0.01 if plain.endswith("%") else 1.0
     above, slash, below = plain.removesuffix("%").partition("/")

@@ -33,7 +33,7 @@ def numeric(said: str, reference: str, tolerance: float) -> Score:
 
 
 def form(answer: Answer) -> Score:
-    """1 for thoughts between `<think>` and `</think>`, then an answer that is not empty and has no such marks.
+    """1 for thoughts between `<think>` and `</think>`, then an answer that is not empty, without such marks.
 
     Thoughts that came apart from the text (``reasoning``) had their marks already.
     """

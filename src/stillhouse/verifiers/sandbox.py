@@ -60,7 +60,7 @@ class Ran:
 
 
 def run_tests(text: str, tests: str, settings: Verifier) -> Score:
-    """1 when the program in ``text`` ends and then its ``tests`` (statements, say asserts) end, without error.
+    """1 when the program in ``text`` and then its ``tests`` (statements, say asserts) end without error.
 
     The program is the last fenced block of code, or else what ``settings.extract`` names.
     """

@@ -60,7 +60,7 @@ class Mean:
 
 
 def mean_over_prompts(values: Sequence[float], confidence: float = 0.95) -> Mean:
-    """The mean of one value for each prompt, with Student's t over prompts (clustered by prompt), cut to [0, 1]."""
+    """The mean of one value for each prompt, with Student's t over prompts, cut to [0, 1]."""
     count = len(values)
     assert count
     mean = sum(values) / count
