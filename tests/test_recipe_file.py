@@ -247,12 +247,12 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("override", "complaint"),
         [
-            ("train.epocs=2", "--train.epocs: train.epocs: unknown key. Did you mean `train.epochs`?"),
-            ("train.epochs=two", '--train.epochs: train.epochs: must be a number, not "two"'),
+            ("train.epocs=2", "--train.epocs: unknown key. Did you mean `train.epochs`?"),
+            ("train.epochs=two", '--train.epochs: must be a number, not "two"'),
             ("train.epochs", "--train.epochs: an override is `--section.field value`"),
             ("train..epochs=1", "--train..epochs: an override is"),
             ("train.betas=[1", "--train.betas"),
-            ("student.lora=3", "--student.lora: student.lora: must be a mapping of keys, not 3"),
+            ("student.lora=3", "--student.lora: must be a mapping of keys, not 3"),
             ("trian.epochs=3", "--trian.epochs: trian: unknown key. Did you mean `train`?"),
         ],
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .schema import REJECT_SCHEMA, SCHEMA
     from .selecting import SelectSummary, select_corpus
     from .store import Corpus
+    from .verifier import load_verifier
 
 _HOME = {
     "assistant_message": "messages",
@@ -31,6 +32,7 @@ _HOME = {
     "collect": "collecting",
     "filter_corpus": "filtering",
     "load_prompts": "prompts",
+    "load_verifier": "verifier",
     "select_corpus": "selecting",
     "split_held_out": "held_out",
     "with_system": "exchanges",
@@ -48,6 +50,7 @@ __all__ = [
     "collect",
     "filter_corpus",
     "load_prompts",
+    "load_verifier",
     "select_corpus",
     "split_held_out",
     "with_system",

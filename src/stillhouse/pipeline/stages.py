@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,8 @@ def collect_answers(run: Run) -> Done:
     if summary.stopped_by:
         console.warn(
             f"collecting stopped at {summary.stopped_by}, with {summary.finished_before + summary.collected} "
-            f"of {summary.asked} answers; the run goes on with those"
+            f"of {summary.asked} answers; the run goes on with those "
+            "(with a higher limit it asks for the rest, as long as no student was trained)"
         )
     failed = sum(summary.failed.values())
     if failed:
@@ -104,7 +106,8 @@ def collect_answers(run: Run) -> Done:
     if failed > run.recipe.collect.tolerated_failures * summary.asked:
         raise ApiError(
             f"{failed} of {summary.asked} requests got no answer; what was answered is kept",
-            hint="Run the same command again to ask them again, or raise collect.tolerated_failures.",
+            hint="Run the same command again to ask them again; a higher collect.tolerated_failures goes on "
+            "without them.",
         )
     return Done(_files(corpus.directory), dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
 
@@ -180,7 +183,8 @@ def build_the_student(run: Run) -> Done:
     if not run.manifest.facts("filter")["held_out"]:
         raise EmptyCorpusError(
             "no held-out exchange is left to measure the student on",
-            hint="Hold out more prompts (prompts.held_out), or loosen the recipe's filter section.",
+            hint="Loosen the recipe's filter section; or hold out more prompts (prompts.held_out) in a new "
+            "run (--restart, or another --out).",
         )
     settings = run.recipe.student
     calibration: list[Document] = []
@@ -210,6 +214,7 @@ def cache_the_targets(run: Run) -> Done:
     reads_corpus = run.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
     if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
         return Done([], {"cached": False})
+    _drop_targets_of_other_documents(run)
     signal = cache_targets(
         run.teacher.model,
         run.training_documents,
@@ -220,6 +225,22 @@ def cache_the_targets(run: Run) -> Done:
         vocab_size=describe(run.start).vocab_size,
     )
     return Done(_files(run.directory / "targets"), {"cached": True, "kind": signal.kind})
+
+
+def _drop_targets_of_other_documents(run: Run) -> None:
+    """After a change of the filter (allowed as long as nothing was trained) what was cached is of no use."""
+    from ..distill.documents import documents_hash
+
+    index = run.directory / "targets" / "index.json"
+    if not index.is_file():
+        return
+    try:
+        cached = read_json(index)["inputs"]["documents"]
+    except (ValueError, KeyError, TypeError):
+        return  # damaged: cache_targets says so
+    if cached != documents_hash(run.training_documents):
+        console.info("targets: cached anew, for the exchanges are not those of before")
+        shutil.rmtree(index.parent)
 
 
 def train_student(run: Run) -> Done:
@@ -245,7 +266,8 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
     if not documents:
         raise EmptyCorpusError(
             "no document has a token to learn from",
-            hint="Check objective.loss_on, train.max_length and the chat template.",
+            hint="Check objective.loss_on, train.max_length and the chat template; another one of these "
+            "needs a new run (--restart, or another --out).",
         )
     weights = load_weights(run.start)
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
@@ -309,6 +331,9 @@ def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
+CORPUS = ("filter", "select")
+"""Stages that say what is learned from."""
+
 STAGES = (
     Stage("terms", ("teacher", "purpose", "accept_terms"), (), check_terms),
     Stage(
@@ -319,16 +344,16 @@ STAGES = (
     ),
     Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
     Stage("select", ("verifiers", "select", "collect.samples"), ("filter",), select_answers),
+    Stage("student", ("teacher", "student", "train.max_length", "seed"), CORPUS, build_the_student),
     Stage(
-        "student", ("teacher", "student", "train.max_length", "seed"), ("filter", "select"), build_the_student
+        "targets", ("teacher", "objective", "train.dtype", "seed"), (*CORPUS, "student"), cache_the_targets
     ),
-    Stage("targets", ("teacher", "objective", "seed"), ("filter", "select", "student"), cache_the_targets),
-    Stage("train", ("objective", "train", "seed"), ("targets", "student", "filter", "select"), train_student),
-    Stage("control", ("objective", "train", "seed"), ("student", "filter", "select"), train_control),
+    Stage("train", ("objective", "train", "seed"), (*CORPUS, "student", "targets"), train_student),
+    Stage("control", ("objective", "train", "evaluate.control", "seed"), (*CORPUS, "student"), train_control),
     Stage(
         "on_policy",
         ("on_policy", "objective", "train", "teacher", "prompts", "verifiers", "student.lora", "seed"),
-        ("student", "train", "targets", "filter", "select"),
+        (*CORPUS, "student", "targets", "train"),
         train_on_samples,
     ),
     Stage("evaluate", ("evaluate", "verifiers", "name"), ("train", "control", "on_policy"), evaluate_models),
