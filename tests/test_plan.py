@@ -282,6 +282,17 @@ class TestCommand:
         planned = json.loads(capsys.readouterr().out)
         assert planned["seconds"] == pytest.approx(sum(stage["seconds"] for stage in planned["stages"]))
 
+    @pytest.mark.parametrize(("host", "said"), [("example.com", True), ("127.0.0.1:1", False)])
+    def test_a_missing_api_key_is_said(self, recipe_file, questions, host, said, monkeypatch, capsys):
+        monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+        (recipe_file.parent / "api.yaml").write_text(
+            f"name: small\nteacher: {{model: 'api:http://{host}/v1#m', api_key_env: NO_SUCH_KEY, terms: own}}\n"
+            f"prompts: {{source: '{questions}', held_out: 8}}\nstudent: {{model: 'embedded:smollm2'}}\n"
+            "objective: {kind: cross_entropy}\n"
+        )
+        assert main(["plan", "api.yaml"]) == 0
+        assert ("NO_SUCH_KEY is not set" in capsys.readouterr().err) is said
+
     def test_refused_terms_are_one_document_of_json(self, recipe_file, capsys):
         assert main(["plan", "r.yaml", "--json", "--teacher.terms", "anthropic"]) == 3
         answer = json.loads(capsys.readouterr().out)

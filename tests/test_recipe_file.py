@@ -453,3 +453,15 @@ def test_a_recipe_with_nan_is_the_same_recipe():
     assert differing_keys(recipe, parse_recipe(dump_recipe(recipe))) == []
     other = parse_recipe(dump_recipe(recipe).replace(".nan", "1.5"))
     assert [key for key, _, _ in differing_keys(recipe, other)] == ["student.config.x"]
+
+
+def test_strangers_are_not_suggested(tmp_path):
+    assert nearest("nope", ["openai", "gemma"]) is None
+    for name in ("bad2.yaml", "quickstart.yaml"):
+        (tmp_path / name).touch()
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "missing.yaml")
+    assert caught.value.hint is None
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "quikstart.yaml")
+    assert caught.value.hint == f"Did you mean `{tmp_path / 'quickstart.yaml'}`?"

@@ -73,12 +73,16 @@ def _explain(model: str, purpose: Purpose) -> None:
     ]
     console.table(f"{found.name} ({found.key})", ["what", "terms"], rows)
     console.data({"model": model, "purpose": purpose, **explain(found)})
-    if found.key == "unknown" and (near := _meant(model)):
+    if near := _meant(model, known=found.key != "unknown"):
         console.hint(near)
 
 
-def _meant(model: str) -> str | None:
-    """What a word that names no model may have meant: a key of the table, or an embedded model."""
+def _meant(model: str, *, known: bool) -> str | None:
+    """What a word that names no model may have meant: a key of the table, or an embedded model.
+
+    Args:
+        known: whether it tells the terms all the same, being a key or the name of a model that is not here.
+    """
     from ..errors import ModelNotFoundError
     from ..models.reference import EMBEDDED, parse_reference
     from ..provenance import all_terms
@@ -87,10 +91,12 @@ def _meant(model: str) -> str | None:
     try:
         parse_reference(model)
     except ModelNotFoundError as error:
-        known = {entry.key: entry.key for entry in all_terms()}
-        known |= {name: f"embedded:{name}" for name in EMBEDDED}
-        if near := nearest(model, known):
-            return f"Did you mean `{known[near]}`?"
+        words = {entry.key: entry.key for entry in all_terms()}
+        if model in words:
+            return None
+        words |= {name: f"embedded:{name}" for name in EMBEDDED}
+        if not known and (near := nearest(model, words)):
+            return f"Did you mean `{words[near]}`?"
         return error.hint if error.hint and error.hint.startswith("Did you mean") else None
     return None
 

@@ -10,13 +10,14 @@ import datetime
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import console
 from ..provenance import versions
+from ..recipe import Lora
 from ..recipe_file import dump_recipe
 from .run import Run
 
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
     from ..corpus import Prompt
     from ..evaluate import Candidate
 
+BOOKKEEPING = (
+    "finished_before",
+    "imported",
+    "failed",
+    "set_aside",
+    "cost_usd",
+    "stopped_by",
+    "dropped_prompts",
+)
+"""Facts of collecting that are worth a line only when there was something."""
 STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "control", "on_policy")
 
 
@@ -47,8 +58,8 @@ def assemble(run: Run) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "objective": run.objective.kind,
         "training": _curves(run),
-        "corpus": {k: v for k, v in (facts["collect"] | facts["filter"]).items() if k != "seconds"},
-        "student_facts": facts["student"],
+        "corpus": corpus_counts(facts["collect"] | facts["filter"]),
+        "student_facts": facts["student"] | _adapters(run.recipe.student.lora),
         "stages": [
             {"name": name, **{k: v for k, v in found.items() if isinstance(v, int | float)}}
             for name, found in facts.items()
@@ -86,6 +97,18 @@ def _add_samples(
         console.warn(f"verifiers came to no verdict, which counts as 0: {failed}")
     for model in models:
         model |= found.get(model["key"], {})
+
+
+def corpus_counts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader wants to know of collecting and filtering; the manifest has all of it."""
+    unsaid = ("seconds", "lowest_concurrency")
+    return {k: v for k, v in facts.items() if k not in unsaid and (v or k not in BOOKKEEPING)}
+
+
+def _adapters(lora: Lora | None) -> dict[str, Any]:
+    if lora is None:
+        return {}
+    return {"LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}; merged"}
 
 
 def _as_asked(run: Run) -> list[Prompt]:
