@@ -453,3 +453,22 @@ def test_a_recipe_with_nan_is_the_same_recipe():
     assert differing_keys(recipe, parse_recipe(dump_recipe(recipe))) == []
     other = parse_recipe(dump_recipe(recipe).replace(".nan", "1.5"))
     assert [key for key, _, _ in differing_keys(recipe, other)] == ["student.config.x"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("select: {}", "select: needs at least one entry in `verifiers`"),
+        ("evaluate: {samples: 4}", "evaluate.samples: needs at least one entry"),
+        ("verifiers: [{kind: function}]", "module:function"),
+        ("verifiers: [{kind: exact, function: 'a:b'}]", "belongs to `kind: function`"),
+        ("verifiers: [{kind: function, function: a.b}]", "must be `module:function`, not `a.b`"),
+        ("verifiers: [{kind: exakt}]", "Did you mean"),
+        ("verifiers: [{kind: exact, wieght: 2}]", "Did you mean `verifiers.weight`"),
+        ("verifiers: [{kind: exact, weight: .inf}]", "finite"),
+    ],
+)
+def test_rules_of_verifiers(lines, message):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(f"{SMALL}\n{lines}\n")
+    assert message in str(caught.value)
