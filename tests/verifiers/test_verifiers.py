@@ -9,7 +9,7 @@ import pytest
 
 from stillhouse.errors import MissingExtraError, RecipeError
 from stillhouse.recipe import Verifier
-from stillhouse.verifiers import Answer, open_verifier
+from stillhouse.verifiers import Answer, check_verifiers, open_verifier
 from stillhouse.verifiers.extract import extract, number
 
 
@@ -159,6 +159,8 @@ def test_the_reward_is_the_mean_by_weight():
 
 
 def test_what_cannot_be_opened(monkeypatch):
+    with pytest.raises(RecipeError, match="no_such_function"):
+        check_verifiers([Verifier(kind="function", function="verifiers.verifier_hooks:no_such_function")])
     with pytest.raises(RecipeError, match="no_such_module"):
         open_verifier([Verifier(kind="function", function="no_such_module:f")])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -58,7 +58,9 @@ def collect_answers(run: Run) -> Done:
     """Asks the teacher every prompt, or takes the answers that the prompt file already has."""
     from ..corpus import collect
     from ..models import open_model
+    from ..verifiers import check_verifiers
 
+    check_verifiers(run.recipe.verifiers)
     train, held_out, dropped = run.prompts
     teacher = run.recipe.teacher
     ngram = run.recipe.filter.contamination_ngram

@@ -9,12 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .opened import Verifiers, open_verifier
+    from .opened import Verifiers, check_verifiers, open_verifier
     from .types import Answer, Score
 
-_HOME = {"Answer": "types", "Score": "types", "Verifiers": "opened", "open_verifier": "opened"}
+_HOME = {
+    "Answer": "types",
+    "Score": "types",
+    "Verifiers": "opened",
+    "check_verifiers": "opened",
+    "open_verifier": "opened",
+}
 
-__all__ = ["Answer", "Score", "Verifiers", "open_verifier"]
+__all__ = ["Answer", "Score", "Verifiers", "check_verifiers", "open_verifier"]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,11 @@ class Verifiers:
         """Verdicts that were not reached, by kind."""
         self._settings = tuple(settings)
         self._children: list[Child] = []
-        self._checks = [self._open(verifier) for verifier in settings]
+        try:
+            self._checks = [self._open(verifier) for verifier in settings]
+        except BaseException:
+            self.close()
+            raise
         self._total = sum(verifier.weight for verifier in settings)
 
     def __enter__(self) -> Verifiers:
@@ -109,6 +113,19 @@ def open_verifier(settings: Sequence[Verifier]) -> Verifiers:
         MissingExtraError: a kind needs a package that is not installed.
         RecipeError: the user's function cannot be loaded.
     """
+    _require_packages(settings)
+    return Verifiers(settings)
+
+
+def check_verifiers(settings: Sequence[Verifier]) -> None:
+    """Raises what :func:`open_verifier` would raise, sooner: before anybody is asked and paid."""
+    _require_packages(settings)
+    own = [verifier for verifier in settings if verifier.kind == "function"]
+    if own:
+        open_verifier(own).close()
+
+
+def _require_packages(settings: Sequence[Verifier]) -> None:
     for verifier in settings:
         package = PACKAGES.get(verifier.kind)
         if package is not None and importlib.util.find_spec(package) is None:
@@ -116,7 +133,6 @@ def open_verifier(settings: Sequence[Verifier]) -> Verifiers:
                 f"the verifier {verifier.kind} needs the package {package}, which is not installed",
                 hint='pip install "stillhouse[reasoning]"',
             )
-    return Verifiers(settings)
 
 
 def _start(verifier: Verifier) -> Child:
