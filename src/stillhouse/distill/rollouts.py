@@ -119,6 +119,7 @@ def _sampling(settings: OnPolicy, seed: str) -> Sampling:
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=settings.top_k,
+        min_p=settings.min_p,
         max_tokens=settings.max_tokens,
         seed=int(sha256_text(seed)[:8], 16) & 0x7FFFFFFF,
     )
