@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse import console as console_module
-from stillhouse.console import Console, duration, plain_table
+from stillhouse.console import Console, _LineProgress, duration, money, plain_table
 
 
 def run_python(code: str, *, terminal: bool, **environment: str) -> str:
@@ -183,3 +183,15 @@ class TestPlainTable:
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("dollars", "text"),
+    [(0, "$0.00"), (1234.5, "$1,234.50"), (0.1, "$0.10"), (0.034, "$0.034"), (0.00012, "$0.00012")],
+)
+def test_no_amount_looks_like_nothing(dollars, text):
+    assert money(dollars) == text
+
+
+def test_progress_of_an_unknown_total_says_nothing_of_nothing():
+    assert _LineProgress("loading x", None, "", 0).line(3.0) == "loading x"

@@ -11,6 +11,7 @@ import pytest
 from stillhouse import pipeline
 from stillhouse.errors import EmptyCorpusError, RecipeError, StorageError
 from stillhouse.files import take_lock
+from stillhouse.pipeline.report import corpus_counts
 from stillhouse.pipeline.stages import Done, Stage, build_the_student
 from stillhouse.recipe_file import parse_recipe
 
@@ -74,3 +75,13 @@ def test_a_filter_that_leaves_none_held_out_stops_the_run_before_the_student():
     run = SimpleNamespace(manifest=SimpleNamespace(facts={"filter": {"held_out": 0}}.__getitem__))
     with pytest.raises(EmptyCorpusError, match="no held-out exchange"):
         build_the_student(cast(Any, run))
+
+
+def test_the_reports_corpus_leaves_out_bookkeeping_that_counted_nothing():
+    quiet = {"finished_before": 0, "failed": {}, "set_aside": 0, "cost_usd": None, "stopped_by": None}
+    facts = {"asked": 9, "collected": 9, "kept": 0, "seconds": 1.0, "lowest_concurrency": 8}
+    assert corpus_counts(facts | quiet) == {"asked": 9, "collected": 9, "kept": 0}
+    assert corpus_counts({"failed": {"x": 1}, "finished_before": 2}) == {
+        "failed": {"x": 1},
+        "finished_before": 2,
+    }

@@ -282,12 +282,32 @@ class TestCommand:
         planned = json.loads(capsys.readouterr().out)
         assert planned["seconds"] == pytest.approx(sum(stage["seconds"] for stage in planned["stages"]))
 
+    @pytest.mark.parametrize(("host", "said"), [("example.com", True), ("127.0.0.1:1", False)])
+    def test_a_missing_api_key_is_said(self, recipe_file, questions, host, said, monkeypatch, capsys):
+        monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+        (recipe_file.parent / "api.yaml").write_text(
+            f"name: small\nteacher: {{model: 'api:http://{host}/v1#m', api_key_env: NO_SUCH_KEY, terms: own}}\n"
+            f"prompts: {{source: '{questions}', held_out: 8}}\nstudent: {{model: 'embedded:smollm2'}}\n"
+            "objective: {kind: cross_entropy}\n"
+        )
+        assert main(["plan", "api.yaml"]) == 0
+        assert ("NO_SUCH_KEY is not set" in capsys.readouterr().err) is said
+
+    def test_refused_terms_are_one_document_of_json(self, recipe_file, capsys):
+        assert main(["plan", "r.yaml", "--json", "--teacher.terms", "anthropic"]) == 3
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["status"] == 3
+        assert "may not train" in answer["error"]
+        assert answer["seconds"] > 0
+        assert answer["stages"]
+
     def test_terms_that_forbid_it_are_3_after_the_plan(self, recipe_file, capsys):
         assert main(["plan", "r.yaml", "--teacher.terms", "anthropic"]) == 3
         captured = capsys.readouterr()
         assert "in all" in captured.out
         assert "may not train" in captured.err
 
-    def test_unknown_terms_can_be_accepted(self, recipe_file):
+    def test_unknown_terms_can_be_accepted(self, recipe_file, capsys):
         assert main(["plan", "r.yaml", "--teacher.terms", "unknown"]) == 3
         assert main(["plan", "r.yaml", "--teacher.terms", "unknown", "--accept-terms", "mine"]) == 0
+        assert "Accepted by the recipe: mine" in capsys.readouterr().out

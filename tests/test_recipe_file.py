@@ -247,12 +247,12 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("override", "complaint"),
         [
-            ("train.epocs=2", "--train.epocs: train.epocs: unknown key. Did you mean `train.epochs`?"),
-            ("train.epochs=two", '--train.epochs: train.epochs: must be a number, not "two"'),
+            ("train.epocs=2", "--train.epocs: unknown key. Did you mean `train.epochs`?"),
+            ("train.epochs=two", '--train.epochs: must be a number, not "two"'),
             ("train.epochs", "--train.epochs: an override is `--section.field value`"),
             ("train..epochs=1", "--train..epochs: an override is"),
             ("train.betas=[1", "--train.betas"),
-            ("student.lora=3", "--student.lora: student.lora: must be a mapping of keys, not 3"),
+            ("student.lora=3", "--student.lora: must be a mapping of keys, not 3"),
             ("trian.epochs=3", "--trian.epochs: trian: unknown key. Did you mean `train`?"),
         ],
     )
@@ -472,3 +472,15 @@ def test_rules_of_verifiers(lines, message):
     with pytest.raises(RecipeError) as caught:
         parse_recipe(f"{SMALL}\n{lines}\n")
     assert message in str(caught.value)
+
+
+def test_strangers_are_not_suggested(tmp_path):
+    assert nearest("nope", ["openai", "gemma"]) is None
+    for name in ("bad2.yaml", "quickstart.yaml"):
+        (tmp_path / name).touch()
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "missing.yaml")
+    assert caught.value.hint is None
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "quikstart.yaml")
+    assert caught.value.hint == f"Did you mean `{tmp_path / 'quickstart.yaml'}`?"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import sys
@@ -169,13 +170,21 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def money(dollars: float) -> str:
+    """``$12.34``, ``$0.034``, ``$0.00012``: two digits that count, so that no amount looks like nothing."""
+    if dollars <= 0 or dollars >= 0.1:
+        return f"${dollars:,.2f}"
+    places = 1 - math.floor(math.log10(dollars))
+    return f"${dollars:.{places}f}" if places <= 8 else f"${dollars:.1e}"
+
+
 def _count(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _extra(name: str, value: Any) -> str:
     if name == "spent":
-        return f"${value:.2f} spent"
+        return f"{money(value)} spent"
     return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
@@ -208,11 +217,12 @@ class _LineProgress:
         rate = (self.done - self.start_done) / elapsed_s if elapsed_s > 0 else 0.0
         unit = f" {self.unit}" if self.unit else ""
         if self.total is None:
-            parts = [f"{self.label} {self.done:,}{unit}"]
+            parts = [f"{self.label} {self.done:,}{unit}" if self.done else self.label]
         else:
             share = self.done / self.total if self.total else 1.0
             parts = [f"{self.label} {share:.0%} ({self.done:,}/{self.total:,}{unit})"]
-        parts.append(f"{_count(rate)}{unit}/s")
+        if rate > 0:
+            parts.append(f"{_count(rate)}{unit}/s")
         if self.total is not None and rate > 0 and self.done < self.total:
             parts.append(f"{duration((self.total - self.done) / rate)} left")
         return ", ".join(parts + [_extra(*item) for item in self.extras.items()])

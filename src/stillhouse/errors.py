@@ -10,6 +10,7 @@ Programmer errors are ``assert``; nothing here is for them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -22,6 +23,8 @@ class StillhouseError(Exception):
     """
 
     exit_status = 1
+    report: Mapping[str, Any] = {}
+    """What `--json` prints beside the error: what was found out before it."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from .recipe_on_policy import OnPolicy
 from .recipe_verify import Select, Verifier
 
 Text = Annotated[str, MinLen(1)]
@@ -193,8 +194,8 @@ class Objective:
 class Train:
     """How the student is trained."""
 
-    epochs: Annotated[float, Gt(0), Le(1e6)] = 1.0
-    """Passes over the corpus (ignored when `tokens` is set)."""
+    epochs: Annotated[float, Ge(0), Le(1e6)] = 1.0
+    """Passes over the corpus (ignored when `tokens` is set); 0 leaves this stage out."""
     tokens: PositiveInt | None = None
     """Stop after this many tokens."""
     batch_tokens: PositiveInt = 4096
@@ -270,6 +271,8 @@ class Recipe:
     """Rejection sampling."""
     objective: Objective = field(default_factory=Objective)
     train: Train = field(default_factory=Train)
+    on_policy: OnPolicy | None = None
+    """After (or, with `train.epochs: 0`, instead of) learning from the corpus."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
     """Every random choice comes from this."""

@@ -40,8 +40,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = file.read_text("utf-8")
     except FileNotFoundError as error:
-        beside = [str(found) for found in file.parent.glob("*.y*ml")]
-        raise RecipeError(f"no such recipe: {file}", hint=did_you_mean(str(file), beside)) from error
+        beside = {found.stem: found for found in sorted(file.parent.glob("*.y*ml"))}
+        near = nearest(file.stem, beside)
+        hint = f"Did you mean `{beside[near]}`?" if near else None
+        raise RecipeError(f"no such recipe: {file}", hint=hint) from error
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -143,7 +145,8 @@ def _apply(override: str, values: dict[str, Any], origins: Origins) -> None:
 
 
 def _line(path: KeyPath, what: str, origins: Origins) -> str:
-    return f"{origins[_written(path, origins)]}: {_dotted(path)}: {what}"
+    place, key = origins[_written(path, origins)], _dotted(path)
+    return f"{place}: {what}" if place == f"--{key}" else f"{place}: {key}: {what}"
 
 
 def _written(path: KeyPath, origins: Origins) -> KeyPath:

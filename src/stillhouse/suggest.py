@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+CUTOFF = 0.65
+"""Share of letters in common below which two words are strangers: `nope` and `openai` have 0.6."""
+
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice most like ``word``, or None when none is near.
@@ -15,7 +18,7 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     every = list(choices)
     for form in (_form, _last_part):
         by_form = {form(choice): choice for choice in reversed(every)}
-        found = difflib.get_close_matches(form(word), list(by_form), n=1, cutoff=0.6)
+        found = difflib.get_close_matches(form(word), list(by_form), n=1, cutoff=CUTOFF)
         if found:
             return by_form[found[0]]
     return None

@@ -31,6 +31,30 @@ def test_a_model_is_measured_against_its_teacher(tiny_teacher, student, answers,
     assert teacher["kl"]["value"] == 0
     assert measured["kl"]["value"] > 0
     assert report["held_out"]["documents"] == 6
+    for model, place in ((teacher, tiny_teacher), (measured, student)):
+        assert model["format"] == "safetensors"
+        assert model["bytes"] == (place / "model.safetensors").stat().st_size
+
+
+def test_conversations_without_an_answer_are_counted(tiny_teacher, answers, capsys):
+    with answers.open("a") as file:
+        file.write(json.dumps({"prompt": "and this?"}) + "\n")
+    assert main(["eval", str(tiny_teacher), "--data", str(answers), "--no-speed"]) == 0
+    assert "1 of 7 conversations have no answer" in capsys.readouterr().err
+
+
+def test_of_a_run_the_student_is_named(tmp_path, answers, capsys):
+    (tmp_path / "run/student").mkdir(parents=True)
+    assert main(["eval", str(tmp_path / "run"), "--data", str(answers)]) == 2
+    assert str(tmp_path / "run/student") in capsys.readouterr().err
+
+
+def test_no_recipe_is_spoken_of(tiny_teacher, tmp_path, capsys):
+    (tmp_path / "d.jsonl").write_text('{"said": "x"}\n')
+    assert main(["eval", str(tiny_teacher), "--data", str(tmp_path / "d.jsonl")]) == 1
+    message = capsys.readouterr().err
+    assert "prompts.column" not in message
+    assert "`completion`" in message
 
 
 def test_the_teacher_itself_is_at_no_distance(tiny_teacher, answers, capsys):

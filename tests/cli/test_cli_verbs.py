@@ -44,6 +44,9 @@ def calls(tmp_path, monkeypatch):
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "recipe.yaml").write_text(dump_recipe(recipe))
         (directory / "work").touch()
+        manifest = Manifest.load(directory)
+        for stage in ("terms", "collect", "filter", "student", "targets", "train", "control", "evaluate"):
+            manifest.record(stage, {}, [], {})
         return REPORT if until is None else {"kept": 7}
 
     monkeypatch.setattr("stillhouse.pipeline.run", pipeline_run)
@@ -59,6 +62,8 @@ class TestOverrides:
             (["plan", "r", "--seed", "-1", "--json"], ["plan", "r", "--section.field=seed=-1", "--json"]),
             (["run", "r", "--train.batch-tokens", "9"], ["run", "r", "--section.field=train.batch_tokens=9"]),
             (["run", "r", "--accept-terms", "why"], ["run", "r", "--accept-terms", "why"]),
+            (["run", "r", "--accept-terms=why"], ["run", "r", "--accept-terms=why"]),
+            (["run", "r", "--accept_terms", "null"], ["run", "r", "--section.field=accept_terms=null"]),
             (["run", "r", "--", "--a.b", "c"], ["run", "r", "--", "--a.b", "c"]),
             (["terms", "--purpose", "personal"], ["terms", "--purpose", "personal"]),
             (["eval", "m", "--a.b", "c"], ["eval", "m", "--a.b", "c"]),
@@ -87,9 +92,21 @@ class TestOverrides:
         assert (recipe.train.epochs, recipe.seed, recipe.accept_terms) == (2.0, 3, "mine: yes")
         assert recipe.student.lora.rank == 8
 
+    def test_null_for_the_recipes_key_is_no_acceptance(self, calls):
+        assert main(["run", "r.yaml", "--accept_terms", "null"]) == 0
+        assert calls[0][0].accept_terms is None
+
+    @pytest.mark.parametrize("reason", ["", " ", "null", "None", "~"])
+    def test_an_acceptance_without_a_reason_is_refused(self, calls, capsys, reason):
+        assert main(["run", "r.yaml", "--accept-terms", reason]) == 2
+        assert "is no reason" in capsys.readouterr().err
+        assert calls == []
+
 
 class TestStages:
-    @pytest.mark.parametrize(("verb", "until"), [("run", None), ("collect", "filter"), ("train", "control")])
+    @pytest.mark.parametrize(
+        ("verb", "until"), [("run", None), ("collect", "filter"), ("train", "on_policy")]
+    )
     def test_each_verb_runs_as_far_as_it_says(self, calls, verb, until):
         assert main([verb, "r.yaml"]) == 0
         assert calls == [(load_recipe("r.yaml"), "runs/first", until)]
@@ -127,10 +144,36 @@ class TestRunDirectory:
     def test_many_differences_are_counted(self, calls, capsys):
         assert main(["run", "r.yaml"]) == 0
         changes = [
-            f"--collect.{key}=3" for key in ("samples", "max_tokens", "top_k", "concurrency", "retries")
+            f"--collect.{key}=3" for key in ("samples", "max_tokens", "top_k", "top_logprobs", "temperature")
         ]
         assert main(["run", "r.yaml", "--seed", "5", "--train.epochs", "2", *changes]) == 2
         assert "and 2 more" in capsys.readouterr().err
+
+    def test_what_no_finished_stage_depends_on_may_change(self, calls, capsys):
+        assert main(["run", "r.yaml"]) == 0
+        changes = ["--evaluate.prompts", "2", "--train.checkpoint_every", "7", "--collect.concurrency", "3"]
+        assert main(["run", "r.yaml", *changes]) == 0
+        said = capsys.readouterr().err
+        assert "going on with runs/first; changed: collect.concurrency: 16 before, 3 now" in said
+        assert len(calls) == 2
+
+    def test_a_teacher_that_never_answered_leaves_nothing_in_the_way(self, calls, tmp_path):
+        collected = tmp_path / "runs/first/corpus/collected"
+        collected.mkdir(parents=True)
+        (tmp_path / "runs/first/recipe.yaml").write_text(RECIPE + "seed: 7\n")
+        for name in (".lock", "failures.jsonl", "journal-000000.jsonl"):
+            (collected / name).touch()
+        assert main(["run", "r.yaml"]) == 0
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize("answers", ["journal-000000.jsonl", "shard-000000.parquet"])
+    def test_answers_are_not_mixed_with_those_of_another_recipe(self, calls, capsys, tmp_path, answers):
+        collected = tmp_path / "runs/first/corpus/collected"
+        collected.mkdir(parents=True)
+        (tmp_path / "runs/first/recipe.yaml").write_text(RECIPE + "seed: 7\n")
+        (collected / answers).write_text("{}\n")
+        assert main(["run", "r.yaml"]) == 2
+        assert "seed: 7 there, 0 now" in capsys.readouterr().err
 
     def test_restart_moves_the_old_run_aside_and_deletes_nothing(self, calls, tmp_path):
         for _ in range(3):
@@ -204,6 +247,29 @@ class TestTerms:
         assert "for research" in text
         assert "Apache-2.0" in text
 
+    def test_unknown_ones_say_what_to_do(self, capsys):
+        assert main(["terms", "unknown"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Name the terms yourself" in text
+        assert "free to choose" not in text
+
+    @pytest.mark.parametrize(
+        ("word", "meant"),
+        [
+            ("apache2.0", "apache-2.0"),
+            ("gema", "gemma"),
+            ("smolm2", "embedded:smollm2"),
+            ("embeded:smollm2", "embedded:smollm2"),
+        ],
+    )
+    def test_a_misspelt_word(self, word, meant, capsys):
+        assert main(["terms", word]) == 0
+        assert f"Did you mean {meant}?" in capsys.readouterr().err.replace("`", "")
+
+    def test_a_model_by_its_name_is_no_misspelling(self, capsys):
+        assert main(["terms", "nobody/knows-this"]) == 0
+        assert "Did you mean" not in capsys.readouterr().err
+
     def test_json(self, capsys):
         assert main(["terms", "gemma", "--json"]) == 0
         explained = json.loads(capsys.readouterr().out)
@@ -238,6 +304,22 @@ class TestVerify:
         message = capsys.readouterr().err
         assert "student/b.bin" in message
         assert "a.bin" not in message
+
+    def test_all_that_is_not_is_listed(self, run_directory, capsys):
+        names = [f"{n:02d}.bin" for n in range(25)]
+        for name in names:
+            (run_directory / name).write_text(name)
+        Manifest.load(run_directory).record("card", {}, [run_directory / name for name in names], {})
+        for name in names:
+            (run_directory / name).unlink()
+        assert main(["verify", "runs/first"]) == 1
+        message = capsys.readouterr().err
+        assert message.count("bin is missing") == 20
+        assert "and 5 more" in message
+        assert main(["verify", "runs/first", "--json"]) == 1
+        answer = json.loads(capsys.readouterr().out)
+        assert len(answer["differences"]) == 25
+        assert answer["status"] == 1
 
 
 def test_eval_of_a_finished_run_prints_what_it_measured(tmp_path, capsys):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from stillhouse.distill import make_documents
 from stillhouse.errors import EmptyCorpusError
 from stillhouse.evaluate import Candidate, evaluate_models, interval, paired_difference, results_table
 from stillhouse.evaluate.answers import answer
-from stillhouse.evaluate.compare import model_bytes, weight_files
+from stillhouse.evaluate.compare import model_bytes, model_entry, weight_files
+from stillhouse.evaluate.measures import Measures
 from stillhouse.models import load_weights
 from stillhouse.recipe import Evaluate
 
@@ -180,3 +183,11 @@ def test_intervals_of_the_report_are_those_of_its_sums(teacher, documents):
     assert found["models"][1]["kl"] == interval(left.kl_D, left.tokens_D, 0.9).to_dict()
     expected = paired_difference(left.kl_D, right.kl_D, left.tokens_D, 0.9).to_dict()
     assert found["comparison"]["control"]["kl"] == expected
+
+
+def test_no_perplexity_below_one_is_in_an_interval():
+    sums_D = np.array([0.01, 0.02, 4.0])  # far apart: 1.34 ± 5.7 nats per token
+    measures = Measures(("a", "b", "c"), np.array([1, 1, 1]), sums_D, None, None)
+    weights = SimpleNamespace(model=torch.nn.Linear(1, 1))
+    entry = model_entry(Candidate("student", "s", cast(Any, weights)), measures, None, confidence=0.95)
+    assert (entry["nll"]["low"], entry["perplexity"]["low"]) == (0.0, 1.0)

@@ -18,13 +18,16 @@ def finding(value: float, half: float, against: str = "control", measure: str = 
     return find({against: part}, [])
 
 
+UNDECIDED = "Student and control cannot be told apart in nearness to the teacher"
+
+
 @pytest.mark.parametrize(
     ("value", "half", "outcome", "headline"),
     [
-        (-0.2, 0.1, "better", "Distillation beats the control"),
-        (0.2, 0.1, "worse", "The control beats distillation"),
-        (-0.2, 0.3, "undecided", "Distillation and the control cannot be told apart"),
-        (-0.2, 0.2, "undecided", "Distillation and the control cannot be told apart"),
+        (-0.2, 0.1, "better", "The student is nearer to its teacher than the control"),
+        (0.2, 0.1, "worse", "The control is nearer to the teacher than the student"),
+        (-0.2, 0.3, "undecided", UNDECIDED),
+        (-0.2, 0.2, "undecided", UNDECIDED),
     ],
 )
 def test_the_outcome_needs_an_interval_without_zero(value, half, outcome, headline):
@@ -41,6 +44,18 @@ def test_the_sentence_names_amount_interval_level_and_documents():
     assert finding(-0.2, 0.3).sentence.endswith("−0.500 to +0.100, includes zero.")
 
 
+def test_a_worse_likelihood_of_the_text_is_said():
+    part = {"kl": estimate(-0.138, 0.021), "agreement": None, "nll": estimate(0.104, 0.02)}
+    found = find({"control": part}, [])
+    assert found.outcome == "better"
+    assert found.headline.endswith("than the control, but finds the text less likely")
+    assert found.sentence.endswith(
+        "clustered by document); its likelihood of the text is 0.104 nats per token worse."
+    )
+    unsure = find({"control": part | {"nll": estimate(0.104, 0.2)}}, [])
+    assert "likelihood" not in unsure.sentence + unsure.headline
+
+
 def test_without_an_interval_nothing_follows():
     found = finding(-0.2, 0.1, low=None, high=None, documents=1)
     assert found.outcome == "undecided"
@@ -51,7 +66,7 @@ def test_without_an_interval_nothing_follows():
 def test_without_a_control_the_student_is_held_against_itself_before():
     found = finding(-3.0, 0.1, against="before", measure="nll")
     assert found.against == "before"
-    assert found.headline == "Training brought the student nearer to its teacher"
+    assert found.headline == "The text is likelier to the student than before training"
     assert "negative log-likelihood of the text is 3.000 nats per token lower" in found.sentence
 
 

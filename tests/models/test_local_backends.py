@@ -10,6 +10,7 @@ from tiny_gguf import tiny_model, vocabulary, write_gguf
 
 from stillhouse.errors import ContextLengthError, ModelError
 from stillhouse.models import Reply, Request, Sampling, load_weights, open_model
+from stillhouse.models.llama_backend import wanted_threads
 from stillhouse.models.local import cut_at_stop, split_reasoning
 
 TEMPLATE = (
@@ -166,3 +167,13 @@ def test_reasoning_is_kept_apart(text, inside, answer, reasoning):
 def test_stops():
     assert cut_at_stop("abcSTOPdEND", ("END", "STOP")) == ("abc", True)
     assert cut_at_stop("abc", ("END",)) == ("abc", False)
+
+
+@pytest.mark.parametrize(
+    ("value", "threads"), [("3", 3), ("2,1", 2), ("", None), ("0", None), ("many", None), (None, None)]
+)
+def test_llama_keeps_to_omp_num_threads(monkeypatch, value, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert wanted_threads() == threads

@@ -50,12 +50,16 @@ def test_greedy_equals_generate_of_each_prompt_alone(kind):
 def test_a_draw_depends_on_its_own_seed_and_not_on_the_batch():
     model = tiny("llama")
     settings = [Sampling(max_tokens=3 + 4 * n, seed=n) for n in range(len(PROMPTS))]
-    together = sample(model, PROMPTS, settings, ends={5})
-    backwards = sample(model, PROMPTS[::-1], settings[::-1], ends={5})[::-1]
-    alone = [sample(model, [p], [s], ends={5})[0] for p, s in zip(PROMPTS, settings, strict=True)]
+
+    def drawn(prompts, settings) -> list[tuple[list[int], str]]:
+        return [(answer.ids, answer.finish_reason) for answer in sample(model, prompts, settings, ends={5})]
+
+    together = drawn(PROMPTS, settings)
+    backwards = drawn(PROMPTS[::-1], settings[::-1])[::-1]
+    alone = [drawn([p], [s])[0] for p, s in zip(PROMPTS, settings, strict=True)]
     assert together == backwards == alone
-    assert sample(model, PROMPTS[:1], [Sampling(max_tokens=40, seed=99)], ends={5})[0].ids != together[0].ids
-    assert all(len(answer.ids) <= s.max_tokens for answer, s in zip(together, settings, strict=True))
+    assert sample(model, PROMPTS[:1], [Sampling(max_tokens=40, seed=99)], ends={5})[0].ids != together[0][0]
+    assert all(len(ids) <= s.max_tokens for (ids, _), s in zip(together, settings, strict=True))
 
 
 def test_draws_follow_the_tempered_distribution():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 import yaml
 from conftest import make_tiny_teacher, still
 
+from stillhouse import pipeline
 from stillhouse.hashing import sha256_file
+from stillhouse.recipe_file import load_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -122,9 +125,39 @@ def test_another_recipe_does_not_overwrite(finished):
     assert "--restart" in result.stderr
 
 
-def test_verify_finds_what_was_changed(finished, tmp_path):
-    import shutil
+def test_another_evaluation_measures_again_and_trains_nothing(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "runs/small", run)
+    before = weights(run)
+    changes = ["--evaluate.prompts", "1", "--train.checkpoint_every", "7", "--collect.concurrency", "3"]
+    result = still("run", finished / "recipe.yaml", "--out", run, *changes, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "evaluate.prompts: 2 before, 1 now" in result.stderr
+    for stage in ("collect", "train", "control"):
+        assert f"{stage}: done before, unchanged" in result.stderr
+    assert weights(run) == before
+    assert len(json.loads((run / "report.json").read_text())["answers"]) == 1
+    assert still("verify", run, cwd=tmp_path).returncode == 0
 
+
+def test_until_training_begins_the_filter_may_change(tmp_path, tiny_teacher, questions):
+    """Also after targets were cached: those of the old exchanges are cached anew."""
+    recipe = write_recipe(tmp_path, tiny_teacher, questions, evaluate__control=False, train__epochs=1)
+    pipeline.run(load_recipe(recipe), tmp_path / "run", until="targets")
+    answers = {path: sha256_file(path) for path in (tmp_path / "run/corpus/collected").glob("shard-*")}
+    assert answers
+    result = still("run", recipe, "--filter.near_duplicates", "0.2", "--out", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "collect: done before" in result.stderr
+    assert "targets: cached anew" in result.stderr
+    assert answers == {path: sha256_file(path) for path in answers}
+    assert still("verify", "run", cwd=tmp_path).returncode == 0
+    again = still("run", recipe, "--filter.near_duplicates", "0.9", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "filter.near_duplicates" in again.stderr
+
+
+def test_verify_finds_what_was_changed(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished / "runs/small", run)
     assert still("verify", run, cwd=tmp_path).returncode == 0

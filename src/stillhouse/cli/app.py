@@ -48,7 +48,12 @@ VERBS = {
     "verify": verify.verify,
 }
 for place, (name, verb) in enumerate(VERBS.items()):
-    command = App(name=name, sort_key=place, help_epilogue=sys.modules[verb.__module__].EXAMPLES)
+    command = App(
+        name=name,
+        sort_key=place,
+        help_epilogue=sys.modules[verb.__module__].EXAMPLES,
+        usage=getattr(sys.modules[verb.__module__], "USAGE", None),
+    )
     command.default(verb)
     app.command(command)
 app.register_install_completion_command()
@@ -105,5 +110,5 @@ def _fail(error: StillhouseError, debug: bool) -> int:
     console.error(str(error))
     if error.hint:
         console.hint(error.hint)
-    console.data({"error": str(error), "hint": error.hint, "status": error.exit_status})
+    console.data({**error.report, "error": str(error), "hint": error.hint, "status": error.exit_status})
     return error.exit_status

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from ..console import console
 from ..errors import CorpusError, UsageError
 from ..files import read_json
 from .options import Output, OutputFlags
@@ -17,6 +18,9 @@ Examples:
   still eval runs/quickstart
   still eval runs/first/student --teacher embedded:smollm2 --data text.jsonl
   still eval embedded:smollm2 --data answers.jsonl --limit 100 --json"""
+
+
+COLUMNS = "Its columns are to be `messages`, or `prompt` and `completion`."
 
 
 def evaluate(
@@ -32,8 +36,8 @@ def evaluate(
 ) -> None:
     """Measure a model: divergence from its teacher, perplexity, speed.
 
-    It is measured on finished exchanges (--data). With a run's directory alone, what that run has
-    measured is printed.
+    It is measured on finished exchanges (--data). With a run's directory alone,
+    what that run has measured is printed.
 
     Parameters
     ----------
@@ -78,17 +82,32 @@ def _measure(
     from ..corpus import load_prompts
     from ..distill import make_documents
     from ..evaluate import Candidate, evaluate_models
-    from ..models import load_weights, same_tokenizer
+    from ..models import load_weights, parse_reference, same_tokenizer
     from ..recipe import Evaluate
 
-    exchanges = [p for p in load_prompts(data, limit=limit) if p.messages[-1]["role"] == "assistant"]
+    if (Path(model) / "student").is_dir() and not (Path(model) / "config.json").is_file():
+        student_of_run = Path(model) / "student"
+        raise UsageError(
+            f"{model} is a run's directory and no model",
+            hint=f"Its student is {student_of_run}: still eval {student_of_run} --data {data}.",
+        )
+    try:
+        conversations = load_prompts(data, limit=limit)
+    except CorpusError as error:
+        if error.hint is None or "prompts.column" not in error.hint:
+            raise
+        raise CorpusError(str(error), hint=COLUMNS) from error
+    exchanges = [p for p in conversations if p.is_finished]
+    if exchanges and (unanswered := len(conversations) - len(exchanges)):
+        console.info(f"{unanswered} of {len(conversations)} conversations have no answer and are left out")
     if not exchanges:
         raise CorpusError(
-            f"{data} holds no finished exchange: no conversation ends with the assistant's turn",
-            hint="Columns `messages`, or `prompt` and `completion`.",
+            f"{data} holds no finished exchange: no conversation ends with the assistant's turn "
+            f"({len(conversations)} have no answer)",
+            hint=COLUMNS,
         )
     student = load_weights(model)
-    candidates = [Candidate("student", model, student)]
+    candidates = [Candidate("student", model, student, parse_reference(model).path)]
     if teacher is not None:
         weights = load_weights(teacher)
         if not same_tokenizer(weights.tokenizer, student.tokenizer):
@@ -96,7 +115,7 @@ def _measure(
                 f"{model} and {teacher} have different tokenizers, so no divergence between them is defined",
                 hint="Leave out --teacher to measure perplexity and speed alone.",
             )
-        candidates.insert(0, Candidate("teacher", teacher, weights))
+        candidates.insert(0, Candidate("teacher", teacher, weights, parse_reference(teacher).path))
     rows = [{"id": p.id, "messages": p.messages} for p in exchanges]
     documents = make_documents(
         rows, student.tokenizer, student.template, loss_on="assistant", max_length=max_length

@@ -14,7 +14,9 @@ from ..recipe import Recipe
 
 OPTION = "--section.field"
 VERBS = ("run", "plan", "collect", "train")
-_TOP_LEVEL = {f.name for f in dataclasses.fields(Recipe)} - {"accept_terms"}  # an option of its own
+_TOP_LEVEL = {f.name for f in dataclasses.fields(Recipe)}
+_OWN_OPTION = "--accept-terms"
+"""Not an override: its value is text, not YAML. Spelt with an underscore it is the recipe's key."""
 
 
 def gather_overrides(tokens: Sequence[str]) -> list[str]:
@@ -36,7 +38,8 @@ def gather_overrides(tokens: Sequence[str]) -> list[str]:
             return [*gathered, token, *rest]
         name, equals, value = token.removeprefix("--").partition("=")
         key = name.replace("-", "_")
-        if not token.startswith("--") or token == OPTION or not ("." in key or key in _TOP_LEVEL):
+        named = "." in key or key in _TOP_LEVEL
+        if not token.startswith("--") or f"--{name}" in (OPTION, _OWN_OPTION) or not named:
             gathered.append(token)
             continue
         if not equals:

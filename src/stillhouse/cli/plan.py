@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..console import console, duration
+from ..console import console, duration, money
+from ..errors import TermsError
 from ..recipe import Recipe
 from .options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile
 from .stages import read_recipe
@@ -25,8 +26,8 @@ def plan(
 ) -> None:
     """Tell what a recipe would take: tokens, memory, time, money, terms.
 
-    Loads no weights and asks no teacher; times this machine for about a second. The same as
-    `still run --dry-run`.
+    Loads no weights and asks no teacher; times this machine for about a second.
+    The same as `still run --dry-run`.
     """
     show_plan(read_recipe(recipe, overrides, accept_terms))
 
@@ -50,16 +51,32 @@ def show_plan(recipe: Recipe) -> None:
     )
     if not console.json:
         print(f"Terms: {planned.verdict.reason}")
-    console.data(
-        dataclasses.asdict(planned)
-        | {"seconds": planned.seconds, "peak_memory_bytes": planned.peak_memory_bytes}
-    )
+    data = dataclasses.asdict(planned) | {
+        "seconds": planned.seconds,
+        "peak_memory_bytes": planned.peak_memory_bytes,
+    }
     terms, start = recipe_terms(recipe)
-    require_allowed(terms, recipe.purpose, recipe.accept_terms, student=start)
+    _warn_of_no_key(recipe)
+    try:
+        verdict = require_allowed(terms, recipe.purpose, recipe.accept_terms, student=start)
+    except TermsError as error:
+        error.report = data
+        raise
+    console.data(data | {"verdict": dataclasses.asdict(verdict)})
+    if verdict.accepted and not console.json:
+        print(f"Accepted by the recipe: {verdict.accepted}")
+
+
+def _warn_of_no_key(recipe: Recipe) -> None:
+    from ..models import lacks_key, parse_reference
+
+    variable = recipe.teacher.api_key_env
+    if lacks_key(parse_reference(recipe.teacher.model), variable):
+        console.warn(f"{variable} is not set: without a key a run of this recipe is refused")
 
 
 def _money(dollars: float | None) -> str:
-    return "price unknown: set teacher.price_in and price_out" if dollars is None else f"${dollars:.2f}"
+    return "price unknown: set teacher.price_in and price_out" if dollars is None else money(dollars)
 
 
 def _gigabytes(size: int) -> str:

@@ -31,6 +31,7 @@ def run(
     """Collect, train and measure what a recipe says; write the report.
 
     A run that was stopped goes on where it stopped: give the same command again.
+    The recipe may have changed where no finished work depends on it.
 
     Parameters
     ----------

@@ -1,28 +1,34 @@
 """Where a run lives, and that nothing there is overwritten unasked.
 
-A directory with the same resolved recipe is gone on with; one with another recipe is
-refused, with the keys that differ. ``--restart`` moves a run aside and never deletes.
+A directory with the same resolved recipe is gone on with, and so is one with another
+recipe when no finished work depends on what was changed; else it is refused, with the
+keys that differ. ``--restart`` moves a run aside and never deletes.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..console import console
 from ..errors import RecipeError, UsageError
 from ..files import LOCK, storage_errors, take_lock
 from ..recipe import Recipe
-from ..recipe_file import differing_keys, load_recipe
+from ..recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from ..pipeline.changes import Difference
 
 MOST_DIFFERENCES = 5
 
 
 def run_directory(recipe: Recipe, out: Path | None, *, restart: bool) -> Path:
-    """The directory to run ``recipe`` in: new, empty, or begun with this very recipe.
+    """The directory to run ``recipe`` in: new, empty, or with a run that this recipe can go on with.
 
     Raises:
-        UsageError: it holds another run, or something that is no run, or is the working directory.
+        UsageError: it holds a run that does not fit or something that is no run, or is the working directory.
         StorageError: an old run is still going on, or could not be moved aside.
     """
     directory = out or Path("runs") / recipe.name
@@ -35,17 +41,23 @@ def run_directory(recipe: Recipe, out: Path | None, *, restart: bool) -> Path:
     if restart:
         console.info(f"the old run is now {_move_aside(directory)}")
         return directory
-    _require_same(recipe, directory)
-    console.info(f"going on with {directory}")
+    changed = _require_compatible(recipe, directory)
+    console.info(f"going on with {directory}" + (f"; changed: {', '.join(changed)}" if changed else ""))
     return directory
 
 
 def _begun(directory: Path) -> bool:
     """Whether anything was done here; a run that ended before its first answer (its terms or its prompts
-    were refused) leaves nothing that is worth keeping."""
-    return directory.is_dir() and any(
-        entry.name not in ("recipe.yaml", "manifest.json", LOCK) for entry in directory.iterdir()
-    )
+    were refused, its teacher did not speak) leaves nothing that is worth keeping."""
+    from ..pipeline.changes import has_answers
+
+    if not directory.is_dir():
+        return False
+    others = {entry.name for entry in directory.iterdir()} - {"recipe.yaml", "manifest.json", LOCK}
+    if others == {"corpus"} and (directory / "recipe.yaml").is_file():
+        later = {entry.name for entry in (directory / "corpus").iterdir()} - {"collected"}
+        return bool(later) or has_answers(directory)
+    return bool(others)
 
 
 def _move_aside(directory: Path) -> Path:
@@ -67,7 +79,10 @@ def _move_aside(directory: Path) -> Path:
     return aside
 
 
-def _require_same(recipe: Recipe, directory: Path) -> None:
+def _require_compatible(recipe: Recipe, directory: Path) -> list[str]:
+    """What the run will go on with changed, in words; refuses what would touch its finished work."""
+    from ..pipeline.changes import changes
+
     start_anew = "Give --out another directory, or --restart to move this run aside and start anew."
     if not (directory / "recipe.yaml").is_file():
         raise UsageError(
@@ -79,10 +94,15 @@ def _require_same(recipe: Recipe, directory: Path) -> None:
         raise UsageError(
             f"{directory} holds a run whose recipe cannot be read:\n{error}", hint=start_anew
         ) from error
-    differences = differing_keys(before, recipe)
-    if not differences:
-        return
-    lines = [f"  {key}: {old!r} there, {new!r} now" for key, old, new in differences[:MOST_DIFFERENCES]]
+    found = changes(before, recipe, directory)
+    if found.refused:
+        lines = [f"  {line}" for line in _in_words(found.refused, "there", "now")]
+        raise UsageError(f"{directory} holds a run of another recipe:\n" + "\n".join(lines), hint=start_anew)
+    return _in_words(found.allowed, "before", "now")
+
+
+def _in_words(differences: Sequence[Difference], then: str, now: str) -> list[str]:
+    words = [f"{key}: {a!r} {then}, {b!r} {now}" for key, a, b in differences[:MOST_DIFFERENCES]]
     if len(differences) > MOST_DIFFERENCES:
-        lines.append(f"  and {len(differences) - MOST_DIFFERENCES} more")
-    raise UsageError(f"{directory} holds a run of another recipe:\n" + "\n".join(lines), hint=start_anew)
+        words.append(f"and {len(differences) - MOST_DIFFERENCES} more")
+    return words

@@ -7,15 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from ..console import console
+from ..errors import UsageError
 from ..recipe import Recipe
+
+NO_REASON = ("", "null", "none", "~")
 
 
 def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None) -> Recipe:
-    """The recipe with everything the command line says about it."""
+    """The recipe with everything the command line says about it.
+
+    Raises:
+        UsageError: ``accept_terms`` is no reason.
+    """
     from ..recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
-    return dataclasses.replace(recipe, accept_terms=accept_terms) if accept_terms else recipe
+    if accept_terms is None:
+        return recipe
+    if accept_terms.strip().casefold() in NO_REASON:
+        raise UsageError(
+            f"--accept-terms {accept_terms!r} is no reason",
+            hint='It is recorded for good: say why, e.g. --accept-terms "I made this model myself".',
+        )
+    return dataclasses.replace(recipe, accept_terms=accept_terms)
 
 
 def run_stages(

@@ -10,6 +10,7 @@ from ..console import console
 from ..recipe import Purpose
 from .options import Output, OutputFlags
 
+USAGE = "Usage: still terms [OPTIONS] [MODEL]"
 EXAMPLES = """\
 Examples:
   still terms
@@ -57,19 +58,47 @@ def _explain(model: str, purpose: Purpose) -> None:
     verdict = judge(found, purpose)
     answer = {True: "allowed", False: "refused", None: "unknown: needs --accept-terms"}[verdict.allowed]
     passes_on = {True: "yes", False: "no", None: "unknown"}[found.passes_on]
+    nobody_knows = found.outputs_may_train == "unknown" or found.passes_on is None
     rows = [
         [f"for {purpose}", f"{answer}: {verdict.reason}"],
         ["outputs may train", found.outputs_may_train],
         ["may compete", found.may_compete],
         ["passes on", passes_on],
-        ["student's licence", found.student_license or "free to choose"],
+        ["student's licence", found.student_license or ("unknown" if nobody_knows else "free to choose")],
         *[["duty", duty] for duty in verdict.duties],
         ["clause", found.clause],
         ["source", found.source],
         ["checked", found.checked],
+        *([["note", found.note]] if found.note and nobody_knows else []),
     ]
     console.table(f"{found.name} ({found.key})", ["what", "terms"], rows)
     console.data({"model": model, "purpose": purpose, **explain(found)})
+    if near := _meant(model, known=found.key != "unknown"):
+        console.hint(near)
+
+
+def _meant(model: str, *, known: bool) -> str | None:
+    """What a word that names no model may have meant: a key of the table, or an embedded model.
+
+    Args:
+        known: whether it tells the terms all the same, being a key or the name of a model that is not here.
+    """
+    from ..errors import ModelNotFoundError
+    from ..models.reference import EMBEDDED, parse_reference
+    from ..provenance import all_terms
+    from ..suggest import nearest
+
+    try:
+        parse_reference(model)
+    except ModelNotFoundError as error:
+        words = {entry.key: entry.key for entry in all_terms()}
+        if model in words:
+            return None
+        words |= {name: f"embedded:{name}" for name in EMBEDDED}
+        if not known and (near := nearest(model, words)):
+            return f"Did you mean `{words[near]}`?"
+        return error.hint if error.hint and error.hint.startswith("Did you mean") else None
+    return None
 
 
 def _metadata(model: str) -> dict[str, str] | None:

@@ -11,6 +11,7 @@ from ..console import console
 from ..errors import IntegrityError, UsageError
 from .options import Output, OutputFlags
 
+MOST_SHOWN = 20
 EXAMPLES = """\
 Examples:
   still verify runs/quickstart
@@ -23,7 +24,7 @@ def verify(
     *,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Check a run's files against its manifest; name the first that differs.
+    """Check a run's files against its manifest; name what differs.
 
     Parameters
     ----------
@@ -35,12 +36,16 @@ def verify(
     if not (directory / "manifest.json").is_file():
         raise UsageError(f"{directory} is not a run: it holds no manifest.json")
     result = verify_run(directory)
-    if result.first_difference is not None:
-        more = len(result.differences) - 1
-        raise IntegrityError(
-            f"{directory}: {result.first_difference}" + (f" ({more} more differ)" if more else ""),
-            hint="`still run` with the same recipe makes again what is missing or changed.",
+    found = {"directory": str(directory), "checked": result.checked, "differences": result.differences}
+    if result.differences:
+        shown = [f"{directory}: {difference}" for difference in result.differences[:MOST_SHOWN]]
+        if more := len(result.differences) - len(shown):
+            shown.append(f"and {more} more; --json lists all")
+        error = IntegrityError(
+            "\n".join(shown), hint="`still run` with the same recipe makes again what is missing or changed."
         )
-    console.data({"directory": str(directory), "checked": result.checked, "differences": []})
+        error.report = found
+        raise error
+    console.data(found)
     if not console.json:
         print(f"{directory}: {result.checked} files are as recorded")

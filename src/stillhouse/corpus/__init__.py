@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from .exchanges import with_system
     from .filtering import FilterSummary, filter_corpus
     from .held_out import split_held_out
+    from .messages import assistant_message
     from .prompts import Prompt, load_prompts
     from .schema import REJECT_SCHEMA, SCHEMA
     from .selecting import SelectSummary, select_corpus
     from .store import Corpus
+    from .verifier import load_verifier
 
 _HOME = {
+    "assistant_message": "messages",
     "REJECT_SCHEMA": "schema",
     "SCHEMA": "schema",
     "CollectSummary": "collecting",
@@ -29,6 +32,7 @@ _HOME = {
     "collect": "collecting",
     "filter_corpus": "filtering",
     "load_prompts": "prompts",
+    "load_verifier": "verifier",
     "select_corpus": "selecting",
     "split_held_out": "held_out",
     "with_system": "exchanges",
@@ -42,9 +46,11 @@ __all__ = [
     "FilterSummary",
     "Prompt",
     "SelectSummary",
+    "assistant_message",
     "collect",
     "filter_corpus",
     "load_prompts",
+    "load_verifier",
     "select_corpus",
     "split_held_out",
     "with_system",

@@ -115,7 +115,7 @@ def select_corpus(
 
 
 def choose(rows: Sequence[Row], scores: Sequence[Score], settings: Select) -> set[str]:
-    """Ids of the rows of one prompt that are learned from, the shorter first where the recipe says so."""
+    """Ids of the rows of one prompt that are learned from; the shorter first where the recipe says so."""
     good = [row for row, score in zip(rows, scores, strict=True) if score.value >= settings.min_reward]
     if settings.prefer == "shorter":
         good.sort(key=_length)

@@ -92,5 +92,6 @@ def memory_errors(settings: Train) -> Iterator[None]:
             raise
         raise OutOfMemoryError(
             f"training does not fit in memory with train.micro_tokens {settings.micro_tokens}",
-            hint="Lower train.micro_tokens (same result, less memory), then train.max_length.",
+            hint="Lower train.micro_tokens (same result, less memory); the run goes on if no checkpoint is "
+            "there yet. A lower train.max_length needs a new run (--restart, or another --out).",
         ) from error

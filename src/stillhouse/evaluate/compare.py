@@ -90,7 +90,7 @@ def evaluate_models(
     ]
     comparison = {
         key: comparison_entry(measures["student"], measures[key], settings.confidence)
-        for key in ("control", "before")
+        for key in ("control", "before", "offline")
         if key in measures and "student" in measures
     }
     return {
@@ -108,7 +108,7 @@ def model_entry(
 ) -> dict[str, Any]:
     """One model's row of the report: size, speed, and each measure with its interval."""
     model = candidate.weights.model
-    nll = interval(measures.nll_D, measures.tokens_D, confidence)
+    nll = clipped(interval(measures.nll_D, measures.tokens_D, confidence), 0.0)
     kl = agreement = None
     if measures.kl_D is not None and measures.agree_D is not None:
         kl = clipped(interval(measures.kl_D, measures.tokens_D, confidence), 0.0).to_dict()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 Outcome = Literal["better", "worse", "undecided", "unmeasured"]
 
 WHAT = {"kl": "divergence from the teacher", "nll": "negative log-likelihood of the text"}
+NO_DIFFERENCE = {"control": "from the control", "before": "from before training"}
 NAMES = {"control": "the control", "before": "the student before training"}
 
 
@@ -43,12 +44,16 @@ def find(comparison: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> 
     measure = "kl" if differences.get("kl") else "nll"
     difference = differences[measure]
     outcome = _outcome(difference)
-    return Finding(
-        outcome,
-        against,
-        _headline(outcome, against),
-        _sentence(outcome, difference, measure, NAMES[against]),
-    )
+    likelihood = differences.get("nll") if measure == "kl" else None
+    other_way = likelihood is not None and _outcome(likelihood) == "worse"
+    sentence = _sentence(outcome, difference, measure, NAMES[against])
+    if likelihood is not None and other_way:
+        worse = f"{likelihood['value']:.3f} nats per token worse"
+        sentence = f"{sentence.removesuffix('.')}; its likelihood of the text is {worse}."
+    headline = _headline(outcome, against, measure)
+    if other_way:
+        headline += ", but finds the text less likely" if outcome == "better" else ""
+    return Finding(outcome, against, headline, sentence)
 
 
 def _alone(student: Mapping[str, Any]) -> Finding:
@@ -76,12 +81,19 @@ def _outcome(difference: Mapping[str, Any]) -> Outcome:
     return "worse" if difference["low"] > 0 else "undecided"
 
 
-def _headline(outcome: Outcome, against: str) -> str:
-    if against == "control":
+def _headline(outcome: Outcome, against: str, measure: str) -> str:
+    """Claims no more than was measured: nearness to the teacher, or the likelihood of the text."""
+    if against == "control" and measure == "kl":
         return {
-            "better": "Distillation beats the control",
-            "worse": "The control beats distillation",
-        }.get(outcome, "Distillation and the control cannot be told apart")
+            "better": "The student is nearer to its teacher than the control",
+            "worse": "The control is nearer to the teacher than the student",
+        }.get(outcome, "Student and control cannot be told apart in nearness to the teacher")
+    if measure == "nll":
+        other = "than to the control" if against == "control" else "than before training"
+        return {
+            "better": f"The text is likelier to the student {other}",
+            "worse": f"The text is less likely to the student {other}",
+        }.get(outcome, f"No difference in the text's likelihood can be told {NO_DIFFERENCE[against]}")
     return {
         "better": "Training brought the student nearer to its teacher",
         "worse": "Training took the student further from its teacher",

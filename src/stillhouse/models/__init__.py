@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api_backend import lacks_key
     from .facts import describe
     from .open import open_model
     from .origin import recipe_terms, terms_of
@@ -35,6 +36,7 @@ _HOME = {
     "compare_templates": "template",
     "cpu_has_bfloat16": "processor",
     "describe": "facts",
+    "lacks_key": "api_backend",
     "load_tokenizer": "weights",
     "load_weights": "weights",
     "open_model": "open",
@@ -60,6 +62,7 @@ __all__ = [
     "compare_templates",
     "cpu_has_bfloat16",
     "describe",
+    "lacks_key",
     "load_tokenizer",
     "load_weights",
     "open_model",

@@ -183,6 +183,12 @@ class ApiModel:
             raise TemporaryError(f"{self.url} answers in another form: {error}: {body[:80]!r}") from error
 
 
+def lacks_key(reference: Reference, api_key_env: str) -> bool:
+    """Whether ``reference`` is an API on another machine and the environment holds no key for it."""
+    elsewhere = reference.kind == "api" and urlsplit(reference.url or "").hostname not in _LOOPBACK
+    return elsewhere and not os.environ.get(api_key_env)
+
+
 def open_api(
     reference: Reference, *, api_key_env: str, timeout_s: float, retries: int, seed: int
 ) -> ApiModel:
@@ -194,7 +200,7 @@ def open_api(
     from openai import AsyncOpenAI
 
     key = os.environ.get(api_key_env)
-    if not key and urlsplit(reference.url or "").hostname not in _LOOPBACK:
+    if lacks_key(reference, api_key_env):
         raise AuthenticationError(
             f"no API key: the environment variable {api_key_env} is empty",
             hint=f"export {api_key_env}=…, or name another variable in teacher.api_key_env.",

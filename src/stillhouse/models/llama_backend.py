@@ -7,6 +7,7 @@ own template engine is not used. xllamacpp opens an HTTP port on 127.0.0.1 that 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,6 +132,8 @@ def _start(path: Path, context: int) -> Any:
     params = CommonParams()
     params.model.path = str(path)
     params.n_parallel = SLOTS
+    if threads := wanted_threads():
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.n_ctx = context * SLOTS
     params.verbosity = _QUIET
     params.warmup = False
@@ -141,6 +144,12 @@ def _start(path: Path, context: int) -> Any:
         return Server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp cannot load {path}: {error}", hint="Download the file again.") from error
+
+
+def wanted_threads() -> int | None:
+    """What ``OMP_NUM_THREADS`` asks for, as of torch; None leaves it to llama.cpp."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(wanted) if wanted.isdecimal() and int(wanted) else None
 
 
 def _body(ids: list[int], sampling: Sampling) -> dict[str, Any]:

@@ -34,6 +34,9 @@ class Sampled:
 
     ids: list[int]
     finish_reason: str
+    logp: list[float]
+    """Of each token when it was drawn: log softmax(logits / temperature) over the whole vocabulary (at
+    temperature 1 where the draw was greedy)."""
 
 
 class _Layer(DynamicLayer):
@@ -105,6 +108,7 @@ def sample(
     cache = Cache(layers=[_Layer(ids_BT.shape[1] + longest) for _ in range(text.num_hidden_layers)])
     uniforms = [np.random.Generator(np.random.Philox(key=setting.seed or 0)) for setting in settings]
     answers: list[list[int]] = [[] for _ in prompts]
+    logps: list[list[float]] = [[] for _ in prompts]
     reasons = ["length"] * len(prompts)
     running = list(range(len(prompts)))
     inputs, positions = ids_BT, (mask_BT.cumsum(1) - 1).clamp(min=0)
@@ -122,12 +126,16 @@ def sample(
         tokens_B = draw(
             logits_BV, [settings[row] for row in running], torch.tensor(draws, dtype=torch.float64)
         )
+        heat_B1 = torch.tensor([[settings[row].temperature or 1.0] for row in running])
+        logp_BV = (logits_BV.float() / heat_B1.to(logits_BV.device)).log_softmax(-1)
+        logp_B = logp_BV.gather(1, tokens_B[:, None])[:, 0].tolist()
         fresh = 0
         for place, (row, token) in enumerate(zip(running, tokens_B.tolist(), strict=True)):
             if ended[place]:
                 continue
             fresh += 1
             answers[row].append(token)
+            logps[row].append(logp_B[place])
             if token in ends:
                 reasons[row] = "stop"
             ended[place] = token in ends or len(answers[row]) >= settings[row].max_tokens
@@ -146,7 +154,7 @@ def sample(
         inputs = tokens_B[:, None]
         positions = positions[:, -1:] + 1
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(running), 1)], dim=1)
-    return [Sampled(ids, reason) for ids, reason in zip(answers, reasons, strict=True)]
+    return [Sampled(*answer) for answer in zip(answers, reasons, logps, strict=True)]
 
 
 def draw(logits_BV: torch.Tensor, settings: Sequence[Sampling], uniforms_B: torch.Tensor) -> torch.Tensor:

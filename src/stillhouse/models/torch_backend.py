@@ -146,4 +146,4 @@ def _generate_one(model: object, ids: list[int], setting: Sampling, ends: set[in
             input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config
         )  # pyright: ignore
     new = output_1T[0, len(ids) :].tolist()
-    return Sampled(new, "stop" if new and new[-1] in ends else "length")
+    return Sampled(new, "stop" if new and new[-1] in ends else "length", [])

@@ -1,6 +1,6 @@
 """A recipe's stages in order, each skipped when its inputs have not changed.
 
-    terms → collect → filter → select → student → targets → train → control → evaluate → card
+    terms → collect → filter → select → student → targets → train → control → on_policy → evaluate → card
 
 A stage reads files of earlier stages, writes its own, and is recorded in the
 manifest with the hashes of both; what a killed run had finished is not done again,
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,17 @@ from .. import __version__
 from ..console import console
 from ..errors import RecipeError
 from ..files import atomic_write, read_json, take_lock
+from ..plan.preflight import CHECKED, preflight
 from ..provenance.manifest import RECIPE_INPUT, STAGE_INPUT, recipe_section_hash
 from ..recipe import Recipe
 from ..recipe_file import dump_recipe
+from .changes import stopped_by
 from .run import Run
 from .stages import STAGES, Stage
 
 __all__ = ["run"]
 
-_WITHOUT_HELD_OUT = ("terms", "collect", "filter", "select")
+_WITHOUT_STUDENT = ("terms", "collect", "filter", "select")
 """Runs until one of these stages make no student, so none is measured."""
 
 
@@ -67,13 +69,15 @@ def _run(
     atomic_write(directory / "recipe.yaml", dump_recipe(recipe))
     state = Run(recipe, directory)
     state.verdict  # noqa: B018  refuse before anything is loaded or paid for, whatever the manifest says
-    if not recipe.prompts.held_out and until not in _WITHOUT_HELD_OUT:
+    if not recipe.prompts.held_out and until not in _WITHOUT_STUDENT:
         raise RecipeError(
             "prompts.held_out is 0: nothing would be left to measure the student on",
             hint="Hold some prompts out; only `still collect` does without.",
         )
+    wanted = ("filter",) if until in _WITHOUT_STUDENT else CHECKED
+    preflight(recipe, [stage for stage in wanted if stage not in state.manifest.stages])
     for stage in STAGES:
-        inputs = _inputs(stage, state)
+        inputs = _inputs(stage, state, state.manifest.facts(stage.name))
         if state.manifest.finished(stage.name, inputs):
             console.info(f"{stage.name}: done before, unchanged")
         else:
@@ -83,16 +87,21 @@ def _run(
             done = stage.body(state)
             seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
             facts = done.facts | {"seconds": seconds}
+            inputs = _inputs(stage, state, facts)
             state.manifest.record(stage.name, inputs, done.outputs, facts, started=started)
         if stage.name == until:
             return state.manifest.facts(stage.name)
     return read_json(directory / "report.json")
 
 
-def _inputs(stage: Stage, state: Run) -> dict[str, str]:
-    """Hashes of all that a stage depends on: recipe sections, earlier outputs, our own version."""
+def _inputs(stage: Stage, state: Run, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of all that a stage depends on: recipe sections, earlier outputs, our own version.
+
+    Collecting that a limit ended goes on when that limit is another: it counts only then.
+    """
     inputs = {"stillhouse": __version__}
-    for section in stage.sections:
+    limit = stopped_by(facts)
+    for section in (*stage.sections, *([limit] if limit else [])):
         inputs[f"{RECIPE_INPUT}{section}"] = recipe_section_hash(state.recipe, section)
     for name in stage.after:
         inputs[f"{STAGE_INPUT}{name}"] = state.manifest.digest(name)

@@ -7,15 +7,17 @@ of what a reader wants to know is read from the manifest and the metrics.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import console
 from ..provenance import versions
+from ..recipe import Lora
 from ..recipe_file import dump_recipe
 from .run import Run
 
@@ -23,7 +25,17 @@ if TYPE_CHECKING:
     from ..corpus import Prompt
     from ..evaluate import Candidate
 
-STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "control")
+BOOKKEEPING = (
+    "finished_before",
+    "imported",
+    "failed",
+    "set_aside",
+    "cost_usd",
+    "stopped_by",
+    "dropped_prompts",
+)
+"""Facts of collecting that are worth a line only when there was something."""
+STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "control", "on_policy")
 
 
 def assemble(run: Run) -> dict[str, Any]:
@@ -46,8 +58,8 @@ def assemble(run: Run) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "objective": run.objective.kind,
         "training": _curves(run),
-        "corpus": {k: v for k, v in (facts["collect"] | facts["filter"]).items() if k != "seconds"},
-        "student_facts": facts["student"],
+        "corpus": corpus_counts(facts["collect"] | facts["filter"]),
+        "student_facts": facts["student"] | _adapters(run.recipe.student.lora),
         "stages": [
             {"name": name, **{k: v for k, v in found.items() if isinstance(v, int | float)}}
             for name, found in facts.items()
@@ -87,6 +99,18 @@ def _add_samples(
         model |= found.get(model["key"], {})
 
 
+def corpus_counts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader wants to know of collecting and filtering; the manifest has all of it."""
+    unsaid = ("seconds", "lowest_concurrency")
+    return {k: v for k, v in facts.items() if k not in unsaid and (v or k not in BOOKKEEPING)}
+
+
+def _adapters(lora: Lora | None) -> dict[str, Any]:
+    if lora is None:
+        return {}
+    return {"LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}; merged"}
+
+
 def _as_asked(run: Run) -> list[Prompt]:
     """The held-out prompts as the teacher was asked them: with the recipe's system prompt."""
     from ..corpus import with_system
@@ -123,9 +147,13 @@ def _candidates(run: Run) -> list[Candidate]:
     def saved(key: str, label: str, place: Path) -> Candidate:
         return candidate(key, label, str(place), place)
 
-    student = saved("student", f"student ({run.objective.kind})", run.directory / "student")
+    learned = run.objective.kind if run.recipe.on_policy is None else "after its own samples"
+    student = saved("student", f"student ({learned})", run.directory / "student")
     before = candidate("before", "student before training", run.start, None)
     found = [before, student]
+    if run.recipe.on_policy is not None and run.learns_offline:
+        label = f"student after the corpus ({run.objective.kind})"
+        found.insert(1, saved("offline", label, run.offline_student))
     if run.teacher_has_weights and same_tokenizer(run.teacher.tokenizer, student.weights.tokenizer):
         reference = parse_reference(run.recipe.teacher.model)
         found.insert(0, candidate("teacher", reference.text, reference.text, reference.path))
@@ -136,10 +164,22 @@ def _candidates(run: Run) -> list[Candidate]:
 
 def _curves(run: Run) -> dict[str, list[dict[str, Any]]]:
     """The metrics of the student's training and, if there was one, of the control's."""
-    places = {"student": run.directory / "metrics.jsonl"}
+    places = {}
+    if run.learns_offline:
+        places["student" if run.recipe.on_policy is None else "offline"] = run.directory / "metrics.jsonl"
+    if run.recipe.on_policy is not None:
+        places["student"] = run.directory / "on_policy" / "metrics.jsonl"
     if run.trains_control:
         places["control"] = run.directory / "control" / "metrics.jsonl"
-    return {key: [json.loads(line) for line in path.read_text().splitlines()] for key, path in places.items()}
+    return {key: _points(path) for key, path in places.items()}
+
+
+def _points(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``, with the tokens seen so far in place of each step's own."""
+    points = [json.loads(line) for line in path.read_text().splitlines()]
+    for point, tokens in zip(points, itertools.accumulate(p["tokens"] for p in points), strict=True):
+        point["tokens"] = tokens
+    return points
 
 
 def _lineage(run: Run) -> dict[str, Any]:

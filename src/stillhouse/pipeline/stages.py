@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,9 @@ def collect_answers(run: Run) -> Done:
     )
     corpus = run.corpus("collected")
 
-    asked = [("held_out", prompt) for prompt in held_out] + [("train", prompt) for prompt in train]
+    asked = [("held_out", prompt) for prompt in held_out]
+    if run.needs_answers:
+        asked += [("train", prompt) for prompt in train]
     asked.sort(key=lambda item: _length(item[1]))  # a batch of like lengths has little padding
 
     async def ask() -> Any:
@@ -96,7 +99,8 @@ def collect_answers(run: Run) -> Done:
     if summary.stopped_by:
         console.warn(
             f"collecting stopped at {summary.stopped_by}, with {summary.finished_before + summary.collected} "
-            f"of {summary.asked} answers; the run goes on with those"
+            f"of {summary.asked} answers; the run goes on with those "
+            "(with a higher limit it asks for the rest, as long as no student was trained)"
         )
     failed = sum(summary.failed.values())
     if failed:
@@ -104,7 +108,8 @@ def collect_answers(run: Run) -> Done:
     if failed > run.recipe.collect.tolerated_failures * summary.asked:
         raise ApiError(
             f"{failed} of {summary.asked} requests got no answer; what was answered is kept",
-            hint="Run the same command again to ask them again, or raise collect.tolerated_failures.",
+            hint="Run the same command again to ask them again; a higher collect.tolerated_failures goes on "
+            "without them.",
         )
     return Done(_files(corpus.directory), dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
 
@@ -118,7 +123,7 @@ def filter_answers(run: Run) -> Done:
     summary = filter_corpus(
         run.corpus("collected"), kept, run.recipe.filter, held_out=held_out, dropped=dropped
     )
-    if not summary.kept:
+    if not summary.kept and run.needs_answers:
         raise EmptyCorpusError(
             f"no exchange is left after filtering: {summary.rejected}",
             hint=f"Look at {rejects} and loosen the recipe's filter section.",
@@ -180,7 +185,8 @@ def build_the_student(run: Run) -> Done:
     if not run.manifest.facts("filter")["held_out"]:
         raise EmptyCorpusError(
             "no held-out exchange is left to measure the student on",
-            hint="Hold out more prompts (prompts.held_out), or loosen the recipe's filter section.",
+            hint="Loosen the recipe's filter section; or hold out more prompts (prompts.held_out) in a new "
+            "run (--restart, or another --out).",
         )
     settings = run.recipe.student
     calibration: list[Document] = []
@@ -206,8 +212,11 @@ def cache_the_targets(run: Run) -> Done:
     from ..distill import cache_targets
     from ..models import describe
 
-    if not run.learns_distributions or run.objective.targets == "online":
+    on_policy = run.recipe.on_policy
+    reads_corpus = run.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
+    if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
         return Done([], {"cached": False})
+    _drop_targets_of_other_documents(run)
     signal = cache_targets(
         run.teacher.model,
         run.training_documents,
@@ -220,8 +229,26 @@ def cache_the_targets(run: Run) -> Done:
     return Done(_files(run.directory / "targets"), {"cached": True, "kind": signal.kind})
 
 
+def _drop_targets_of_other_documents(run: Run) -> None:
+    """After a change of the filter (allowed as long as nothing was trained) what was cached is of no use."""
+    from ..distill.documents import documents_hash
+
+    index = run.directory / "targets" / "index.json"
+    if not index.is_file():
+        return
+    try:
+        cached = read_json(index)["inputs"]["documents"]
+    except (ValueError, KeyError, TypeError):
+        return  # damaged: cache_targets says so
+    if cached != documents_hash(run.training_documents):
+        console.info("targets: cached anew, for the exchanges are not those of before")
+        shutil.rmtree(index.parent)
+
+
 def train_student(run: Run) -> Done:
     """Distils: the teacher's distributions (or its text) into the student."""
+    if not run.learns_offline:
+        return Done([], {"trained": False})
     return _train(run, run.objective, "student")
 
 
@@ -241,7 +268,8 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
     if not documents:
         raise EmptyCorpusError(
             "no document has a token to learn from",
-            hint="Check objective.loss_on, train.max_length and the chat template.",
+            hint="Check objective.loss_on, train.max_length and the chat template; another one of these "
+            "needs a new run (--restart, or another --out).",
         )
     weights = load_weights(run.start)
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
@@ -255,11 +283,23 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
         seed=run.recipe.seed,
         label=label,
     )
-    target = run.directory / "student" if label == "student" else run.directory / "control" / "student"
+    home = run.directory if label == "student" else run.directory / label
+    target = run.offline_student if label == "student" else home / "student"
     save_student(model, weights.tokenizer, weights.template, target)
-    metrics = target.parent / "metrics.jsonl"
+    metrics = home / "metrics.jsonl"
     facts = {"tokens": result.tokens, "steps": result.steps, "train_seconds": round(result.seconds, 1)}
     return Done([*_files(target), metrics], facts)
+
+
+def train_on_samples(run: Run) -> Done:
+    """The student answers prompts itself, and learns from what the teacher thinks of its answers."""
+    if run.recipe.on_policy is None:
+        return Done([], {"trained": False})
+    from .on_policy import learn_from_samples
+
+    facts = learn_from_samples(run)
+    metrics = run.directory / "on_policy" / "metrics.jsonl"
+    return Done([*_files(run.directory / "student"), metrics], facts)
 
 
 def evaluate_models(run: Run) -> Done:
@@ -293,6 +333,9 @@ def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
+CORPUS = ("filter", "select")
+"""Stages that say what is learned from."""
+
 STAGES = (
     Stage("terms", ("teacher", "purpose", "accept_terms"), (), check_terms),
     Stage(
@@ -303,12 +346,18 @@ STAGES = (
     ),
     Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
     Stage("select", ("verifiers", "select", "collect.samples"), ("filter",), select_answers),
+    Stage("student", ("teacher", "student", "train.max_length", "seed"), CORPUS, build_the_student),
     Stage(
-        "student", ("teacher", "student", "train.max_length", "seed"), ("filter", "select"), build_the_student
+        "targets", ("teacher", "objective", "train.dtype", "seed"), (*CORPUS, "student"), cache_the_targets
     ),
-    Stage("targets", ("teacher", "objective", "seed"), ("filter", "select", "student"), cache_the_targets),
-    Stage("train", ("objective", "train", "seed"), ("targets", "student", "filter", "select"), train_student),
-    Stage("control", ("objective", "train", "seed"), ("student", "filter", "select"), train_control),
-    Stage("evaluate", ("evaluate", "verifiers", "name"), ("train", "control"), evaluate_models),
+    Stage("train", ("objective", "train", "seed"), (*CORPUS, "student", "targets"), train_student),
+    Stage("control", ("objective", "train", "evaluate.control", "seed"), (*CORPUS, "student"), train_control),
+    Stage(
+        "on_policy",
+        ("on_policy", "objective", "train", "teacher", "prompts", "verifiers", "student.lora", "seed"),
+        (*CORPUS, "student", "targets", "train"),
+        train_on_samples,
+    ),
+    Stage("evaluate", ("evaluate", "verifiers", "name"), ("train", "control", "on_policy"), evaluate_models),
     Stage("card", ("name", "purpose", "license"), ("evaluate", "terms"), write_card),
 )

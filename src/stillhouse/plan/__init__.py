@@ -15,13 +15,14 @@ from ..recipe import Recipe
 from .amounts import count, dollars
 from .costs import Machine
 from .machine import measure_machine
+from .preflight import preflight
 from .shapes import shape_of, student_shape
 from .stages import StagePlan, Work, plan_stages
 
 if TYPE_CHECKING:
     from ..provenance import Terms, Verdict
 
-__all__ = ["Machine", "Plan", "StagePlan", "plan"]
+__all__ = ["Machine", "Plan", "StagePlan", "plan", "preflight"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     """Plans ``recipe`` on ``machine``, or on this one, which is then timed for about a second.
 
     Raises:
-        RecipeError, CorpusError, ModelNotFoundError, ModelError: what a run would refuse at its start.
+        RecipeError, CorpusError, ModelNotFoundError, ModelError, MissingExtraError: what a run would refuse
+            at its start.
     """
     from ..corpus import load_prompts, split_held_out
     from ..models import describe, recipe_terms
     from ..provenance import judge
 
+    preflight(recipe)
     source = recipe.prompts
     prompts = load_prompts(source.source, column=source.column, limit=source.limit, seed=recipe.seed)
     ngram = recipe.filter.contamination_ngram

@@ -29,6 +29,22 @@ STAGE_INPUT = "stage."
 """Before an earlier stage's name, as the key of an input; its value is its :meth:`Manifest.digest`."""
 RECIPE_INPUT = "recipe."
 """Before the name of a recipe section: its value is :func:`recipe_section_hash`."""
+RESULT_NEUTRAL = frozenset(
+    (
+        "teacher.api_key_env",
+        "teacher.price_in",
+        "teacher.price_out",
+        "collect.concurrency",
+        "collect.timeout_s",
+        "collect.retries",
+        "collect.tolerated_failures",
+        "collect.max_cost",
+        "collect.max_total_tokens",
+        "train.checkpoint_every",
+        "train.trackers",
+    )
+)
+"""Keys of a recipe that say how a stage works, not what comes out: they may change, and nothing is redone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +190,17 @@ class Manifest:
 
 
 def recipe_section_hash(recipe: Recipe, section: str) -> str:
-    """The hash of a part of a recipe, named with dots (``train``, ``train.max_length``)."""
+    """The hash of a part of a recipe, named with dots (``train``, ``train.max_length``).
+
+    In the hash of a whole section its :data:`RESULT_NEUTRAL` keys do not count.
+    """
     value: Any = recipe
     for name in section.split("."):
         value = getattr(value, name)
-    return sha256_json(_plain(value))
+    if not dataclasses.is_dataclass(value):
+        return sha256_json(_plain(value))
+    fields = dataclasses.asdict(value)  # pyright: ignore[reportArgumentType]
+    return sha256_json({key: v for key, v in fields.items() if f"{section}.{key}" not in RESULT_NEUTRAL})
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,105 @@
+"""What only a model, a module or the machine can tell of a recipe, found out before anything is paid for.
+
+Reads configuration files and headers; loads no weights. What needs them (how much each layer
+matters, whether a pass fits in memory) is found out by the stage itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError, ModelError, RecipeError
+from ..recipe import Lora, Recipe, Student
+from ..suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from ..models import ModelFacts
+
+CHECKED = ("filter", "student", "train")
+"""The stages that can be looked at beforehand."""
+
+_USUAL_LINEARS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""Architectures (`model_type`) whose linear layers are those of :class:`Lora`'s default, and ``lm_head``."""
+
+
+def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
+    """Refuses what one of ``stages`` would refuse after the teacher was asked.
+
+    Raises:
+        RecipeError: the verifier does not load, more is to stay than the model has, no such device,
+            adapters for layers that the student does not have.
+        ModelError: a model that cannot be pruned so; a damaged one.
+        ModelNotFoundError: there is no such model.
+        MissingExtraError: a package that the recipe needs is not installed.
+    """
+    if "filter" in stages and recipe.filter.verifier is not None:
+        from ..corpus import load_verifier
+
+        load_verifier(recipe.filter.verifier)
+    if "student" in stages and recipe.student.init == "prune":
+        from ..models import describe
+
+        _check_pruning(recipe.student, describe(recipe.student.model or recipe.teacher.model))
+    if "train" in stages:
+        if recipe.student.lora is not None:
+            _check_adapters(recipe.student.lora, _model_type(recipe))
+        if recipe.train.device not in ("auto", "cpu"):
+            from ..distill import choose_device
+
+            choose_device(recipe.train.device)
+
+
+def _check_pruning(student: Student, parent: ModelFacts) -> None:
+    config = parent.config.get("text_config", parent.config)
+    if student.keep is not None and parent.layers is not None and student.keep[-1] >= parent.layers:
+        raise RecipeError(
+            f"student.keep: there is no layer {student.keep[-1]}; "
+            f"{parent.reference} has layers 0 to {parent.layers - 1}"
+        )
+    heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
+    there = {
+        "layers": (parent.layers, "layers"),
+        "intermediate": (config.get("intermediate_size"), "MLP neurons"),
+        "heads": (heads, "key-value head groups"),
+        "hidden": (parent.hidden_size, "hidden channels"),
+    }
+    for key, (most, what) in there.items():
+        wanted = getattr(student, key)
+        if wanted is not None and isinstance(most, int) and wanted > most:
+            raise RecipeError(
+                f"student.{key}: {wanted} {what} cannot stay: {parent.reference} has {most}",
+                hint=f"At most {most}.",
+            )
+    if student.hidden is not None and str(parent.model_type).startswith("gemma"):
+        raise ModelError(
+            f"student.hidden: hidden channels of a {parent.model_type} model cannot be removed: "
+            "it scales its embeddings by their number",
+            hint="Remove layers, neurons or heads instead.",
+        )
+
+
+def _model_type(recipe: Recipe) -> Any:
+    """The student's architecture."""
+    from ..models import describe
+
+    if recipe.student.init == "scratch":
+        return recipe.student.config.get("model_type")
+    return describe(recipe.student.model or recipe.teacher.model).model_type
+
+
+def _check_adapters(lora: Lora, model_type: Any) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtraError(
+            "student.lora needs the package peft", hint='Install it with: pip install "stillhouse[lora]"'
+        )
+    if model_type not in _USUAL_LINEARS:
+        return
+    linears = (*Lora().targets, "lm_head")
+    for target in lora.targets:
+        if target not in linears:
+            raise RecipeError(
+                f"student.lora.targets: a {model_type} model has no linear layer named {target!r}",
+                hint=did_you_mean(target, linears) or f"It has {', '.join(linears)}.",
+            )
