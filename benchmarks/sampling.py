@@ -1,6 +1,6 @@
 """Tokens a second of our sampler beside transformers' generate, on SmolLM2-135M in bfloat16.
 
-    python benchmarks/sampling.py                              # batches of 8, 32, 64, and 4 prompts of 8 samples
+    python benchmarks/sampling.py         # batches of 8, 32, 64; 4 prompts of 8 samples
     python benchmarks/sampling.py --batches 32 --rounds 5
 
 Prompts of 95 to 105 tokens, 64 new tokens each (no end token for ours, ``min_new_tokens`` for
