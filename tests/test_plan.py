@@ -286,7 +286,8 @@ class TestCommand:
     def test_a_missing_api_key_is_said(self, recipe_file, questions, host, said, monkeypatch, capsys):
         monkeypatch.delenv("NO_SUCH_KEY", raising=False)
         (recipe_file.parent / "api.yaml").write_text(
-            f"name: small\nteacher: {{model: 'api:http://{host}/v1#m', api_key_env: NO_SUCH_KEY}}\n"
+            "name: small\n"
+            f"teacher: {{model: 'api:http://{host}/v1#m', api_key_env: NO_SUCH_KEY, terms: own}}\n"
             f"prompts: {{source: '{questions}', held_out: 8}}\nstudent: {{model: 'embedded:smollm2'}}\n"
             "objective: {kind: cross_entropy}\n"
         )

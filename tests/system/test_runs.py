@@ -17,6 +17,7 @@ import yaml
 from conftest import make_tiny_teacher, still
 
 from stillhouse import pipeline
+from stillhouse.corpus import Corpus
 from stillhouse.hashing import sha256_file
 from stillhouse.recipe_file import load_recipe
 
@@ -145,16 +146,20 @@ def test_until_training_begins_the_filter_may_change(tmp_path, tiny_teacher, que
     recipe = write_recipe(tmp_path, tiny_teacher, questions, evaluate__control=False, train__epochs=1)
     pipeline.run(load_recipe(recipe), tmp_path / "run", until="targets")
     answers = {path: sha256_file(path) for path in (tmp_path / "run/corpus/collected").glob("shard-*")}
-    assert answers
-    result = still("run", recipe, "--filter.near_duplicates", "0.2", "--out", "run", cwd=tmp_path)
+    lengths = sorted(
+        len(row["messages"][-1]["content"]) for row in Corpus(tmp_path / "run/corpus/kept").rows("train")
+    )
+    assert lengths[0] < lengths[-1], "the shortest answer can be filtered out"
+    shortest = ["--filter.min_chars", str(lengths[0] + 1)]
+    result = still("run", recipe, *shortest, "--out", "run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "collect: done before" in result.stderr
     assert "targets: cached anew" in result.stderr
     assert answers == {path: sha256_file(path) for path in answers}
     assert still("verify", "run", cwd=tmp_path).returncode == 0
-    again = still("run", recipe, "--filter.near_duplicates", "0.9", "--out", "run", cwd=tmp_path)
+    again = still("run", recipe, "--out", "run", cwd=tmp_path)
     assert again.returncode == 2
-    assert "filter.near_duplicates" in again.stderr
+    assert "filter.min_chars" in again.stderr
 
 
 def test_verify_finds_what_was_changed(finished, tmp_path):
