@@ -363,6 +363,8 @@ def test_every_key_can_be_overridden_by_the_name_that_is_suggested():
     assert "student.lora.rank" in keys
     assert "train" in keys
     for key in keys:
+        if key.startswith("verifiers."):  # a list: its items are given as a whole
+            continue
         message = refused(SMALL, f"{key}x=1")
         assert "Did you mean" in message, key
 
@@ -463,3 +465,22 @@ def test_strangers_are_not_suggested(tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "quikstart.yaml")
     assert caught.value.hint == f"Did you mean `{tmp_path / 'quickstart.yaml'}`?"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("select: {}", "select: needs at least one entry in `verifiers`"),
+        ("evaluate: {samples: 4}", "evaluate.samples: needs at least one entry"),
+        ("verifiers: [{kind: function}]", "module:function"),
+        ("verifiers: [{kind: exact, function: 'a:b'}]", "belongs to `kind: function`"),
+        ("verifiers: [{kind: function, function: a.b}]", "must be `module:function`, not `a.b`"),
+        ("verifiers: [{kind: exakt}]", "Did you mean"),
+        ("verifiers: [{kind: exact, wieght: 2}]", "Did you mean `verifiers.weight`"),
+        ("verifiers: [{kind: exact, weight: .inf}]", "finite"),
+    ],
+)
+def test_rules_of_verifiers(lines, message):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(f"{SMALL}\n{lines}\n")
+    assert message in str(caught.value)

@@ -15,6 +15,9 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from .recipe_on_policy import OnPolicy
+from .recipe_verify import Select, Verifier
+
 Text = Annotated[str, MinLen(1)]
 Names = Annotated[tuple[Text, ...], MinLen(1)]
 Indices = Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)]
@@ -101,7 +104,8 @@ class Prompts:
     """What the teacher is asked."""
 
     source: Text
-    """`package:mmlu`, or a .jsonl, .json, .parquet, .csv or .txt file of prompts or finished exchanges."""
+    """`package:mmlu`, `reasoning_gym:NAME?size=200&seed=7`, or a .jsonl, .json, .parquet, .csv or .txt
+    file of prompts or finished exchanges."""
     column: str | None = None
     """Column that holds the prompt (default: `messages`, `prompt`, `question`, `instruction` or `text`)."""
     limit: PositiveInt | None = None
@@ -190,8 +194,8 @@ class Objective:
 class Train:
     """How the student is trained."""
 
-    epochs: Annotated[float, Gt(0), Le(1e6)] = 1.0
-    """Passes over the corpus (ignored when `tokens` is set)."""
+    epochs: Annotated[float, Ge(0), Le(1e6)] = 1.0
+    """Passes over the corpus (ignored when `tokens` is set); 0 leaves this stage out."""
     tokens: PositiveInt | None = None
     """Stop after this many tokens."""
     batch_tokens: PositiveInt = 4096
@@ -242,6 +246,12 @@ class Evaluate:
     """Measure tokens/s."""
     confidence: Annotated[float, Gt(0), Le(0.9999)] = 0.95
     """Level of the intervals."""
+    samples: NonNegativeInt = 0
+    """Answers to each held-out prompt for pass@1 and majority vote (needs `verifiers`); 0 takes none."""
+    temperature: NonNegativeFloat = 0.6
+    """Sampling temperature of those."""
+    sample_tokens: PositiveInt = 512
+    """Longest of those, in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +265,14 @@ class Recipe:
     student: Student = field(default_factory=Student)
     collect: Collect = field(default_factory=Collect)
     filter: Filter = field(default_factory=Filter)
+    verifiers: tuple[Verifier, ...] = ()
+    """What makes an answer right; rejection sampling and pass@1 come from it."""
+    select: Select | None = None
+    """Rejection sampling."""
     objective: Objective = field(default_factory=Objective)
     train: Train = field(default_factory=Train)
+    on_policy: OnPolicy | None = None
+    """After (or, with `train.epochs: 0`, instead of) learning from the corpus."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
     """Every random choice comes from this."""

@@ -167,6 +167,9 @@ def _infinite(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _infinite(inner, (*path, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _infinite(inner, (*path, number))
     elif isinstance(value, float) and not math.isfinite(value):
         yield path, f"must be a finite number, not {_show(value)}"
 
@@ -213,7 +216,7 @@ _EXPECTED = {
 
 
 def _unknown_key(path: KeyPath) -> str:
-    section, word = ".".join(map(str, path[:-1])), str(path[-1])
+    section, word = ".".join(part for part in path[:-1] if isinstance(part, str)), str(path[-1])
     every = recipe_keys()
     siblings = [key for key in every if key.rpartition(".")[0] == section]
     near = nearest(_dotted(path), siblings) or nearest(word, every)

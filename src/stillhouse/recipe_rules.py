@@ -26,6 +26,8 @@ def broken_rules(recipe: Recipe) -> list[Complaint]:
         *_teacher_without_weights(recipe),
         *_collect(recipe),
         *_train(recipe),
+        *_on_policy(recipe),
+        *_rewards(recipe),
     ]
 
 
@@ -108,3 +110,43 @@ def _train(recipe: Recipe) -> Iterator[Complaint]:
     train = recipe.train
     if train.schedule == "wsd" and train.warmup + train.decay > 1:
         yield "train.decay", f"warmup ({train.warmup:g}) and decay ({train.decay:g}) are more than all steps"
+    if train.epochs == 0 and train.tokens is None and recipe.on_policy is None:
+        yield "train.epochs", "0 leaves training out, and without `on_policy` nothing would be learned"
+
+
+def _on_policy(recipe: Recipe) -> Iterator[Complaint]:
+    settings, objective = recipe.on_policy, recipe.objective
+    if settings is None:
+        return
+    if settings.teacher == 0 and settings.reward == 0:
+        yield "on_policy", "`teacher` and `reward` are both 0: nobody to learn from"
+    if settings.teacher > 0 and recipe.teacher.model.startswith("api:"):
+        yield "on_policy.teacher", "needs the teacher's weights; an API has only text: set it to 0"
+    elif settings.teacher > 0 and (objective.kind == "cross_entropy" or objective.cross_entropy > 0):
+        yield (
+            "objective.kind",
+            "on the student's own text cross-entropy teaches what it says already: use a divergence alone, "
+            "e.g. `reverse_kl`",
+        )
+    if settings.reward > 0 and not recipe.verifiers:
+        yield "on_policy.reward", "needs at least one entry in `verifiers`"
+    if settings.reward > 0 and settings.samples < 2:
+        yield "on_policy.samples", "a reward is held against the others of its group: at least 2"
+    if settings.reward == 0 and settings.policy != type(settings.policy)():
+        yield "on_policy.policy", "says how a reward is used: set `on_policy.reward` above 0"
+    if settings.policy.overlong >= settings.max_tokens:
+        yield "on_policy.policy.overlong", "must be below on_policy.max_tokens"
+
+
+def _rewards(recipe: Recipe) -> Iterator[Complaint]:
+    needs = "needs at least one entry in `verifiers`"
+    for number, verifier in enumerate(recipe.verifiers):
+        key = f"verifiers.{number}.function"
+        if (verifier.kind == "function") != (verifier.function is not None):
+            yield key, "belongs to `kind: function`, and is needed there: `module:function`"
+        elif verifier.function is not None and not re.fullmatch(r"[\w.]+:\w+", verifier.function):
+            yield key, f"must be `module:function`, not `{verifier.function}`"
+    if recipe.select is not None and not recipe.verifiers:
+        yield "select", needs
+    if recipe.evaluate.samples and not recipe.verifiers:
+        yield "evaluate.samples", needs

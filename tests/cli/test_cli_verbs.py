@@ -104,7 +104,9 @@ class TestOverrides:
 
 
 class TestStages:
-    @pytest.mark.parametrize(("verb", "until"), [("run", None), ("collect", "filter"), ("train", "control")])
+    @pytest.mark.parametrize(
+        ("verb", "until"), [("run", None), ("collect", "filter"), ("train", "on_policy")]
+    )
     def test_each_verb_runs_as_far_as_it_says(self, calls, verb, until):
         assert main([verb, "r.yaml"]) == 0
         assert calls == [(load_recipe("r.yaml"), "runs/first", until)]

@@ -250,3 +250,110 @@ def test_json_output_is_json_alone(tmp_path, tiny_teacher, questions):
     result = still("plan", recipe, "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["stages"]
+
+
+ON_POLICY = {"rounds": 12, "prompts": 4, "samples": 2, "max_tokens": 12}
+
+
+def test_a_student_goes_on_from_the_corpus_to_its_own_samples(tmp_path, tiny_teacher, questions):
+    """Offline, then on-policy; killed in the middle of its rounds, and bit for bit the same in the end."""
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        questions,
+        student={"init": "pretrained", "model": str(make_tiny_teacher(tmp_path / "other", seed=5))},
+        objective={"kind": "forward_kl", "loss_on": "assistant"},
+        train__epochs=1,
+        on_policy=ON_POLICY,
+    )
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs/small"
+    found = report(tmp_path)
+    assert [model["key"] for model in found["models"]] == [
+        "teacher",
+        "before",
+        "offline",
+        "student",
+        "control",
+    ]
+    kl = divergence(found)
+    assert kl["student"] < kl["offline"] < kl["before"]
+    rounds = [json.loads(line) for line in (run / "on_policy/metrics.jsonl").read_text().splitlines()]
+    assert len(rounds) == 12
+    assert sum(r["teacher"] for r in rounds[-4:]) < sum(r["teacher"] for r in rounds[:4])
+    tokens = [point["tokens"] for point in found["training"]["offline"]]
+    assert tokens == sorted(tokens)
+    assert tokens[-1] == found["stages"][4]["tokens"]
+    assert still("verify", run, cwd=tmp_path).returncode == 0
+
+    again = [sys.executable, "-m", "stillhouse", "run", str(recipe), "--out", "again"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*again, "--train.checkpoint_every", "5"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    )
+    metrics = tmp_path / "again/on_policy/metrics.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 7):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    result = still("run", recipe, "--out", "again", "--train.checkpoint_every", "5", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    same = [(place / "student/model.safetensors").read_bytes() for place in (run, tmp_path / "again")]
+    assert same[0] == same[1]
+
+
+def test_on_policy_alone_asks_the_teacher_for_the_held_out_answers_only(tmp_path, tiny_teacher, questions):
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        questions,
+        student={"init": "pretrained", "model": str(make_tiny_teacher(tmp_path / "other", seed=5))},
+        objective={"kind": "jsd", "beta": 0.5},
+        train__epochs=0,
+        on_policy=ON_POLICY,
+    )
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = pyarrow.dataset.dataset(tmp_path / "runs/small/corpus/collected", format="parquet").to_table()
+    assert set(rows["split"].to_pylist()) == {"held_out"}
+    kl = divergence(report(tmp_path))
+    assert list(kl) == ["teacher", "before", "student"]
+    assert kl["student"] < kl["before"]
+
+
+def test_a_reward_of_ones_own_teaches_the_student(tmp_path, tiny_teacher, questions):
+    """Reinforcement alone: no answer of the teacher's is learned from, and the function's reward rises."""
+    (tmp_path / "rewards.py").write_text(
+        "def vowels(row):\n"
+        "    text = row['messages'][-1]['content']\n"
+        "    return sum(c in 'aeiou' for c in text) / max(1, len(text))\n"
+    )
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        questions,
+        student={"init": "pretrained", "model": str(tiny_teacher)},
+        objective={"kind": "cross_entropy"},
+        verifiers=[{"kind": "function", "function": "rewards:vowels"}],
+        train__epochs=0,
+        on_policy=ON_POLICY
+        | {"rounds": 25, "samples": 8, "teacher": 0, "reward": 1, "policy": {"normalise": "std"}},
+    )
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs/small"
+    lines = (run / "on_policy/metrics.jsonl").read_text().splitlines()
+    rewards = [json.loads(line)["reward"] for line in lines]
+    assert sum(rewards[-5:]) > 1.5 * sum(rewards[:5])
+    assert "mean reward" in (run / "report.html").read_text()
+    facts = json.loads((run / "manifest.json").read_text())["stages"]["on_policy"]["facts"]
+    assert facts["verifier_failures"] == {"function": 0}
+
+
+def test_rewards_without_a_verifier_are_refused_with_the_recipe(tmp_path, tiny_teacher, questions):
+    recipe = write_recipe(tmp_path, tiny_teacher, questions, on_policy=ON_POLICY | {"reward": 1.0})
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "on_policy.reward: needs at least one entry in `verifiers`" in result.stderr

@@ -84,7 +84,7 @@ def _meanings(section: type) -> dict[str, str]:
     tree = ast.parse(inspect.getsource(sys.modules[section.__module__]))
     body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == section.__name__)
     return {
-        field.target.id: str(ast.literal_eval(text.value)).replace("|", "\\|")
+        field.target.id: " ".join(str(ast.literal_eval(text.value)).split()).replace("|", "\\|")
         for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)

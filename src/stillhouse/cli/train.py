@@ -27,6 +27,6 @@ def train(
     Collects first what has not been collected. `still run` with the same recipe goes on from there.
     """
     settings = read_recipe(recipe, overrides, accept_terms)
-    directory, facts = run_stages(settings, out, restart=restart, until="control")
+    directory, facts = run_stages(settings, out, restart=restart, until="on_policy")
     console.data({"directory": str(directory), **facts})
     console.info(f"student: {directory / 'student'}")

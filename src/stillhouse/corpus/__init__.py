@@ -13,22 +13,27 @@ if TYPE_CHECKING:
     from .exchanges import with_system
     from .filtering import FilterSummary, filter_corpus
     from .held_out import split_held_out
+    from .messages import assistant_message
     from .prompts import Prompt, load_prompts
     from .schema import REJECT_SCHEMA, SCHEMA
+    from .selecting import SelectSummary, select_corpus
     from .store import Corpus
     from .verifier import load_verifier
 
 _HOME = {
+    "assistant_message": "messages",
     "REJECT_SCHEMA": "schema",
     "SCHEMA": "schema",
     "CollectSummary": "collecting",
     "Corpus": "store",
     "FilterSummary": "filtering",
     "Prompt": "prompts",
+    "SelectSummary": "selecting",
     "collect": "collecting",
     "filter_corpus": "filtering",
     "load_prompts": "prompts",
     "load_verifier": "verifier",
+    "select_corpus": "selecting",
     "split_held_out": "held_out",
     "with_system": "exchanges",
 }
@@ -40,10 +45,13 @@ __all__ = [
     "Corpus",
     "FilterSummary",
     "Prompt",
+    "SelectSummary",
+    "assistant_message",
     "collect",
     "filter_corpus",
     "load_prompts",
     "load_verifier",
+    "select_corpus",
     "split_held_out",
     "with_system",
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CorpusError, EmptyCorpusError
 from ..hashing import sha256_json
+from .generated import PREFIX, generated_records
 from .held_out import draw_ids
 from .packaged import PACKAGES, packaged_records
 from .prompt_columns import conversation
@@ -43,7 +44,9 @@ class Prompt:
 def load_prompts(
     source: str, *, column: str | None = None, limit: int | None = None, seed: int = 0
 ) -> list[Prompt]:
-    """Reads prompts from ``package:mmlu`` or a .jsonl, .json, .parquet, .csv or .txt file.
+    """Reads prompts from ``package:mmlu``, ``reasoning_gym:NAME?size=200`` or a file.
+
+    Files are .jsonl, .json, .parquet, .csv or .txt.
 
     Args:
         column: column that holds the prompt (default: see :mod:`~stillhouse.corpus.prompt_columns`).
@@ -66,6 +69,8 @@ def load_prompts(
 
 
 def _records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if source.startswith(PREFIX):
+        return generated_records(source)
     if source.startswith("package:"):
         name = source.removeprefix("package:")
         if name not in PACKAGES:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .forward_pass import ForwardPass
     from .head import Head, head_of
     from .lora import prepare_lora
+    from .on_policy import OffPolicy, train_on_policy
     from .precision import compute_dtype
+    from .rollouts import Question, Score
     from .runtime import choose_device
     from .saving import save_student
     from .signal_rows import SignalRows
@@ -32,6 +34,9 @@ _HOME = {
     "needs_teacher": "divergences",
     "ForwardPass": "forward_pass",
     "Head": "head",
+    "OffPolicy": "on_policy",
+    "Question": "rollouts",
+    "Score": "rollouts",
     "head_of": "head",
     "Built": "students",
     "build_student": "students",
@@ -42,6 +47,7 @@ _HOME = {
     "TeacherSignal": "targets",
     "cache_targets": "targets",
     "open_targets": "targets",
+    "train_on_policy": "on_policy",
     "TrainResult": "training",
     "train": "training",
 }
@@ -51,6 +57,9 @@ __all__ = [
     "Document",
     "ForwardPass",
     "Head",
+    "OffPolicy",
+    "Question",
+    "Score",
     "SignalRows",
     "TeacherSignal",
     "TrainResult",
@@ -68,6 +77,7 @@ __all__ = [
     "require_same_tokenizer",
     "save_student",
     "train",
+    "train_on_policy",
 ]
 
 

@@ -7,6 +7,7 @@ Shapes: N positions that predict a counted token, D the model's hidden size.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -58,6 +59,13 @@ class ForwardPass:
         self.module = WorkingCopy(model, compute).module
         self.head = _without_gradient(head_of(self.module))
         model.train(was_training)
+
+    def over(self, documents: Sequence[Document]) -> ForwardPass:
+        """The same model, ready to be run over other documents."""
+        _require_context(self.module, documents)
+        other = copy.copy(self)
+        other.documents, other.lengths = documents, [len(document) for document in documents]
+        return other
 
     @torch.no_grad()
     def hidden(self, indices: Sequence[int]) -> list[Tensor]:

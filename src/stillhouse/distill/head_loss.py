@@ -37,6 +37,7 @@ from .divergences import (
     topk_divergence,
 )
 from .head import Head
+from .policy import PolicyRows, policy_gradient
 from .signal_rows import DenseRows, SampledRows, SignalRows, TopKRows
 
 TILE_ENTRIES_CPU = 2**20
@@ -52,6 +53,8 @@ def head_loss(
     *,
     chunk: int = 512,
     weights_N: Tensor | None = None,
+    policy: PolicyRows | None = None,
+    teacher_weight: float = 1.0,
 ) -> Tensor:
     """The objective, summed over rows, as a float32 (float64 for float64) scalar to call ``backward`` on.
 
@@ -71,11 +74,14 @@ def head_loss(
         signal_rows: may be None when the objective is cross-entropy alone.
         chunk: rows of one matrix product.
         weights_N: factors of the rows; None is 1 for each.
+        policy: adds the policy loss of the rows' labels, which are then sampled tokens.
+        teacher_weight: factor of the objective; with 0 the policy loss stands alone and no row is needed.
 
     Raises:
         RecipeError: cached targets cover ids that the student does not have.
     """
-    if needs_teacher(objective):
+    assert policy is not None or teacher_weight == 1.0
+    if needs_teacher(objective) and teacher_weight:
         assert signal_rows is not None
         assert len(signal_rows) == len(hidden_ND)
         if not isinstance(signal_rows, DenseRows) and signal_rows.vocab_size > head.vocab_size:
@@ -83,7 +89,12 @@ def head_loss(
                 f"targets are cached over {signal_rows.vocab_size} ids; the student has {head.vocab_size}",
                 hint="Cache them again for this student, or use `targets: hidden`.",
             )
-    task = _Task(head, labels_N, signal_rows, objective, chunk, weights_N, torch.is_grad_enabled())
+    if not teacher_weight:
+        signal_rows = None
+    differentiate = torch.is_grad_enabled()
+    task = _Task(
+        head, labels_N, signal_rows, objective, chunk, weights_N, differentiate, policy, teacher_weight
+    )
     return _HeadLoss.apply(hidden_ND, head.weight_VD, head.bias_V, task)  # pyright: ignore[reportReturnType]
 
 
@@ -98,6 +109,8 @@ class _Task:
     chunk: int
     weights_N: Tensor | None
     differentiate: bool
+    policy: PolicyRows | None = None
+    teacher_weight: float = 1.0
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -149,7 +162,7 @@ def _chunked(
 
 def _student_ids(task: _Task) -> int:
     """How many of the student's ids matter: all for cross-entropy, else those the teacher has too."""
-    if text_share(task.objective) > 0 or task.signal_rows is None:
+    if text_share(task.objective) > 0 or task.signal_rows is None or task.policy is not None:
         return task.head.vocab_size
     return min(task.head.vocab_size, task.signal_rows.vocab_size)
 
@@ -165,7 +178,7 @@ def _add_product(total_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
 def _chunk_loss(raw_CV: Tensor, rows: slice, task: _Task, *, differentiate: bool) -> Tensor:
     """The loss of one chunk; ``raw_CV`` (before factor and cap) becomes its derivative, tile by tile."""
     teacher_CS = None
-    if needs_teacher(task.objective) and isinstance(task.signal_rows, DenseRows):
+    if task.teacher_weight and needs_teacher(task.objective) and isinstance(task.signal_rows, DenseRows):
         shared = min(task.head.vocab_size, task.signal_rows.vocab_size)
         teacher_CS = task.signal_rows.head.raw(task.signal_rows.hidden_ND[rows], shared)
     tile = len(raw_CV) if raw_CV.is_cuda else max(1, TILE_ENTRIES_CPU // raw_CV.shape[1])
@@ -187,9 +200,27 @@ def _chunk_loss(raw_CV: Tensor, rows: slice, task: _Task, *, differentiate: bool
 
 def _tile(raw_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task) -> tuple[Tensor, Tensor]:
     """Losses of a tile's rows, [n], and the derivative by ``raw_nV``."""
-    objective = task.objective
     logits_nV = task.head.bend(raw_nV.to(reduction_dtype(raw_nV.dtype)))
-    share = text_share(objective)
+    if task.policy is None:
+        loss_n, slope_nV = _objective(logits_nV, teacher_nS, rows, task)
+    else:
+        loss_n, slope_nV = policy_gradient(logits_nV, task.labels_N[rows], task.policy, rows)
+        if task.teacher_weight:
+            taught_n, taught_nS = _objective(logits_nV, teacher_nS, rows, task)
+            task.policy.record(teacher=taught_n)
+            loss_n = loss_n + task.teacher_weight * taught_n
+            slope_nV[:, : taught_nS.shape[1]].add_(taught_nS, alpha=task.teacher_weight)
+    if task.head.softcap is not None:
+        capped_nV = task.head.bend(raw_nV.to(slope_nV.dtype))
+        slope_nV = slope_nV * (1 - (capped_nV / task.head.softcap) ** 2)
+    return loss_n, slope_nV if task.head.scale == 1.0 else slope_nV * task.head.scale
+
+
+def _objective(
+    logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task
+) -> tuple[Tensor, Tensor]:
+    """The recipe's objective on a tile, [n], and its derivative by the logits; they may be overwritten."""
+    share = text_share(task.objective)
     if share == 0:
         loss_n, slope_nV = _divergence(logits_nV, teacher_nS, rows, task)
     else:
@@ -199,10 +230,7 @@ def _tile(raw_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task) -
             divergence_n, shared_nS = _divergence(logits_nV, teacher_nS, rows, task)
             loss_n += (1 - share) * divergence_n
             slope_nV[:, : shared_nS.shape[1]].add_(shared_nS, alpha=1 - share)
-    if task.head.softcap is not None:
-        capped_nV = task.head.bend(raw_nV.to(slope_nV.dtype))
-        slope_nV = slope_nV * (1 - (capped_nV / task.head.softcap) ** 2)
-    return loss_n, slope_nV if task.head.scale == 1.0 else slope_nV * task.head.scale
+    return loss_n, slope_nV
 
 
 def _divergence(

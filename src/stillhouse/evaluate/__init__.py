@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .intervals import Estimate, exponential, interval, paired_difference
     from .measures import Measures, TeacherReference, measure
     from .report import write_report
+    from .sampled import sample_and_score
     from .table import results_table
 
 _HOME = {
@@ -26,6 +27,7 @@ _HOME = {
     "measure": "measures",
     "paired_difference": "intervals",
     "results_table": "table",
+    "sample_and_score": "sampled",
     "write_report": "report",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "measure",
     "paired_difference",
     "results_table",
+    "sample_and_score",
     "write_report",
 ]
 

@@ -90,7 +90,7 @@ def evaluate_models(
     ]
     comparison = {
         key: comparison_entry(measures["student"], measures[key], settings.confidence)
-        for key in ("control", "before")
+        for key in ("control", "before", "offline")
         if key in measures and "student" in measures
     }
     return {

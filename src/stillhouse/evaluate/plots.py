@@ -30,13 +30,20 @@ COLOURS = {
     "rule": "#0a0b03",
     "teacher": "#0a0b04",
     "before": "#0a0b05",
+    "offline": "#0a0b09",
     "student": "#0a0b06",
     "control": "#0a0b07",
     "paper": "#0a0b08",
 }
 """Placeholders, each exchanged for the CSS variable of its name."""
 
-NAMES = {"teacher": "teacher", "before": "before training", "student": "student", "control": "control"}
+NAMES = {
+    "teacher": "teacher",
+    "before": "before training",
+    "offline": "after the corpus",
+    "student": "student",
+    "control": "control",
+}
 
 WIDTH_IN = 4.2
 """Inches; at the page's 460 pixels a 9 point letter is 13.5 pixels high, on a telephone 10."""
@@ -148,6 +155,22 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
             f"Training loss ({objective}) from {figure(smooth[0])} to {figure(smooth[-1])} nats per token"
         )
         return _svg(drawing, name, f"{described} over {seen[-1]:,} tokens.")
+
+
+def round_curve(points: Sequence[Mapping[str, Any]], field: str, *, name: str, label: str) -> str:
+    """What was measured of each on-policy round, thin, and a running mean, thick."""
+    rounds = [p["step"] for p in points if p.get(field) is not None]
+    values = [p[field] for p in points if p.get(field) is not None]
+    smooth = _running_mean(values, len(values) // 40)
+    with _figure(2.1) as (drawing, axes):
+        axes.plot(rounds, values, color=COLOURS["student"], lw=0.8, alpha=0.45)
+        axes.plot(rounds, smooth, color=COLOURS["student"], lw=2)
+        axes.set_xlabel("rounds")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        described = f"{label} from {figure(smooth[0])} to {figure(smooth[-1])} over {len(rounds)} rounds."
+        return _svg(drawing, name, described)
 
 
 def block_influence(influence: Sequence[float | None], keep: Sequence[int], *, name: str) -> str:

@@ -23,6 +23,8 @@ OBJECTIVES = {
     "skew_forward_kl": "skew forward KL",
     "skew_reverse_kl": "skew reverse KL",
 }
+ROUNDS = {"reward": "mean reward", "length": "tokens of an answer", "entropy": "entropy, nats per token"}
+"""What is drawn of on-policy rounds."""
 FEW_DOCUMENTS = 20
 """Below this the page says that the intervals are rough."""
 
@@ -91,8 +93,16 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
     if against:
         other = "control" if against == "control" else "before"
         pictures["difference"] = plots.differences(report["comparison"][against], name="diff", against=other)
-    objectives = {"student": report["objective"], "control": "cross_entropy"}
+    objective = str(report["objective"])
+    objectives = {"student": objective, "offline": objective, "control": "cross_entropy"}
     for key, points in report["training"].items():
+        for field, label in ROUNDS.items():
+            if any(p.get(field) is not None for p in points):
+                pictures[f"round_{field}"] = plots.round_curve(
+                    points, field, name=f"round-{field}", label=label
+                )
+        if "round_reward" in pictures and key == "student":
+            continue  # the loss of a reward says nothing to a reader
         if any(p["loss"] is not None for p in points):
             label = OBJECTIVES.get(objectives[key], objectives[key] or "loss")
             pictures[f"loss_{key}"] = plots.loss_curve(points, key=key, name=f"loss-{key}", objective=label)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
-ModelKey = Literal["teacher", "before", "student", "control"]
+ModelKey = Literal["teacher", "before", "offline", "student", "control"]
 
 
 class _Part(BaseModel):
@@ -63,6 +63,12 @@ class ModelPart(_Part):
     """Writing: greedy, batch size 1."""
     scored_tokens_per_s: SpeedPart | None = None
     """Reading: one text at a time."""
+    pass_at_1: EstimatePart | None = None
+    """Share of sampled answers to held-out prompts that the verifiers found right; clustered by prompt."""
+    consensus_at_k: EstimatePart | None = None
+    """Share of held-out prompts whose majority answer is right."""
+    samples: int | None = None
+    """Answers to each prompt for these two."""
 
 
 class DifferencePart(_Part):
@@ -119,13 +125,13 @@ class Report(_Part):
     objective: str = ""
     """What the student minimised, e.g. ``forward_kl``; the control always minimises cross-entropy."""
     models: list[ModelPart]
-    comparison: dict[Literal["control", "before"], DifferencePart] = Field(default_factory=dict)
+    comparison: dict[Literal["control", "before", "offline"], DifferencePart] = Field(default_factory=dict)
     verdict: VerdictPart
     held_out: dict[str, int]
     """``documents`` and counted ``tokens``."""
     conditions: dict[str, Any] = Field(default_factory=dict)
     """How the numbers were taken: type, device, threads, rounds."""
-    training: dict[Literal["student", "control"], list[PointPart]] = Field(default_factory=dict)
+    training: dict[Literal["offline", "student", "control"], list[PointPart]] = Field(default_factory=dict)
     answers: list[AnswerPart] = Field(default_factory=list)
     corpus: dict[str, Any] = Field(default_factory=dict)
     """Counts by name; ``rejected`` holds counts by reason."""

@@ -23,7 +23,12 @@ def results_table(report: Mapping[str, Any]) -> tuple[str, list[str], list[list[
         f"[{level} intervals clustered by document]"
     )
     columns = ["model", "KL nats/token", "top-1 %", "perplexity", "MB", "tok/s"]
-    return title, columns, [_row(model) for model in models]
+    rows = [_row(model) for model in models]
+    if any(model.get("pass_at_1") for model in models):
+        columns[3:3] = ["pass@1 %", f"cons@{models[0]['samples']} %"]
+        for model, row in zip(models, rows, strict=True):
+            row[3:3] = [_cell(model[key], scale=100) for key in ("pass_at_1", "consensus_at_k")]
+    return title, columns, rows
 
 
 def _row(model: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .reference import Reference, parse_reference
     from .template import ChatTemplate, compare_templates
     from .tokenizer import same_tokenizer, tokenizer_difference
+    from .torch_backend import TorchModel
     from .types import Can, Message, Model, ModelFacts, Reply, Request, Sampling, Weights
     from .weights import load_tokenizer, load_weights
 
@@ -30,6 +31,7 @@ _HOME = {
     "Reply": "types",
     "Request": "types",
     "Sampling": "types",
+    "TorchModel": "torch_backend",
     "Weights": "types",
     "compare_templates": "template",
     "cpu_has_bfloat16": "processor",
@@ -55,6 +57,7 @@ __all__ = [
     "Reply",
     "Request",
     "Sampling",
+    "TorchModel",
     "Weights",
     "compare_templates",
     "cpu_has_bfloat16",

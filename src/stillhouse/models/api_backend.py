@@ -133,8 +133,9 @@ class ApiModel:
             parameters["stop"] = list(sampling.stop)
         if sampling.top_logprobs:
             parameters |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
-        if sampling.top_k:
-            parameters["extra_body"] = {"top_k": sampling.top_k}
+        extra = {"top_k": sampling.top_k, "min_p": sampling.min_p}
+        if any(extra.values()):
+            parameters["extra_body"] = {name: value for name, value in extra.items() if value}
         return parameters
 
     def _refusal(self, status: int, body: str, headers: Any) -> Exception:

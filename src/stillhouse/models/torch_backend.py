@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OutOfMemoryError, StillhouseError, says_out_of_memory
 from .local import Prompts, cut_at_stop, split_reasoning
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .sampler import Sampled
 
 MAX_BATCH = 64
+STOP_MARGIN = 16  # tokens decoded beyond the longest stop: special ones add no text
 
 
 class TorchModel:
@@ -44,7 +45,7 @@ class TorchModel:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
-        """One result for each request, in order; batches of similar length."""
+        """One result for each request, in order; an answer that ends makes room for the next."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._generate, requests)
 
     async def close(self) -> None:
@@ -61,29 +62,41 @@ class TorchModel:
                 results[place] = ids
             else:
                 jobs.append(_Job(place, ids, self._prompts.sampling(request, len(ids))))
-        jobs.sort(key=lambda job: len(job.ids))
-        for start in range(0, len(jobs), self.max_batch):
-            batch = jobs[start : start + self.max_batch]
-            for job, sampled in zip(batch, self._sample(batch), strict=True):
-                results[job.place] = self._reply(job, sampled)
+        for job, sampled in zip(jobs, self._sample(jobs), strict=True):
+            results[job.place] = self._reply(job, sampled)
         assert all(result is not None for result in results)
         return [result for result in results if result is not None]
 
     def _sample(self, batch: list[_Job]) -> list[Sampled]:
         from .sampler import can_sample, sample
 
-        draw = sample if can_sample(self._model) else _generate_like_transformers
+        prompts, settings = [job.ids for job in batch], [job.sampling for job in batch]
         try:
-            return draw(
-                self._model, [job.ids for job in batch], [job.sampling for job in batch], ends=self._ends
+            if not can_sample(self._model):
+                return _generate_like_transformers(self._model, prompts, settings, ends=self._ends)
+            return sample(
+                self._model,
+                prompts,
+                settings,
+                ends=self._ends,
+                slots=self.max_batch,
+                stopped=lambda place, ids: self._stops(ids, settings[place].stop),
             )
         except (MemoryError, RuntimeError) as error:
             if says_out_of_memory(error):
                 raise OutOfMemoryError(
-                    f"no memory for {len(batch)} answers at once",
+                    f"no memory for {min(len(batch), self.max_batch)} answers at once",
                     hint="Lower collect.concurrency or collect.max_tokens.",
                 ) from error
             raise
+
+    def _stops(self, ids: Sequence[int], stops: Sequence[str]) -> bool:
+        """Whether the answer so far contains a stop; only its end is new, a token adds a byte or more."""
+        if not stops:
+            return False
+        window = max(len(stop.encode()) for stop in stops) + STOP_MARGIN
+        text = str(self._tokenizer.decode(list(ids[-window:]), skip_special_tokens=True))
+        return any(stop in text for stop in stops)
 
     def _reply(self, job: _Job, sampled: Sampled) -> Reply:
         text = str(self._tokenizer.decode(sampled.ids, skip_special_tokens=True))
@@ -128,22 +141,27 @@ def _generate_one(model: object, ids: list[int], setting: Sampling, ends: set[in
     from .sampler import Sampled
 
     assert isinstance(model, PreTrainedModel)
+    heat = {"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p}
+    if setting.min_p:
+        heat["min_p"] = setting.min_p
     config = GenerationConfig(
         max_new_tokens=setting.max_tokens,
         do_sample=setting.temperature > 0,
         eos_token_id=sorted(ends) or None,
         pad_token_id=min(ends, default=0),
-        **(
-            {"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p}
-            if setting.temperature > 0
-            else {}
-        ),
+        return_dict_in_generate=True,
+        output_logits=True,
+        **(heat if setting.temperature > 0 else {}),
     )
     ids_1T = torch.tensor([ids], device=model.device)
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(setting.seed or 0)
-        output_1T = model.generate(
+        output: Any = model.generate(
             input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config
         )  # pyright: ignore
-    new = output_1T[0, len(ids) :].tolist()
-    return Sampled(new, "stop" if new and new[-1] in ends else "length")
+    new = output.sequences[0, len(ids) :].tolist()
+    logp = [
+        (logits_1V[0].float() / (setting.temperature or 1.0)).log_softmax(-1)[token].item()
+        for token, logits_1V in zip(new, output.logits, strict=True)
+    ]
+    return Sampled(new, "stop" if new and new[-1] in ends else "length", logp)

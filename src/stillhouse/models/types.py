@@ -22,7 +22,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one answer is drawn. Temperature first, then top-k, then top-p, on every backend."""
+    """How one answer is drawn. Temperature first, then top-k, top-p, min-p, on every backend."""
 
     temperature: float = 1.0
     """0 is greedy."""
@@ -38,6 +38,9 @@ class Sampling:
     """Texts that end the answer (and are not part of it)."""
     top_logprobs: int = 0
     """Alternatives a token to ask an API for; 0 is none."""
+    min_p: float = 0.0
+    """Only tokens of at least this share of the likeliest one's probability; 0 is all. Not sent to APIs
+    unless positive (few take it)."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A recipe's stages in order, each skipped when its inputs have not changed.
 
-    terms → collect → filter → student → targets → train → control → evaluate → card
+    terms → collect → filter → select → student → targets → train → control → on_policy → evaluate → card
 
 A stage reads files of earlier stages, writes its own, and is recorded in the
 manifest with the hashes of both; what a killed run had finished is not done again,
@@ -32,7 +32,7 @@ from .stages import STAGES, Stage
 
 __all__ = ["run"]
 
-_WITHOUT_STUDENT = ("terms", "collect", "filter")
+_WITHOUT_STUDENT = ("terms", "collect", "filter", "select")
 """Runs until one of these stages make no student, so none is measured."""
 
 

@@ -22,7 +22,7 @@ Difference = tuple[str, Any, Any]
 
 _FREE = ("terms", "evaluate", "card")
 """Stages that may be done again at any time."""
-_REPEATABLE = ("collect", "filter", "student", "targets")
+_REPEATABLE = ("collect", "filter", "select", "student", "targets")
 """Stages that a changed filter, or more answers, may repeat as long as nothing was trained."""
 
 
@@ -102,3 +102,5 @@ def _begun(stage: str, directory: Path) -> Iterator[Path]:
             yield from directory.glob("checkpoints/step-*")
         case "control":
             yield from directory.glob("control/checkpoints/step-*")
+        case "on_policy":
+            yield from directory.glob("on_policy/checkpoints/step-*")

@@ -7,6 +7,7 @@ of what a reader wants to know is read from the manifest and the metrics.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..console import console
 from ..provenance import versions
 from ..recipe import Lora
 from ..recipe_file import dump_recipe
@@ -33,7 +35,7 @@ BOOKKEEPING = (
     "dropped_prompts",
 )
 """Facts of collecting that are worth a line only when there was something."""
-STAGES_SHOWN = ("collect", "filter", "student", "targets", "train", "control")
+STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "control", "on_policy")
 
 
 def assemble(run: Run) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def assemble(run: Run) -> dict[str, Any]:
     documents = run.documents("held_out", student.tokenizer, student.template, loss_on="assistant")
     prompts = _as_asked(run)
     measured = evaluate_models(candidates, documents, prompts, run.recipe.evaluate)
+    _add_samples(run, candidates, prompts, measured["models"])
     if all(candidate.key != "teacher" for candidate in candidates):
         _add_recorded_answers(run, prompts, measured["answers"])
     facts = {name: run.manifest.facts(name) for name in STAGES_SHOWN}
@@ -74,6 +77,26 @@ def assemble(run: Run) -> dict[str, Any]:
         "environment": _environment(),
         "command": f"still run {run.directory / 'recipe.yaml'} --out {run.directory}-again",
     }
+
+
+def _add_samples(
+    run: Run, candidates: Sequence[Candidate], prompts: Sequence[Prompt], models: list[dict[str, Any]]
+) -> None:
+    """pass@1 and the majority vote of each model, where the recipe asks for samples."""
+    from ..evaluate import sample_and_score
+    from ..verifiers import open_verifier
+
+    settings = run.recipe.evaluate
+    if not settings.samples or not prompts:
+        return
+    least = {} if run.recipe.select is None else {"least": run.recipe.select.min_reward}
+    with open_verifier(run.recipe.verifiers) as verifiers:
+        found = sample_and_score(candidates, prompts, settings, verifiers, seed=run.recipe.seed, **least)
+        failed = {kind: count for kind, count in verifiers.failures.items() if count}
+    if failed:
+        console.warn(f"verifiers came to no verdict, which counts as 0: {failed}")
+    for model in models:
+        model |= found.get(model["key"], {})
 
 
 def corpus_counts(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,9 +147,13 @@ def _candidates(run: Run) -> list[Candidate]:
     def saved(key: str, label: str, place: Path) -> Candidate:
         return candidate(key, label, str(place), place)
 
-    student = saved("student", f"student ({run.objective.kind})", run.directory / "student")
+    learned = run.objective.kind if run.recipe.on_policy is None else "after its own samples"
+    student = saved("student", f"student ({learned})", run.directory / "student")
     before = candidate("before", "student before training", run.start, None)
     found = [before, student]
+    if run.recipe.on_policy is not None and run.learns_offline:
+        label = f"student after the corpus ({run.objective.kind})"
+        found.insert(1, saved("offline", label, run.offline_student))
     if run.teacher_has_weights and same_tokenizer(run.teacher.tokenizer, student.weights.tokenizer):
         reference = parse_reference(run.recipe.teacher.model)
         found.insert(0, candidate("teacher", reference.text, reference.text, reference.path))
@@ -137,10 +164,22 @@ def _candidates(run: Run) -> list[Candidate]:
 
 def _curves(run: Run) -> dict[str, list[dict[str, Any]]]:
     """The metrics of the student's training and, if there was one, of the control's."""
-    places = {"student": run.directory / "metrics.jsonl"}
+    places = {}
+    if run.learns_offline:
+        places["student" if run.recipe.on_policy is None else "offline"] = run.directory / "metrics.jsonl"
+    if run.recipe.on_policy is not None:
+        places["student"] = run.directory / "on_policy" / "metrics.jsonl"
     if run.trains_control:
         places["control"] = run.directory / "control" / "metrics.jsonl"
-    return {key: [json.loads(line) for line in path.read_text().splitlines()] for key, path in places.items()}
+    return {key: _points(path) for key, path in places.items()}
+
+
+def _points(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``, with the tokens seen so far in place of each step's own."""
+    points = [json.loads(line) for line in path.read_text().splitlines()]
+    for point, tokens in zip(points, itertools.accumulate(p["tokens"] for p in points), strict=True):
+        point["tokens"] = tokens
+    return points
 
 
 def _lineage(run: Run) -> dict[str, Any]:

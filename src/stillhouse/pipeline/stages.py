@@ -58,7 +58,9 @@ def collect_answers(run: Run) -> Done:
     """Asks the teacher every prompt, or takes the answers that the prompt file already has."""
     from ..corpus import collect
     from ..models import open_model
+    from ..verifiers import check_verifiers
 
+    check_verifiers(run.recipe.verifiers)
     train, held_out, dropped = run.prompts
     teacher = run.recipe.teacher
     ngram = run.recipe.filter.contamination_ngram
@@ -74,7 +76,9 @@ def collect_answers(run: Run) -> Done:
     )
     corpus = run.corpus("collected")
 
-    asked = [("held_out", prompt) for prompt in held_out] + [("train", prompt) for prompt in train]
+    asked = [("held_out", prompt) for prompt in held_out]
+    if run.needs_answers:
+        asked += [("train", prompt) for prompt in train]
     asked.sort(key=lambda item: _length(item[1]))  # a batch of like lengths has little padding
 
     async def ask() -> Any:
@@ -119,7 +123,7 @@ def filter_answers(run: Run) -> Done:
     summary = filter_corpus(
         run.corpus("collected"), kept, run.recipe.filter, held_out=held_out, dropped=dropped
     )
-    if not summary.kept:
+    if not summary.kept and run.needs_answers:
         raise EmptyCorpusError(
             f"no exchange is left after filtering: {summary.rejected}",
             hint=f"Look at {rejects} and loosen the recipe's filter section.",
@@ -128,6 +132,49 @@ def filter_answers(run: Run) -> Done:
         "Filter", ["kept", *summary.rejected], [[str(summary.kept), *map(str, summary.rejected.values())]]
     )
     return Done([*_files(kept.directory), *_files(rejects)], dataclasses.asdict(summary))
+
+
+def select_answers(run: Run) -> Done:
+    """Rejection sampling: scores the kept answers and selects those that are learned from."""
+    from ..corpus import select_corpus
+    from ..verifiers import open_verifier
+
+    settings = run.recipe.select
+    if settings is None:
+        return Done([], {"selection": False})
+    kept, selected = run.corpus("kept"), run.corpus("selected")
+    samples = run.recipe.collect.samples
+    if samples > 1 and run.recipe.filter.near_duplicates is not None:
+        console.hint(
+            "filter.near_duplicates drops repeated answers before they are scored, which shifts pass@1."
+        )
+    total = run.manifest.facts("filter")["kept"]
+    with (
+        open_verifier(run.recipe.verifiers) as verifiers,
+        console.progress("select", total, "answers") as progress,
+    ):
+        summary = select_corpus(
+            kept, selected, settings, verifiers, samples=samples, on_scored=progress.advance
+        )
+    failed = {kind: count for kind, count in summary.failures.items() if count}
+    if failed:
+        console.warn(f"verifiers came to no verdict, which counts as 0: {failed}")
+    if not summary.selected:
+        raise EmptyCorpusError(
+            f"none of {summary.scored} answers has a reward of at least {settings.min_reward:g}",
+            hint=f"See {selected.directory.parent / 'scores.parquet'}; lower select.min_reward, or take more "
+            "collect.samples.",
+        )
+    first = summary.pass_at_1 or {"value": 0.0}
+    cells = [
+        summary.scored,
+        summary.selected,
+        f"{summary.solved} of {summary.prompts}",
+        f"{first['value']:.1%}",
+    ]
+    console.table("Select", ["scored", "selected", "prompts solved", "pass@1"], [list(map(str, cells))])
+    files = [*_files(selected.directory), selected.directory.parent / "scores.parquet"]
+    return Done([*files, *_files(run.directory / "corpus" / "rejects")], dataclasses.asdict(summary))
 
 
 def build_the_student(run: Run) -> Done:
@@ -165,7 +212,9 @@ def cache_the_targets(run: Run) -> Done:
     from ..distill import cache_targets
     from ..models import describe
 
-    if not run.learns_distributions or run.objective.targets == "online":
+    on_policy = run.recipe.on_policy
+    reads_corpus = run.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
+    if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
         return Done([], {"cached": False})
     _drop_targets_of_other_documents(run)
     signal = cache_targets(
@@ -198,6 +247,8 @@ def _drop_targets_of_other_documents(run: Run) -> None:
 
 def train_student(run: Run) -> Done:
     """Distils: the teacher's distributions (or its text) into the student."""
+    if not run.learns_offline:
+        return Done([], {"trained": False})
     return _train(run, run.objective, "student")
 
 
@@ -232,11 +283,23 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
         seed=run.recipe.seed,
         label=label,
     )
-    target = run.directory / "student" if label == "student" else run.directory / "control" / "student"
+    home = run.directory if label == "student" else run.directory / label
+    target = run.offline_student if label == "student" else home / "student"
     save_student(model, weights.tokenizer, weights.template, target)
-    metrics = target.parent / "metrics.jsonl"
+    metrics = home / "metrics.jsonl"
     facts = {"tokens": result.tokens, "steps": result.steps, "train_seconds": round(result.seconds, 1)}
     return Done([*_files(target), metrics], facts)
+
+
+def train_on_samples(run: Run) -> Done:
+    """The student answers prompts itself, and learns from what the teacher thinks of its answers."""
+    if run.recipe.on_policy is None:
+        return Done([], {"trained": False})
+    from .on_policy import learn_from_samples
+
+    facts = learn_from_samples(run)
+    metrics = run.directory / "on_policy" / "metrics.jsonl"
+    return Done([*_files(run.directory / "student"), metrics], facts)
 
 
 def evaluate_models(run: Run) -> Done:
@@ -270,6 +333,9 @@ def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
+CORPUS = ("filter", "select")
+"""Stages that say what is learned from."""
+
 STAGES = (
     Stage("terms", ("teacher", "purpose", "accept_terms"), (), check_terms),
     Stage(
@@ -279,14 +345,19 @@ STAGES = (
         collect_answers,
     ),
     Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
-    Stage("student", ("teacher", "student", "train.max_length", "seed"), ("filter",), build_the_student),
+    Stage("select", ("verifiers", "select", "collect.samples"), ("filter",), select_answers),
+    Stage("student", ("teacher", "student", "train.max_length", "seed"), CORPUS, build_the_student),
     Stage(
-        "targets", ("teacher", "objective", "train.dtype", "seed"), ("filter", "student"), cache_the_targets
+        "targets", ("teacher", "objective", "train.dtype", "seed"), (*CORPUS, "student"), cache_the_targets
     ),
-    Stage("train", ("objective", "train", "seed"), ("targets", "student", "filter"), train_student),
+    Stage("train", ("objective", "train", "seed"), (*CORPUS, "student", "targets"), train_student),
+    Stage("control", ("objective", "train", "evaluate.control", "seed"), (*CORPUS, "student"), train_control),
     Stage(
-        "control", ("objective", "train", "evaluate.control", "seed"), ("student", "filter"), train_control
+        "on_policy",
+        ("on_policy", "objective", "train", "teacher", "prompts", "verifiers", "student.lora", "seed"),
+        (*CORPUS, "student", "targets", "train"),
+        train_on_samples,
     ),
-    Stage("evaluate", ("evaluate", "name"), ("train", "control"), evaluate_models),
+    Stage("evaluate", ("evaluate", "verifiers", "name"), ("train", "control", "on_policy"), evaluate_models),
     Stage("card", ("name", "purpose", "license"), ("evaluate", "terms"), write_card),
 )

@@ -198,9 +198,15 @@ def recipe_section_hash(recipe: Recipe, section: str) -> str:
     for name in section.split("."):
         value = getattr(value, name)
     if not dataclasses.is_dataclass(value):
-        return sha256_json(value)
+        return sha256_json(_plain(value))
     fields = dataclasses.asdict(value)  # pyright: ignore[reportArgumentType]
     return sha256_json({key: v for key, v in fields.items() if f"{section}.{key}" not in RESULT_NEUTRAL})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
 
 
 def _is_below(path: str) -> bool:

@@ -1,0 +1,318 @@
+"""Learning from the student's own samples: the teacher's divergence on them, a reward, or both.
+
+Each round the student answers some prompts several times; the teacher (where there is one) says what it
+would have said at every token of those answers (on-policy distillation: Agarwal et al. 2024, GKD,
+arXiv:2306.13649, algorithm 1; Gu et al. 2024, MiniLLM, arXiv:2306.08543), a verifier says which are right
+(Shao et al. 2024, GRPO, arXiv:2402.03300), and the student learns from either or both. The samples are data:
+no gradient flows through the drawing of them.
+
+Like :mod:`.training` it ends bit for bit the same on the processor whether it was interrupted or not, and it
+neither evaluates nor saves the student.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..console import console
+from ..errors import CapabilityError, EmptyCorpusError, StillhouseError
+from ..hashing import sha256_json
+from ..models.sampler import can_sample
+from ..recipe import Objective, Train
+from ..recipe_on_policy import OnPolicy
+from .checkpoint import Checkpoints, generator_states, restore_generators
+from .forward_pass import model_digest
+from .on_policy_learner import OnPolicyLearner
+from .optimizer import frozen_embeddings
+from .policy import has_signal
+from .rollouts import Question, Round, Score, join, roll_out
+from .runtime import choose_device, memory_errors, reproducible, uninterrupted
+from .schedule import rate_share
+from .tracking import Metrics, open_tracker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .documents import Document
+    from .targets import TeacherSignal
+
+REFILLS = 4
+"""Dynamic sampling asks for at most this many times the round's prompts."""
+
+
+@dataclass(frozen=True)
+class OnPolicyResult:
+    """What a run did, earlier sittings included."""
+
+    rounds: int
+    tokens: int
+    """Tokens that the student wrote and learned from."""
+    seconds: float
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How far a run has come."""
+
+    rounds: int = 0
+    steps: int = 0
+    asked: int = 0
+    """Questions taken from the shuffled stream."""
+    tokens: int = 0
+    seconds: float = 0.0
+    fruitless: int = 0
+    """Rounds in a row without any reward."""
+
+
+@dataclass(frozen=True, eq=False)
+class OffPolicy:
+    """Corpus rows that some rounds learn from instead, with what the teacher thought of them."""
+
+    documents: Sequence[Document]
+    signal: TeacherSignal
+
+
+def train_on_policy(
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    *,
+    teacher: PreTrainedModel | None,
+    score: Score | None,
+    ends: set[int],
+    objective: Objective,
+    settings: OnPolicy,
+    train: Train,
+    directory: Path,
+    seed: int,
+    off_policy: OffPolicy | None = None,
+    label: str = "on-policy",
+) -> OnPolicyResult:
+    """Trains ``model`` in place, going on from the last checkpoint where there is one.
+
+    Writes ``directory/checkpoints`` and one line a round to ``directory/metrics.jsonl``.
+
+    Args:
+        model: float32; what requires a gradient learns.
+        questions: what is asked; in shuffled order, again and again.
+        teacher: needed when ``settings.teacher`` is above 0; left as it is.
+        score: needed when ``settings.reward`` is above 0.
+        ends: ids that end an answer.
+        objective: the divergence on the student's samples; its ``targets`` are not used, the teacher is run.
+        train: optimizer, type, device, passes; its epochs and tokens are not used.
+
+    Raises:
+        EmptyCorpusError: there is no question.
+        CapabilityError: the student's layers cannot be sampled from here (sliding windows, state spaces).
+        StillhouseError: no sample of ``settings.patience`` rounds got any reward.
+        NonFiniteLossError, CheckpointError, OutOfMemoryError, StorageError, KeyboardInterrupt: as in
+            :func:`.training.train`.
+    """
+    assert teacher is not None or not settings.teacher
+    assert score is not None or not settings.reward
+    if not questions:
+        raise EmptyCorpusError("there is no prompt for the student to answer")
+    if not can_sample(model):
+        raise CapabilityError(
+            f"a {model.config.model_type} student with sliding windows cannot be sampled from here",
+            hint="Take a student whose layers all attend to the whole sequence.",
+        )
+    if settings.learning_rate is not None:
+        train = dataclasses.replace(train, learning_rate=settings.learning_rate)
+    checkpoints = Checkpoints(
+        directory / "checkpoints", _identity(model, teacher, questions, objective, settings, train, seed)
+    )
+    home = model.device
+    with memory_errors(train), reproducible(seed), frozen_embeddings(model, frozen=not train.embeddings):
+        model.to(choose_device(train.device))  # pyright: ignore[reportArgumentType]
+        learner = OnPolicyLearner(model, teacher, objective, settings, train, off_policy)
+        facts = {"threads": torch.get_num_threads(), "device": str(learner.device), "layout": learner.layout}
+        done = Done()
+        saved = checkpoints.load()
+        if saved is not None:
+            learner.load_state(saved.tensors)
+            restore_generators(saved.generators)
+            done = Done(*(saved.facts[field.name] for field in dataclasses.fields(Done)))
+            console.info(f"going on after round {done.rounds}")
+        trackers = [open_tracker(name, directory, label) for name in train.trackers]
+        metrics = Metrics(directory / "metrics.jsonl", steps_done=done.rounds, trackers=trackers)
+        run = _Rounds(learner, questions, score, ends, settings, train, seed)
+        with contextlib.closing(metrics):
+            done = _loop(run, done, checkpoints, metrics, facts, label)
+        model.to(home)  # pyright: ignore[reportArgumentType]
+    return OnPolicyResult(done.rounds, done.tokens, done.seconds, facts)
+
+
+def _loop(
+    run: _Rounds, done: Done, checkpoints: Checkpoints, metrics: Metrics, facts: dict[str, Any], label: str
+) -> Done:
+    settings, train = run.settings, run.train
+    generators = generator_states()
+
+    def save() -> None:
+        state = dataclasses.asdict(done) | facts
+        checkpoints.save(done.rounds, run.learner.state(), state, generators)
+
+    with console.progress(label, settings.rounds, "rounds", done=done.rounds) as progress:
+        try:
+            for number in range(done.rounds, settings.rounds):
+                started = time.perf_counter()
+                samples, asked = run.samples(number, done)
+                sampling_s = time.perf_counter() - started
+                # An interrupt inside would leave half the weights updated, or a round without its line.
+                with uninterrupted():
+                    found, after = run.learn(number, done, samples, asked)
+                    generators = generator_states()
+                    seconds = time.perf_counter() - started
+                    done = dataclasses.replace(after, seconds=done.seconds + seconds)
+                    line = found | {
+                        "tokens_per_s": round(found["tokens"] / seconds, 1),
+                        "sampling_s": round(sampling_s, 3),
+                        "elapsed_s": round(done.seconds, 3),
+                    }
+                    metrics.log(done.rounds, line)
+                shown = {key: found[key] for key in ("reward", "loss") if key in found}
+                progress.advance(1, **shown)
+                if done.rounds % train.checkpoint_every == 0 or done.rounds == settings.rounds:
+                    save()
+                if settings.reward and done.fruitless >= settings.patience:
+                    save()
+                    raise StillhouseError(
+                        f"no sample of the last {done.fruitless} rounds got any reward: nothing to learn",
+                        hint="Check the verifiers, ask easier prompts, raise "
+                        "on_policy.samples or max_tokens, or begin with a few right answers (train.epochs).",
+                    )
+        except KeyboardInterrupt:
+            if done.rounds:
+                save()
+                console.info(f"stopped after round {done.rounds}; the same command goes on there")
+            raise
+    return done
+
+
+@dataclass(eq=False)
+class _Rounds:
+    """What every round needs. A round depends on its number, how much was asked before, and the weights."""
+
+    learner: OnPolicyLearner
+    questions: Sequence[Question]
+    score: Score | None
+    ends: set[int]
+    settings: OnPolicy
+    train: Train
+    seed: int
+
+    def samples(self, number: int, done: Done) -> tuple[Round | None, int]:
+        """What the student says in this round, and how many questions that took; None for a corpus round."""
+        drawn = np.random.default_rng([self.seed, number, 7]).random()
+        if self.learner.off_policy is not None and drawn < self.settings.off_policy:
+            return None, 0
+        return self._samples(number, done.asked)
+
+    def learn(
+        self, number: int, done: Done, samples: Round | None, asked: int
+    ) -> tuple[dict[str, Any], Done]:
+        """Learns from them; the round's metrics, and how far the run has come after it."""
+        inner = self.settings.policy.inner_steps
+        steps = self.settings.rounds * inner
+        rates = [
+            self.train.learning_rate * rate_share(done.steps + i, steps, self.train) for i in range(inner)
+        ]
+        further = dataclasses.replace(done, rounds=done.rounds + 1, steps=done.steps + inner)
+        if samples is None:
+            return self.learner.learn_corpus(number, self.seed, rates), further
+        every = samples.rewards_GS
+        used = samples.groups(has_signal(every)) if self._needs_signal else samples
+        found: dict[str, Any] = {"loss": 0.0, "grad_norm": 0.0}
+        if used.rollouts:
+            found = self.learner.learn(used, rates)
+        found |= self._measures(samples) | {"learning_rate": rates[-1]}
+        rewarded = not self.settings.reward or bool((every > 0).any())
+        return found, dataclasses.replace(
+            further,
+            asked=done.asked + asked,
+            tokens=done.tokens + found["tokens"],
+            fruitless=0 if rewarded else done.fruitless + 1,
+        )
+
+    @property
+    def _needs_signal(self) -> bool:
+        """Groups of equal rewards teach nothing where the reward is the only teacher."""
+        return bool(self.settings.reward) and not self.settings.teacher
+
+    def _samples(self, number: int, before: int) -> tuple[Round, int]:
+        """The round's groups and how many questions it took; dynamic sampling leaves equal rewards out."""
+        wanted, dynamic = self.settings.prompts, self.settings.policy.dynamic_sampling
+        rounds: list[Round] = []
+        asked = full = 0
+        while not rounds or (dynamic and full < wanted and asked < REFILLS * wanted):
+            module = self.learner.working.module
+            found = roll_out(
+                module,
+                [self._question(before + asked + i) for i in range(wanted)],
+                self.settings,
+                ends=self.ends,
+                score=self.score,
+                seed=f"{self.seed} {number} {len(rounds)}",
+            )
+            asked += wanted
+            rounds.append(found)
+            full += int(has_signal(found.rewards_GS).sum())
+        return join(rounds), asked
+
+    def _question(self, place: int) -> Question:
+        epoch, index = divmod(place, len(self.questions))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.questions))
+        return self.questions[int(order[index])]
+
+    def _measures(self, samples: Round) -> dict[str, Any]:
+        lengths = [len(rollout.ids) for rollout in samples.rollouts]
+        rewards_GS = samples.rewards_GS
+        found: dict[str, Any] = {
+            "tokens": sum(lengths),
+            "length": round(sum(lengths) / len(lengths), 2),
+            "cut": round(sum(r.finish_reason == "length" for r in samples.rollouts) / len(lengths), 4),
+        }
+        if self.settings.reward:
+            found |= {
+                "reward": round(rewards_GS.mean().item(), 5),
+                "reward_std": round(rewards_GS.std(dim=1, correction=0).mean().item(), 5),
+                "groups_without_signal": round(1 - has_signal(rewards_GS).float().mean().item(), 4),
+            }
+            if samples.unscored:
+                found["unscored"] = samples.unscored
+        return found
+
+
+def _identity(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    questions: Sequence[Question],
+    objective: Objective,
+    settings: OnPolicy,
+    train: Train,
+    seed: int,
+) -> dict[str, Any]:
+    """All that decides which student comes out, by recipe key where there is one."""
+    sections = {"objective": objective, "on_policy": settings, "train": train}
+    keys = {
+        f"{name}.{key}": value
+        for name, section in sections.items()
+        for key, value in dataclasses.asdict(section).items()
+    }
+    neutral = ("train.checkpoint_every", "train.trackers", "on_policy.patience")
+    return {key: value for key, value in keys.items() if key not in neutral} | {
+        "seed": seed,
+        "questions": sha256_json([[q.id, q.ids, q.teacher_ids] for q in questions]),
+        "weights at the start": model_digest(model),
+        "teacher": None if teacher is None else model_digest(teacher),
+    }

@@ -1,0 +1,139 @@
+"""What the student says in one round: groups of samples, their rewards, and the documents they become.
+
+Samples are drawn by seeds that depend on the run's seed, the round and the place in it, never on the
+batch. Who scores them is the caller's business: a function from questions and answers to numbers.
+
+Shapes: G groups (prompts), S samples of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..hashing import sha256_text
+from ..models import Sampling
+from ..recipe_on_policy import OnPolicy
+from .documents import Document
+from .policy import overlong_penalty
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as the student and the teacher read it."""
+
+    id: str
+    ids: list[int]
+    """The student's tokens."""
+    teacher_ids: list[int]
+    """The teacher's; they differ where it has a system prompt or a template of its own."""
+    content: Any = None
+    """What the scorer needs to know of it."""
+
+
+Score = Callable[[Sequence[tuple[Question, list[int]]]], Sequence[float]]
+"""Rewards of answers (token ids), one each; not finite counts as 0."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sample."""
+
+    question: Question
+    ids: list[int]
+    logp: list[float]
+    """Of each token when it was drawn, at the sampling temperature."""
+    finish_reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """The samples of one round, group after group, and what they are worth."""
+
+    rollouts: list[Rollout]
+    rewards_GS: Tensor
+    """With the penalty for length, where there is one."""
+    unscored: int
+    """Samples whose reward was not a finite number; they count as 0."""
+
+    def documents(self, *, teacher: bool = False) -> list[Document]:
+        """The samples as documents in which the answer's tokens are learned."""
+        return [_document(r, r.question.teacher_ids if teacher else r.question.ids) for r in self.rollouts]
+
+    def groups(self, chosen_G: Tensor) -> Round:
+        """Only the groups where ``chosen_G`` is true."""
+        size = self.rewards_GS.shape[1]
+        kept = [
+            r for g in chosen_G.nonzero()[:, 0].tolist() for r in self.rollouts[g * size : (g + 1) * size]
+        ]
+        return Round(kept, self.rewards_GS[chosen_G], self.unscored)
+
+
+def roll_out(
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    settings: OnPolicy,
+    *,
+    ends: set[int],
+    score: Score | None,
+    seed: str,
+) -> Round:
+    """Draws ``settings.samples`` answers to each question and scores them.
+
+    Args:
+        model: in eval mode, with its own attention.
+        score: None without rewards; all are then 0.
+        seed: text that all draws depend on.
+    """
+    from ..models.sampler import sample
+
+    asked = [question for question in questions for _ in range(settings.samples)]
+    sampling = [_sampling(settings, f"{seed} {i} {question.id}") for i, question in enumerate(asked)]
+    drawn = sample(model, [question.ids for question in asked], sampling, ends=ends)
+    rollouts = [
+        Rollout(question, answer.ids, answer.logp, answer.finish_reason)
+        for question, answer in zip(asked, drawn, strict=True)
+    ]
+    values = [0.0] * len(rollouts)
+    if score is not None:
+        values = [float(value) for value in score([(r.question, r.ids) for r in rollouts])]
+    unscored = sum(not math.isfinite(value) for value in values)
+    rewards = torch.tensor([value if math.isfinite(value) else 0.0 for value in values])
+    if settings.reward:
+        lengths = [len(rollout.ids) for rollout in rollouts]
+        rewards = rewards + overlong_penalty(lengths, settings.max_tokens, settings.policy.overlong)
+    return Round(rollouts, rewards.view(len(questions), settings.samples), unscored)
+
+
+def _sampling(settings: OnPolicy, seed: str) -> Sampling:
+    return Sampling(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
+        max_tokens=settings.max_tokens,
+        seed=int(sha256_text(seed)[:8], 16) & 0x7FFFFFFF,
+    )
+
+
+def _document(rollout: Rollout, prompt: list[int]) -> Document:
+    ids = np.asarray([*prompt, *rollout.ids], dtype=np.int32)
+    return Document(rollout.question.id, ids, np.arange(len(ids)) >= len(prompt))
+
+
+def join(rounds: Sequence[Round]) -> Round:
+    """Several rounds as one."""
+    return Round(
+        [rollout for part in rounds for rollout in part.rollouts],
+        torch.cat([part.rewards_GS for part in rounds]),
+        sum(part.unscored for part in rounds),
+    )

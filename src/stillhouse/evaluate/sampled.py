@@ -1,0 +1,123 @@
+"""pass@1 and majority vote: every model answers held-out prompts several times, and verifiers judge.
+
+All models get the same seeds, so a difference between two models is not one of luck in the
+seeds alone. An answer that `sample_tokens` cut off is judged like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..console import console
+from ..hashing import sha256_text
+from ..recipe import Evaluate
+from ..verifiers import Answer, Verifiers
+from ..verifiers.statistics import majority
+from .intervals import clipped, interval
+
+if TYPE_CHECKING:
+    from ..corpus import Prompt
+    from ..models import Reply, Request
+    from .compare import Candidate
+
+RIGHT = 1.0 - 1e-9
+"""The reward from which an answer counts as right in the vote; pass@1 is the share of such answers."""
+
+
+def sample_and_score(
+    candidates: Sequence[Candidate],
+    prompts: Sequence[Prompt],
+    settings: Evaluate,
+    verifiers: Verifiers,
+    *,
+    seed: int,
+    least: float = RIGHT,
+) -> dict[str, dict[str, Any]]:
+    """``pass_at_1`` and ``consensus_at_k`` of each candidate by key, with intervals clustered by prompt.
+
+    Args:
+        prompts: held-out prompts with their tags; a finished exchange is asked without its answer.
+        settings: samples (k), temperature, sample_tokens, confidence.
+        least: smallest reward of a right answer.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    with console.progress("samples", len(candidates), "models") as progress:
+        for candidate in candidates:
+            replies = _replies(candidate, _requests(prompts, settings, seed))
+            groups = [
+                replies[start : start + settings.samples]
+                for start in range(0, len(replies), settings.samples)
+            ]
+            found[candidate.key] = _estimates(prompts, groups, verifiers, settings, least)
+            progress.advance()
+    return found
+
+
+def asked_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The conversation up to the question."""
+    return list(prompt.messages[:-1] if prompt.is_finished else prompt.messages)
+
+
+def _requests(prompts: Sequence[Prompt], settings: Evaluate, seed: int) -> list[Request]:
+    from ..models import Request, Sampling
+
+    requests = []
+    for prompt in prompts:
+        for number in range(settings.samples):
+            drawn = int(sha256_text(f"evaluate {seed} {prompt.id} {number}")[:8], 16) & 0x7FFFFFFF
+            sampling = Sampling(
+                temperature=settings.temperature,
+                top_p=1.0,
+                top_k=0,
+                max_tokens=settings.sample_tokens,
+                seed=drawn,
+            )
+            requests.append(Request(f"{prompt.id}-{number}", asked_messages(prompt), sampling))
+    return requests
+
+
+def _replies(candidate: Candidate, requests: Sequence[Request]) -> list[Reply | None]:
+    """One reply for each request; None where the model could not be asked (a prompt beyond its context)."""
+    from ..errors import OutOfMemoryError, StillhouseError
+    from ..models import TorchModel
+
+    async def ask() -> list[Reply | StillhouseError]:
+        model = TorchModel(candidate.weights, seed=0)
+        try:
+            return await model.generate(requests)
+        finally:
+            await model.close()
+
+    replies = asyncio.run(ask())
+    for reply in replies:
+        if isinstance(reply, OutOfMemoryError):
+            raise reply
+    return [None if isinstance(reply, StillhouseError) else reply for reply in replies]
+
+
+def _estimates(
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Reply | None]],
+    verifiers: Verifiers,
+    settings: Evaluate,
+    least: float,
+) -> dict[str, Any]:
+    first, vote = [], []
+    for prompt, replies in zip(prompts, groups, strict=True):
+        messages = asked_messages(prompt)
+        answers = [
+            Answer(reply.text, reply.reasoning, prompt.tags, messages)
+            for reply in replies
+            if reply is not None
+        ]
+        rewards = [score.value for score in verifiers.score(answers)]
+        first.append(sum(reward >= least for reward in rewards) / len(replies))
+        vote.append(majority([verifiers.vote(answer) for answer in answers], rewards, least))
+    ones = [1.0] * len(prompts)
+    return {
+        "pass_at_1": clipped(interval(first, ones, settings.confidence), 0.0, 1.0).to_dict(),
+        "consensus_at_k": clipped(interval(vote, ones, settings.confidence), 0.0, 1.0).to_dict(),
+        "samples": settings.samples,
+    }

@@ -1,0 +1,212 @@
+"""A lean forward pass for models of the llama family: one token for many sequences, or whole prompts.
+
+Against the module's own forward it saves the re-ordering of bfloat16 weights that oneDNN does at
+every call (packed once here, which takes their memory a second time), five small matrix products
+a layer, and the padding of prompts. It has no gradients and no dropout. Built anew for each
+:func:`~stillhouse.models.sampler.sample`, so that it sees the weights as they are; and only kept
+when it gives the module's logits for a few tokens.
+
+Shapes: B sequences, N tokens of several prompts end to end, H heads of keys and values, G query heads
+for each of them, D width of a head, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from .key_values import KeyValues
+
+FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others depend on the length
+TRIAL = 8  # tokens for the comparison with the module
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}  # share of the logits' spread
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def fast_decoder(model: PreTrainedModel, memory: KeyValues, trial: Sequence[int]) -> FastDecoder | None:
+    """The lean pass of ``model``, or None where it has none or gives other logits for ``trial``'s start.
+
+    The model must be in eval mode if it has dropout: the comparison would fail.
+    """
+    config = model.config
+    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if (
+        type(model).__name__ not in FAMILY
+        or rotation not in FIXED_ROTATIONS
+        or getattr(config, "hidden_act", None) != "silu"
+        or model.dtype not in TOLERANCE
+    ):
+        return None
+    decoder = FastDecoder(model, memory)
+    ids = list(trial[:TRIAL])
+    theirs_V = model(torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1).logits[
+        0, -1
+    ]
+    ours_V = decoder.prefill([ids], [0])[0]
+    if len(ids) > 1:  # the last token once more, as a step
+        lengths = torch.tensor([len(ids) - 1], device=model.device)
+        ours_V = torch.stack([ours_V, decoder.step(torch.tensor(ids[-1:], device=model.device), lengths)[0]])
+    error = (ours_V.float() - theirs_V.float()).abs().mean()
+    return decoder if error <= TOLERANCE[model.dtype] * theirs_V.float().std() else None
+
+
+class FastDecoder:
+    """Prefill and step of one model, with its keys and values in ``memory``."""
+
+    def __init__(self, model: PreTrainedModel, memory: KeyValues) -> None:
+        base: Any = model.model
+        self.memory = memory
+        self.embed_VE = base.embed_tokens.weight
+        self.layers = [_Layer(layer, memory, number) for number, layer in enumerate(base.layers)]
+        self.norm = base.norm
+        self.head = joined([model.lm_head])
+        positions = torch.arange(memory.capacity, device=model.device)
+        cos_1TD, sin_1TD = base.rotary_emb(self.embed_VE[:1], positions[None])
+        half = cos_1TD.shape[-1] // 2
+        signs = torch.cat([-sin_1TD[..., :half], sin_1TD[..., half:]], -1)
+        self.cos_TD, self.sin_TD = cos_1TD[0], signs[0]  # sine signed for a rotation by `roll`
+
+    def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
+        """Logits [P, V] after each of P prompts, whose keys and values go to the start of ``slots``."""
+        device = self.embed_VE.device
+        self.memory.clear_to(max(map(len, prompts)))
+        spans, start = [], 0
+        for prompt in prompts:
+            spans.append((start, start + len(prompt)))
+            start += len(prompt)
+        hidden_NE = self.embed_VE[torch.tensor([id for prompt in prompts for id in prompt], device=device)]
+        positions_N = torch.cat([torch.arange(len(prompt), device=device) for prompt in prompts])
+
+        def attend(layer: _Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return layer.attend_prompts(q, k, v, spans, slots)
+
+        hidden_NE = self._layers(hidden_NE, positions_N, attend)
+        return self._logits(hidden_NE[[end - 1 for _, end in spans]])
+
+    def step(self, tokens_B: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] after one more token of the sequences in the first B slots.
+
+        Args:
+            lengths_B: tokens that each already has in memory.
+        """
+        total = int(lengths_B.max()) + 1
+        self.memory.clear_to(total)
+        beyond_BT = torch.arange(total, device=lengths_B.device) > lengths_B[:, None]
+        mask_BT = torch.zeros(beyond_BT.shape, dtype=self.cos_TD.dtype, device=lengths_B.device)
+        mask_B11T = mask_BT.masked_fill_(beyond_BT, -torch.inf)[:, None, None]
+        at = (torch.arange(len(tokens_B), device=lengths_B.device), slice(None), lengths_B)
+
+        def attend(layer: _Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return layer.attend_step(q, k, v, at, mask_B11T)
+
+        return self._logits(self._layers(self.embed_VE[tokens_B], lengths_B, attend))
+
+    def _layers(self, hidden: torch.Tensor, positions: torch.Tensor, attend: Callable) -> torch.Tensor:
+        cos_N1D, sin_N1D = self.cos_TD[positions][:, None], self.sin_TD[positions][:, None]
+        for layer in self.layers:
+            hidden = layer(hidden, cos_N1D, sin_N1D, attend)
+        return hidden
+
+    def _logits(self, hidden_BE: torch.Tensor) -> torch.Tensor:
+        return self.head(_normed(hidden_BE, self.norm))
+
+
+class _Layer:
+    """One decoder layer; the hidden states are [tokens, E] throughout."""
+
+    def __init__(self, layer: Any, memory: KeyValues, number: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.memory, self.number = memory, number
+        self.norm_in, self.norm_mlp = layer.input_layernorm, layer.post_attention_layernorm
+        self.norm_q, self.norm_k = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.width, self.scale = attention.head_dim, attention.scaling
+        self.groups = attention.num_key_value_groups
+        self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = joined([attention.o_proj])
+        self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
+        self.down = joined([mlp.down_proj])
+
+    def __call__(
+        self, hidden_NE: torch.Tensor, cos_N1D: torch.Tensor, sin_N1D: torch.Tensor, attend: Callable
+    ) -> torch.Tensor:
+        heads = self.qkv(_normed(hidden_NE, self.norm_in)).view(len(hidden_NE), -1, self.width)
+        kv = heads.shape[1] // (self.groups + 2)
+        rotated, values = heads[:, :-kv], heads[:, -kv:]
+        if self.norm_q is not None:
+            queries, keys = rotated.split([kv * self.groups, kv], 1)
+            rotated = torch.cat([_normed(queries, self.norm_q), _normed(keys, self.norm_k)], 1)
+        turned = rotated.roll(self.width // 2, -1)
+        rotated = torch.addcmul(rotated * cos_N1D, turned, sin_N1D)
+        mixed = attend(self, rotated[:, :-kv], rotated[:, -kv:], values)
+        hidden_NE = hidden_NE + self.out(mixed.reshape(len(hidden_NE), -1))
+        gate, up = self.gate_up(_normed(hidden_NE, self.norm_mlp)).chunk(2, -1)
+        return hidden_NE + self.down(F.silu(gate) * up)
+
+    def attend_step(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: tuple[object, ...], mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention of one new token a sequence; the G query heads take the place of query positions."""
+        batch, total, kv = len(q), mask.shape[-1], k.shape[1]
+        keys, values = self.memory.write(self.number, at, k, v)
+        return F.scaled_dot_product_attention(
+            q.reshape(batch, kv, self.groups, self.width),
+            keys[:batch, :, :total],
+            values[:batch, :, :total],
+            attn_mask=mask,
+            scale=self.scale,
+        )
+
+    def attend_prompts(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        spans: Sequence[tuple[int, int]],
+        slots: Sequence[int],
+    ) -> torch.Tensor:
+        """Causal attention of each prompt to itself, [N, HG, D]."""
+        parts = []
+        for (start, end), slot in zip(spans, slots, strict=True):
+            q_HTD, k_HTD, v_HTD = (part[start:end].transpose(0, 1) for part in (q, k, v))
+            self.memory.write(self.number, (slot, slice(None), slice(end - start)), k_HTD, v_HTD)
+            mixed = F.scaled_dot_product_attention(
+                q_HTD[None], k_HTD[None], v_HTD[None], is_causal=True, scale=self.scale, enable_gqa=True
+            )
+            parts.append(mixed[0].transpose(0, 1))
+        return torch.cat(parts)
+
+
+def joined(modules: Sequence[nn.Module]) -> Product:
+    """A function from [N, in] to the outputs of linear ``modules`` side by side, [N, out].
+
+    One packed product where oneDNN multiplies bfloat16; elsewhere the modules' own, without copies.
+    """
+    plain = all(type(module) is nn.Linear for module in modules)
+    linears: list[Any] = list(modules)
+    if not plain or not _packs(linears[0].weight):
+        if len(linears) == 1:
+            return linears[0]
+        return lambda x: torch.cat([linear(x) for linear in linears], -1)
+    weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
+    bias = None
+    if linears[0].bias is not None:
+        bias = torch.cat([linear.bias for linear in linears])
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+def _packs(weight: torch.Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+        return False
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _normed(hidden: torch.Tensor, norm: Any) -> torch.Tensor:
+    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)

@@ -1,0 +1,128 @@
+"""The stage in which the student answers prompts itself: what is asked, who scores, what the teacher reads.
+
+The student and the teacher read the same conversation, each in its own chat template; the answer's tokens
+are the same for both, so their tokenizers must be one. Verifiers read the answer as text, thoughts apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..console import console
+from ..errors import EmptyCorpusError
+from .run import Run
+
+if TYPE_CHECKING:
+    from ..corpus import Prompt
+    from ..distill import OffPolicy, Question, Score
+    from ..models import Message, Weights
+    from ..verifiers import Verifiers
+
+
+def learn_from_samples(run: Run) -> dict[str, Any]:
+    """Trains the student on its own samples and saves it; the facts of the stage."""
+    from ..distill import prepare_lora, require_same_tokenizer, save_student, train_on_policy
+    from ..models import load_weights
+    from ..verifiers import open_verifier
+
+    settings = run.recipe.on_policy
+    assert settings is not None
+    weights = load_weights(str(run.offline_student) if run.learns_offline else run.start)
+    if settings.teacher:
+        require_same_tokenizer(run.teacher.tokenizer, weights.tokenizer)
+    asked = questions(run, weights)
+    model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
+    with contextlib.ExitStack() as stack:
+        verifiers = stack.enter_context(open_verifier(run.recipe.verifiers)) if settings.reward else None
+        result = train_on_policy(
+            model,
+            asked,
+            teacher=run.teacher.model if settings.teacher else None,
+            score=None if verifiers is None else scorer(verifiers, weights),
+            ends=end_ids(weights),
+            objective=run.objective,
+            settings=settings,
+            train=run.recipe.train,
+            directory=run.directory / "on_policy",
+            seed=run.recipe.seed,
+            off_policy=_corpus(run),
+        )
+    save_student(model, weights.tokenizer, weights.template, run.directory / "student")
+    facts = {
+        "questions": len(asked),
+        "rounds": result.rounds,
+        "tokens": result.tokens,
+        "train_seconds": round(result.seconds, 1),
+    }
+    return facts if verifiers is None else facts | {"verifier_failures": dict(verifiers.failures)}
+
+
+def scorer(verifiers: Verifiers, weights: Weights) -> Score:
+    """Token ids to rewards: the answer's text without its end mark, its thoughts apart."""
+    from ..corpus import assistant_message
+    from ..verifiers import Answer
+
+    def score(answers: Sequence[tuple[Question, list[int]]]) -> list[float]:
+        said = []
+        for question, ids in answers:
+            message = assistant_message(str(weights.tokenizer.decode(ids, skip_special_tokens=True)), None)
+            prompt: Prompt = question.content
+            thoughts = message.get("reasoning_content")
+            said.append(Answer(message["content"], thoughts, prompt.tags, _asked(prompt)))
+        return [verdict.value for verdict in verifiers.score(said)]
+
+    return score
+
+
+def questions(run: Run, weights: Weights) -> list[Question]:
+    """The training prompts as both sides read them; those too long for the context are left out, and said."""
+    from ..corpus import with_system
+    from ..distill import Question
+
+    settings, teacher = run.recipe.on_policy, run.recipe.teacher
+    assert settings is not None
+    context = getattr(weights.model.config, "max_position_embeddings", None) or 2**31
+    found, skipped = [], 0
+    for prompt in run.prompts[0]:
+        messages = with_system(_asked(prompt), teacher.system)
+        ids = weights.template.encode_prompt(weights.tokenizer, messages)
+        teacher_ids = ids
+        if settings.teacher:
+            teacher_ids = run.teacher.template.encode_prompt(run.teacher.tokenizer, messages)
+        if max(len(ids), len(teacher_ids)) + settings.max_tokens > context:
+            skipped += 1
+        else:
+            found.append(Question(prompt.id, ids, teacher_ids, prompt))
+    if skipped:
+        console.warn(
+            f"{skipped} of {skipped + len(found)} prompts leave no room for on_policy.max_tokens "
+            f"({settings.max_tokens}) in a context of {context} tokens, and are not asked"
+        )
+    if not found:
+        raise EmptyCorpusError(
+            "no prompt is left for the student to answer",
+            hint="Lower on_policy.max_tokens, or give shorter prompts.",
+        )
+    return found
+
+
+def _asked(prompt: Prompt) -> list[Message]:
+    return prompt.messages[:-1] if prompt.is_finished else prompt.messages
+
+
+def end_ids(weights: Weights) -> set[int]:
+    """Ids that end an answer: those of the template, and of the model's own generation settings."""
+    own = getattr(weights.model.generation_config, "eos_token_id", None)
+    ends = own if isinstance(own, list) else [own]
+    return weights.template.end_marks(weights.tokenizer) | {end for end in ends if isinstance(end, int)}
+
+
+def _corpus(run: Run) -> OffPolicy | None:
+    from ..distill import OffPolicy
+
+    settings = run.recipe.on_policy
+    if settings is None or settings.off_policy == 0:
+        return None
+    return OffPolicy(run.training_documents, run.signal)
