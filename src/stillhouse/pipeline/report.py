@@ -35,6 +35,7 @@ BOOKKEEPING = (
     "dropped_prompts",
 )
 """Facts of collecting that are worth a line only when there was something."""
+OPTIONAL = ("select", "on_policy")
 STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "control", "on_policy")
 
 
@@ -63,6 +64,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "stages": [
             {"name": name, **{k: v for k, v in found.items() if isinstance(v, int | float)}}
             for name, found in facts.items()
+            if name not in OPTIONAL or found.get("seconds")  # what the recipe leaves out takes no time
         ],
         "terms": {
             "key": run.terms.key,
