@@ -13,6 +13,7 @@ from stillhouse.plan.amounts import count, dollars
 from stillhouse.plan.machine import measure_machine
 from stillhouse.plan.shapes import student_shape
 from stillhouse.recipe import Collect, Objective, Prompts, Recipe, Student, Teacher, Train
+from stillhouse.recipe_file import load_recipe
 
 # SmolLM2-135M: 30 layers, D 576, MLP 1536, 9 and 3 heads of 64, V 49,152, tied: 134,515,008 with its norms.
 LAYER = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536
@@ -312,3 +313,20 @@ class TestCommand:
         assert main(["plan", "r.yaml", "--teacher.terms", "unknown"]) == 3
         assert main(["plan", "r.yaml", "--teacher.terms", "unknown", "--accept-terms", "mine"]) == 0
         assert "Accepted by the recipe: mine" in capsys.readouterr().out
+
+    def test_on_policy_alone_asks_for_held_out_answers_and_costs_samples(self, recipe_file):
+        def planned(*overrides):
+            found = plan(load_recipe(recipe_file, overrides), TWO_CORES)
+            return {stage.name: stage for stage in found.stages}
+
+        rounds = ("objective.kind=reverse_kl", "on_policy.rounds=10", "on_policy.max_tokens=20")
+        both = planned(*rounds)
+        assert list(both)[-2:] == ["on_policy", "evaluate"]
+        assert both["on_policy"].seconds > 0
+        twice = planned(*rounds, "on_policy.rounds=20")
+        assert twice["on_policy"].tokens == pytest.approx(2 * both["on_policy"].tokens, rel=0.01)
+        student = ("student={init: pretrained, model: 'embedded:smollm2'}", "train.epochs=0")
+        alone = planned(*rounds, *student)
+        assert "train" not in alone
+        assert "control" not in alone
+        assert alone["collect"].tokens < both["collect"].tokens

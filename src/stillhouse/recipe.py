@@ -282,3 +282,14 @@ class Recipe:
     """Why unknown terms are accepted; recorded in the manifest and the model card for good."""
     license: str | None = None
     """Licence of the student, where the teacher's terms leave the choice."""
+
+    @property
+    def learns_offline(self) -> bool:
+        """Whether the student learns from the corpus before (or without) its own samples."""
+        return self.train.epochs > 0 or self.train.tokens is not None
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether anything but the measuring needs the teacher's answers."""
+        mixed = self.on_policy is not None and self.on_policy.off_policy > 0
+        return self.learns_offline or mixed or self.student.init == "prune"

@@ -29,7 +29,7 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
 
     settings = run.recipe.on_policy
     assert settings is not None
-    weights = load_weights(str(run.offline_student) if run.learns_offline else run.start)
+    weights = load_weights(str(run.offline_student) if run.recipe.learns_offline else run.start)
     if settings.teacher:
         require_same_tokenizer(run.teacher.tokenizer, weights.tokenizer)
     asked = questions(run, weights)

@@ -153,7 +153,7 @@ def _candidates(run: Run) -> list[Candidate]:
     student = saved("student", f"student ({learned})", run.directory / "student")
     before = candidate("before", "student before training", run.start, None)
     found = [before, student]
-    if run.recipe.on_policy is not None and run.learns_offline:
+    if run.recipe.on_policy is not None and run.recipe.learns_offline:
         label = f"student after the corpus ({run.objective.kind})"
         found.insert(1, saved("offline", label, run.offline_student))
     if run.teacher_has_weights and same_tokenizer(run.teacher.tokenizer, student.weights.tokenizer):
@@ -167,7 +167,7 @@ def _candidates(run: Run) -> list[Candidate]:
 def _curves(run: Run) -> dict[str, list[dict[str, Any]]]:
     """The metrics of the student's training and, if there was one, of the control's."""
     places = {}
-    if run.learns_offline:
+    if run.recipe.learns_offline:
         places["student" if run.recipe.on_policy is None else "offline"] = run.directory / "metrics.jsonl"
     if run.recipe.on_policy is not None:
         places["student"] = run.directory / "on_policy" / "metrics.jsonl"

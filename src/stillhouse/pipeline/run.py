@@ -43,25 +43,13 @@ class Run:
         return needs_teacher(self.objective)
 
     @property
-    def learns_offline(self) -> bool:
-        """Whether the student learns from the corpus before (or without) its own samples."""
-        return self.recipe.train.epochs > 0 or self.recipe.train.tokens is not None
-
-    @property
-    def needs_answers(self) -> bool:
-        """Whether anything but the measuring needs the teacher's answers."""
-        on_policy = self.recipe.on_policy
-        mixed = on_policy is not None and on_policy.off_policy > 0
-        return self.learns_offline or mixed or self.recipe.student.init == "prune"
-
-    @property
     def offline_student(self) -> Path:
         """Where the student is after the corpus: the result, or what goes on with its own samples."""
         return self.directory / ("student" if self.recipe.on_policy is None else "offline")
 
     @property
     def trains_control(self) -> bool:
-        return self.recipe.evaluate.control and self.learns_distributions and self.learns_offline
+        return self.recipe.evaluate.control and self.learns_distributions and self.recipe.learns_offline
 
     @cached_property
     def teacher_has_weights(self) -> bool:

@@ -77,7 +77,7 @@ def collect_answers(run: Run) -> Done:
     corpus = run.corpus("collected")
 
     asked = [("held_out", prompt) for prompt in held_out]
-    if run.needs_answers:
+    if run.recipe.needs_answers:
         asked += [("train", prompt) for prompt in train]
     asked.sort(key=lambda item: _length(item[1]))  # a batch of like lengths has little padding
 
@@ -123,7 +123,7 @@ def filter_answers(run: Run) -> Done:
     summary = filter_corpus(
         run.corpus("collected"), kept, run.recipe.filter, held_out=held_out, dropped=dropped
     )
-    if not summary.kept and run.needs_answers:
+    if not summary.kept and run.recipe.needs_answers:
         raise EmptyCorpusError(
             f"no exchange is left after filtering: {summary.rejected}",
             hint=f"Look at {rejects} and loosen the recipe's filter section.",
@@ -213,7 +213,7 @@ def cache_the_targets(run: Run) -> Done:
     from ..models import describe
 
     on_policy = run.recipe.on_policy
-    reads_corpus = run.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
+    reads_corpus = run.recipe.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
     if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
         return Done([], {"cached": False})
     _drop_targets_of_other_documents(run)
@@ -247,7 +247,7 @@ def _drop_targets_of_other_documents(run: Run) -> None:
 
 def train_student(run: Run) -> Done:
     """Distils: the teacher's distributions (or its text) into the student."""
-    if not run.learns_offline:
+    if not run.recipe.learns_offline:
         return Done([], {"trained": False})
     return _train(run, run.objective, "student")
 

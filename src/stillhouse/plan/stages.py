@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..recipe import Recipe
+from ..recipe_on_policy import OnPolicy
 from . import costs
-from .amounts import Amounts
+from .amounts import TYPICAL_ANSWER, Amounts
 from .costs import Machine, Shape
 
 if TYPE_CHECKING:
@@ -62,11 +63,15 @@ class Work:
 def plan_stages(work: Work) -> list[StagePlan]:
     """The stages in their order; those that would do nothing are left out."""
     stages = [_collect(work), _filter(work), _student(work)]
-    if work.needs_teacher and work.recipe.objective.targets != "online":
-        stages.append(_targets(work))
-    stages.append(_arm(work, "train", teaches=work.needs_teacher))
-    if work.needs_teacher and work.recipe.evaluate.control:
-        stages.append(_arm(work, "control", teaches=False))
+    recipe = work.recipe
+    if recipe.learns_offline:
+        if work.needs_teacher and recipe.objective.targets != "online":
+            stages.append(_targets(work))
+        stages.append(_arm(work, "train", teaches=work.needs_teacher))
+        if work.needs_teacher and recipe.evaluate.control:
+            stages.append(_arm(work, "control", teaches=False))
+    if recipe.on_policy is not None:
+        stages.append(_on_policy(work, recipe.on_policy))
     return [*stages, _evaluate(work)]
 
 
@@ -128,47 +133,70 @@ def _targets(work: Work) -> StagePlan:
 
 def _arm(work: Work, name: str, *, teaches: bool) -> StagePlan:
     """One training run: with the teacher's distributions, or (the control) on its text alone."""
-    train, lora, student = work.recipe.train, work.recipe.student.lora, work.student
-    bfloat16 = work.machine.fast_bfloat16 if train.dtype == "auto" else train.dtype == "bfloat16"
     tokens = work.amounts.trained_tokens
     counted = tokens * work.amounts.counted
+    steps = max(1.0, tokens / work.recipe.train.batch_tokens)
+    seconds, memory = _learning(work, tokens, counted, work.amounts.document_tokens, steps, teaches=teaches)
+    if teaches and work.teacher is not None:
+        targets = work.recipe.objective.targets
+        seconds += _teacher_seconds(
+            work, tokens if targets == "online" else 0, counted if targets in ("hidden", "online") else 0
+        )
+    return StagePlan(name, round(tokens), round(memory), seconds, f"{steps:,.0f} steps")
+
+
+def _on_policy(work: Work, settings: OnPolicy) -> StagePlan:
+    """Sampling from the student, the teacher's pass over the samples, and learning from them."""
+    amounts = work.amounts
+    rounds = settings.rounds * (1 - settings.off_policy)
+    prompt = max(1.0, amounts.document_tokens - min(work.recipe.collect.max_tokens, TYPICAL_ANSWER))
+    answer = min(settings.max_tokens, TYPICAL_ANSWER)
+    samples = rounds * settings.prompts * settings.samples
+    tokens, counted = samples * (prompt + answer), samples * answer
+    batch = min(TORCH_BATCH, settings.prompts * settings.samples)
+    sampling = costs.torch_generation_seconds(
+        work.student, rounds * settings.prompts * prompt, counted, batch, work.machine
+    )
+    steps = settings.rounds * settings.policy.inner_steps
+    taught = settings.teacher > 0 and work.teacher is not None
+    seconds, memory = _learning(work, tokens, counted, prompt + answer, steps, teaches=taught)
+    if taught:
+        seconds += _teacher_seconds(work, tokens, counted)
+    note = f"{settings.rounds:,} rounds, {samples:,.0f} samples"
+    return StagePlan("on_policy", round(tokens), round(memory), sampling + seconds, note)
+
+
+def _learning(
+    work: Work, tokens: float, counted: float, context: float, steps: float, *, teaches: bool
+) -> tuple[float, float]:
+    """Seconds and bytes of the student's own passes, losses and updates."""
+    train, lora, student = work.recipe.train, work.recipe.student.lora, work.student
+    bfloat16 = work.machine.fast_bfloat16 if train.dtype == "auto" else train.dtype == "bfloat16"
     learns_head = train.embeddings and lora is None
     trained = student.parameters if learns_head else student.body
     if lora is not None:
         # An update of rank r of an n × m matrix has r (n + m) numbers; seven matrices a layer.
         trained = student.layers * 7 * lora.rank * (student.hidden + student.intermediate)
     flops = costs.training_flops(
-        student,
-        tokens,
-        context=work.amounts.document_tokens,
-        head_tokens=counted,
-        weights=lora is None,
-        head=learns_head,
+        student, tokens, context=context, head_tokens=counted, weights=lora is None, head=learns_head
     )
-    steps = max(1.0, tokens / train.batch_tokens)
     seconds = (
         costs.pass_seconds(flops, work.machine, bfloat16=bfloat16)
         + costs.loss_seconds(counted, student.vocab, work.machine, divergence=teaches)
         + costs.optimizer_seconds(steps, trained, work.machine)
     )
-    teacher_head = 0
-    if teaches and work.teacher is not None:
-        targets = work.recipe.objective.targets
-        teacher_head = work.teacher.head
-        seconds += _teacher_seconds(
-            work, tokens if targets == "online" else 0, counted if targets in ("hidden", "online") else 0
-        )
+    teacher_head = work.teacher.head if teaches and work.teacher is not None else 0
     micro = min(train.micro_tokens, train.batch_tokens)
-    memory = work.resident + costs.training_memory(
-        student, trained, micro, bfloat16=bfloat16, teacher_head=teacher_head
-    )
-    return StagePlan(name, round(tokens), round(memory), seconds, f"{steps:,.0f} steps")
+    memory = costs.training_memory(student, trained, micro, bfloat16=bfloat16, teacher_head=teacher_head)
+    return seconds, work.resident + memory
 
 
 def _evaluate(work: Work) -> StagePlan:
     """Teacher, student before and after, and control: all in memory at once, in float32."""
     settings, amounts, machine = work.recipe.evaluate, work.amounts, work.machine
-    models = [work.student] * (3 if settings.control and work.needs_teacher else 2)
+    offline = work.recipe.learns_offline
+    models = [work.student] * (3 if settings.control and work.needs_teacher and offline else 2)
+    models += [work.student] if work.recipe.on_policy is not None and offline else []
     models += [work.teacher] if work.teacher else []
     text = amounts.held_out_documents * amounts.document_tokens
     written = min(settings.prompts, amounts.held_out_documents) * settings.max_tokens
