@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a shell, which makes us and our children deaf to ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHATML = """\
 {% for message in messages %}<|im_start|>{{ message['role'] }}
