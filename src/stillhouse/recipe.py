@@ -13,22 +13,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 
 from .recipe_on_policy import OnPolicy
+from .recipe_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Share,
+    ShareBelowOne,
+    Text,
+)
 from .recipe_verify import Select, Verifier
 
-Text = Annotated[str, MinLen(1)]
 Names = Annotated[tuple[Text, ...], MinLen(1)]
 Indices = Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)]
-PositiveInt = Annotated[int, Gt(0)]
-NonNegativeInt = Annotated[int, Ge(0)]
 Largest = Le(2**31 - 1)
-PositiveFloat = Annotated[float, Gt(0)]
-NonNegativeFloat = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Le(1)]
-PositiveShare = Annotated[float, Gt(0), Le(1)]
-ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 
 Purpose = Literal["research", "personal", "commercial", "competing"]
 

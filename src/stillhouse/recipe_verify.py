@@ -6,15 +6,9 @@ Plain values like those of :mod:`stillhouse.recipe`, which takes them in; see th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
-
-Text = Annotated[str, MinLen(1)]
-PositiveInt = Annotated[int, Gt(0)]
-PositiveFloat = Annotated[float, Gt(0)]
-NonNegativeFloat = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Le(1)]
+from .recipe_types import NonNegativeFloat, PositiveFloat, PositiveInt, Share, Text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,11 @@ class Prompt:
         """Whether the assistant spoke last: nothing is left to ask."""
         return self.messages[-1]["role"] == "assistant"
 
+    @property
+    def question(self) -> list[Message]:
+        """The conversation up to the answer, where there is one."""
+        return list(self.messages[:-1] if self.is_finished else self.messages)
+
 
 def load_prompts(
     source: str, *, column: str | None = None, limit: int | None = None, seed: int = 0

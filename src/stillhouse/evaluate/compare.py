@@ -187,7 +187,7 @@ def _answers(
     candidates: Sequence[Candidate], prompts: Sequence[Prompt], max_tokens: int
 ) -> list[dict[str, Any]]:
     """Each prompt with every model's reply; a prompt that came with an answer is asked without it."""
-    asked = [list(p.messages[:-1] if p.messages[-1]["role"] == "assistant" else p.messages) for p in prompts]
+    asked = [p.question for p in prompts]
     replies = {}
     with console.progress("answers", len(candidates), "models") as progress:
         for candidate in candidates:

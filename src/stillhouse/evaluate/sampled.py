@@ -55,11 +55,6 @@ def sample_and_score(
     return found
 
 
-def asked_messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """The conversation up to the question."""
-    return list(prompt.messages[:-1] if prompt.is_finished else prompt.messages)
-
-
 def _requests(prompts: Sequence[Prompt], settings: Evaluate, seed: int) -> list[Request]:
     from ..models import Request, Sampling
 
@@ -74,7 +69,7 @@ def _requests(prompts: Sequence[Prompt], settings: Evaluate, seed: int) -> list[
                 max_tokens=settings.sample_tokens,
                 seed=drawn,
             )
-            requests.append(Request(f"{prompt.id}-{number}", asked_messages(prompt), sampling))
+            requests.append(Request(f"{prompt.id}-{number}", prompt.question, sampling))
     return requests
 
 
@@ -106,7 +101,7 @@ def _estimates(
 ) -> dict[str, Any]:
     first, vote = [], []
     for prompt, replies in zip(prompts, groups, strict=True):
-        messages = asked_messages(prompt)
+        messages = prompt.question
         answers = [
             Answer(reply.text, reply.reasoning, prompt.tags, messages)
             for reply in replies

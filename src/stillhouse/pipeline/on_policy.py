@@ -17,7 +17,7 @@ from .run import Run
 if TYPE_CHECKING:
     from ..corpus import Prompt
     from ..distill import OffPolicy, Question, Score
-    from ..models import Message, Weights
+    from ..models import Weights
     from ..verifiers import Verifiers
 
 
@@ -70,7 +70,7 @@ def scorer(verifiers: Verifiers, weights: Weights) -> Score:
             message = assistant_message(str(weights.tokenizer.decode(ids, skip_special_tokens=True)), None)
             prompt: Prompt = question.content
             thoughts = message.get("reasoning_content")
-            said.append(Answer(message["content"], thoughts, prompt.tags, _asked(prompt)))
+            said.append(Answer(message["content"], thoughts, prompt.tags, prompt.question))
         return [verdict.value for verdict in verifiers.score(said)]
 
     return score
@@ -86,7 +86,7 @@ def questions(run: Run, weights: Weights) -> list[Question]:
     context = getattr(weights.model.config, "max_position_embeddings", None) or 2**31
     found, skipped = [], 0
     for prompt in run.prompts[0]:
-        messages = with_system(_asked(prompt), teacher.system)
+        messages = with_system(prompt.question, teacher.system)
         ids = weights.template.encode_prompt(weights.tokenizer, messages)
         teacher_ids = ids
         if settings.teacher:
@@ -106,10 +106,6 @@ def questions(run: Run, weights: Weights) -> list[Question]:
             hint="Lower on_policy.max_tokens, or give shorter prompts.",
         )
     return found
-
-
-def _asked(prompt: Prompt) -> list[Message]:
-    return prompt.messages[:-1] if prompt.is_finished else prompt.messages
 
 
 def end_ids(weights: Weights) -> set[int]:
