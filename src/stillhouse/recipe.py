@@ -42,7 +42,12 @@ class Teacher:
     model: Text
     """Reference: a directory, `file.gguf`, `embedded:smollm2`, `hub:org/name` or `api:https://host/v1#model`."""
     system: str | None = None
-    """A system prompt put before every conversation that has none."""
+    """A system prompt put before every conversation that has none; `file:PATH` reads it from a text file."""
+    examples: str | None = None
+    """File of finished conversations (as `prompts.source`) shown before every conversation."""
+    context: Literal["shared", "private"] = "shared"
+    """Whether the student reads `system` and `examples` too, or they are the teacher's alone: context
+    distillation."""
     terms: str | None = None
     """Key in the terms table (`still terms`), when the reference does not tell whose model it is."""
     backend: Literal["auto", "torch", "llama.cpp"] = "auto"

@@ -98,6 +98,8 @@ def _teacher_without_weights(recipe: Recipe) -> Iterator[Complaint]:
 
 def _collect(recipe: Recipe) -> Iterator[Complaint]:
     teacher, limits = recipe.teacher, recipe.filter
+    if teacher.context == "private" and teacher.system is None and teacher.examples is None:
+        yield "teacher.context", "`private` needs something that only the teacher sees: `system`, `examples`"
     if recipe.collect.max_cost is not None and (teacher.price_in is None or teacher.price_out is None):
         yield "collect.max_cost", "needs teacher.price_in and teacher.price_out to know what has been spent"
     if limits.max_chars is not None and limits.max_chars < limits.min_chars:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .collecting import CollectSummary, collect
-    from .exchanges import with_system
+    from .context import Context, load_context
     from .filtering import FilterSummary, filter_corpus
     from .held_out import split_held_out
     from .messages import assistant_message
@@ -25,23 +25,25 @@ _HOME = {
     "REJECT_SCHEMA": "schema",
     "SCHEMA": "schema",
     "CollectSummary": "collecting",
+    "Context": "context",
     "Corpus": "store",
     "FilterSummary": "filtering",
     "Prompt": "prompts",
     "SelectSummary": "selecting",
     "collect": "collecting",
     "filter_corpus": "filtering",
+    "load_context": "context",
     "load_prompts": "prompts",
     "load_verifier": "verifier",
     "select_corpus": "selecting",
     "split_held_out": "held_out",
-    "with_system": "exchanges",
 }
 
 __all__ = [
     "REJECT_SCHEMA",
     "SCHEMA",
     "CollectSummary",
+    "Context",
     "Corpus",
     "FilterSummary",
     "Prompt",
@@ -49,11 +51,11 @@ __all__ = [
     "assistant_message",
     "collect",
     "filter_corpus",
+    "load_context",
     "load_prompts",
     "load_verifier",
     "select_corpus",
     "split_held_out",
-    "with_system",
 ]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..hashing import sha256_json, sha256_text
 from ..models import Request, Sampling
 from ..recipe import Collect, Teacher
+from .context import Context, load_context
 from .messages import assistant_message
 from .schema import Row
 
@@ -35,6 +36,8 @@ class Exchange:
     prompt: Prompt
     sample: int
     request: Request
+    kept: list[Message]
+    """The conversation as the corpus keeps it: without a context that is the teacher's alone."""
 
     @property
     def is_finished(self) -> bool:
@@ -52,8 +55,9 @@ def plan_exchanges(
     """
     unique = {prompt.id: (split, prompt) for split, prompt in reversed(list(prompts))}
     ordered = list(reversed(unique.values()))
+    context = load_context(teacher)
     return [
-        _exchange(split, prompt, sample, model.fingerprint, settings, teacher, seed)
+        _exchange(split, prompt, sample, model.fingerprint, settings, context, seed)
         for sample in range(settings.samples)
         for split, prompt in ordered
         if sample == 0 or not (prompt.is_finished or split == "held_out")
@@ -61,7 +65,7 @@ def plan_exchanges(
 
 
 def _exchange(
-    split: str, prompt: Prompt, sample: int, fingerprint: str, settings: Collect, teacher: Teacher, seed: int
+    split: str, prompt: Prompt, sample: int, fingerprint: str, settings: Collect, context: Context, seed: int
 ) -> Exchange:
     sampling = {
         "temperature": settings.temperature,
@@ -70,18 +74,11 @@ def _exchange(
         "max_tokens": settings.max_tokens,
         "top_logprobs": settings.top_logprobs,
     }
-    asked = IMPORTED if prompt.is_finished else [fingerprint, teacher.system, sampling, seed]
+    asked = IMPORTED if prompt.is_finished else [fingerprint, context.key, sampling, seed]
     id = sha256_json([prompt.id, sample, asked])[:32]
     drawn = int(sha256_text(f"sample {seed} {id}")[:8], 16) & 0x7FFFFFFF
-    messages = with_system(prompt.messages, teacher.system)
-    return Exchange(id, split, prompt, sample, Request(id, messages, Sampling(**sampling, seed=drawn)))
-
-
-def with_system(messages: list[Message], system: str | None) -> list[Message]:
-    """The conversation after the recipe's system prompt, where there is one and it has none of its own."""
-    if system is None or messages[0]["role"] == "system":
-        return list(messages)
-    return [{"role": "system", "content": system}, *messages]
+    request = Request(id, context.for_teacher(prompt.messages), Sampling(**sampling, seed=drawn))
+    return Exchange(id, split, prompt, sample, request, context.for_student(prompt.messages))
 
 
 def question_row(exchange: Exchange, model: Model, terms: str) -> Row:
@@ -92,7 +89,7 @@ def question_row(exchange: Exchange, model: Model, terms: str) -> Row:
         "prompt_id": exchange.prompt.id,
         "sample": exchange.sample,
         "split": exchange.split,
-        "messages": exchange.request.messages,
+        "messages": exchange.kept,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,

@@ -22,15 +22,18 @@ if TYPE_CHECKING:
     from .signal_rows import SignalRows
     from .students import Built, build_student, require_same_tokenizer
     from .targets import TeacherSignal, cache_targets, open_targets
+    from .teacher_documents import AlignedSignal, make_teacher_documents
     from .training import TrainResult, train
 
 _HOME = {
+    "AlignedSignal": "teacher_documents",
     "choose_device": "runtime",
     "compute_dtype": "precision",
     "divergence": "divergences",
     "Document": "documents",
     "documents_hash": "documents",
     "make_documents": "documents",
+    "make_teacher_documents": "teacher_documents",
     "needs_teacher": "divergences",
     "ForwardPass": "forward_pass",
     "Head": "head",
@@ -53,6 +56,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AlignedSignal",
     "Built",
     "Document",
     "ForwardPass",
@@ -71,6 +75,7 @@ __all__ = [
     "documents_hash",
     "head_of",
     "make_documents",
+    "make_teacher_documents",
     "needs_teacher",
     "open_targets",
     "prepare_lora",

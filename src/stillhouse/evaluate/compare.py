@@ -7,7 +7,7 @@ turn. Which models there are and what they are called is the caller's business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..corpus import Prompt
     from ..distill import Document
-    from ..models import Weights
+    from ..models import Message, Weights
 
 WEIGHT_FILES = ("*.safetensors", "*.gguf")
 SPEED_TOKENS = 128
@@ -44,12 +44,14 @@ class Candidate:
         label: its name in tables.
         weights: the model with its tokenizer and template.
         files: its weight file or the directory that holds them, for the size; None is the size in memory.
+        shown: a conversation as this model is asked it, where that is more than the others see.
     """
 
     key: str
     label: str
     weights: Weights
     files: Path | None = None
+    shown: Callable[[list[Message]], list[Message]] = list
 
 
 def evaluate_models(
@@ -57,6 +59,8 @@ def evaluate_models(
     documents: Sequence[Document],
     prompts: Sequence[Prompt],
     settings: Evaluate,
+    *,
+    read_by_teacher: Sequence[Document] | None = None,
 ) -> dict[str, Any]:
     """Measures every candidate and compares the student with the others.
 
@@ -66,6 +70,8 @@ def evaluate_models(
         documents: held-out exchanges, in the student's template.
         prompts: held-out prompts; the first ``settings.prompts`` are answered by all candidates.
         settings: confidence, number and length of answers, whether to measure speed.
+        read_by_teacher: what the teacher reads for each of ``documents``: the same counted tokens, after more
+            text (default: the documents).
 
     Returns:
         The entries ``models``, ``comparison``, ``verdict``, ``held_out``, ``answers`` and ``conditions``
@@ -79,7 +85,7 @@ def evaluate_models(
             "there is no held-out document to measure on",
             hint="Hold out more prompts (prompts.held_out), or see why their answers were rejected.",
         )
-    measures = _measure_all(candidates, documents)
+    measures = _measure_all(candidates, documents, read_by_teacher or documents)
     speeds: dict[str, Speeds] = {}
     if settings.speed:
         with console.progress("speed", ROUNDS + 1, "rounds") as progress:
@@ -160,14 +166,16 @@ def weight_files(path: Path) -> tuple[int, str]:
     return sum(f.stat().st_size for f in files), form
 
 
-def _measure_all(candidates: Sequence[Candidate], documents: Sequence[Document]) -> dict[str, Measures]:
+def _measure_all(
+    candidates: Sequence[Candidate], documents: Sequence[Document], read: Sequence[Document]
+) -> dict[str, Measures]:
     """The teacher first, whatever its place in the table: the others are held against it."""
     teacher = next((c for c in candidates if c.key == "teacher"), None)
     measures: dict[str, Measures] = {}
     with console.progress("evaluate", len(candidates), "models") as progress:
         reference = None
         if teacher is not None:
-            reference = TeacherReference(teacher.weights.model, documents)
+            reference = TeacherReference(teacher.weights.model, read)
             measures[teacher.key] = reference.measures()
             progress.advance()
         for candidate in candidates:
@@ -191,7 +199,8 @@ def _answers(
     replies = {}
     with console.progress("answers", len(candidates), "models") as progress:
         for candidate in candidates:
-            replies[candidate.key] = answer(candidate.weights, asked, max_tokens=max_tokens)
+            shown = [candidate.shown(turns) for turns in asked]
+            replies[candidate.key] = answer(candidate.weights, shown, max_tokens=max_tokens)
             progress.advance()
     return [
         {

@@ -45,7 +45,7 @@ def sample_and_score(
     found: dict[str, dict[str, Any]] = {}
     with console.progress("samples", len(candidates), "models") as progress:
         for candidate in candidates:
-            replies = _replies(candidate, _requests(prompts, settings, seed))
+            replies = _replies(candidate, _requests(candidate, prompts, settings, seed))
             groups = [
                 replies[start : start + settings.samples]
                 for start in range(0, len(replies), settings.samples)
@@ -55,7 +55,9 @@ def sample_and_score(
     return found
 
 
-def _requests(prompts: Sequence[Prompt], settings: Evaluate, seed: int) -> list[Request]:
+def _requests(
+    candidate: Candidate, prompts: Sequence[Prompt], settings: Evaluate, seed: int
+) -> list[Request]:
     from ..models import Request, Sampling
 
     requests = []
@@ -69,7 +71,8 @@ def _requests(prompts: Sequence[Prompt], settings: Evaluate, seed: int) -> list[
                 max_tokens=settings.sample_tokens,
                 seed=drawn,
             )
-            requests.append(Request(f"{prompt.id}-{number}", prompt.question, sampling))
+            asked = candidate.shown(prompt.question)
+            requests.append(Request(f"{prompt.id}-{number}", asked, sampling))
     return requests
 
 

@@ -1,7 +1,8 @@
 """The stage in which the student answers prompts itself: what is asked, who scores, what the teacher reads.
 
-The student and the teacher read the same conversation, each in its own chat template; the answer's tokens
-are the same for both, so their tokenizers must be one. Verifiers read the answer as text, thoughts apart.
+The student and the teacher read the same conversation (a teacher with a context of its own: after that),
+each in its own chat template; the answer's tokens are the same for both, so their tokenizers must be one.
+Verifiers read the answer as text, thoughts apart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from ..errors import EmptyCorpusError
 from .run import Run
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..corpus import Prompt
     from ..distill import OffPolicy, Question, Score
     from ..models import Weights
@@ -78,27 +81,27 @@ def scorer(verifiers: Verifiers, weights: Weights) -> Score:
 
 def questions(run: Run, weights: Weights) -> list[Question]:
     """The training prompts as both sides read them; those too long for the context are left out, and said."""
-    from ..corpus import with_system
     from ..distill import Question
 
-    settings, teacher = run.recipe.on_policy, run.recipe.teacher
+    settings, shown = run.recipe.on_policy, run.context
     assert settings is not None
-    context = getattr(weights.model.config, "max_position_embeddings", None) or 2**31
+    readers = [weights.model, run.teacher.model] if settings.teacher else [weights.model]
+    student_room, *teacher_room = [_context_length(model) - settings.max_tokens for model in readers]
     found, skipped = [], 0
     for prompt in run.prompts[0]:
-        messages = with_system(prompt.question, teacher.system)
-        ids = weights.template.encode_prompt(weights.tokenizer, messages)
+        ids = weights.template.encode_prompt(weights.tokenizer, shown.for_student(prompt.question))
         teacher_ids = ids
         if settings.teacher:
-            teacher_ids = run.teacher.template.encode_prompt(run.teacher.tokenizer, messages)
-        if max(len(ids), len(teacher_ids)) + settings.max_tokens > context:
+            asked = shown.for_teacher(prompt.question)
+            teacher_ids = run.teacher.template.encode_prompt(run.teacher.tokenizer, asked)
+        if len(ids) > student_room or any(len(teacher_ids) > room for room in teacher_room):
             skipped += 1
         else:
             found.append(Question(prompt.id, ids, teacher_ids, prompt))
     if skipped:
         console.warn(
             f"{skipped} of {skipped + len(found)} prompts leave no room for on_policy.max_tokens "
-            f"({settings.max_tokens}) in a context of {context} tokens, and are not asked"
+            f"({settings.max_tokens}) in the context of student or teacher, and are not asked"
         )
     if not found:
         raise EmptyCorpusError(
@@ -106,6 +109,10 @@ def questions(run: Run, weights: Weights) -> list[Question]:
             hint="Lower on_policy.max_tokens, or give shorter prompts.",
         )
     return found
+
+
+def _context_length(model: PreTrainedModel) -> int:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def end_ids(weights: Weights) -> set[int]:

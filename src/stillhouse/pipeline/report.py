@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import console
+from ..hashing import sha256_file
 from ..provenance import versions
 from ..recipe import Lora
 from ..recipe_file import dump_recipe
@@ -45,9 +46,11 @@ def assemble(run: Run) -> dict[str, Any]:
 
     candidates = _candidates(run)
     student = next(candidate.weights for candidate in candidates if candidate.key == "student")
-    documents = run.documents("held_out", student.tokenizer, student.template, loss_on="assistant")
+    reading = student.tokenizer, student.template
+    documents = run.documents("held_out", *reading, loss_on="assistant")
+    read = run.read_by_teacher("held_out", documents, *reading, loss_on="assistant")
     prompts = _as_asked(run)
-    measured = evaluate_models(candidates, documents, prompts, run.recipe.evaluate)
+    measured = evaluate_models(candidates, documents, prompts, run.recipe.evaluate, read_by_teacher=read)
     _add_samples(run, candidates, prompts, measured["models"])
     if all(candidate.key != "teacher" for candidate in candidates):
         _add_recorded_answers(run, prompts, measured["answers"])
@@ -114,12 +117,9 @@ def _adapters(lora: Lora | None) -> dict[str, Any]:
 
 
 def _as_asked(run: Run) -> list[Prompt]:
-    """The held-out prompts as the teacher was asked them: with the recipe's system prompt."""
-    from ..corpus import with_system
-
-    system = run.recipe.teacher.system
+    """The held-out prompts as the students are asked them: with the context that is theirs too."""
     return [
-        prompt if prompt.is_finished else replace(prompt, messages=with_system(prompt.messages, system))
+        prompt if prompt.is_finished else replace(prompt, messages=run.context.for_student(prompt.messages))
         for prompt in run.prompts[1]
     ]
 
@@ -158,7 +158,11 @@ def _candidates(run: Run) -> list[Candidate]:
         found.insert(1, saved("offline", label, run.offline_student))
     if run.teacher_has_weights and same_tokenizer(run.teacher.tokenizer, student.weights.tokenizer):
         reference = parse_reference(run.recipe.teacher.model)
-        found.insert(0, candidate("teacher", reference.text, reference.text, reference.path))
+        teacher = candidate("teacher", reference.text, reference.text, reference.path)
+        if run.context.private:
+            label = f"{reference.text} with its context"
+            teacher = replace(teacher, label=label, shown=run.context.for_teacher)
+        found.insert(0, teacher)
     if run.trains_control:
         found.append(saved("control", "control (cross-entropy only)", run.directory / "control" / "student"))
     return found
@@ -187,6 +191,8 @@ def _points(path: Path) -> list[dict[str, Any]]:
 def _lineage(run: Run) -> dict[str, Any]:
     """Names and hashes of teacher, prompts and template."""
     lineage: dict[str, Any] = {"teacher": run.recipe.teacher.model, "prompts": run.recipe.prompts.source}
+    if run.context_file.is_file():
+        lineage["context_hash"] = sha256_file(run.context_file)
     if run.teacher_has_weights:
         lineage |= {"teacher_hash": run.teacher.fingerprint, "template_hash": run.teacher.template.hash}
     return lineage

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 from ..console import console
 from ..errors import RecipeError
+from ..files import read_json
 from ..provenance import Manifest, require_allowed
 from ..recipe import Objective, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from ..corpus import Corpus, Prompt
+    from ..corpus import Context, Corpus, Prompt
     from ..distill import Document, TeacherSignal
     from ..models import ChatTemplate, Weights
     from ..provenance import Terms, Verdict
@@ -99,6 +100,20 @@ class Run:
         with console.progress(f"loading {self.recipe.teacher.model}", None):
             return load_weights(self.recipe.teacher.model)
 
+    @property
+    def context_file(self) -> Path:
+        """Where collecting writes down what the teacher was shown."""
+        return self.directory / "context.json"
+
+    @cached_property
+    def context(self) -> Context:
+        """What the teacher is shown: as it was when it was asked."""
+        from ..corpus import Context, load_context
+
+        if self.context_file.is_file():
+            return Context.from_json(read_json(self.context_file))
+        return load_context(self.recipe.teacher)
+
     def corpus(self, name: str) -> Corpus:
         from ..corpus import Corpus
 
@@ -128,6 +143,29 @@ class Run:
             max_length=self.recipe.train.max_length,
         )
 
+    def read_by_teacher(
+        self,
+        split: str,
+        documents: list[Document],
+        tokenizer: PreTrainedTokenizerFast,
+        template: ChatTemplate,
+        *,
+        loss_on: Literal["assistant", "all"] | None = None,
+    ) -> list[Document]:
+        """What the teacher reads for ``documents`` of ``split``: these, or longer ones where it sees more."""
+        from ..distill import make_teacher_documents
+
+        if not self.context.private:
+            return documents
+        return make_teacher_documents(
+            documents,
+            self.learned.rows(split),
+            self.context.for_teacher,
+            tokenizer,
+            template,
+            loss_on=loss_on or self.objective.loss_on,
+        )
+
     @property
     def start(self) -> str:
         """Reference of the student before training, as the student stage saved it."""
@@ -135,18 +173,28 @@ class Run:
 
     @cached_property
     def signal(self) -> TeacherSignal:
-        from ..distill import open_targets
+        from ..distill import AlignedSignal, open_targets
 
-        return open_targets(
+        signal = open_targets(
             self.directory / "targets",
-            self.training_documents,
+            self.teacher_documents,
             self.objective,
             teacher=self.teacher.model,
             dtype=self.recipe.train.dtype,
         )
+        if self.teacher_documents is self.training_documents:
+            return signal
+        return AlignedSignal(signal, self.training_documents, self.teacher_documents)
 
     @cached_property
     def training_documents(self) -> list[Document]:
         from ..models import load_tokenizer
 
         return self.documents("train", *load_tokenizer(self.start))
+
+    @cached_property
+    def teacher_documents(self) -> list[Document]:
+        """What the teacher reads for the :attr:`training_documents`."""
+        from ..models import load_tokenizer
+
+        return self.read_by_teacher("train", self.training_documents, *load_tokenizer(self.start))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..console import console
 from ..errors import ApiError, EmptyCorpusError
-from ..files import atomic_write, read_json
+from ..files import atomic_write, read_json, write_json
 from ..provenance import model_card, naming_warning
 from ..recipe import Objective
 from .report import assemble
@@ -56,7 +56,7 @@ def check_terms(run: Run) -> Done:
 
 def collect_answers(run: Run) -> Done:
     """Asks the teacher every prompt, or takes the answers that the prompt file already has."""
-    from ..corpus import collect
+    from ..corpus import collect, load_context
     from ..models import open_model
     from ..verifiers import check_verifiers
 
@@ -111,7 +111,11 @@ def collect_answers(run: Run) -> Done:
             hint="Run the same command again to ask them again; a higher collect.tolerated_failures goes on "
             "without them.",
         )
-    return Done(_files(corpus.directory), dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
+    written = _files(corpus.directory)
+    if context := load_context(teacher):
+        write_json(run.context_file, context.as_json())
+        written.append(run.context_file)
+    return Done(written, dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
 
 
 def filter_answers(run: Run) -> Done:
@@ -219,7 +223,7 @@ def cache_the_targets(run: Run) -> Done:
     _drop_targets_of_other_documents(run)
     signal = cache_targets(
         run.teacher.model,
-        run.training_documents,
+        run.teacher_documents,
         run.objective,
         run.directory / "targets",
         seed=run.recipe.seed,
@@ -240,7 +244,7 @@ def _drop_targets_of_other_documents(run: Run) -> None:
         cached = read_json(index)["inputs"]["documents"]
     except (ValueError, KeyError, TypeError):
         return  # damaged: cache_targets says so
-    if cached != documents_hash(run.training_documents):
+    if cached != documents_hash(run.teacher_documents):
         console.info("targets: cached anew, for the exchanges are not those of before")
         shutil.rmtree(index.parent)
 

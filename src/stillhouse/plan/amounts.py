@@ -29,7 +29,7 @@ class Amounts:
 
     requests: float
     prompt_tokens: float
-    """Of all requests."""
+    """Of all requests, what the teacher is shown before them included."""
     new_tokens: float
     """Expected answers, all requests."""
     train_documents: float
@@ -49,16 +49,19 @@ def count(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt]) -
     asked = [p for p in every if not p.is_finished]
     lengths = [sum(len(str(m.get("content") or "")) for m in p.messages) for p in every]
     mean_text = sum(lengths) / len(every) / CHARS_PER_TOKEN + TEMPLATE_TOKENS
+    context = _context_tokens(recipe)
     answer = min(recipe.collect.max_tokens, TYPICAL_ANSWER)
     share_asked = len(asked) / len(every)
     requests = len(asked) * samples
-    done = 1.0 if limit is None or not requests else min(1.0, limit / (requests * (mean_text + answer)))
-    document = min(mean_text + answer * share_asked, recipe.train.max_length)
+    asking = mean_text + context + answer
+    done = 1.0 if limit is None or not requests else min(1.0, limit / (requests * asking))
+    read = mean_text + (0.0 if recipe.teacher.context == "private" else context)
+    document = min(read + answer * share_asked, recipe.train.max_length)
     documents = len(train) * (samples * share_asked * done + 1 - share_asked)
     counted = 1.0 if recipe.objective.loss_on == "all" else _answer_share(every, answer, mean_text)
     return Amounts(
         requests=requests * done,
-        prompt_tokens=requests * done * mean_text,
+        prompt_tokens=requests * done * (mean_text + context),
         new_tokens=requests * done * answer,
         train_documents=documents,
         held_out_documents=len(held_out),
@@ -66,6 +69,15 @@ def count(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt]) -
         counted=counted,
         trained_tokens=recipe.train.tokens or recipe.train.epochs * documents * document,
     )
+
+
+def _context_tokens(recipe: Recipe) -> float:
+    """What the teacher's system prompt and examples add to a request."""
+    from ..corpus import load_context
+
+    shown = load_context(recipe.teacher)
+    texts = [shown.system or "", *(str(message["content"]) for message in shown.examples)]
+    return sum(map(len, texts)) / CHARS_PER_TOKEN
 
 
 def _answer_share(prompts: Sequence[Prompt], answer: float, mean_text: float) -> float:

@@ -33,7 +33,12 @@ def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
         ModelError: a model that cannot be pruned so; a damaged one.
         ModelNotFoundError: there is no such model.
         MissingExtraError: a package that the recipe needs is not installed.
+        CorpusError: a file of the teacher's context is missing or malformed.
     """
+    if "filter" in stages:
+        from ..corpus import load_context
+
+        load_context(recipe.teacher)
     if "filter" in stages and recipe.filter.verifier is not None:
         from ..corpus import load_verifier
 

@@ -87,7 +87,11 @@ def _teacher(recipe: Recipe, report: Mapping[str, Any]) -> str:
     rows += [("fingerprint (SHA-256)", f"`{lineage[k]}`") for k in ("teacher_hash",) if lineage.get(k)]
     rows += [("chat template (SHA-256)", f"`{lineage[k]}`") for k in ("template_hash",) if lineage.get(k)]
     if recipe.teacher.system:
-        rows.append(("system prompt", escape(recipe.teacher.system)))
+        rows.append(("system prompt", escape(_public_system(recipe.teacher.system))))
+    if recipe.teacher.examples:
+        rows.append(("examples shown before every question", f"`{public_name(recipe.teacher.examples)}`"))
+    if recipe.teacher.context == "private":
+        rows.append(("context", "seen by the teacher alone; the student learned to answer without it"))
     return _list(rows)
 
 
@@ -200,7 +204,12 @@ def _public(recipe: Recipe) -> Recipe:
     student, replace = recipe.student, dataclasses.replace
     return replace(
         recipe,
-        teacher=replace(recipe.teacher, model=public_name(recipe.teacher.model)),
+        teacher=replace(
+            recipe.teacher,
+            model=public_name(recipe.teacher.model),
+            system=recipe.teacher.system and _public_system(recipe.teacher.system),
+            examples=recipe.teacher.examples and public_name(recipe.teacher.examples),
+        ),
         student=replace(
             student,
             model=student.model and public_name(student.model),
@@ -208,6 +217,10 @@ def _public(recipe: Recipe) -> Recipe:
         ),
         prompts=replace(recipe.prompts, source=public_name(recipe.prompts.source)),
     )
+
+
+def _public_system(system: str) -> str:
+    return f"file:{public_name(system.removeprefix('file:'))}" if system.startswith("file:") else system
 
 
 def _limitations(recipe: Recipe, report: Mapping[str, Any]) -> str:
