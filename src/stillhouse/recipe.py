@@ -194,7 +194,7 @@ class Objective:
     targets: Literal["hidden", "topk", "sampled", "online"] = "hidden"
     """How the teacher's distributions are kept: hidden states (exact), top-k, drawn ids, or not at all."""
     top_k: PositiveInt = 64
-    """`topk`: entries a token; the rest is one tail bucket. `sampled`: draws a token."""
+    """`topk`: entries a token; the rest is one tail bucket (on-policy too). `sampled`: draws a token."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,11 +107,13 @@ def train_on_policy(
         teacher: needed when ``settings.teacher`` is above 0; left as it is.
         score: needed when ``settings.reward`` is above 0.
         ends: ids that end an answer.
-        objective: the divergence on the student's samples; its ``targets`` are not used, the teacher is run.
+        objective: the divergence on the student's samples. The teacher is run on each; ``targets: topk``
+            compares its ``top_k`` likeliest ids and their tail, any other the whole distributions.
         train: optimizer, type, device, passes; its epochs and tokens are not used.
 
     Raises:
         EmptyCorpusError: there is no question.
+        RecipeError: ``top_k`` is not below the vocabulary.
         CapabilityError: the student's layers cannot be sampled from here (sliding windows, state spaces).
         StillhouseError: no sample of ``settings.patience`` rounds got any reward.
         NonFiniteLossError, CheckpointError, OutOfMemoryError, StorageError, KeyboardInterrupt: as in

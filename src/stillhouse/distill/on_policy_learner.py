@@ -22,12 +22,14 @@ from ..recipe_on_policy import OnPolicy
 from .batches import Step, micro_batches
 from .documents import Document
 from .forward_pass import ForwardPass
+from .head import Head
 from .head_loss import head_loss
 from .learner import Learner
 from .packing import PADDED, hidden_states, lay_out
 from .policy import PolicyRows, group_advantages, token_weights
 from .rollouts import Round
-from .signal_rows import DenseRows
+from .signal_rows import SignalRows
+from .target_kinds import HiddenKind, TopKKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +60,7 @@ class OnPolicyLearner(Learner):
         self.on_policy, self.off_policy = settings, off_policy
         dtype = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
         self._teacher = ForwardPass(teacher, [], dtype) if teacher is not None and settings.teacher else None
+        self._kind = None if self._teacher is None else _kind(objective, self._teacher.head, self.head)
         self._reference = None
         if settings.reward and settings.policy.reference_kl:
             start = copy.deepcopy(model).requires_grad_(False)
@@ -163,10 +166,11 @@ class OnPolicyLearner(Learner):
             self._update(rate, found, [self.documents[i] for i in step.documents])
         return {**found, "tokens": 0, "off_policy": 1}
 
-    def _teacher_rows(self, teachers: list[Tensor] | None, indices: Sequence[int]) -> DenseRows | None:
-        if teachers is None or self._teacher is None:
+    def _teacher_rows(self, teachers: list[Tensor] | None, indices: Sequence[int]) -> SignalRows | None:
+        if teachers is None or self._teacher is None or self._kind is None:
             return None
-        return DenseRows(torch.cat([teachers[i] for i in indices]).to(self.device), self._teacher.head)
+        hidden_ND = torch.cat([teachers[i] for i in indices]).to(self.device)
+        return self._kind.rows(hidden_ND, self._teacher.head)
 
     def _hidden(self, model: ForwardPass | None, documents: list[Document]) -> list[Tensor] | None:
         return None if model is None else model.over(documents).hidden(range(len(documents)))
@@ -184,3 +188,10 @@ class OnPolicyLearner(Learner):
             labels_N = torch.from_numpy(document.labels.astype(np.int64)).to(logq_NV.device)
             found.append(logq_NV.gather(1, labels_N[:, None])[:, 0])
         return found
+
+
+def _kind(objective: Objective, teacher: Head, student: Head) -> HiddenKind | TopKKind:
+    """How the teacher's rows are told: its k likeliest ids and their tail, or (the default) all of them."""
+    if objective.targets == "topk":
+        return TopKKind(objective, min(teacher.vocab_size, student.vocab_size))
+    return HiddenKind(teacher)

@@ -60,6 +60,10 @@ class HiddenKind:
     def inputs(self) -> dict[str, Any]:
         return {"kind": "hidden"}
 
+    def rows(self, hidden_ND: Tensor, head: Head) -> DenseRows:
+        """The hidden states and the head that they go with."""
+        return DenseRows(hidden_ND, head)
+
     def encode(self, hidden_PD: Sequence[Tensor], head: Head, documents: Sequence[int]) -> dict[str, Tensor]:
         return {"hidden": torch.cat(list(hidden_PD)).cpu()}
 
@@ -89,14 +93,25 @@ class TopKKind:
             "vocab_size": self.vocab_size,
         }
 
+    def rows(self, hidden_ND: Tensor, head: Head) -> TopKRows:
+        """What the hidden states say, at once and unrounded; on their device."""
+        parts = list(self._tops(hidden_ND, head))
+        return TopKRows(
+            torch.cat([ids for ids, _ in parts]), torch.cat([logp for _, logp in parts]), self.vocab_size
+        )
+
     def encode(self, hidden_PD: Sequence[Tensor], head: Head, documents: Sequence[int]) -> dict[str, Tensor]:
         ids, logp = [], []
-        for logp_CV in _softened(torch.cat(list(hidden_PD)), head, self.vocab_size, self.temperature):
+        for ids_CK, logp_CK1 in self._tops(torch.cat(list(hidden_PD)), head):
+            ids.append(ids_CK.to(_id_dtype(self.vocab_size)).cpu())
+            logp.append(logp_CK1.to(torch.float16).cpu())
+        return {"ids": torch.cat(ids), "logp": torch.cat(logp)}
+
+    def _tops(self, hidden_ND: Tensor, head: Head) -> Iterator[tuple[Tensor, Tensor]]:
+        for logp_CV in _softened(hidden_ND, head, self.vocab_size, self.temperature):
             top = logp_CV.topk(self.k, dim=-1)
             tail_C1 = logp_CV.scatter_(1, top.indices, -torch.inf).logsumexp(dim=-1, keepdim=True)
-            ids.append(top.indices.to(_id_dtype(self.vocab_size)).cpu())
-            logp.append(torch.cat([top.values, tail_C1], dim=1).to(torch.float16).cpu())
-        return {"ids": torch.cat(ids), "logp": torch.cat(logp)}
+            yield top.indices, torch.cat([top.values, tail_C1], dim=1)
 
     def decode(self, parts: Sequence[Part], device: torch.device) -> TopKRows:
         # To a wide type first: uint16 has no indexing.
