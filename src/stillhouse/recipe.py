@@ -48,6 +48,10 @@ class Teacher:
     context: Literal["shared", "private"] = "shared"
     """Whether the student reads `system` and `examples` too, or they are the teacher's alone: context
     distillation."""
+    route: dict[str, str] = field(default_factory=dict)
+    """One of `teachers`: it alone teaches the prompts with these tags (columns), e.g. `{domain: code}`."""
+    weight: PositiveFloat = 1.0
+    """Share, before normalising, in the average with those of `teachers` that have no `route`."""
     terms: str | None = None
     """Key in the terms table (`still terms`), when the reference does not tell whose model it is."""
     backend: Literal["auto", "torch", "llama.cpp"] = "auto"
@@ -268,7 +272,10 @@ class Recipe:
     name: Text
     """Name of the run; its directory is runs/<name>."""
     teacher: Teacher
+    """The main teacher: all prompts that are nobody else's."""
     prompts: Prompts
+    teachers: tuple[Teacher, ...] = ()
+    """More teachers: of prompts of their own (`route`), or averaged with the main one."""
     student: Student = field(default_factory=Student)
     collect: Collect = field(default_factory=Collect)
     filter: Filter = field(default_factory=Filter)

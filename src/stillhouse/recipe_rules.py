@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 
 from .recipe import Objective, Recipe, Student
+from .recipe_teachers import all_teachers, teacher_rules
 
 Complaint = tuple[str, str]
 
@@ -24,6 +25,7 @@ def broken_rules(recipe: Recipe) -> list[Complaint]:
         *_student(recipe.student),
         *_objective(recipe.objective),
         *_teacher_without_weights(recipe),
+        *teacher_rules(recipe),
         *_collect(recipe),
         *_train(recipe),
         *_on_policy(recipe),
@@ -79,15 +81,16 @@ def _objective(objective: Objective) -> Iterator[Complaint]:
 
 
 def _teacher_without_weights(recipe: Recipe) -> Iterator[Complaint]:
-    if not recipe.teacher.model.startswith("api:"):
-        return
     student, objective = recipe.student, recipe.objective
-    if objective.kind != "cross_entropy":
+    without = [teacher for teacher in all_teachers(recipe) if teacher.model.startswith("api:")]
+    if without and objective.kind != "cross_entropy":
         kind = objective.kind
         yield (
             "objective.kind",
             f"`{kind}` needs the teacher's weights; an API has only text: use `cross_entropy`",
         )
+    if recipe.teacher not in without:
+        return
     if student.init == "prune" and student.model is None:
         yield "student.model", "missing: the teacher is an API, so name the model to prune"
     if student.init == "scratch" and student.tokenizer is None:
@@ -97,10 +100,10 @@ def _teacher_without_weights(recipe: Recipe) -> Iterator[Complaint]:
 
 
 def _collect(recipe: Recipe) -> Iterator[Complaint]:
-    teacher, limits = recipe.teacher, recipe.filter
-    if teacher.context == "private" and teacher.system is None and teacher.examples is None:
-        yield "teacher.context", "`private` needs something that only the teacher sees: `system`, `examples`"
-    if recipe.collect.max_cost is not None and (teacher.price_in is None or teacher.price_out is None):
+    limits = recipe.filter
+    asked = [t for t in all_teachers(recipe) if t is recipe.teacher or t.route]
+    unpriced = any(teacher.price_in is None or teacher.price_out is None for teacher in asked)
+    if recipe.collect.max_cost is not None and unpriced:
         yield "collect.max_cost", "needs teacher.price_in and teacher.price_out to know what has been spent"
     if limits.max_chars is not None and limits.max_chars < limits.min_chars:
         yield "filter.max_chars", f"{limits.max_chars} is below min_chars ({limits.min_chars})"
@@ -122,7 +125,7 @@ def _on_policy(recipe: Recipe) -> Iterator[Complaint]:
         return
     if settings.teacher == 0 and settings.reward == 0:
         yield "on_policy", "`teacher` and `reward` are both 0: nobody to learn from"
-    if settings.teacher > 0 and recipe.teacher.model.startswith("api:"):
+    if settings.teacher > 0 and any(teacher.model.startswith("api:") for teacher in all_teachers(recipe)):
         yield "on_policy.teacher", "needs the teacher's weights; an API has only text: set it to 0"
     elif settings.teacher > 0 and (objective.kind == "cross_entropy" or objective.cross_entropy > 0):
         yield (

@@ -38,7 +38,7 @@ from .divergences import (
 )
 from .head import Head
 from .policy import PolicyRows, policy_gradient
-from .signal_rows import DenseRows, SampledRows, SignalRows, TopKRows
+from .signal_rows import DenseRows, MixedRows, SampledRows, SignalRows, TopKRows
 
 TILE_ENTRIES_CPU = 2**20
 """Entries of a float32 tile on a processor: 4 MB, of which the last cache holds several."""
@@ -84,7 +84,8 @@ def head_loss(
     if needs_teacher(objective) and teacher_weight:
         assert signal_rows is not None
         assert len(signal_rows) == len(hidden_ND)
-        if not isinstance(signal_rows, DenseRows) and signal_rows.vocab_size > head.vocab_size:
+        cut = isinstance(signal_rows, TopKRows | SampledRows)
+        if cut and signal_rows.vocab_size > head.vocab_size:
             raise RecipeError(
                 f"targets are cached over {signal_rows.vocab_size} ids; the student has {head.vocab_size}",
                 hint="Cache them again for this student, or use `targets: hidden`.",
@@ -178,9 +179,9 @@ def _add_product(total_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
 def _chunk_loss(raw_CV: Tensor, rows: slice, task: _Task, *, differentiate: bool) -> Tensor:
     """The loss of one chunk; ``raw_CV`` (before factor and cap) becomes its derivative, tile by tile."""
     teacher_CS = None
-    if task.teacher_weight and needs_teacher(task.objective) and isinstance(task.signal_rows, DenseRows):
-        shared = min(task.head.vocab_size, task.signal_rows.vocab_size)
-        teacher_CS = task.signal_rows.head.raw(task.signal_rows.hidden_ND[rows], shared)
+    signal = task.signal_rows
+    if task.teacher_weight and needs_teacher(task.objective) and isinstance(signal, DenseRows | MixedRows):
+        teacher_CS = signal.raw(rows, min(task.head.vocab_size, signal.vocab_size))
     tile = len(raw_CV) if raw_CV.is_cuda else max(1, TILE_ENTRIES_CPU // raw_CV.shape[1])
     losses = []
     for start in range(0, len(raw_CV), tile):
@@ -244,9 +245,9 @@ def _divergence(
     temperature = objective.temperature
     assert signal is not None
     logits_nS = logits_nV[:, : signal.vocab_size]
-    if isinstance(signal, DenseRows):
+    if isinstance(signal, DenseRows | MixedRows):
         assert teacher_nS is not None
-        teacher_nS = signal.head.bend(teacher_nS.to(reduction_dtype(teacher_nS.dtype)))
+        teacher_nS = signal.bend(teacher_nS.to(reduction_dtype(teacher_nS.dtype)))
         student = Distribution.of_logits(cool(logits_nS, temperature))
         teacher = Distribution.of_logits(cool(teacher_nS, temperature))
         loss_n, slope_nS = loss_and_gradient(student, teacher, objective)
