@@ -35,6 +35,10 @@ def a_round() -> Round:
     return Round(rollouts, torch.zeros(2, 2), 0)
 
 
+def read_by_teacher(samples: Round) -> list[Document]:
+    return [document for document, _ in samples.read_by(0).values()]
+
+
 def other_teacher(vocab_size: int = VOCABULARY):
     teacher = llama(vocab_size=vocab_size)
     torch.manual_seed(9)
@@ -46,7 +50,9 @@ def other_teacher(vocab_size: int = VOCABULARY):
 def learned(teacher, objective: Objective) -> tuple[dict, dict]:
     """What a round of learning measures, and the gradient it leaves (the step has a rate of 0)."""
     student = llama()
-    learner = OnPolicyLearner(student, teacher, objective, replace(TAUGHT, prompts=2, samples=2), TRAIN, None)
+    learner = OnPolicyLearner(
+        student, [teacher], objective, replace(TAUGHT, prompts=2, samples=2), TRAIN, None
+    )
     gradients = {}
 
     def keep(*_):
@@ -76,9 +82,7 @@ def test_it_is_the_divergence_between_merged_distributions(kind, vocab_size):
     found = learned(teacher, objective)[0]["teacher"]
     samples = a_round()
     expected = []
-    pairs = zip(
-        logits(llama(), samples.documents()), logits(teacher, samples.documents(teacher=True)), strict=True
-    )
+    pairs = zip(logits(llama(), samples.documents()), logits(teacher, read_by_teacher(samples)), strict=True)
     for s, t in pairs:
         p, q = (oracle.probabilities(side[:VOCABULARY], 1.5) for side in (t, s))
         listed = sorted(range(VOCABULARY), key=lambda i: -p[i])[:K]
@@ -102,7 +106,7 @@ def test_all_ids_but_one_are_the_whole_distribution():
 def test_it_is_what_offline_would_cache(tmp_path):
     """The same documents cached offline: the same ids, and log-probabilities but for float16."""
     teacher, objective = other_teacher(), Objective(targets="topk", top_k=K, temperature=1.5)
-    documents = a_round().documents(teacher=True)
+    documents = read_by_teacher(a_round())
     signal = cache_targets(teacher, documents, objective, tmp_path, seed=0, dtype="float32")
     parts = [(i, d.predicting) for i, d in enumerate(documents)]
     cached = signal.rows(parts, torch.device("cpu"))

@@ -34,7 +34,7 @@ def card(made_by, report=None, facts=None, accept=None):
     terms = find_terms(made_by.teacher.model, declared=made_by.teacher.terms)
     verdict = require_allowed(terms, made_by.purpose, accept)
     return model_card(
-        recipe=made_by, report=report or {}, terms=terms, verdict=verdict, manifest_facts=facts or {}
+        recipe=made_by, report=report or {}, terms=[terms], verdict=verdict, manifest_facts=facts or {}
     )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pyarrow.dataset
 import pytest
-from conftest import still
+from conftest import make_tiny_teacher, still
+from misbehaving_server import Teacher, serving
 from test_other_recipes import ON_POLICY, divergence, report
 from test_runs import write_recipe
 
@@ -99,3 +100,99 @@ def test_a_missing_file_of_the_context_is_refused_before_the_teacher_is_asked(
     assert result.returncode == 1
     assert "teacher.system: there is no file nowhere.txt" in result.stderr
     assert not (tmp_path / "runs/small/corpus").exists()
+
+
+def tagged(place: Path) -> Path:
+    """Forty questions, of which every third is about code."""
+    path = place / "tagged.jsonl"
+    lines = [
+        {"prompt": f"{n} what keeps {n * n} answers apart?", "domain": "code" if n % 3 == 0 else "prose"}
+        for n in range(40)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def second(tmp_path) -> Path:
+    return make_tiny_teacher(tmp_path / "second", seed=5, hidden=16, layers=1)
+
+
+def test_two_teachers_by_tag_offline_and_on_policy(tmp_path, tiny_teacher, second, examples):
+    """The second sees a context that nobody else does."""
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        tagged(tmp_path),
+        teachers=[in_context(second, examples) | {"route": {"domain": "code"}}],
+        student={"init": "pretrained", "model": str(make_tiny_teacher(tmp_path / "student", seed=7))},
+        objective={"kind": "forward_kl", "targets": "topk", "top_k": 20},
+        on_policy=ON_POLICY | {"off_policy": 0.3},
+    )
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs/small"
+    for row in collected(run):
+        assert Path(row["teacher"]).name == ("second" if '"code"' in row["tags"] else "teacher")
+    assert {path.name for path in (run / "targets").iterdir()} == {"0", "1"}
+    found = report(tmp_path)
+    kl = divergence(found)
+    assert kl["teacher"] == 0
+    assert kl["student"] < kl["before"]
+    assert found["models"][0]["label"].endswith("and 1 more")
+    said = {row["messages"][-2]["content"]: row["messages"][-1]["content"] for row in collected(run)}
+    assert all(item["replies"]["teacher"] == said[item["prompt"]] for item in found["answers"])
+    assert Path(found["lineage"]["teacher 2"]).name == "second"
+    card = (run / "student/README.md").read_text()
+    assert "of the prompts with domain: code" in card
+    assert still("verify", run, cwd=tmp_path).returncode == 0
+    again = still("run", recipe, cwd=tmp_path)
+    assert "targets: done before, unchanged" in again.stderr
+
+
+def test_two_teachers_averaged(tmp_path, tiny_teacher, second, questions):
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        questions,
+        teachers=[{"model": str(second), "terms": "apache-2.0", "weight": 3.0}],
+        student={"init": "pretrained", "model": str(make_tiny_teacher(tmp_path / "student", seed=7))},
+        objective={"kind": "jsd"},
+        on_policy=ON_POLICY,
+    )
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {Path(row["teacher"]).name for row in collected(tmp_path / "runs/small")} == {"teacher"}
+    kl = divergence(report(tmp_path))
+    assert kl["teacher"] == 0
+    assert kl["student"] < kl["before"]
+
+
+def test_an_api_teaches_some_prompts_by_its_text(tmp_path, tiny_teacher, examples):
+    with serving(Teacher()) as url:
+        second = {"model": f"api:{url}#second-1", "terms": "apache-2.0", "route": {"domain": "code"}}
+        recipe = write_recipe(
+            tmp_path,
+            tiny_teacher,
+            tagged(tmp_path),
+            teachers=[second],
+            student={"init": "pretrained", "model": str(tiny_teacher)},
+            objective={"kind": "cross_entropy"},
+        )
+        result = still("run", recipe, cwd=tmp_path, OPENAI_API_KEY="none")
+    assert result.returncode == 0, result.stderr
+    by_api = [row for row in collected(tmp_path / "runs/small") if row["teacher"].startswith("api:")]
+    assert len(by_api) == 14
+    assert all('"code"' in row["tags"] for row in by_api)
+    assert [model["key"] for model in report(tmp_path)["models"]] == ["before", "student"]
+
+
+def test_every_teachers_terms_are_checked(tmp_path, tiny_teacher, second):
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        tagged(tmp_path),
+        teachers=[{"model": str(second), "terms": "openai", "route": {"domain": "code"}}],
+    )
+    result = still("run", recipe, "--purpose", "competing", cwd=tmp_path)
+    assert result.returncode == 3, result.stderr

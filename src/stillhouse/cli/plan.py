@@ -7,6 +7,7 @@ import dataclasses
 from ..console import console, duration, money
 from ..errors import TermsError
 from ..recipe import Recipe
+from ..recipe_teachers import all_teachers
 from .options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile
 from .stages import read_recipe
 
@@ -36,7 +37,7 @@ def show_plan(recipe: Recipe) -> None:
     """Plans and prints; then refuses, as a run would, a teacher whose terms do not allow the purpose."""
     from ..models import recipe_terms
     from ..plan import plan as plan_recipe
-    from ..provenance import require_allowed
+    from ..provenance import require_allowed, together
 
     planned = plan_recipe(recipe)
     rows = [
@@ -58,7 +59,9 @@ def show_plan(recipe: Recipe) -> None:
     terms, start = recipe_terms(recipe)
     _warn_of_no_key(recipe)
     try:
-        verdict = require_allowed(terms, recipe.purpose, recipe.accept_terms, student=start)
+        verdict = together(
+            require_allowed(each, recipe.purpose, recipe.accept_terms, student=start) for each in terms
+        )
     except TermsError as error:
         error.report = data
         raise
@@ -70,8 +73,8 @@ def show_plan(recipe: Recipe) -> None:
 def _warn_of_no_key(recipe: Recipe) -> None:
     from ..models import lacks_key, parse_reference
 
-    variable = recipe.teacher.api_key_env
-    if lacks_key(parse_reference(recipe.teacher.model), variable):
+    lacking = [t for t in all_teachers(recipe) if lacks_key(parse_reference(t.model), t.api_key_env)]
+    for variable in dict.fromkeys(teacher.api_key_env for teacher in lacking):
         console.warn(f"{variable} is not set: without a key a run of this recipe is refused")
 
 

@@ -39,6 +39,7 @@ class Budget:
         self.priced = teacher.price_in is not None and teacher.price_out is not None
         self._price_in, self._price_out = teacher.price_in or 0.0, teacher.price_out or 0.0
         self.prompt_tokens = self.completion_tokens = 0
+        self._others_tokens, self._others_usd = 0, 0.0
         self._held = Reserve(0, 0.0)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
@@ -49,7 +50,7 @@ class Budget:
 
     @property
     def spent_usd(self) -> float | None:
-        """US dollars spent on this corpus; None where the recipe names no prices."""
+        """US dollars spent on this teacher's answers; None where the recipe names no prices."""
         return self.cost(self.prompt_tokens, self.completion_tokens)
 
     def estimate(self, requests: Sequence[Request]) -> Reserve:
@@ -65,9 +66,10 @@ class Budget:
     def exceeded_by(self, reserve: Reserve) -> str | None:
         """The recipe's key of the limit that spending ``reserve`` on top might break, or None."""
         tokens = self.prompt_tokens + self.completion_tokens + self._held.tokens + reserve.tokens
-        if self.max_tokens is not None and tokens > self.max_tokens:
+        if self.max_tokens is not None and tokens + self._others_tokens > self.max_tokens:
             return "max_total_tokens"
         cost = self._cost(self.prompt_tokens, self.completion_tokens) + self._held.cost_usd + reserve.cost_usd
+        cost += self._others_usd
         if self.max_cost is not None and cost > self.max_cost:
             return "max_cost"
         return None
@@ -84,6 +86,11 @@ class Budget:
         """Counts the tokens of a stored row."""
         self.prompt_tokens += row["prompt_tokens"] or 0
         self.completion_tokens += row["completion_tokens"] or 0
+
+    def spent_by_others(self, row: Row) -> None:
+        """Counts a row of another teacher, at what it cost: the limits are for all teachers together."""
+        self._others_tokens += (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0)
+        self._others_usd += row["cost_usd"] or 0.0
 
     def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (prompt_tokens * self._price_in + completion_tokens * self._price_out) / 1e6

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ SILENT_ANSWERS = 20
 
 @dataclass(frozen=True)
 class CollectSummary:
-    """What collecting did. Tokens and cost are of the whole corpus, earlier runs included."""
+    """What collecting did. Tokens and cost are of all of the teacher's rows, earlier runs included."""
 
     asked: int
     """Exchanges that the recipe asks for."""
@@ -71,6 +71,7 @@ async def collect(
     teacher: Teacher,
     terms: str,
     seed: int,
+    others: Collection[str] = (),
 ) -> CollectSummary:
     """Asks ``model`` every (split, prompt) that ``corpus`` does not answer yet; seals the corpus.
 
@@ -79,6 +80,10 @@ async def collect(
     requests are under way; a model that takes several in one call gets as many of them as
     it can take. Which requests share a call depends on the list of prompts, not on what
     was finished before.
+
+    Args:
+        others: ids of prompts that other teachers answer into the same corpus; their rows are left alone, and
+            count for the limits.
 
     Raises:
         AuthenticationError: the key was refused; nothing more is asked.
@@ -90,8 +95,8 @@ async def collect(
     started = time.monotonic()
     corpus.lock()
     try:
-        set_aside = reconcile(corpus, {exchange.id: exchange.split for exchange in exchanges})
-        run = _Run(model, corpus, settings, teacher, terms)
+        set_aside = reconcile(corpus, {exchange.id: exchange.split for exchange in exchanges}, others)
+        run = _Run(model, corpus, settings, teacher, terms, others)
         await run.collect(exchanges)
     finally:
         corpus.seal()
@@ -115,8 +120,16 @@ async def collect(
 class _Run:
     """One collection under way."""
 
-    def __init__(self, model: Model, corpus: Corpus, settings: Collect, teacher: Teacher, terms: str) -> None:
-        self.model, self.corpus, self.terms = model, corpus, terms
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        settings: Collect,
+        teacher: Teacher,
+        terms: str,
+        others: Collection[str],
+    ) -> None:
+        self.model, self.corpus, self.terms, self.others = model, corpus, terms, others
         self.budget = Budget(settings, teacher)
         self.batch_size = min(model.max_batch, settings.concurrency)
         self.pace = Pace(min(model.concurrency, settings.concurrency // self.batch_size))
@@ -148,7 +161,11 @@ class _Run:
     def _count_stored(self) -> set[str]:
         """Ids that need not be asked for again; counts what their answers cost."""
         done = self.failures.final()
-        for row in self.corpus.rows(columns=["id", "prompt_tokens", "completion_tokens"]):
+        columns = ["id", "prompt_id", "prompt_tokens", "completion_tokens", "cost_usd"]
+        for row in self.corpus.rows(columns=columns):
+            if row["prompt_id"] in self.others:
+                self.budget.spent_by_others(row)
+                continue
             done.add(row["id"])
             self.budget.spend(row)
             self._stored += 1

@@ -9,7 +9,7 @@ most, and the corpus counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from .schema import Row
@@ -17,15 +17,19 @@ from .shards import read_shard
 from .store import Corpus
 
 
-def reconcile(corpus: Corpus, wanted: Mapping[str, str]) -> int:
-    """Brings ``corpus`` in line with ``wanted`` (split by exchange id); returns how many rows moved out."""
+def reconcile(corpus: Corpus, wanted: Mapping[str, str], others: Collection[str] = ()) -> int:
+    """Brings ``corpus`` in line with ``wanted`` (split by exchange id); returns how many rows moved out.
+
+    Rows of the prompts ``others`` (ids) are another teacher's business and stay as they are.
+    """
     aside = Corpus(corpus.directory / "set_aside")
     moved = 0
-    if any(wanted.get(row["id"]) != row["split"] for row in corpus.rows(columns=["id", "split"])):
+    seen = corpus.rows(columns=["id", "split", "prompt_id"])
+    if any(wanted.get(row["id"]) != row["split"] and row["prompt_id"] not in others for row in seen):
         corpus.lock().roll()
         known = aside.finished()
         for path in corpus.shards():
-            moved += _clean_shard(corpus, path, wanted, aside, known)
+            moved += _clean_shard(corpus, path, wanted, others, aside, known)
         aside.seal()
     present = corpus.finished()
     for row in aside.rows():
@@ -35,12 +39,20 @@ def reconcile(corpus: Corpus, wanted: Mapping[str, str]) -> int:
 
 
 def _clean_shard(
-    corpus: Corpus, path: Path, wanted: Mapping[str, str], aside: Corpus, known: set[str]
+    corpus: Corpus,
+    path: Path,
+    wanted: Mapping[str, str],
+    others: Collection[str],
+    aside: Corpus,
+    known: set[str],
 ) -> int:
     keep: list[Row] = []
     moved = 0
     changed = False
     for row in read_shard(path, corpus.schema):
+        if row["prompt_id"] in others:
+            keep.append(row)
+            continue
         if row["id"] in wanted:
             changed |= wanted[row["id"]] != row["split"]
             keep.append(row | {"split": wanted[row["id"]]})

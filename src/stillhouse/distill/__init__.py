@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from .lora import prepare_lora
     from .on_policy import OffPolicy, train_on_policy
     from .precision import compute_dtype
-    from .rollouts import Question, Score
+    from .rollouts import Question, Reading, Score
     from .runtime import choose_device
     from .saving import save_student
+    from .several import Member, SeveralTeachers
     from .signal_rows import SignalRows
     from .students import Built, build_student, require_same_tokenizer
     from .targets import TeacherSignal, cache_targets, open_targets
@@ -39,6 +40,9 @@ _HOME = {
     "Head": "head",
     "OffPolicy": "on_policy",
     "Question": "rollouts",
+    "Reading": "rollouts",
+    "Member": "several",
+    "SeveralTeachers": "several",
     "Score": "rollouts",
     "head_of": "head",
     "Built": "students",
@@ -61,9 +65,12 @@ __all__ = [
     "Document",
     "ForwardPass",
     "Head",
+    "Member",
     "OffPolicy",
     "Question",
+    "Reading",
     "Score",
+    "SeveralTeachers",
     "SignalRows",
     "TeacherSignal",
     "TrainResult",

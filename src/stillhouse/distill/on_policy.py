@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,7 @@ def train_on_policy(
     directory: Path,
     seed: int,
     off_policy: OffPolicy | None = None,
+    more_teachers: Sequence[PreTrainedModel] = (),
     label: str = "on-policy",
 ) -> OnPolicyResult:
     """Trains ``model`` in place, going on from the last checkpoint where there is one.
@@ -110,6 +111,7 @@ def train_on_policy(
         objective: the divergence on the student's samples. The teacher is run on each; ``targets: topk``
             compares its ``top_k`` likeliest ids and their tail, any other the whole distributions.
         train: optimizer, type, device, passes; its epochs and tokens are not used.
+        more_teachers: those with the numbers from 1 on, where questions say who reads them (`readings`).
 
     Raises:
         EmptyCorpusError: there is no question.
@@ -128,15 +130,16 @@ def train_on_policy(
             f"a {model.config.model_type} student with sliding windows cannot be sampled from here",
             hint="Take a student whose layers all attend to the whole sequence.",
         )
+    teachers = [] if teacher is None else [teacher, *more_teachers]
     if settings.learning_rate is not None:
         train = dataclasses.replace(train, learning_rate=settings.learning_rate)
     checkpoints = Checkpoints(
-        directory / "checkpoints", _identity(model, teacher, questions, objective, settings, train, seed)
+        directory / "checkpoints", _identity(model, teachers, questions, objective, settings, train, seed)
     )
     home = model.device
     with memory_errors(train), reproducible(seed), frozen_embeddings(model, frozen=not train.embeddings):
         model.to(choose_device(train.device))  # pyright: ignore[reportArgumentType]
-        learner = OnPolicyLearner(model, teacher, objective, settings, train, off_policy)
+        learner = OnPolicyLearner(model, teachers, objective, settings, train, off_policy)
         facts = {"threads": torch.get_num_threads(), "device": str(learner.device), "layout": learner.layout}
         done = Done()
         saved = checkpoints.load()
@@ -297,7 +300,7 @@ class _Rounds:
 
 def _identity(
     model: PreTrainedModel,
-    teacher: PreTrainedModel | None,
+    teachers: Sequence[PreTrainedModel],
     questions: Sequence[Question],
     objective: Objective,
     settings: OnPolicy,
@@ -314,7 +317,7 @@ def _identity(
     neutral = ("train.checkpoint_every", "train.trackers", "on_policy.patience")
     return {key: value for key, value in keys.items() if key not in neutral} | {
         "seed": seed,
-        "questions": sha256_json([[q.id, q.ids, q.teacher_ids] for q in questions]),
+        "questions": sha256_json([[q.id, q.ids, [astuple(r) for r in q.read]] for q in questions]),
         "weights at the start": model_digest(model),
-        "teacher": None if teacher is None else model_digest(teacher),
+        "teacher": [model_digest(teacher) for teacher in teachers],
     }

@@ -28,6 +28,7 @@ from .learner import Learner
 from .packing import PADDED, hidden_states, lay_out
 from .policy import PolicyRows, group_advantages, token_weights
 from .rollouts import Round
+from .several import join_rows
 from .signal_rows import SignalRows
 from .target_kinds import HiddenKind, TopKKind
 
@@ -37,19 +38,23 @@ if TYPE_CHECKING:
     from .on_policy import OffPolicy
 
 
+Thought = dict[int, tuple[Tensor, float]]
+"""A teacher's hidden states on a sample, [N, D], and its weight there, by the sample's place in the round."""
+
+
 class OnPolicyLearner(Learner):
-    """The student, its teacher and its reference, ready to learn from rounds of samples.
+    """The student, its teachers and its reference, ready to learn from rounds of samples.
 
     Args:
         model: float32, on its device.
-        teacher: run on every sample; None where the reward alone teaches.
+        teachers: by number, each run on the samples that it reads; none where the reward alone teaches.
         off_policy: corpus rows for rounds that learn from those.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher: PreTrainedModel | None,
+        teachers: Sequence[PreTrainedModel],
         objective: Objective,
         settings: OnPolicy,
         train: Train,
@@ -59,8 +64,10 @@ class OnPolicyLearner(Learner):
         super().__init__(model, documents, off_policy and off_policy.signal, objective, train)
         self.on_policy, self.off_policy = settings, off_policy
         dtype = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
-        self._teacher = ForwardPass(teacher, [], dtype) if teacher is not None and settings.teacher else None
-        self._kind = None if self._teacher is None else _kind(objective, self._teacher.head, self.head)
+        self._teachers = [ForwardPass(teacher, [], dtype) for teacher in teachers if settings.teacher]
+        sizes = [self.head.vocab_size, *(teacher.head.vocab_size for teacher in self._teachers)]
+        self._kinds = [_kind(objective, teacher.head, min(sizes)) for teacher in self._teachers]
+        self._shared = min(sizes)
         self._reference = None
         if settings.reward and settings.policy.reference_kl:
             start = copy.deepcopy(model).requires_grad_(False)
@@ -71,7 +78,7 @@ class OnPolicyLearner(Learner):
         policy = self.on_policy.policy
         advantages_GS = group_advantages(samples.rewards_GS, policy.normalise)
         documents = samples.documents()
-        teachers = self._hidden(self._teacher, samples.documents(teacher=True))
+        thoughts = [self._thought(teacher, samples.read_by(n)) for n, teacher in enumerate(self._teachers)]
         references = self._reference_logp(documents)
         groups, size = advantages_GS.shape
         found: list[dict[str, float]] = []
@@ -79,7 +86,7 @@ class OnPolicyLearner(Learner):
             members = [int(g) * size + s for g in share for s in range(size)]
             if members:
                 found.append(
-                    self._step(members, samples, documents, advantages_GS.flatten(), teachers, references)
+                    self._step(members, samples, documents, advantages_GS.flatten(), thoughts, references)
                 )
                 self._update(rate, found[-1], documents)
         return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
@@ -90,7 +97,7 @@ class OnPolicyLearner(Learner):
         samples: Round,
         documents: Sequence[Document],
         advantages: Tensor,
-        teachers: list[Tensor] | None,
+        thoughts: list[Thought],
         references: list[Tensor] | None,
     ) -> dict[str, float]:
         """Adds up the gradient over the samples ``members``; returns what was measured."""
@@ -128,7 +135,7 @@ class OnPolicyLearner(Learner):
                     hidden_ND,
                     self.head,
                     batch.labels_N,
-                    self._teacher_rows(teachers, indices),
+                    self._teacher_rows(thoughts, indices, counts.tolist()),
                     self.objective,
                     weights_N=spread([weight[i] for i in indices]),
                     policy=rows,
@@ -166,11 +173,28 @@ class OnPolicyLearner(Learner):
             self._update(rate, found, [self.documents[i] for i in step.documents])
         return {**found, "tokens": 0, "off_policy": 1}
 
-    def _teacher_rows(self, teachers: list[Tensor] | None, indices: Sequence[int]) -> SignalRows | None:
-        if teachers is None or self._teacher is None or self._kind is None:
-            return None
-        hidden_ND = torch.cat([teachers[i] for i in indices]).to(self.device)
-        return self._kind.rows(hidden_ND, self._teacher.head)
+    def _thought(self, teacher: ForwardPass, read: dict[int, tuple[Document, float]]) -> Thought:
+        """A teacher's hidden states on the samples that it reads."""
+        hidden = teacher.over([document for document, _ in read.values()]).hidden(range(len(read)))
+        return {place: (h, read[place][1]) for place, h in zip(read, hidden, strict=True)}
+
+    def _teacher_rows(
+        self, thoughts: list[Thought], indices: Sequence[int], counts: Sequence[int]
+    ) -> SignalRows | None:
+        """What the teachers say of the samples ``indices``, which have ``counts`` tokens."""
+        starts = np.cumsum([0, *counts])
+        said = []
+        for thought, teacher, kind in zip(thoughts, self._teachers, self._kinds, strict=True):
+            own = [number for number, i in enumerate(indices) if i in thought]
+            if own:
+                hidden_ND = torch.cat([thought[indices[n]][0] for n in own]).to(self.device)
+                where = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in own])
+                weight = thought[indices[own[0]]][1]
+                where_N = torch.from_numpy(where).to(self.device)
+                said.append((kind.rows(hidden_ND, teacher.head), where_N, weight))
+        if len(thoughts) < 2:
+            return said[0][0] if said else None
+        return join_rows(said, int(starts[-1]), self._shared)
 
     def _hidden(self, model: ForwardPass | None, documents: list[Document]) -> list[Tensor] | None:
         return None if model is None else model.over(documents).hidden(range(len(documents)))
@@ -190,8 +214,6 @@ class OnPolicyLearner(Learner):
         return found
 
 
-def _kind(objective: Objective, teacher: Head, student: Head) -> HiddenKind | TopKKind:
-    """How the teacher's rows are told: its k likeliest ids and their tail, or (the default) all of them."""
-    if objective.targets == "topk":
-        return TopKKind(objective, min(teacher.vocab_size, student.vocab_size))
-    return HiddenKind(teacher)
+def _kind(objective: Objective, teacher: Head, shared: int) -> HiddenKind | TopKKind:
+    """How a teacher's rows are told: its k likeliest ids and their tail, or (the default) all of them."""
+    return TopKKind(objective, shared) if objective.targets == "topk" else HiddenKind(teacher)

@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What one of several teachers reads."""
+
+    teacher: int
+    """Its number."""
+    weight: float
+    """Of its distributions; the weights of a question's teachers sum to 1."""
+    ids: list[int]
+
+
+@dataclass(frozen=True)
 class Question:
     """A prompt as the student and the teacher read it."""
 
@@ -35,9 +46,16 @@ class Question:
     ids: list[int]
     """The student's tokens."""
     teacher_ids: list[int]
-    """The teacher's; they differ where it has a system prompt or a template of its own."""
+    """The teacher's; they differ where it has a context or a template of its own."""
     content: Any = None
     """What the scorer needs to know of it."""
+    readings: tuple[Reading, ...] = ()
+    """Where there are several teachers: who reads what, instead of ``teacher_ids``."""
+
+    @property
+    def read(self) -> tuple[Reading, ...]:
+        """Who reads what; a teacher that is alone has number 0."""
+        return self.readings or (Reading(0, 1.0, self.teacher_ids),)
 
 
 Score = Callable[[Sequence[tuple[Question, list[int]]]], Sequence[float]]
@@ -65,9 +83,18 @@ class Round:
     unscored: int
     """Samples whose reward was not a finite number; they count as 0."""
 
-    def documents(self, *, teacher: bool = False) -> list[Document]:
+    def documents(self) -> list[Document]:
         """The samples as documents in which the answer's tokens are learned."""
-        return [_document(r, r.question.teacher_ids if teacher else r.question.ids) for r in self.rollouts]
+        return [_document(rollout, rollout.question.ids) for rollout in self.rollouts]
+
+    def read_by(self, teacher: int) -> dict[int, tuple[Document, float]]:
+        """The samples that a teacher has a say in, by their place: as it reads them, and its weight there."""
+        return {
+            place: (_document(rollout, reading.ids), reading.weight)
+            for place, rollout in enumerate(self.rollouts)
+            for reading in rollout.question.read
+            if reading.teacher == teacher
+        }
 
     def groups(self, chosen_G: Tensor) -> Round:
         """Only the groups where ``chosen_G`` is true."""

@@ -39,9 +39,7 @@ class DenseRows:
         return self.head.vocab_size
 
     def raw(self, rows: slice, vocab_size: int) -> Tensor:
-        """What :meth:`bend` makes logits of, for the first ``vocab_size`` ids, in the dtype of the hidden states,
-        [C, V].
-        """
+        """What :meth:`bend` makes logits of, for the first ``vocab_size`` ids; the pass's dtype, [C, V]."""
         return self.head.raw(self.hidden_ND[rows], vocab_size)
 
     def bend(self, raw_NV: Tensor) -> Tensor:

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compare import Candidate, evaluate_models
     from .intervals import Estimate, exponential, interval, paired_difference
-    from .measures import Measures, TeacherReference, measure
+    from .measures import Measures, Reference, TeacherReference, measure
     from .report import write_report
     from .sampled import sample_and_score
+    from .several import SeveralReferences
     from .table import results_table
 
 _HOME = {
     "Candidate": "compare",
     "Estimate": "intervals",
     "Measures": "measures",
+    "Reference": "measures",
+    "SeveralReferences": "several",
     "TeacherReference": "measures",
     "evaluate_models": "compare",
     "exponential": "intervals",
@@ -35,6 +38,8 @@ __all__ = [
     "Candidate",
     "Estimate",
     "Measures",
+    "Reference",
+    "SeveralReferences",
     "TeacherReference",
     "evaluate_models",
     "exponential",

@@ -20,7 +20,7 @@ from ..errors import EmptyCorpusError
 from ..recipe import Evaluate
 from .answers import answer
 from .intervals import clipped, exponential, interval, paired_difference
-from .measures import Measures, TeacherReference, measure
+from .measures import Measures, Reference, TeacherReference, measure
 from .speed import NEW_TOKENS, ROUNDS, Speeds, measure_speed
 from .verdict import find
 
@@ -60,7 +60,7 @@ def evaluate_models(
     prompts: Sequence[Prompt],
     settings: Evaluate,
     *,
-    read_by_teacher: Sequence[Document] | None = None,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """Measures every candidate and compares the student with the others.
 
@@ -70,8 +70,8 @@ def evaluate_models(
         documents: held-out exchanges, in the student's template.
         prompts: held-out prompts; the first ``settings.prompts`` are answered by all candidates.
         settings: confidence, number and length of answers, whether to measure speed.
-        read_by_teacher: what the teacher reads for each of ``documents``: the same counted tokens, after more
-            text (default: the documents).
+        reference: what all are held against, and the row ``teacher`` is measured as, at the counted tokens
+            of ``documents``; by default the candidate ``teacher``, on the documents themselves.
 
     Returns:
         The entries ``models``, ``comparison``, ``verdict``, ``held_out``, ``answers`` and ``conditions``
@@ -85,7 +85,7 @@ def evaluate_models(
             "there is no held-out document to measure on",
             hint="Hold out more prompts (prompts.held_out), or see why their answers were rejected.",
         )
-    measures = _measure_all(candidates, documents, read_by_teacher or documents)
+    measures = _measure_all(candidates, documents, reference)
     speeds: dict[str, Speeds] = {}
     if settings.speed:
         with console.progress("speed", ROUNDS + 1, "rounds") as progress:
@@ -167,15 +167,14 @@ def weight_files(path: Path) -> tuple[int, str]:
 
 
 def _measure_all(
-    candidates: Sequence[Candidate], documents: Sequence[Document], read: Sequence[Document]
+    candidates: Sequence[Candidate], documents: Sequence[Document], reference: Reference | None
 ) -> dict[str, Measures]:
     """The teacher first, whatever its place in the table: the others are held against it."""
     teacher = next((c for c in candidates if c.key == "teacher"), None)
     measures: dict[str, Measures] = {}
     with console.progress("evaluate", len(candidates), "models") as progress:
-        reference = None
         if teacher is not None:
-            reference = TeacherReference(teacher.weights.model, read)
+            reference = reference or TeacherReference(teacher.weights.model, documents)
             measures[teacher.key] = reference.measures()
             progress.advance()
         for candidate in candidates:

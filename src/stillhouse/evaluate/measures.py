@@ -15,9 +15,9 @@ Shapes: D documents, T tokens of a document, N counted tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -54,6 +54,23 @@ class Measures:
         return int(self.tokens_D.sum())
 
 
+class Reference(Protocol):
+    """What models are held against on a list of documents."""
+
+    documents: Sequence[Document]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def logp(self, index: int, part: slice, vocab: int) -> Tensor:
+        """At the counted tokens ``part`` of a document, over the first ``vocab`` ids, float32 [N, vocab]."""
+        ...
+
+    def measures(self) -> Measures:
+        """Of itself."""
+        ...
+
+
 class TeacherReference:
     """A teacher's hidden states at the counted positions, made once and held against every student.
 
@@ -63,18 +80,30 @@ class TeacherReference:
     """
 
     def __init__(self, model: PreTrainedModel, documents: Sequence[Document]) -> None:
-        self.documents = list(documents)
+        self.documents: Sequence[Document] = list(documents)
         self.head = _wide_head(model, self.documents)
         self.hidden = [hidden_ND.cpu() for hidden_ND in _counted_hidden(model, self.documents)]
 
+    @property
+    def vocab_size(self) -> int:
+        return self.head.vocab_size
+
+    def logp(self, index: int, part: slice, vocab: int) -> Tensor:
+        return _log_probabilities(self.head, self.hidden[index][part], vocab)
+
     def measures(self) -> Measures:
         """The teacher against itself: no divergence, full agreement, and its likelihood of the text."""
-        own = _measure(self.documents, self.hidden, self.head, None)
-        return replace(own, kl_D=np.zeros(len(self.documents)), agree_D=own.tokens_D.astype(np.float64))
+        return own_measures(self)
+
+
+def own_measures(reference: Reference) -> Measures:
+    """A reference against itself: no divergence, full agreement, and its likelihood of the text."""
+    own = _measure(reference.documents, reference.logp, reference.vocab_size, None)
+    return replace(own, kl_D=np.zeros(len(own.documents)), agree_D=own.tokens_D.astype(np.float64))
 
 
 def measure(
-    model: PreTrainedModel, documents: Sequence[Document], *, teacher: TeacherReference | None = None
+    model: PreTrainedModel, documents: Sequence[Document], *, teacher: Reference | None = None
 ) -> Measures:
     """Measures ``model`` on ``documents``.
 
@@ -91,8 +120,12 @@ def measure(
         NonFiniteLossError: the model gives NaN or infinity.
     """
     assert teacher is None or [d.id for d in documents] == [d.id for d in teacher.documents]
-    head = _wide_head(model, documents)
-    return _measure(documents, _counted_hidden(model, documents), head, teacher)
+    head, hidden = _wide_head(model, documents), _counted_hidden(model, documents)
+
+    def logp(index: int, part: slice, vocab: int) -> Tensor:
+        return _log_probabilities(head, hidden[index][part], vocab)
+
+    return _measure(documents, logp, head.vocab_size, teacher)
 
 
 def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> Head:
@@ -120,14 +153,14 @@ def _counted_hidden(model: PreTrainedModel, documents: Sequence[Document]) -> li
 @torch.no_grad()
 def _measure(
     documents: Sequence[Document],
-    hidden: Iterable[Tensor],
-    head: Head,
-    teacher: TeacherReference | None,
+    logp: Callable[[int, slice, int], Tensor],
+    vocab_size: int,
+    teacher: Reference | None,
 ) -> Measures:
-    """Document by document, chunk by chunk; ``hidden`` yields [N, D] for each document."""
-    vocab = head.vocab_size if teacher is None else min(head.vocab_size, teacher.head.vocab_size)
+    """Document by document, chunk by chunk; ``logp`` as :meth:`Reference.logp`."""
+    vocab = vocab_size if teacher is None else min(vocab_size, teacher.vocab_size)
     sums = []
-    for index, (document, hidden_ND) in enumerate(zip(documents, hidden, strict=True)):
+    for index, document in enumerate(documents):
         labels_N = torch.from_numpy(document.labels.astype(np.int64))
         if len(labels_N) and int(labels_N.max()) >= vocab:
             raise TokenizerMismatchError(
@@ -136,10 +169,8 @@ def _measure(
         document_sums = np.zeros(3)
         for start in range(0, len(labels_N), CHUNK):
             part = slice(start, start + CHUNK)
-            logp_NV = _log_probabilities(head, hidden_ND[part], vocab)
-            teacher_logp_NV = None
-            if teacher is not None:
-                teacher_logp_NV = _log_probabilities(teacher.head, teacher.hidden[index][part], vocab)
+            logp_NV = logp(index, part, vocab)
+            teacher_logp_NV = None if teacher is None else teacher.logp(index, part, vocab)
             document_sums += _chunk_sums(logp_NV, teacher_logp_NV, labels_N[part].to(logp_NV.device))
         if not np.isfinite(document_sums).all():
             raise NonFiniteLossError(f"the model gives NaN or infinity on held-out document {document.id}")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from ..provenance import Terms, find_terms
 from ..recipe import Recipe
+from ..recipe_teachers import all_teachers
 from .facts import describe
 
 
-def recipe_terms(recipe: Recipe) -> tuple[Terms, Terms | None]:
-    """The terms of the teacher, and of the weights that the student starts from (None from scratch)."""
-    teacher = terms_of(recipe.teacher.model, declared=recipe.teacher.terms)
+def recipe_terms(recipe: Recipe) -> tuple[tuple[Terms, ...], Terms | None]:
+    """The terms of the teachers, and of the weights that the student starts from (None from scratch)."""
+    teachers = tuple(terms_of(teacher.model, declared=teacher.terms) for teacher in all_teachers(recipe))
     student = recipe.student
     if student.init == "scratch":
-        return teacher, None
-    return teacher, teacher if student.model is None else terms_of(student.model)
+        return teachers, None
+    return teachers, teachers[0] if student.model is None else terms_of(student.model)
 
 
 def terms_of(reference: str, *, declared: str | None = None) -> Terms:

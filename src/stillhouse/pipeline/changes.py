@@ -97,7 +97,7 @@ def _begun(stage: str, directory: Path) -> Iterator[Path]:
         case "collect" if has_answers(directory):
             yield directory / "corpus" / "collected"
         case "targets":
-            yield from directory.glob("targets/index.json")
+            yield from directory.glob("targets/**/index.json")
         case "train":
             yield from directory.glob("checkpoints/step-*")
         case "control":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..console import console
 from ..errors import EmptyCorpusError
+from ..recipe_teachers import all_teachers, responsible, shares
 from .run import Run
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
     settings = run.recipe.on_policy
     assert settings is not None
     weights = load_weights(str(run.offline_student) if run.recipe.learns_offline else run.start)
-    if settings.teacher:
-        require_same_tokenizer(run.teacher.tokenizer, weights.tokenizer)
+    teachers = [run.weights_of(n) for n in range(len(all_teachers(run.recipe)))] if settings.teacher else []
+    for teacher in teachers:
+        require_same_tokenizer(teacher.tokenizer, weights.tokenizer)
     asked = questions(run, weights)
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
     with contextlib.ExitStack() as stack:
@@ -42,7 +44,8 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
         result = train_on_policy(
             model,
             asked,
-            teacher=run.teacher.model if settings.teacher else None,
+            teacher=teachers[0].model if teachers else None,
+            more_teachers=[teacher.model for teacher in teachers[1:]],
             score=None if verifiers is None else scorer(verifiers, weights),
             ends=end_ids(weights),
             objective=run.objective,
@@ -81,23 +84,21 @@ def scorer(verifiers: Verifiers, weights: Weights) -> Score:
 
 def questions(run: Run, weights: Weights) -> list[Question]:
     """The training prompts as both sides read them; those too long for the context are left out, and said."""
-    from ..distill import Question
+    from ..distill import Question, Reading
 
-    settings, shown = run.recipe.on_policy, run.context
+    settings, recipe = run.recipe.on_policy, run.recipe
     assert settings is not None
-    readers = [weights.model, run.teacher.model] if settings.teacher else [weights.model]
-    student_room, *teacher_room = [_context_length(model) - settings.max_tokens for model in readers]
     found, skipped = [], 0
     for prompt in run.prompts[0]:
-        ids = weights.template.encode_prompt(weights.tokenizer, shown.for_student(prompt.question))
-        teacher_ids = ids
-        if settings.teacher:
-            asked = shown.for_teacher(prompt.question)
-            teacher_ids = run.teacher.template.encode_prompt(run.teacher.tokenizer, asked)
-        if len(ids) > student_room or any(len(teacher_ids) > room for room in teacher_room):
+        asked = run.context_of(prompt).for_student(prompt.question)
+        ids = weights.template.encode_prompt(weights.tokenizer, asked)
+        taught = shares(recipe, responsible(recipe, prompt.tags)) if settings.teacher else {}
+        readings = tuple(Reading(n, weight, _read(run, n, prompt)) for n, weight in taught.items())
+        rooms = [(ids, weights), *((reading.ids, run.weights_of(reading.teacher)) for reading in readings)]
+        if any(len(read) + settings.max_tokens > _context_length(reader.model) for read, reader in rooms):
             skipped += 1
         else:
-            found.append(Question(prompt.id, ids, teacher_ids, prompt))
+            found.append(Question(prompt.id, ids, ids, prompt, readings))
     if skipped:
         console.warn(
             f"{skipped} of {skipped + len(found)} prompts leave no room for on_policy.max_tokens "
@@ -109,6 +110,15 @@ def questions(run: Run, weights: Weights) -> list[Question]:
             hint="Lower on_policy.max_tokens, or give shorter prompts.",
         )
     return found
+
+
+def _read(run: Run, number: int, prompt: Prompt) -> list[int]:
+    """A prompt as a teacher reads it: after a private context of its own, else as the student does."""
+    context, reader = run.contexts[number], run.weights_of(number)
+    asked = run.context_of(prompt).for_student(prompt.question)
+    if context.private:
+        asked = context.for_teacher(prompt.question)
+    return reader.template.encode_prompt(reader.tokenizer, asked)
 
 
 def _context_length(model: PreTrainedModel) -> int:

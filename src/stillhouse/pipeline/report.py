@@ -20,11 +20,14 @@ from ..hashing import sha256_file
 from ..provenance import versions
 from ..recipe import Lora
 from ..recipe_file import dump_recipe
+from ..recipe_teachers import all_teachers
 from .run import Run
+from .teaching import lessons
 
 if TYPE_CHECKING:
     from ..corpus import Prompt
-    from ..evaluate import Candidate
+    from ..distill import Document
+    from ..evaluate import Candidate, Reference
 
 BOOKKEEPING = (
     "finished_before",
@@ -46,13 +49,13 @@ def assemble(run: Run) -> dict[str, Any]:
 
     candidates = _candidates(run)
     student = next(candidate.weights for candidate in candidates if candidate.key == "student")
-    reading = student.tokenizer, student.template
-    documents = run.documents("held_out", *reading, loss_on="assistant")
-    read = run.read_by_teacher("held_out", documents, *reading, loss_on="assistant")
+    documents = run.documents("held_out", student.tokenizer, student.template, loss_on="assistant")
     prompts = _as_asked(run)
-    measured = evaluate_models(candidates, documents, prompts, run.recipe.evaluate, read_by_teacher=read)
-    _add_samples(run, candidates, prompts, measured["models"])
-    if all(candidate.key != "teacher" for candidate in candidates):
+    reference = _reference(run, candidates, documents)
+    measured = evaluate_models(candidates, documents, prompts, run.recipe.evaluate, reference=reference)
+    sampled = [c for c in candidates if c.key != "teacher" or not run.recipe.teachers]
+    _add_samples(run, sampled, prompts, measured["models"])
+    if run.recipe.teachers or all(candidate.key != "teacher" for candidate in candidates):
         _add_recorded_answers(run, prompts, measured["answers"])
     facts = {name: run.manifest.facts(name) for name in STAGES_SHOWN}
     return {
@@ -70,8 +73,8 @@ def assemble(run: Run) -> dict[str, Any]:
             if name not in OPTIONAL or found.get("seconds")  # what the recipe leaves out takes no time
         ],
         "terms": {
-            "key": run.terms.key,
-            "name": run.terms.name,
+            "key": ", ".join(dict.fromkeys(terms.key for terms in run.teachers_terms)),
+            "name": "; ".join(dict.fromkeys(terms.name for terms in run.teachers_terms)),
             "purpose": run.recipe.purpose,
             "reason": run.verdict.reason,
             "duties": list(run.verdict.duties),
@@ -119,17 +122,20 @@ def _adapters(lora: Lora | None) -> dict[str, Any]:
 def _as_asked(run: Run) -> list[Prompt]:
     """The held-out prompts as the students are asked them: with the context that is theirs too."""
     return [
-        prompt if prompt.is_finished else replace(prompt, messages=run.context.for_student(prompt.messages))
+        prompt
+        if prompt.is_finished
+        else replace(prompt, messages=run.context_of(prompt).for_student(prompt.messages))
         for prompt in run.prompts[1]
     ]
 
 
 def _add_recorded_answers(run: Run, prompts: Sequence[Prompt], answers: list[dict[str, Any]]) -> None:
-    """A teacher that is not measured stands beside the students with what it said when it was asked."""
+    """A teacher that is not measured, or one of several, stands beside the students with recorded words."""
     recorded = {row["prompt_id"]: row["messages"][-1] for row in run.corpus("collected").rows("held_out")}
     for prompt, answer in zip(prompts, answers, strict=False):  # the first few prompts are answered
         if prompt.id in recorded:
-            answer["replies"] = {"teacher": recorded[prompt.id]["content"], **answer["replies"]}
+            said = {"teacher": recorded[prompt.id]["content"]}
+            answer["replies"] = said | answer["replies"] | said
 
 
 def _candidates(run: Run) -> list[Candidate]:
@@ -156,16 +162,42 @@ def _candidates(run: Run) -> list[Candidate]:
     if run.recipe.on_policy is not None and run.recipe.learns_offline:
         label = f"student after the corpus ({run.objective.kind})"
         found.insert(1, saved("offline", label, run.offline_student))
-    if run.teacher_has_weights and same_tokenizer(run.teacher.tokenizer, student.weights.tokenizer):
+    numbers = range(len(all_teachers(run.recipe)))
+    if run.teachers_have_weights and all(
+        same_tokenizer(run.weights_of(number).tokenizer, student.weights.tokenizer) for number in numbers
+    ):
         reference = parse_reference(run.recipe.teacher.model)
         teacher = candidate("teacher", reference.text, reference.text, reference.path)
-        if run.context.private:
+        if run.recipe.teachers:
+            teacher = replace(teacher, label=f"{reference.text} and {len(run.recipe.teachers)} more")
+        elif run.contexts[0].private:
             label = f"{reference.text} with its context"
-            teacher = replace(teacher, label=label, shown=run.context.for_teacher)
+            teacher = replace(teacher, label=label, shown=run.contexts[0].for_teacher)
         found.insert(0, teacher)
     if run.trains_control:
         found.append(saved("control", "control (cross-entropy only)", run.directory / "control" / "student"))
     return found
+
+
+def _reference(run: Run, candidates: Sequence[Candidate], documents: list[Document]) -> Reference | None:
+    """What the models are held against: the teacher, or each document's own of several."""
+    from ..evaluate import SeveralReferences, TeacherReference
+    from ..models import load_weights
+
+    by_key = {candidate.key: candidate.weights for candidate in candidates}
+    if "teacher" not in by_key or not documents:
+        return None
+    student, main = by_key["student"], by_key["teacher"].model
+    reading = student.tokenizer, student.template
+    members = []
+    for lesson in lessons(run, "held_out", documents, *reading, loss_on="assistant"):
+        model = main
+        if lesson.teacher:
+            reference = all_teachers(run.recipe)[lesson.teacher].model
+            dtype = str(main.dtype).removeprefix("torch.")
+            model = load_weights(reference, dtype=dtype).model.to(main.device)  # pyright: ignore[reportArgumentType]
+        members.append((TeacherReference(model, lesson.read), lesson.indices, lesson.weight))
+    return SeveralReferences(documents, members) if run.recipe.teachers else members[0][0]
 
 
 def _curves(run: Run) -> dict[str, list[dict[str, Any]]]:
@@ -189,8 +221,14 @@ def _points(path: Path) -> list[dict[str, Any]]:
 
 
 def _lineage(run: Run) -> dict[str, Any]:
-    """Names and hashes of teacher, prompts and template."""
+    """Names and hashes of teachers, prompts and template."""
+    from ..models import parse_reference
+
     lineage: dict[str, Any] = {"teacher": run.recipe.teacher.model, "prompts": run.recipe.prompts.source}
+    for number, teacher in enumerate(run.recipe.teachers, start=1):
+        lineage[f"teacher {number + 1}"] = teacher.model
+        if parse_reference(teacher.model).kind != "api":
+            lineage[f"teacher {number + 1} hash"] = run.weights_of(number).fingerprint
     if run.context_file.is_file():
         lineage["context_hash"] = sha256_file(run.context_file)
     if run.teacher_has_weights:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from ..console import console
 from ..errors import RecipeError
 from ..files import read_json
-from ..provenance import Manifest, require_allowed
+from ..provenance import Manifest, require_allowed, together
 from ..recipe import Objective, Recipe
+from ..recipe_teachers import all_teachers, responsible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..distill import Document, TeacherSignal
     from ..models import ChatTemplate, Weights
     from ..provenance import Terms, Verdict
+    from .teaching import Lesson
 
 
 class Run:
@@ -31,6 +33,7 @@ class Run:
         self.recipe = recipe
         self.directory = directory
         self.manifest = Manifest.load(directory)
+        self._weights: dict[int, Weights] = {}
 
     @property
     def objective(self) -> Objective:
@@ -59,18 +62,28 @@ class Run:
         return parse_reference(self.recipe.teacher.model).kind != "api"
 
     @cached_property
-    def terms(self) -> Terms:
-        """The teacher's terms."""
+    def teachers_have_weights(self) -> bool:
+        """Whether none of the teachers is behind an API."""
+        from ..models import parse_reference
+
+        return all(parse_reference(teacher.model).kind != "api" for teacher in all_teachers(self.recipe))
+
+    @property
+    def teachers_terms(self) -> tuple[Terms, ...]:
+        """Each teacher's terms, by its number."""
         return self._terms[0]
 
     @cached_property
     def verdict(self) -> Verdict:
-        """That the run may go on; TermsError where it may not."""
-        teacher, start = self._terms
-        return require_allowed(teacher, self.recipe.purpose, self.recipe.accept_terms, student=start)
+        """That the run may go on with all of its teachers; TermsError where it may not."""
+        teachers, start = self._terms
+        recipe = self.recipe
+        return together(
+            require_allowed(terms, recipe.purpose, recipe.accept_terms, student=start) for terms in teachers
+        )
 
     @cached_property
-    def _terms(self) -> tuple[Terms, Terms | None]:
+    def _terms(self) -> tuple[tuple[Terms, ...], Terms | None]:
         from ..models import recipe_terms
 
         return recipe_terms(self.recipe)
@@ -87,32 +100,44 @@ class Run:
         ngram = self.recipe.filter.contamination_ngram
         return split_held_out(prompts, settings.held_out, ngram=ngram, seed=self.recipe.seed)
 
-    @cached_property
+    @property
     def teacher(self) -> Weights:
-        from ..models import load_weights
+        """The main teacher."""
+        return self.weights_of(0)
 
-        if not self.teacher_has_weights:
-            raise RecipeError(
-                f"objective.kind {self.objective.kind!r} needs the teacher's probabilities, "
-                f"and {self.recipe.teacher.model} is reachable only through an API",
-                hint="Set objective.kind to cross_entropy: an API teacher is learned from by its text.",
-            )
-        with console.progress(f"loading {self.recipe.teacher.model}", None):
-            return load_weights(self.recipe.teacher.model)
+    def weights_of(self, number: int) -> Weights:
+        """A teacher by its number, loaded once."""
+        from ..models import load_weights, parse_reference
+
+        model = all_teachers(self.recipe)[number].model
+        if number not in self._weights:
+            if parse_reference(model).kind == "api":
+                raise RecipeError(
+                    f"objective.kind {self.objective.kind!r} needs the teacher's probabilities, "
+                    f"and {model} is reachable only through an API",
+                    hint="Set objective.kind to cross_entropy: an API teacher is learned from by its text.",
+                )
+            with console.progress(f"loading {model}", None):
+                self._weights[number] = load_weights(model)
+        return self._weights[number]
 
     @property
     def context_file(self) -> Path:
-        """Where collecting writes down what the teacher was shown."""
+        """Where collecting writes down what the teachers were shown."""
         return self.directory / "context.json"
 
     @cached_property
-    def context(self) -> Context:
-        """What the teacher is shown: as it was when it was asked."""
+    def contexts(self) -> list[Context]:
+        """What each teacher is shown: as it was when it was asked."""
         from ..corpus import Context, load_context
 
         if self.context_file.is_file():
-            return Context.from_json(read_json(self.context_file))
-        return load_context(self.recipe.teacher)
+            return [Context.from_json(context) for context in read_json(self.context_file)]
+        return [load_context(teacher) for teacher in all_teachers(self.recipe)]
+
+    def context_of(self, prompt: Prompt) -> Context:
+        """What stands before ``prompt`` where its teacher answers it."""
+        return self.contexts[responsible(self.recipe, prompt.tags)]
 
     def corpus(self, name: str) -> Corpus:
         from ..corpus import Corpus
@@ -143,29 +168,6 @@ class Run:
             max_length=self.recipe.train.max_length,
         )
 
-    def read_by_teacher(
-        self,
-        split: str,
-        documents: list[Document],
-        tokenizer: PreTrainedTokenizerFast,
-        template: ChatTemplate,
-        *,
-        loss_on: Literal["assistant", "all"] | None = None,
-    ) -> list[Document]:
-        """What the teacher reads for ``documents`` of ``split``: these, or longer ones where it sees more."""
-        from ..distill import make_teacher_documents
-
-        if not self.context.private:
-            return documents
-        return make_teacher_documents(
-            documents,
-            self.learned.rows(split),
-            self.context.for_teacher,
-            tokenizer,
-            template,
-            loss_on=loss_on or self.objective.loss_on,
-        )
-
     @property
     def start(self) -> str:
         """Reference of the student before training, as the student stage saved it."""
@@ -173,18 +175,10 @@ class Run:
 
     @cached_property
     def signal(self) -> TeacherSignal:
-        from ..distill import AlignedSignal, open_targets
+        """What the teachers think of the :attr:`training_documents`."""
+        from .teaching import open_lessons
 
-        signal = open_targets(
-            self.directory / "targets",
-            self.teacher_documents,
-            self.objective,
-            teacher=self.teacher.model,
-            dtype=self.recipe.train.dtype,
-        )
-        if self.teacher_documents is self.training_documents:
-            return signal
-        return AlignedSignal(signal, self.training_documents, self.teacher_documents)
+        return open_lessons(self, self.lessons)
 
     @cached_property
     def training_documents(self) -> list[Document]:
@@ -193,8 +187,9 @@ class Run:
         return self.documents("train", *load_tokenizer(self.start))
 
     @cached_property
-    def teacher_documents(self) -> list[Document]:
-        """What the teacher reads for the :attr:`training_documents`."""
+    def lessons(self) -> list[Lesson]:
+        """Who teaches which of the :attr:`training_documents`."""
         from ..models import load_tokenizer
+        from .teaching import lessons
 
-        return self.read_by_teacher("train", self.training_documents, *load_tokenizer(self.start))
+        return lessons(self, "train", self.training_documents, *load_tokenizer(self.start))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -15,8 +14,11 @@ from ..errors import ApiError, EmptyCorpusError
 from ..files import atomic_write, read_json, write_json
 from ..provenance import model_card, naming_warning
 from ..recipe import Objective
+from ..recipe_teachers import all_teachers
+from .asking import ask_teachers
 from .report import assemble
 from .run import Run
+from .teaching import cache_lessons, target_directory
 
 if TYPE_CHECKING:
     from ..corpus import Prompt
@@ -48,54 +50,30 @@ class Stage:
 def check_terms(run: Run) -> Done:
     """Refuses (status 3) a teacher whose terms forbid the declared purpose."""
     verdict = run.verdict
-    console.info(f"terms of {run.recipe.teacher.model}: {verdict.reason}")
-    if warning := naming_warning(run.terms, run.recipe.name):
-        console.warn(warning)
-    return Done([], {"key": run.terms.key, "reason": verdict.reason, "duties": list(verdict.duties)})
+    models = ", ".join(teacher.model for teacher in all_teachers(run.recipe))
+    console.info(f"terms of {models}: {verdict.reason}")
+    found = {terms.key: terms for terms in run.teachers_terms}
+    for terms in found.values():
+        if warning := naming_warning(terms, run.recipe.name):
+            console.warn(warning)
+    return Done([], {"key": ", ".join(found), "reason": verdict.reason, "duties": list(verdict.duties)})
 
 
 def collect_answers(run: Run) -> Done:
-    """Asks the teacher every prompt, or takes the answers that the prompt file already has."""
-    from ..corpus import collect, load_context
-    from ..models import open_model
+    """Asks the teacher (or each of several) its prompts, or takes the answers that the file already has."""
+    from ..corpus import load_context
     from ..verifiers import check_verifiers
 
     check_verifiers(run.recipe.verifiers)
     train, held_out, dropped = run.prompts
-    teacher = run.recipe.teacher
     ngram = run.recipe.filter.contamination_ngram
     shared = f", {len(dropped)} dropped for sharing {ngram} words with a held-out one" if ngram else ""
     console.info(f"{len(train)} prompts to train on, {len(held_out)} held out{shared}")
-    model = open_model(
-        teacher.model,
-        backend=teacher.backend,
-        api_key_env=teacher.api_key_env,
-        timeout_s=run.recipe.collect.timeout_s,
-        retries=run.recipe.collect.retries,
-        seed=run.recipe.seed,
-    )
-    corpus = run.corpus("collected")
-
     asked = [("held_out", prompt) for prompt in held_out]
     if run.recipe.needs_answers:
         asked += [("train", prompt) for prompt in train]
     asked.sort(key=lambda item: _length(item[1]))  # a batch of like lengths has little padding
-
-    async def ask() -> Any:
-        try:
-            return await collect(
-                model,
-                asked,
-                corpus,
-                run.recipe.collect,
-                teacher=teacher,
-                terms=run.terms.key,
-                seed=run.recipe.seed,
-            )
-        finally:
-            await model.close()
-
-    summary = asyncio.run(ask())
+    summary = ask_teachers(run, asked)
     if summary.stopped_by:
         console.warn(
             f"collecting stopped at {summary.stopped_by}, with {summary.finished_before + summary.collected} "
@@ -111,9 +89,10 @@ def collect_answers(run: Run) -> Done:
             hint="Run the same command again to ask them again; a higher collect.tolerated_failures goes on "
             "without them.",
         )
-    written = _files(corpus.directory)
-    if context := load_context(teacher):
-        write_json(run.context_file, context.as_json())
+    written = _files(run.corpus("collected").directory)
+    contexts = [load_context(teacher) for teacher in all_teachers(run.recipe)]
+    if any(contexts):
+        write_json(run.context_file, [context.as_json() for context in contexts])
         written.append(run.context_file)
     return Done(written, dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
 
@@ -204,7 +183,8 @@ def build_the_student(run: Run) -> Done:
         seed=run.recipe.seed,
     )
     if run.learns_distributions:
-        require_same_tokenizer(run.teacher.tokenizer, built.tokenizer)
+        for number in range(len(all_teachers(run.recipe))):
+            require_same_tokenizer(run.weights_of(number).tokenizer, built.tokenizer)
     if run.teacher_has_weights and (warning := compare_templates(run.teacher.template, built.template)):
         console.warn(warning)
     save_student(built.model, built.tokenizer, built.template, run.directory / "start", dtype="float32")
@@ -213,40 +193,30 @@ def build_the_student(run: Run) -> Done:
 
 def cache_the_targets(run: Run) -> Done:
     """Writes what the teacher thought at every token, once, so that no epoch asks it again."""
-    from ..distill import cache_targets
-    from ..models import describe
-
     on_policy = run.recipe.on_policy
     reads_corpus = run.recipe.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
     if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
         return Done([], {"cached": False})
-    _drop_targets_of_other_documents(run)
-    signal = cache_targets(
-        run.teacher.model,
-        run.teacher_documents,
-        run.objective,
-        run.directory / "targets",
-        seed=run.recipe.seed,
-        dtype=run.recipe.train.dtype,
-        vocab_size=describe(run.start).vocab_size,
-    )
-    return Done(_files(run.directory / "targets"), {"cached": True, "kind": signal.kind})
+    for lesson in run.lessons:
+        _drop_targets_of_others(target_directory(run, lesson.teacher), lesson.read)
+    cache_lessons(run, run.lessons)
+    return Done(_files(run.directory / "targets"), {"cached": True, "kind": run.objective.targets})
 
 
-def _drop_targets_of_other_documents(run: Run) -> None:
+def _drop_targets_of_others(directory: Path, documents: list[Document]) -> None:
     """After a change of the filter (allowed as long as nothing was trained) what was cached is of no use."""
     from ..distill.documents import documents_hash
 
-    index = run.directory / "targets" / "index.json"
+    index = directory / "index.json"
     if not index.is_file():
         return
     try:
         cached = read_json(index)["inputs"]["documents"]
     except (ValueError, KeyError, TypeError):
         return  # damaged: cache_targets says so
-    if cached != documents_hash(run.teacher_documents):
+    if cached != documents_hash(documents):
         console.info("targets: cached anew, for the exchanges are not those of before")
-        shutil.rmtree(index.parent)
+        shutil.rmtree(directory)
 
 
 def train_student(run: Run) -> Done:
@@ -320,7 +290,7 @@ def write_card(run: Run) -> Done:
     card = model_card(
         recipe=run.recipe,
         report=report,
-        terms=run.terms,
+        terms=run.teachers_terms,
         verdict=run.verdict,
         manifest_facts={stage.name: run.manifest.facts(stage.name) for stage in STAGES},
     )
@@ -340,25 +310,28 @@ def _files(directory: Path) -> list[Path]:
 CORPUS = ("filter", "select")
 """Stages that say what is learned from."""
 
+TEACHERS = ("teacher", "teachers")
+"""The recipe's sections that say who teaches."""
+
 STAGES = (
-    Stage("terms", ("teacher", "purpose", "accept_terms"), (), check_terms),
+    Stage("terms", (*TEACHERS, "purpose", "accept_terms"), (), check_terms),
     Stage(
         "collect",
-        ("teacher", "prompts", "collect", "filter.contamination_ngram", "seed"),
+        (*TEACHERS, "prompts", "collect", "filter.contamination_ngram", "seed"),
         ("terms",),
         collect_answers,
     ),
     Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
     Stage("select", ("verifiers", "select", "collect.samples"), ("filter",), select_answers),
-    Stage("student", ("teacher", "student", "train.max_length", "seed"), CORPUS, build_the_student),
+    Stage("student", (*TEACHERS, "student", "train.max_length", "seed"), CORPUS, build_the_student),
     Stage(
-        "targets", ("teacher", "objective", "train.dtype", "seed"), (*CORPUS, "student"), cache_the_targets
+        "targets", (*TEACHERS, "objective", "train.dtype", "seed"), (*CORPUS, "student"), cache_the_targets
     ),
     Stage("train", ("objective", "train", "seed"), (*CORPUS, "student", "targets"), train_student),
     Stage("control", ("objective", "train", "evaluate.control", "seed"), (*CORPUS, "student"), train_control),
     Stage(
         "on_policy",
-        ("on_policy", "objective", "train", "teacher", "prompts", "verifiers", "student.lora", "seed"),
+        ("on_policy", "objective", "train", *TEACHERS, "prompts", "verifiers", "student.lora", "seed"),
         (*CORPUS, "student", "targets", "train"),
         train_on_samples,
     ),

@@ -33,9 +33,9 @@ class Plan:
     dollars: float | None
     """To be paid to an API; None when the recipe does not say its prices."""
     terms: Terms
-    """Of the teacher."""
+    """Of the (main) teacher."""
     verdict: Verdict
-    """Whether they allow the purpose."""
+    """Whether those of all teachers allow the purpose."""
 
     @property
     def seconds(self) -> float:
@@ -57,7 +57,7 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     """
     from ..corpus import load_prompts, split_held_out
     from ..models import describe, recipe_terms
-    from ..provenance import judge
+    from ..provenance import judge, together
 
     preflight(recipe)
     source = recipe.prompts
@@ -75,6 +75,6 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     return Plan(
         stages=tuple(plan_stages(work)),
         dollars=dollars(recipe, facts.kind, amounts),
-        terms=terms,
-        verdict=judge(terms, recipe.purpose, student=start),
+        terms=terms[0],
+        verdict=together(judge(each, recipe.purpose, student=start) for each in terms),
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError, ModelError, RecipeError
 from ..recipe import Lora, Recipe, Student
+from ..recipe_teachers import all_teachers
 from ..suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
     if "filter" in stages:
         from ..corpus import load_context
 
-        load_context(recipe.teacher)
+        for teacher in all_teachers(recipe):
+            load_context(teacher)
     if "filter" in stages and recipe.filter.verifier is not None:
         from ..corpus import load_verifier
 

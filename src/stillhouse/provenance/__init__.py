@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .manifest import RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash, versions
     from .page import terms_page
     from .terms import Terms, all_terms
-    from .verdict import Verdict, explain, judge, naming_warning, require_allowed
+    from .verdict import Verdict, explain, judge, naming_warning, require_allowed, together
     from .verify import Verification, verify_run
 
 _HOME = {
@@ -36,6 +36,7 @@ _HOME = {
     "recipe_section_hash": "manifest",
     "require_allowed": "verdict",
     "terms_page": "page",
+    "together": "verdict",
     "verify_run": "verify",
     "versions": "manifest",
 }
@@ -57,6 +58,7 @@ __all__ = [
     "recipe_section_hash",
     "require_allowed",
     "terms_page",
+    "together",
     "verify_run",
     "versions",
 ]

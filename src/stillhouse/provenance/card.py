@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import __version__
-from ..recipe import Recipe
+from ..recipe import Recipe, Teacher
 from ..recipe_file import dump_recipe
+from ..recipe_teachers import all_teachers
 from .card_head import base_reference, base_terms, card_head, hub_name, public_name, student_license
 from .terms import Terms
 from .verdict import Verdict, naming_warning
@@ -33,7 +34,7 @@ def model_card(
     *,
     recipe: Recipe,
     report: Mapping[str, Any],
-    terms: Terms,
+    terms: Sequence[Terms],
     verdict: Verdict,
     manifest_facts: Mapping[str, Any],
 ) -> str:
@@ -41,7 +42,7 @@ def model_card(
 
     Args:
         report: the fields of ``report.json``; any of them may be missing.
-        terms: the teacher's.
+        terms: the teachers', the main one's first.
         verdict: of the recipe's purpose.
         manifest_facts: what each stage found out, by the stage's name.
     """
@@ -65,7 +66,7 @@ def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}" if body else ""
 
 
-def _opening(recipe: Recipe, terms: Terms) -> str:
+def _opening(recipe: Recipe, terms: Sequence[Terms]) -> str:
     base = base_reference(recipe)
     start = {
         "scratch": "a randomly initialised model",
@@ -73,9 +74,10 @@ def _opening(recipe: Recipe, terms: Terms) -> str:
         "pretrained": _model(base) if base else "",
     }[recipe.student.init]
     lines = [f"# {escape(recipe.name)}"]
-    sources = {entry.key: entry for entry in (terms, base_terms(recipe, terms)) if entry}.values()
+    sources = {entry.key: entry for entry in (*terms, base_terms(recipe, terms)) if entry}.values()
     lines += [f"**{credit}**" for credit in dict.fromkeys(entry.credit for entry in sources) if credit]
-    lines.append(f"A student distilled from {_model(recipe.teacher.model)}; it started from {start}.")
+    models = " and ".join(_model(teacher.model) for teacher in all_teachers(recipe))
+    lines.append(f"A student distilled from {models}; it started from {start}.")
     warnings = filter(None, (naming_warning(entry, recipe.name) for entry in sources))
     lines += [f"> **Before you give this model away, rename it.** {escape(warning)}" for warning in warnings]
     return "\n\n".join(lines)
@@ -86,13 +88,30 @@ def _teacher(recipe: Recipe, report: Mapping[str, Any]) -> str:
     rows = [("model", _model(recipe.teacher.model))]
     rows += [("fingerprint (SHA-256)", f"`{lineage[k]}`") for k in ("teacher_hash",) if lineage.get(k)]
     rows += [("chat template (SHA-256)", f"`{lineage[k]}`") for k in ("template_hash",) if lineage.get(k)]
-    if recipe.teacher.system:
-        rows.append(("system prompt", escape(_public_system(recipe.teacher.system))))
-    if recipe.teacher.examples:
-        rows.append(("examples shown before every question", f"`{public_name(recipe.teacher.examples)}`"))
-    if recipe.teacher.context == "private":
-        rows.append(("context", "seen by the teacher alone; the student learned to answer without it"))
+    rows += _shown(recipe.teacher)
+    for number, teacher in enumerate(recipe.teachers, start=1):
+        rows.append((f"teacher {number + 1}", f"{_model(teacher.model)}, {_role(teacher)}"))
+        rows += _shown(teacher)
     return _list(rows)
+
+
+def _shown(teacher: Teacher) -> list[tuple[str, str]]:
+    rows = []
+    if teacher.system:
+        rows.append(("system prompt", escape(_public_system(teacher.system))))
+    if teacher.examples:
+        rows.append(("examples shown before every question", f"`{public_name(teacher.examples)}`"))
+    if teacher.context == "private":
+        rows.append(("context", "seen by the teacher alone; the student learned to answer without it"))
+    return rows
+
+
+def _role(teacher: Teacher) -> str:
+    """What one of several teachers does."""
+    if not teacher.route:
+        return f"its distributions averaged with the first one's, at weight {teacher.weight:g}"
+    tags = ", ".join(f"{key}: {value}" for key, value in teacher.route.items())
+    return f"of the prompts with {escape(tags)}"
 
 
 def _data(recipe: Recipe, report: Mapping[str, Any]) -> str:
@@ -162,20 +181,22 @@ def _results(report: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, [escape(verdict), "\n".join(table), under.strip()]))
 
 
-def _terms(recipe: Recipe, terms: Terms, verdict: Verdict) -> str:
+def _terms(recipe: Recipe, terms: Sequence[Terms], verdict: Verdict) -> str:
     answer = {True: "allowed", False: "refused", None: "unknown"}[verdict.allowed]
     weights = base_terms(recipe, terms)
-    others = weights if weights and weights.key != terms.key else None
+    distinct = {each.key: each for each in terms}.values()
+    others = weights if weights and weights.key not in [each.key for each in distinct] else None
     chosen = student_license(recipe, terms)
     rows = [("declared purpose", f"{recipe.purpose}: {answer}")]
     if verdict.accepted:
         rows.append(
             ("accepted all the same, in the words of this model's maker", f"“{escape(verdict.accepted)}”")
         )
-    rows += [
-        ("teacher's terms", f"{terms.name} (`{terms.key}`): {terms.clause}"),
-        ("source", f"{terms.source}; checked: {terms.checked}"),
-    ]
+    for each in distinct:
+        rows += [
+            ("teacher's terms", f"{each.name} (`{each.key}`): {each.clause}"),
+            ("source", f"{each.source}; checked: {each.checked}"),
+        ]
     if others:
         rows.append(("terms of the starting weights", f"{others.name} (`{others.key}`): {others.clause}"))
     rows.append(("licence of this model", f"{escape(chosen.name or 'none')} ({chosen.why})"))
@@ -204,18 +225,23 @@ def _public(recipe: Recipe) -> Recipe:
     student, replace = recipe.student, dataclasses.replace
     return replace(
         recipe,
-        teacher=replace(
-            recipe.teacher,
-            model=public_name(recipe.teacher.model),
-            system=recipe.teacher.system and _public_system(recipe.teacher.system),
-            examples=recipe.teacher.examples and public_name(recipe.teacher.examples),
-        ),
+        teacher=_public_teacher(recipe.teacher),
+        teachers=tuple(map(_public_teacher, recipe.teachers)),
         student=replace(
             student,
             model=student.model and public_name(student.model),
             tokenizer=student.tokenizer and public_name(student.tokenizer),
         ),
         prompts=replace(recipe.prompts, source=public_name(recipe.prompts.source)),
+    )
+
+
+def _public_teacher(teacher: Teacher) -> Teacher:
+    return dataclasses.replace(
+        teacher,
+        model=public_name(teacher.model),
+        system=teacher.system and _public_system(teacher.system),
+        examples=teacher.examples and public_name(teacher.examples),
     )
 
 

@@ -7,11 +7,13 @@ a local path is reduced to its last component, an address loses its user and que
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ..recipe import Recipe
+from ..recipe_teachers import all_teachers
 from .find import find_terms, model_name
 from .terms import Terms
 
@@ -47,24 +49,25 @@ def base_reference(recipe: Recipe) -> str | None:
     return recipe.student.model or recipe.teacher.model
 
 
-def base_terms(recipe: Recipe, terms: Terms) -> Terms | None:
-    """Terms of the starting weights: ``terms`` where they are the teacher's, else found by the name alone."""
+def base_terms(recipe: Recipe, terms: Sequence[Terms]) -> Terms | None:
+    """Terms of the starting weights: the main teacher's where they are its own, else found by name alone."""
     base = base_reference(recipe)
     if base is None:
         return None
-    return terms if base == recipe.teacher.model else find_terms(base)
+    return terms[0] if base == recipe.teacher.model else find_terms(base)
 
 
-def student_license(recipe: Recipe, terms: Terms) -> License:
-    """The student's licence: what teacher and starting weights force, else the recipe's, else the weights'.
+def student_license(recipe: Recipe, terms: Sequence[Terms]) -> License:
+    """The student's licence: what teachers and starting weights force, else the recipe's, else the weights'.
 
     Args:
-        terms: the teacher's.
+        terms: the teachers', the main one's first.
     """
     base = base_terms(recipe, terms)
     forced: dict[str, str] = {}
-    if terms.student_license:
-        forced[terms.student_license] = f"{terms.name} passes on to models trained on its outputs"
+    for each in terms:
+        if each.student_license:
+            forced[each.student_license] = f"{each.name} passes on to models trained on its outputs"
     if base and base.keeps_license and base.license:
         forced.setdefault(base.license, f"{base.name} covers the weights that the student starts from")
     if forced:
@@ -76,7 +79,7 @@ def student_license(recipe: Recipe, terms: Terms) -> License:
     return License(None, "nobody chose one (`license` in the recipe)")
 
 
-def card_head(recipe: Recipe, terms: Terms) -> dict[str, Any]:
+def card_head(recipe: Recipe, terms: Sequence[Terms]) -> dict[str, Any]:
     """The head's fields, in the order in which they are written."""
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     chosen = student_license(recipe, terms).name
@@ -87,7 +90,8 @@ def card_head(recipe: Recipe, terms: Terms) -> dict[str, Any]:
     base = base_reference(recipe)
     if base and (name := hub_name(base)):
         head |= {"base_model": name, "base_model_relation": "finetune"}
-    head["teacher_model"] = hub_name(recipe.teacher.model) or public_name(recipe.teacher.model)
+    models = [hub_name(teacher.model) or public_name(teacher.model) for teacher in all_teachers(recipe)]
+    head["teacher_model"] = models if recipe.teachers else models[0]
     if dataset := _HUB_DATASETS.get(recipe.prompts.source):
         head["datasets"] = [dataset]
     head["tags"] = ["knowledge-distillation", "stillhouse", recipe.objective.kind.replace("_", "-")]

@@ -7,6 +7,7 @@ are without commercial advantage, ``competing`` is commercial use against the pr
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -101,6 +102,18 @@ def require_allowed(
     raise TermsError(
         f"{verdict.reason}. {terms.clause} (source: {terms.source}; checked: {terms.checked})",
         hint=_instead(terms, purpose, student),
+    )
+
+
+def together(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict on all teachers of a student: as strict as the strictest, with everybody's duties."""
+    found = list(verdicts)
+    answers = [verdict.allowed for verdict in found]
+    return Verdict(
+        False if False in answers else None if None in answers else True,
+        "; ".join(dict.fromkeys(verdict.reason for verdict in found)),
+        tuple(dict.fromkeys(duty for verdict in found for duty in verdict.duties)),
+        next((verdict.accepted for verdict in found if verdict.accepted), None),
     )
 
 

@@ -1,0 +1,131 @@
+"""Who teaches which documents: what each teacher reads, its cached targets, and all of them as one signal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..recipe_teachers import all_teachers, responsible, shares
+from .run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from ..distill import Document, TeacherSignal
+    from ..models import ChatTemplate
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """The documents that one teacher has a say in.
+
+    Args:
+        teacher: its number (:mod:`stillhouse.recipe_teachers`).
+        weight: its share of their distributions.
+        indices: which documents of the whole they are.
+        documents: as the student reads them.
+        read: as the teacher does: the same, or longer ones where it has a context of its own.
+    """
+
+    teacher: int
+    weight: float
+    indices: list[int]
+    documents: list[Document]
+    read: list[Document]
+
+
+def lessons(
+    run: Run,
+    split: str,
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    template: ChatTemplate,
+    *,
+    loss_on: Literal["assistant", "all"] | None = None,
+) -> list[Lesson]:
+    """Each teacher's part of ``documents``, made from ``split`` with this tokenizer and template."""
+    from ..distill import make_teacher_documents
+
+    by_teacher: dict[tuple[int, float], list[int]] = {}
+    owners = _owners(run, split)
+    for index, document in enumerate(documents):
+        for share in shares(run.recipe, owners[document.id]).items():
+            by_teacher.setdefault(share, []).append(index)
+    found = []
+    for (number, weight), indices in sorted(by_teacher.items()):
+        own = [documents[index] for index in indices]
+        read = own
+        if run.contexts[number].private:
+            read = make_teacher_documents(
+                own,
+                run.learned.rows(split),
+                run.contexts[number].for_teacher,
+                tokenizer,
+                template,
+                loss_on=loss_on or run.objective.loss_on,
+            )
+        found.append(Lesson(number, weight, indices, own, read))
+    return found
+
+
+def _owners(run: Run, split: str) -> dict[str, int]:
+    """The responsible teacher of each exchange, by id."""
+    rows = run.learned.rows(split, columns=["id", "tags"])
+    return {str(row["id"]): responsible(run.recipe, json.loads(row["tags"] or "{}")) for row in rows}
+
+
+def target_directory(run: Run, number: int) -> Path:
+    """Where the targets of a teacher are cached."""
+    return run.directory / "targets" / (str(number) if run.recipe.teachers else "")
+
+
+def shared_vocabulary(run: Run) -> int:
+    """The ids that the student and all teachers have (padding included)."""
+    from ..distill import head_of
+    from ..models import describe
+
+    student = describe(run.start).vocab_size
+    teachers = [run.weights_of(number).model for number in range(len(all_teachers(run.recipe)))]
+    sizes = [head_of(model).vocab_size for model in teachers]
+    return min([*sizes, student] if student is not None else sizes)
+
+
+def cache_lessons(run: Run, found: Sequence[Lesson]) -> None:
+    """Caches what each teacher thinks of its documents."""
+    from ..distill import cache_targets
+
+    vocab_size = shared_vocabulary(run)
+    for lesson in found:
+        cache_targets(
+            run.weights_of(lesson.teacher).model,
+            lesson.read,
+            run.objective,
+            target_directory(run, lesson.teacher),
+            seed=run.recipe.seed,
+            dtype=run.recipe.train.dtype,
+            vocab_size=vocab_size,
+        )
+
+
+def open_lessons(run: Run, found: Sequence[Lesson]) -> TeacherSignal:
+    """All teachers' targets as one signal over the student's documents."""
+    from ..distill import AlignedSignal, Member, SeveralTeachers, open_targets
+
+    members = []
+    for lesson in found:
+        signal = open_targets(
+            target_directory(run, lesson.teacher),
+            lesson.read,
+            run.objective,
+            teacher=run.weights_of(lesson.teacher).model,
+            dtype=run.recipe.train.dtype,
+        )
+        if lesson.read is not lesson.documents:
+            signal = AlignedSignal(signal, lesson.documents, lesson.read)
+        members.append(Member(signal, lesson.indices, lesson.weight))
+    if not run.recipe.teachers:
+        return members[0].signal
+    return SeveralTeachers(members, shared_vocabulary(run))

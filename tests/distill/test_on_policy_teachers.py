@@ -1,0 +1,106 @@
+"""The on-policy loop with several teachers: routed by question, or averaged; against float64 by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import divergence_oracles as oracle
+import numpy as np
+import pytest
+import torch
+from test_on_policy import REVERSE, TAUGHT, TRAIN, lines, own_text_kl, questions, run, same, state
+from test_on_policy_topk import other_teacher
+from test_several_teachers import teachers
+from tiny_training import VOCABULARY, llama
+
+from stillhouse.distill.on_policy_learner import OnPolicyLearner
+from stillhouse.distill.rollouts import Reading, Rollout, Round
+from stillhouse.recipe import Objective
+
+
+def routed(question, number: int):
+    return replace(question, readings=(Reading(number, 1.0, question.ids),))
+
+
+def averaged(question, first: float, prefix: tuple[int, ...] = ()):
+    readings = (Reading(0, first, question.ids), Reading(1, 1 - first, [*prefix, *question.ids]))
+    return replace(question, readings=readings)
+
+
+def round_of(asked) -> Round:
+    draws = np.random.default_rng(1)
+    rollouts = [
+        Rollout(question, draws.integers(2, VOCABULARY, 3 + n).tolist(), [-1.0] * (3 + n), "stop")
+        for question in asked
+        for n in range(2)
+    ]
+    return Round(rollouts, torch.zeros(len(asked), 2), 0)
+
+
+def probabilities(model, prompt: list[int], answer: list[int]) -> list[list[float]]:
+    with torch.no_grad():
+        logits = model.double()(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
+    own = logits[len(prompt) - 1 : -1, :VOCABULARY].tolist()
+    return [oracle.probabilities(row) for row in own]
+
+
+@pytest.mark.parametrize("kind", oracle.KINDS)
+@pytest.mark.parametrize("how", ["routed", "averaged", "both", "topk"])
+def test_the_divergence_is_from_who_is_responsible(kind, how):
+    one, two = questions(2)
+    asked = {
+        "routed": [routed(one, 1), routed(two, 0)],
+        "averaged": [averaged(one, 0.3, (5, 9)), averaged(two, 0.3, (7,))],
+        "both": [averaged(one, 0.3), routed(two, 2)],
+        "topk": [routed(one, 1), routed(two, 0)],
+    }[how]
+    models = [*teachers(), other_teacher()]
+    objective = Objective(kind=kind, targets="topk" if how == "topk" else "hidden", top_k=5)
+    settings = replace(TAUGHT, prompts=2, samples=2)
+    learner = OnPolicyLearner(llama(), models, objective, settings, TRAIN, None)
+    found = learner.learn(round_of(asked), [0.0])["teacher"]
+    expected = []
+    for rollout in round_of(asked).rollouts:
+        q = probabilities(llama(), rollout.question.ids, rollout.ids)
+        said = [
+            (r.weight, probabilities(models[r.teacher], r.ids, rollout.ids)) for r in rollout.question.read
+        ]
+        for t, own in enumerate(q):
+            p = [math.fsum(w * rows[t][i] for w, rows in said) for i in range(VOCABULARY)]
+            if how == "topk":
+                listed = sorted(range(VOCABULARY), key=lambda i: -p[i])[:5]
+                p, own = oracle.merged(p, listed), oracle.merged(own, listed)
+            expected.append(oracle.between(p, own, objective))
+    assert len(expected) == 14
+    assert found == pytest.approx(np.mean(expected), rel=1e-3)
+
+
+def test_a_single_teacher_that_is_named_is_the_single_teacher(tmp_path):
+    """Bit for bit: readings of one teacher, and no readings at all."""
+    plain, named = llama(), llama()
+    options = {"teacher": other_teacher(), "settings": replace(TAUGHT, rounds=3), "objective": REVERSE}
+    run(plain, tmp_path / "a", score=None, **options)
+    asked = [routed(question, 0) for question in questions()]
+    run(named, tmp_path / "b", score=None, questions=asked, **options)
+    assert same(state(plain), state(named))
+
+
+def test_the_student_comes_near_both_teachers_of_its_questions(tmp_path):
+    """Half of the questions are taught by a teacher that the student already is, half by another."""
+    student, other = llama(), other_teacher()
+    before = own_text_kl(student, other)
+    asked = [routed(question, number % 2) for number, question in enumerate(questions())]
+    run(
+        student,
+        tmp_path,
+        questions=asked,
+        teacher=llama(),
+        more_teachers=[other],
+        settings=replace(TAUGHT, prompts=8),
+        objective=REVERSE,
+        score=None,
+    )
+    found = [line["teacher"] for line in lines(tmp_path)]
+    assert np.mean(found[-5:]) < 0.7 * np.mean(found[:5])
+    assert own_text_kl(student, other) < before
