@@ -38,9 +38,10 @@ CODE, PROSE = ([make_prompt(f"{kind} {n}", domain=kind) for n in range(5)] for k
 
 def test_each_row_names_its_teacher_and_nobody_sets_the_others_aside(tmp_path):
     corpus = Corpus(tmp_path)
-    for _ in range(2):
-        first = ask(FakeTeacher(), corpus, PROSE, others=CODE)
-        second = ask(other_teacher(), corpus, CODE, others=PROSE)
+    ask(FakeTeacher(), corpus, PROSE, others=CODE)
+    ask(other_teacher(), corpus, CODE, others=PROSE)
+    first = ask(FakeTeacher(), corpus, PROSE, others=CODE)
+    second = ask(other_teacher(), corpus, CODE, others=PROSE)
     assert (first.set_aside, second.set_aside) == (0, 0)
     assert (first.collected, second.collected) == (0, 0)  # the second time there was nothing to ask
     assert (first.finished_before, second.finished_before) == (5, 5)

@@ -73,7 +73,7 @@ def lessons(
 
 def _owners(run: Run, split: str) -> dict[str, int]:
     """The responsible teacher of each exchange, by id."""
-    rows = run.learned.rows(split, columns=["id", "tags"])
+    rows = run.learned.rows(split, columns=["id", "split", "tags"])
     return {str(row["id"]): responsible(run.recipe, json.loads(row["tags"] or "{}")) for row in rows}
 
 
