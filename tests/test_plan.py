@@ -145,11 +145,18 @@ class TestAmounts:
         recipe = self.recipe(teacher=Teacher(model="api:x", **prices), collect=Collect(max_tokens=80))
         amounts = count(recipe, PROMPTS, [])
         spent = (12 * 120 * 1.0 + 12 * 80 * 10.0) / 1e6
-        assert dollars(recipe, "api", amounts) == pytest.approx(spent)
-        assert dollars(recipe, "directory", amounts) == 0
+        assert dollars(recipe, amounts, PROMPTS) == pytest.approx(spent)
+        assert dollars(self.recipe(), amounts, PROMPTS) == 0
         capped = dataclasses.replace(recipe, collect=Collect(max_tokens=80, max_cost=0.001))
-        assert dollars(capped, "api", amounts) == 0.001
-        assert dollars(self.recipe(), "api", amounts) is None
+        assert dollars(capped, amounts, PROMPTS) == 0.001
+        unpriced = self.recipe(teacher=Teacher(model="api:x"))
+        assert dollars(unpriced, amounts, PROMPTS) is None
+        quarter = [dataclasses.replace(p, tags={"n": "x"} if i % 4 else {}) for i, p in enumerate(PROMPTS)]
+        routed = Teacher(model="api:y", route={"n": "x"}, price_in=2.0, price_out=20.0)
+        both = dataclasses.replace(recipe, teachers=(routed,))
+        asked = [prompt for prompt in quarter if not prompt.is_finished]
+        more = sum(bool(prompt.tags) for prompt in asked) / len(asked)
+        assert dollars(both, amounts, quarter) == pytest.approx(spent * (1 + more))
 
 
 class TestStudents:

@@ -4,12 +4,13 @@ import dataclasses
 import re
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.evaluate.schema import Report
-from stillhouse.provenance import find_terms, judge, model_card, read_card_head, require_allowed
+from stillhouse.provenance import find_terms, judge, model_card, read_card_head, require_allowed, together
 from stillhouse.provenance.card import escape
 from stillhouse.provenance.card_head import public_name
 from stillhouse.recipe import Collect, Objective, Prompts, Recipe, Student, Teacher
@@ -31,10 +32,10 @@ def recipe(teacher="embedded:smollm2", *, student=None, **changes):
 
 
 def card(made_by, report=None, facts=None, accept=None):
-    terms = find_terms(made_by.teacher.model, declared=made_by.teacher.terms)
-    verdict = require_allowed(terms, made_by.purpose, accept)
+    terms = [find_terms(each.model, declared=each.terms) for each in (made_by.teacher, *made_by.teachers)]
+    verdict = together(require_allowed(each, made_by.purpose, accept) for each in terms)
     return model_card(
-        recipe=made_by, report=report or {}, terms=[terms], verdict=verdict, manifest_facts=facts or {}
+        recipe=made_by, report=report or {}, terms=terms, verdict=verdict, manifest_facts=facts or {}
     )
 
 
@@ -293,3 +294,24 @@ def test_a_line_that_yaml_cannot_build_does_not_hide_the_licence(line):
 
 def test_a_head_that_is_nested_too_deeply_says_nothing():
     assert read_card_head("---\nlicense: " + "[" * 5000 + "\n---\n") == {}
+
+
+def test_every_teacher_is_named_with_its_part_and_its_terms():
+    """The licence of a student is what any of its teachers passes on."""
+    made_by = recipe(
+        "embedded:smollm2",
+        teachers=(
+            Teacher(model="hub:google/gemma-2-2b-it", route={"domain": "code"}),
+            Teacher(model="/home/me/models/mine", terms="own", weight=3.0),
+        ),
+    )
+    text = card(made_by)
+    head = yaml.safe_load(text.split("---")[1])
+    names = ["HuggingFaceTB/SmolLM2-135M-Instruct", "google/gemma-2-2b-it", "mine"]
+    assert head["teacher_model"] == names
+    assert head["license"] == "gemma"
+    assert "of the prompts with domain: code" in text
+    assert "averaged with the first one's, at weight 3" in text
+    assert "/home/me" not in text
+    for key in ("smollm", "gemma", "own"):
+        assert f"(`{key}`)" in text

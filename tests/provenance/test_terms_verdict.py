@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import TermsError
-from stillhouse.provenance import all_terms, explain, find_terms, judge, naming_warning, require_allowed
+from stillhouse.provenance import (
+    all_terms,
+    explain,
+    find_terms,
+    judge,
+    naming_warning,
+    require_allowed,
+    together,
+)
 from stillhouse.provenance.terms import terms_by_key
 from stillhouse.recipe import Purpose
 
@@ -180,3 +188,14 @@ def test_an_explanation_has_every_field_and_every_purpose(entry):
     assert explained["clause"] == entry.clause and explained["duties"] == entry.duties
     marks = [explained["verdicts"][purpose]["allowed"] for purpose in PURPOSES]
     assert marks == [MEANS[mark] for mark in BY_HAND[entry.key]]
+
+
+@given(st.lists(st.sampled_from(sorted(BY_HAND)), min_size=1, max_size=4), st.sampled_from(PURPOSES))
+def test_several_teachers_are_judged_as_strictly_as_the_strictest(keys, purpose):
+    verdicts = [judge(terms_by_key()[key], purpose) for key in keys]
+    found = together(verdicts)
+    letters = {BY_HAND[key][PURPOSES.index(purpose)] for key in keys}
+    assert found.allowed is MEANS["n" if "n" in letters else "?" if "?" in letters else "y"]
+    assert set(found.duties) == {duty for verdict in verdicts for duty in verdict.duties}
+    if len(set(keys)) == 1:
+        assert found == verdicts[0]

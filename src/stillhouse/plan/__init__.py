@@ -69,12 +69,13 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     parent = shape_of(describe(recipe.student.model)) if recipe.student.model else teacher
     tokenizer = describe(recipe.student.tokenizer) if recipe.student.tokenizer else facts
     student = student_shape(recipe.student, parent, vocab=tokenizer.vocab_size)
-    amounts = count(recipe, train if recipe.needs_answers else [], held_out)
+    asked = train if recipe.needs_answers else []
+    amounts = count(recipe, asked, held_out)
     work = Work(recipe, facts, teacher, student, amounts, machine or measure_machine())
     terms, start = recipe_terms(recipe)
     return Plan(
         stages=tuple(plan_stages(work)),
-        dollars=dollars(recipe, facts.kind, amounts),
+        dollars=dollars(recipe, amounts, [*asked, *held_out]),
         terms=terms[0],
         verdict=together(judge(each, recipe.purpose, student=start) for each in terms),
     )

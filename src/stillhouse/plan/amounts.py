@@ -6,11 +6,13 @@ has yet, by what is assumed of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..recipe import Recipe
+from ..recipe_teachers import all_teachers, responsible
 
 if TYPE_CHECKING:
     from ..corpus import Prompt
@@ -90,12 +92,20 @@ def _answer_share(prompts: Sequence[Prompt], answer: float, mean_text: float) ->
     return answers / (len(prompts) * mean_text + answer * (len(prompts) - len(finished)))
 
 
-def dollars(recipe: Recipe, kind: str, amounts: Amounts) -> float | None:
-    """What an API would be paid; None when the recipe does not say its prices. ``kind`` is the teacher's."""
-    teacher = recipe.teacher
-    if kind != "api" or not amounts.requests:
-        return 0.0
-    if teacher.price_in is None or teacher.price_out is None:
-        return None
-    spent = (amounts.prompt_tokens * teacher.price_in + amounts.new_tokens * teacher.price_out) / 1e6
+def dollars(recipe: Recipe, amounts: Amounts, asked: Sequence[Prompt]) -> float | None:
+    """What APIs would be paid; None when the recipe does not say their prices.
+
+    Args:
+        asked: the prompts without answers, which say how the requests are shared among several teachers.
+    """
+    spent, every = 0.0, [prompt for prompt in asked if not prompt.is_finished]
+    shares = Counter(responsible(recipe, prompt.tags) for prompt in every)
+    for number, count in shares.items():
+        teacher = all_teachers(recipe)[number]
+        if not teacher.model.startswith("api:"):
+            continue
+        if teacher.price_in is None or teacher.price_out is None:
+            return None
+        paid = amounts.prompt_tokens * teacher.price_in + amounts.new_tokens * teacher.price_out
+        spent += paid * count / len(every) / 1e6
     return spent if recipe.collect.max_cost is None else min(spent, recipe.collect.max_cost)
