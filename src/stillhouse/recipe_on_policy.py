@@ -46,6 +46,9 @@ class OnPolicy:
     """Prompts in a round."""
     samples: PositiveInt = 8
     """Answers to each prompt: a group."""
+    order: Literal["shuffled", "easy_first", "uncertain"] = "shuffled"
+    """Which prompts are asked, by the reward they had: in any order, `easy_first` in each pass over them, or
+    those near one half more often (`uncertain`)."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; log-probabilities are taken at it too."""
     top_p: PositiveShare = 1.0

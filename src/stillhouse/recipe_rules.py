@@ -137,6 +137,8 @@ def _on_policy(recipe: Recipe) -> Iterator[Complaint]:
         yield "on_policy.reward", "needs at least one entry in `verifiers`"
     if settings.reward > 0 and settings.samples < 2:
         yield "on_policy.samples", "a reward is held against the others of its group: at least 2"
+    if settings.order != "shuffled" and settings.reward == 0:
+        yield "on_policy.order", f"`{settings.order}` goes by rewards: set `on_policy.reward` above 0"
     if settings.reward == 0 and settings.policy != type(settings.policy)():
         yield "on_policy.policy", "says how a reward is used: set `on_policy.reward` above 0"
     if settings.policy.overlong >= settings.max_tokens:

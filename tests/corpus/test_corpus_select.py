@@ -7,7 +7,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.corpus import Corpus, load_prompts, select_corpus
+from stillhouse.corpus import Corpus, load_prompts, read_pass_rates, select_corpus
 from stillhouse.corpus.schema import REJECT_SCHEMA
 from stillhouse.errors import CorpusError, MissingExtraError
 from stillhouse.recipe import Select, Verifier
@@ -64,6 +64,7 @@ def test_verified_answers_are_selected_the_shorter_first(kept):
     assert summary.pass_at_k is not None and summary.pass_at_k["value"] == 1
     scores = pq.read_table(kept.directory.parent / "scores.parquet").to_pylist()
     assert {s["prompt_id"]: s["pass_rate"] for s in scores} == {"a": 0.75, "b": 0.25, "c": 0}
+    assert read_pass_rates(kept) == {"a": 0.75, "b": 0.25, "c": 0}
     assert [s["reward"] for s in scores][:4] == [1, 1, 0, 1]
 
 

@@ -74,3 +74,33 @@ def test_nothing_verified_stops_the_run_with_advice(tmp_path, tiny_teacher, ques
     assert result.returncode == 1
     assert "has a reward of at least 1" in result.stderr
     assert "came to no verdict" in result.stderr
+
+
+def test_reinforcement_begins_with_what_the_teacher_found_easy(tmp_path, tiny_teacher, questions):
+    """The pass rates that selecting measured order the first pass of the student's own rounds."""
+    (tmp_path / "easy.py").write_text("def right(row):\n    return 'e' not in row['text']\n")
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        questions,
+        collect={"max_tokens": 8, "samples": 4},
+        filter={"truncated": False, "near_duplicates": None},
+        student={"init": "pretrained", "model": str(tiny_teacher)},
+        objective={"kind": "cross_entropy"},
+        verifiers=[{"kind": "function", "function": "easy:right"}],
+        train__epochs=1,
+        select={"per_prompt": 1},
+        on_policy={
+            "rounds": 4, "prompts": 4, "samples": 4, "max_tokens": 8, "teacher": 0, "reward": 1,
+            "order": "easy_first",
+        },
+        evaluate={"prompts": 1, "max_tokens": 8, "speed": False},
+    )  # fmt: skip
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs/small"
+    rates = {s["prompt_id"]: s["pass_rate"] for s in pq.read_table(run / "corpus/scores.parquet").to_pylist()}
+    ordered = sorted(rates.values(), reverse=True)
+    lines = (run / "on_policy/metrics.jsonl").read_text().splitlines()
+    expected = [json.loads(line)["expected_reward"] for line in lines]
+    assert expected == pytest.approx([sum(ordered[i : i + 4]) / 4 for i in range(0, 16, 4)])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .messages import assistant_message
     from .prompts import Prompt, load_prompts
     from .schema import REJECT_SCHEMA, SCHEMA
-    from .selecting import SelectSummary, select_corpus
+    from .selecting import SelectSummary, read_pass_rates, select_corpus
     from .store import Corpus
     from .verifier import load_verifier
 
@@ -35,6 +35,7 @@ _HOME = {
     "load_context": "context",
     "load_prompts": "prompts",
     "load_verifier": "verifier",
+    "read_pass_rates": "selecting",
     "select_corpus": "selecting",
     "split_held_out": "held_out",
 }
@@ -54,6 +55,7 @@ __all__ = [
     "load_context",
     "load_prompts",
     "load_verifier",
+    "read_pass_rates",
     "select_corpus",
     "split_held_out",
 ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..recipe import Select
 from ..verifiers import Answer, Score, Verifiers
@@ -112,6 +113,12 @@ def select_corpus(
         turned_away.seal()
     write_shard(target.directory.parent / "scores.parquet", scores, SCORES)
     return tally.summary(dict(verifiers.failures))
+
+
+def read_pass_rates(selected: Corpus) -> dict[str, float]:
+    """The pass rate of each prompt, by its id, that :func:`select_corpus` wrote beside ``selected``."""
+    table = pq.read_table(selected.directory.parent / "scores.parquet", columns=["prompt_id", "pass_rate"])
+    return dict(zip(table["prompt_id"].to_pylist(), table["pass_rate"].to_pylist(), strict=True))
 
 
 def choose(rows: Sequence[Row], scores: Sequence[Score], settings: Select) -> set[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from ..models.sampler import can_sample
 from ..recipe import Objective, Train
 from ..recipe_on_policy import OnPolicy
 from .checkpoint import Checkpoints, generator_states, restore_generators
+from .curriculum import PassRates
 from .forward_pass import model_digest
 from .on_policy_learner import OnPolicyLearner
 from .optimizer import frozen_embeddings
@@ -72,6 +73,8 @@ class Done:
     seconds: float = 0.0
     fruitless: int = 0
     """Rounds in a row without any reward."""
+    answers: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    """Of each question, where the order goes by it: answers given, and the sum of their rewards."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,7 @@ def train_on_policy(
     seed: int,
     off_policy: OffPolicy | None = None,
     more_teachers: Sequence[PreTrainedModel] = (),
+    pass_rates: Mapping[str, float] | None = None,
     label: str = "on-policy",
 ) -> OnPolicyResult:
     """Trains ``model`` in place, going on from the last checkpoint where there is one.
@@ -104,13 +108,14 @@ def train_on_policy(
 
     Args:
         model: float32; what requires a gradient learns.
-        questions: what is asked; in shuffled order, again and again.
+        questions: what is asked, again and again; see ``settings.order``.
         teacher: needed when ``settings.teacher`` is above 0; left as it is.
         score: needed when ``settings.reward`` is above 0.
         ends: ids that end an answer.
         objective: the divergence on the student's samples. The teacher is run on each; ``targets: topk``
             compares its ``top_k`` likeliest ids and their tail, any other the whole distributions.
         train: optimizer, type, device, passes; its epochs and tokens are not used.
+        pass_rates: rates of questions (by id) that were measured before, for `order`.
         more_teachers: those with the numbers from 1 on, where questions say who reads them (`readings`).
 
     Raises:
@@ -131,10 +136,12 @@ def train_on_policy(
             hint="Take a student whose layers all attend to the whole sequence.",
         )
     teachers = [] if teacher is None else [teacher, *more_teachers]
+    before = dict(pass_rates or {}) if settings.order != "shuffled" else {}
     if settings.learning_rate is not None:
         train = dataclasses.replace(train, learning_rate=settings.learning_rate)
     checkpoints = Checkpoints(
-        directory / "checkpoints", _identity(model, teachers, questions, objective, settings, train, seed)
+        directory / "checkpoints",
+        _identity(model, teachers, questions, objective, settings, train, seed) | {"pass rates": before},
     )
     home = model.device
     with memory_errors(train), reproducible(seed), frozen_embeddings(model, frozen=not train.embeddings):
@@ -150,7 +157,7 @@ def train_on_policy(
             console.info(f"going on after round {done.rounds}")
         trackers = [open_tracker(name, directory, label) for name in train.trackers]
         metrics = Metrics(directory / "metrics.jsonl", steps_done=done.rounds, trackers=trackers)
-        run = _Rounds(learner, questions, score, ends, settings, train, seed)
+        run = _Rounds(learner, questions, score, ends, settings, train, seed, before)
         with contextlib.closing(metrics):
             done = _loop(run, done, checkpoints, metrics, facts, label)
         model.to(home)  # pyright: ignore[reportArgumentType]
@@ -215,13 +222,14 @@ class _Rounds:
     settings: OnPolicy
     train: Train
     seed: int
+    before: Mapping[str, float]
 
     def samples(self, number: int, done: Done) -> tuple[Round | None, int]:
         """What the student says in this round, and how many questions that took; None for a corpus round."""
         drawn = np.random.default_rng([self.seed, number, 7]).random()
         if self.learner.off_policy is not None and drawn < self.settings.off_policy:
             return None, 0
-        return self._samples(number, done.asked)
+        return self._samples(number, done)
 
     def learn(
         self, number: int, done: Done, samples: Round | None, asked: int
@@ -241,12 +249,19 @@ class _Rounds:
         if used.rollouts:
             found = self.learner.learn(used, rates)
         found |= self._measures(samples) | {"learning_rate": rates[-1]}
+        answers = done.answers
+        if self.settings.order != "shuffled":
+            known = PassRates(self.before, answers)
+            ids = [rollout.question.id for rollout in samples.rollouts]
+            found["expected_reward"] = round(float(np.mean([known.rate(id) for id in ids])), 5)
+            answers = known.after(ids, every.flatten().tolist()).answers
         rewarded = not self.settings.reward or bool((every > 0).any())
         return found, dataclasses.replace(
             further,
             asked=done.asked + asked,
             tokens=done.tokens + found["tokens"],
             fruitless=0 if rewarded else done.fruitless + 1,
+            answers=answers,
         )
 
     @property
@@ -254,16 +269,17 @@ class _Rounds:
         """Groups of equal rewards teach nothing where the reward is the only teacher."""
         return bool(self.settings.reward) and not self.settings.teacher
 
-    def _samples(self, number: int, before: int) -> tuple[Round, int]:
+    def _samples(self, number: int, done: Done) -> tuple[Round, int]:
         """The round's groups and how many questions it took; dynamic sampling leaves equal rewards out."""
         wanted, dynamic = self.settings.prompts, self.settings.policy.dynamic_sampling
+        question = self._stream(number, done)
         rounds: list[Round] = []
         asked = full = 0
         while not rounds or (dynamic and full < wanted and asked < REFILLS * wanted):
             module = self.learner.working.module
             found = roll_out(
                 module,
-                [self._question(before + asked + i) for i in range(wanted)],
+                [question(asked + i) for i in range(wanted)],
                 self.settings,
                 ends=self.ends,
                 score=self.score,
@@ -274,10 +290,19 @@ class _Rounds:
             full += int(has_signal(found.rewards_GS).sum())
         return join(rounds), asked
 
-    def _question(self, place: int) -> Question:
-        epoch, index = divmod(place, len(self.questions))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.questions))
-        return self.questions[int(order[index])]
+    def _stream(self, number: int, done: Done) -> Callable[[int], Question]:
+        """The round's questions by their place in it, without end."""
+        count = len(self.questions)
+        if self.settings.order != "shuffled":
+            rng, ids = np.random.default_rng([self.seed, number, 13]), [q.id for q in self.questions]
+            order = PassRates(self.before, done.answers).order(ids, self.settings.order, rng)
+            return lambda place: self.questions[order[place % count]]
+
+        def shuffled(place: int) -> Question:
+            epoch, index = divmod(done.asked + place, count)
+            return self.questions[int(np.random.default_rng([self.seed, epoch]).permutation(count)[index])]
+
+        return shuffled
 
     def _measures(self, samples: Round) -> dict[str, Any]:
         lengths = [len(rollout.ids) for rollout in samples.rollouts]

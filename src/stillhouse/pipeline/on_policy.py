@@ -54,6 +54,7 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
             directory=run.directory / "on_policy",
             seed=run.recipe.seed,
             off_policy=_corpus(run),
+            pass_rates=_pass_rates(run),
         )
     save_student(model, weights.tokenizer, weights.template, run.directory / "student")
     facts = {
@@ -130,6 +131,13 @@ def end_ids(weights: Weights) -> set[int]:
     own = getattr(weights.model.generation_config, "eos_token_id", None)
     ends = own if isinstance(own, list) else [own]
     return weights.template.end_marks(weights.tokenizer) | {end for end in ends if isinstance(end, int)}
+
+
+def _pass_rates(run: Run) -> dict[str, float]:
+    """How often the teacher's answers to each prompt were right, where they were scored."""
+    from ..corpus import read_pass_rates
+
+    return {} if run.recipe.select is None else read_pass_rates(run.learned)
 
 
 def _corpus(run: Run) -> OffPolicy | None:
