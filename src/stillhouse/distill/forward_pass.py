@@ -111,5 +111,5 @@ def _require_context(model: PreTrainedModel, documents: Sequence[Document]) -> N
     if context is not None and longest is not None and len(longest) > context:
         raise ContextLengthError(
             f"document {longest.id} has {len(longest)} tokens, and the model reads at most {context}",
-            hint=f"Set train.max_length to {context} or less.",
+            hint=f"Set train.max_length to {context} or less; a private context comes on top of it.",
         )
