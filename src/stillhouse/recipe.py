@@ -165,6 +165,8 @@ class Filter:
     """Drop answers cut off by `max_tokens`."""
     refusals: bool = True
     """Drop answers that decline to answer."""
+    thoughts: bool = True
+    """Learn the thoughts before an answer too; without them only the answers are kept."""
     min_chars: NonNegativeInt = 1
     """Shortest answer, in characters."""
     max_chars: PositiveInt | None = None

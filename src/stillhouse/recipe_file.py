@@ -36,9 +36,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the file cannot be read, or something in it is wrong; all complaints at once, each
             with its place.
     """
-    file = Path(path)
+    return parse_recipe(read_text(Path(path)), name=str(path), overrides=overrides)
+
+
+def read_text(file: Path) -> str:
+    """The text of a recipe's file.
+
+    Raises:
+        RecipeError: it cannot be read; names the nearest file where there is none.
+    """
     try:
-        text = file.read_text("utf-8")
+        return file.read_text("utf-8")
     except FileNotFoundError as error:
         beside = {found.stem: found for found in sorted(file.parent.glob("*.y*ml"))}
         near = nearest(file.stem, beside)
@@ -48,7 +56,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"cannot read the recipe {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{file} is not a recipe: it is not UTF-8 text") from error
-    return parse_recipe(text, name=str(path), overrides=overrides)
 
 
 def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = ()) -> Recipe:
@@ -57,7 +64,8 @@ def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = 
     if not isinstance(values, dict):
         raise RecipeError(f"{name}:1: a recipe is a mapping of keys (name, teacher, …), not {_show(values)}")
     for override in overrides:
-        _apply(override, values, origins)
+        apply_override(override, values, origins)
+    _its_own_teacher(values, origins)
     complaints = list(_infinite(values, ()))
     recipe = None
     try:
@@ -118,10 +126,20 @@ def _adapter() -> TypeAdapter[Recipe]:
     return TypeAdapter(Recipe)
 
 
+def _its_own_teacher(values: dict[str, Any], origins: Origins) -> None:
+    """A recipe that names no teacher's model learns from the student's starting weights."""
+    student, teacher = values.get("student"), values.setdefault("teacher", {})
+    start = student.get("model") if isinstance(student, dict) else None
+    if isinstance(teacher, dict) and "model" not in teacher and start is not None:
+        teacher["model"] = start
+    if not teacher:
+        del values["teacher"]  # so that it is missing, not empty
+
+
 # Overrides
 
 
-def _apply(override: str, values: dict[str, Any], origins: Origins) -> None:
+def apply_override(override: str, values: dict[str, Any], origins: Origins) -> None:
     """Puts ``section.field=value`` into ``values``, and its place into ``origins``."""
     key, equals, text = override.partition("=")
     option = f"--{key}"

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..console import console
+from ..study import is_study
 from .options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile, Restart, RunDirectory
 from .stages import read_recipe, run_stages
 
@@ -14,7 +15,8 @@ EXAMPLES = """\
 Examples:
   still run recipes/quickstart.yaml
   still run recipes/quickstart.yaml --train.epochs 2 --out runs/longer
-  still run recipes/quickstart.yaml --dry-run"""
+  still run recipes/quickstart.yaml --dry-run
+  still run recipes/r1-mini/study.yaml --seeds '[1]'"""
 
 
 def run(
@@ -32,12 +34,18 @@ def run(
 
     A run that was stopped goes on where it stopped: give the same command again.
     The recipe may have changed where no finished work depends on it.
+    A study (several recipes, seeds and tests; docs/studies.md) runs all its arms.
 
     Parameters
     ----------
     dry_run
         Load no weights; print stages, tokens, memory, time and money.
     """
+    if is_study(recipe):
+        from .study import show_study
+
+        show_study(recipe, overrides, out, dry_run=dry_run)
+        return
     settings = read_recipe(recipe, overrides, accept_terms)
     if dry_run:
         from .plan import show_plan

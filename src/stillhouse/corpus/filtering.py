@@ -85,11 +85,17 @@ def filter_corpus(
                     reject(row, *found)
                 else:
                     kept[row["split"]] += 1
-                    yield row
+                    yield row if settings.thoughts else _without_thoughts(row)
 
         target.replace(passing())
         _add_unanswered(source, dropped, reject)
     return FilterSummary(kept["train"], kept["held_out"], counts)
+
+
+def _without_thoughts(row: Row) -> Row:
+    """The row with the answers alone."""
+    turns = [{k: v for k, v in turn.items() if k != "reasoning_content"} for turn in row["messages"]]
+    return row | {"messages": turns}
 
 
 def _place(row: Row) -> tuple[str, int, str]:

@@ -248,6 +248,7 @@ class _Rounds:
         found: dict[str, Any] = {"loss": 0.0, "grad_norm": 0.0}
         if used.rollouts:
             found = self.learner.learn(used, rates)
+        found["read"] = sum(len(rollout.question.ids) + len(rollout.ids) for rollout in used.rollouts)
         found |= self._measures(samples) | {"learning_rate": rates[-1]}
         answers = done.answers
         if self.settings.order != "shuffled":
@@ -309,6 +310,7 @@ class _Rounds:
         rewards_GS = samples.rewards_GS
         found: dict[str, Any] = {
             "tokens": sum(lengths),
+            "prompt_tokens": sum(len(r.question.ids) for r in samples.rollouts[:: rewards_GS.shape[1]]),
             "length": round(sum(lengths) / len(lengths), 2),
             "cut": round(sum(r.finish_reason == "length" for r in samples.rollouts) / len(lengths), 4),
         }

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from .intervals import Estimate, exponential, interval, paired_difference
     from .measures import Measures, Reference, TeacherReference, measure
     from .report import write_report
-    from .sampled import sample_and_score
+    from .sampled import Judged, judge_answers, sample_and_score
     from .several import SeveralReferences
+    from .study import study_page, study_results, study_table
     from .table import results_table
 
 _HOME = {
     "Candidate": "compare",
     "Estimate": "intervals",
+    "Judged": "sampled",
     "Measures": "measures",
     "Reference": "measures",
     "SeveralReferences": "several",
@@ -27,16 +29,21 @@ _HOME = {
     "evaluate_models": "compare",
     "exponential": "intervals",
     "interval": "intervals",
+    "judge_answers": "sampled",
     "measure": "measures",
     "paired_difference": "intervals",
     "results_table": "table",
     "sample_and_score": "sampled",
+    "study_page": "study",
+    "study_results": "study",
+    "study_table": "study",
     "write_report": "report",
 }
 
 __all__ = [
     "Candidate",
     "Estimate",
+    "Judged",
     "Measures",
     "Reference",
     "SeveralReferences",
@@ -44,10 +51,14 @@ __all__ = [
     "evaluate_models",
     "exponential",
     "interval",
+    "judge_answers",
     "measure",
     "paired_difference",
     "results_table",
     "sample_and_score",
+    "study_page",
+    "study_results",
+    "study_table",
     "write_report",
 ]
 

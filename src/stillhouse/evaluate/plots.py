@@ -88,7 +88,7 @@ def forest(
     """
     rows = [m for m in models if m.get(measure)]
     described = []
-    with _figure(0.62 + 0.36 * len(rows)) as (drawing, axes):
+    with figure_axes(0.62 + 0.36 * len(rows)) as (drawing, axes):
         for y, model in enumerate(rows):
             estimate, colour = model[measure], COLOURS[model["key"]]
             value = estimate["value"] * scale
@@ -99,12 +99,12 @@ def forest(
                 figure(value), (value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
             )
             described.append(f"{NAMES[model['key']]} {figure(value)}")
-        _rows(axes, [NAMES[m["key"]] for m in rows])
+        name_rows(axes, [NAMES[m["key"]] for m in rows])
         axes.set_xlabel(unit)
         axes.margins(x=0.08)
         axes.set_xlim(0, scale if measure == "agreement" else None)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        return _svg(drawing, name, f"{unit}: {', '.join(described)}.")
+        return svg_element(drawing, name, f"{unit}: {', '.join(described)}.")
 
 
 def differences(comparison: Mapping[str, Any], *, name: str, against: str) -> str:
@@ -115,7 +115,7 @@ def differences(comparison: Mapping[str, Any], *, name: str, against: str) -> st
         if comparison.get(measure)
     ]
     described = []
-    with _figure(0.85 + 0.36 * len(rows)) as (drawing, axes):
+    with figure_axes(0.85 + 0.36 * len(rows)) as (drawing, axes):
         ends = [abs(e[end] if e[end] is not None else e["value"]) for _, e in rows for end in ("low", "high")]
         reach = 1.15 * max([*ends, 1e-6])
         axes.axvline(0, color=COLOURS["ink"], lw=1)
@@ -129,19 +129,19 @@ def differences(comparison: Mapping[str, Any], *, name: str, against: str) -> st
                 text, (estimate["value"], y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
             )
             described.append(f"{label} {text}")
-        _rows(axes, [label for label, _ in rows])
+        name_rows(axes, [label for label, _ in rows])
         axes.set_xlim(-reach, reach)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlabel(f"student − {against}, nats per token\n← favours the student · favours {against} →")
-        return _svg(drawing, name, f"Student minus {against}, nats per token: {', '.join(described)}.")
+        return svg_element(drawing, name, f"Student minus {against}, nats per token: {', '.join(described)}.")
 
 
 def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, objective: str) -> str:
     """Training loss against tokens seen: each step thin, a running mean thick."""
     seen = [p["tokens"] for p in points if p["loss"] is not None]
     loss = [p["loss"] for p in points if p["loss"] is not None]
-    smooth = _running_mean(loss, len(loss) // 40)
-    with _figure(2.1) as (drawing, axes):
+    smooth = running_mean(loss, len(loss) // 40)
+    with figure_axes(2.1) as (drawing, axes):
         axes.plot(seen, loss, color=COLOURS[key], lw=0.8, alpha=0.45)
         axes.plot(seen, smooth, color=COLOURS[key], lw=2)
         axes.set_xlabel("training tokens")
@@ -154,15 +154,15 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
         described = (
             f"Training loss ({objective}) from {figure(smooth[0])} to {figure(smooth[-1])} nats per token"
         )
-        return _svg(drawing, name, f"{described} over {seen[-1]:,} tokens.")
+        return svg_element(drawing, name, f"{described} over {seen[-1]:,} tokens.")
 
 
 def round_curve(points: Sequence[Mapping[str, Any]], field: str, *, name: str, label: str) -> str:
     """What was measured of each on-policy round, thin, and a running mean, thick."""
     rounds = [p["step"] for p in points if p.get(field) is not None]
     values = [p[field] for p in points if p.get(field) is not None]
-    smooth = _running_mean(values, len(values) // 40)
-    with _figure(2.1) as (drawing, axes):
+    smooth = running_mean(values, len(values) // 40)
+    with figure_axes(2.1) as (drawing, axes):
         axes.plot(rounds, values, color=COLOURS["student"], lw=0.8, alpha=0.45)
         axes.plot(rounds, smooth, color=COLOURS["student"], lw=2)
         axes.set_xlabel("rounds")
@@ -170,14 +170,14 @@ def round_curve(points: Sequence[Mapping[str, Any]], field: str, *, name: str, l
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         described = f"{label} from {figure(smooth[0])} to {figure(smooth[-1])} over {len(rounds)} rounds."
-        return _svg(drawing, name, described)
+        return svg_element(drawing, name, described)
 
 
 def block_influence(influence: Sequence[float | None], keep: Sequence[int], *, name: str) -> str:
     """How much each layer changes its input, on a logarithmic scale; filled dots are layers that stayed."""
     kept = set(keep)
     drawn = [(layer, value) for layer, value in enumerate(influence) if value is not None and value > 0]
-    with _figure(2.1) as (drawing, axes):
+    with figure_axes(2.1) as (drawing, axes):
         axes.set_yscale("log")
         for stayed in (True, False):
             part = [(layer, value) for layer, value in drawn if (layer in kept) == stayed]
@@ -198,11 +198,11 @@ def block_influence(influence: Sequence[float | None], keep: Sequence[int], *, n
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.legend(frameon=False, fontsize=8.5, loc="upper center", ncols=2)
         removed = ", ".join(str(layer) for layer in range(len(influence)) if layer not in kept) or "none"
-        return _svg(drawing, name, f"Block influence of {len(influence)} layers; removed: {removed}.")
+        return svg_element(drawing, name, f"Block influence of {len(influence)} layers; removed: {removed}.")
 
 
 @contextmanager
-def _figure(height_in: float) -> Iterator[tuple[Figure, Axes]]:
+def figure_axes(height_in: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure that no other code sees: no global state of pyplot, our style only inside."""
     with mpl_style.context(["default", STYLE]):
         drawing = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
@@ -210,13 +210,13 @@ def _figure(height_in: float) -> Iterator[tuple[Figure, Axes]]:
         yield drawing, drawing.add_subplot()
 
 
-def _rows(axes: Axes, labels: Sequence[str]) -> None:
+def name_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_yticks(range(len(labels)), labels, color=COLOURS["ink"], fontsize=9)
     axes.set_ylim(len(labels) - 0.5, -0.7)
     axes.grid(axis="y", visible=False)
 
 
-def _running_mean(values: Sequence[float], reach: int) -> list[float]:
+def running_mean(values: Sequence[float], reach: int) -> list[float]:
     """The mean of each value and ``reach`` neighbours on both sides (as many as there are, at the ends)."""
     sums = [0.0, *itertools.accumulate(values)]
     spans = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
@@ -227,7 +227,7 @@ def _thousands(value: float) -> str:
     return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
-def _svg(drawing: Figure, name: str, description: str) -> str:
+def svg_element(drawing: Figure, name: str, description: str) -> str:
     """The figure as an ``svg`` element: ids unique to ``name``, colours as variables, described in words."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..console import console
@@ -45,14 +46,44 @@ def sample_and_score(
     found: dict[str, dict[str, Any]] = {}
     with console.progress("samples", len(candidates), "models") as progress:
         for candidate in candidates:
-            replies = _replies(candidate, _requests(candidate, prompts, settings, seed))
-            groups = [
-                replies[start : start + settings.samples]
-                for start in range(0, len(replies), settings.samples)
-            ]
-            found[candidate.key] = _estimates(prompts, groups, verifiers, settings, least)
+            judged = judge_answers(candidate, prompts, settings, verifiers, seed=seed, least=least)
+            found[candidate.key] = _estimates(judged, settings)
             progress.advance()
     return found
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one model's k answers to one prompt were worth."""
+
+    first: float
+    """Share of right answers: the chance that one answer is right."""
+    vote: float
+    """1 when the majority answer is right, 0 when not (ties by their share)."""
+    thought: float
+    """Share of answers with thoughts before them."""
+    tokens: float
+    """Mean length of an answer, thoughts included."""
+    example: str
+    """The first answer, thoughts included."""
+
+
+def judge_answers(
+    candidate: Candidate,
+    prompts: Sequence[Prompt],
+    settings: Evaluate,
+    verifiers: Verifiers,
+    *,
+    seed: int,
+    least: float = RIGHT,
+) -> list[Judged]:
+    """The model answers every prompt ``settings.samples`` times; one entry for each prompt, in order."""
+    replies = _replies(candidate, _requests(candidate, prompts, settings, seed))
+    k = settings.samples
+    return [
+        _judge(prompt, replies[k * place : k * place + k], verifiers, least)
+        for place, prompt in enumerate(prompts)
+    ]
 
 
 def _requests(
@@ -95,27 +126,36 @@ def _replies(candidate: Candidate, requests: Sequence[Request]) -> list[Reply | 
     return [None if isinstance(reply, StillhouseError) else reply for reply in replies]
 
 
-def _estimates(
-    prompts: Sequence[Prompt],
-    groups: Sequence[Sequence[Reply | None]],
-    verifiers: Verifiers,
-    settings: Evaluate,
-    least: float,
-) -> dict[str, Any]:
-    first, vote = [], []
-    for prompt, replies in zip(prompts, groups, strict=True):
-        messages = prompt.question
-        answers = [
-            Answer(reply.text, reply.reasoning, prompt.tags, messages)
-            for reply in replies
-            if reply is not None
-        ]
-        rewards = [score.value for score in verifiers.score(answers)]
-        first.append(sum(reward >= least for reward in rewards) / len(replies))
-        vote.append(majority([verifiers.vote(answer) for answer in answers], rewards, least))
-    ones = [1.0] * len(prompts)
+def _judge(prompt: Prompt, replies: Sequence[Reply | None], verifiers: Verifiers, least: float) -> Judged:
+    from ..corpus import assistant_message
+
+    answers, said, tokens = [], [], []
+    for reply in replies:
+        if reply is None:
+            continue
+        message = assistant_message(reply.text, reply.reasoning)
+        thoughts = message.get("reasoning_content")
+        answers.append(Answer(message["content"], thoughts, prompt.tags, prompt.question))
+        said.append(f"<think>{thoughts}</think>{message['content']}" if thoughts else message["content"])
+        tokens.append(reply.completion_tokens)
+    rewards = [score.value for score in verifiers.score(answers)]
+    return Judged(
+        first=sum(reward >= least for reward in rewards) / len(replies),
+        vote=majority([verifiers.vote(answer) for answer in answers], rewards, least),
+        thought=sum(answer.reasoning is not None for answer in answers) / len(replies),
+        tokens=sum(tokens) / len(replies),
+        example=said[0] if said else "",
+    )
+
+
+def _estimates(judged: Sequence[Judged], settings: Evaluate) -> dict[str, Any]:
+    ones = [1.0] * len(judged)
+
+    def estimate(values: list[float]) -> dict[str, Any]:
+        return clipped(interval(values, ones, settings.confidence), 0.0, 1.0).to_dict()
+
     return {
-        "pass_at_1": clipped(interval(first, ones, settings.confidence), 0.0, 1.0).to_dict(),
-        "consensus_at_k": clipped(interval(vote, ones, settings.confidence), 0.0, 1.0).to_dict(),
+        "pass_at_1": estimate([each.first for each in judged]),
+        "consensus_at_k": estimate([each.vote for each in judged]),
         "samples": settings.samples,
     }

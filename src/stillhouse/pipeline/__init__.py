@@ -29,8 +29,9 @@ from ..recipe_file import dump_recipe
 from .changes import stopped_by
 from .run import Run
 from .stages import STAGES, Stage
+from .study import run_study
 
-__all__ = ["run"]
+__all__ = ["run", "run_study"]
 
 _WITHOUT_STUDENT = ("terms", "collect", "filter", "select")
 """Runs until one of these stages make no student, so none is measured."""
@@ -83,15 +84,21 @@ def _run(
         else:
             if on_stage:
                 on_stage(stage.name)
-            started = datetime.now(UTC)
+            started, before = datetime.now(UTC), _cpu_seconds()
             done = stage.body(state)
             seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
-            facts = done.facts | {"seconds": seconds}
+            facts = done.facts | {"seconds": seconds, "cpu_seconds": round(_cpu_seconds() - before, 1)}
             inputs = _inputs(stage, state, facts)
             state.manifest.record(stage.name, inputs, done.outputs, facts, started=started)
         if stage.name == until:
             return state.manifest.facts(stage.name)
     return read_json(directory / "report.json")
+
+
+def _cpu_seconds() -> float:
+    """Of this process, and of its children that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _inputs(stage: Stage, state: Run, facts: Mapping[str, Any]) -> dict[str, str]:

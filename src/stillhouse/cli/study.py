@@ -1,0 +1,35 @@
+"""``still run`` of a study: all arms for all seeds, and the table at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..console import console
+from ..study import Study, load_study
+
+
+def show_study(file: Path, overrides: tuple[str, ...], out: Path | None, *, dry_run: bool) -> None:
+    """Runs a study (or only names what it would run) and prints its table and the verdicts on its claims."""
+    study = load_study(file, overrides)
+    if dry_run:
+        _show_arms(study)
+        return
+    from .. import pipeline
+    from ..evaluate import study_table
+    from ..evaluate.study import difference_in_words
+
+    directory = out or Path("runs") / study.study
+    results = pipeline.run_study(study, file, directory, pipeline.run)
+    console.table(*study_table(results))
+    if not console.json:
+        for claim in results["claims"]:
+            print(f"{claim['verdict']}: {claim['says']}\n    {difference_in_words(claim)}")
+    console.data(results)
+    console.info(f"report: {directory / 'study.html'}")
+
+
+def _show_arms(study: Study) -> None:
+    seeds = ", ".join(map(str, study.seeds))
+    rows = [[name, arm.label] for name, arm in study.arms.items()]
+    console.table(f"{study.study}: seeds {seeds}, tests {', '.join(study.tests)}", ["arm", "what"], rows)
+    console.data({"study": study.study, "seeds": list(study.seeds), "arms": dict(rows)})

@@ -1,0 +1,157 @@
+"""What a study found: means over seeds with intervals, costs, and each claim held against them.
+
+A seed is what was repeated, so intervals are Student's t over the seeds' means, with one less degree of
+freedom than seeds; a difference between two arms is taken within each seed first. With three seeds they are
+wide, as they should be. Questions differ from seed to seed, so their luck is in the intervals too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..study import Claim, Study
+from .intervals import interval
+from .words import figure
+
+MEASURES = ("pass_at_1", "consensus_at_k", "thought", "tokens")
+
+Measured = Mapping[int, Mapping[str, Any]]
+"""Of each seed and arm: ``tests`` (measure by test), ``flops``, ``cpu_seconds``, ``curves``, ``examples``."""
+
+
+def study_results(study: Study, found: Measured) -> dict[str, Any]:
+    """The results as plain values: ``arms`` (in order, with intervals) and ``claims`` (with verdicts)."""
+    confidence = study.answers.confidence
+
+    def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+        return interval(values, [1.0] * len(values), confidence).to_dict()
+
+    arms = {}
+    for name, arm in study.arms.items():
+        mine = [found[seed][name] for seed in found]
+        arms[name] = {
+            "label": arm.label,
+            "parameters": mine[0]["parameters"],
+            "tests": {
+                test: {m: over_seeds([each["tests"][test][m] for each in mine]) for m in MEASURES}
+                for test in study.tests
+            },
+            **{
+                key: _mean([each[key] for each in mine])
+                for key in ("flops", "cpu_seconds", "flops_with_those_before")
+            },
+            "curves": [each["curves"] for each in mine],
+            "examples": mine[0]["examples"],
+        }
+    return {
+        "name": study.study,
+        "seeds": list(found),
+        "samples": study.answers.samples,
+        "confidence": confidence,
+        "tests": list(study.tests),
+        "arms": arms,
+        "claims": [judge_claim(claim, found, confidence) for claim in study.claims],
+    }
+
+
+def judge_claim(claim: Claim, found: Measured, confidence: float) -> dict[str, Any]:
+    """The difference that a claim speaks of, and whether it ``appeared``, was ``contradicted``, or neither.
+
+    It appeared when the interval of the difference lies above the margin (and the arm was as much cheaper as
+    was said); it is contradicted when the interval lies below the margin, or the arm was not cheaper.
+    """
+    differences = [
+        arms[claim.arm]["tests"][claim.test][claim.measure]
+        - arms[claim.over]["tests"][claim.test][claim.measure]
+        for arms in found.values()
+    ]
+    estimate = interval(differences, [1.0] * len(differences), confidence).to_dict()
+    times = _mean([arms[claim.over]["flops"] / arms[claim.arm]["flops"] for arms in found.values()])
+    low, high = estimate["low"], estimate["high"]
+    cheap = claim.cheaper is None or times >= claim.cheaper
+    if low is None:
+        verdict = "one seed: no verdict"
+    elif low > claim.margin and cheap:
+        verdict = "appeared"
+    elif high < claim.margin or (low > claim.margin and not cheap):
+        verdict = "contradicted"
+    else:
+        verdict = "not shown"
+    return {
+        "says": claim.says,
+        "arm": claim.arm,
+        "over": claim.over,
+        "test": claim.test,
+        "measure": claim.measure,
+        "margin": claim.margin,
+        "cheaper": claim.cheaper,
+        "difference": estimate,
+        "times_cheaper": times,
+        "verdict": verdict,
+    }
+
+
+def study_table(results: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Caption, head and rows of the table that the command prints: per cent with intervals."""
+    k, tests = results["samples"], results["tests"]
+    level = f"{results['confidence']:.0%}"
+    head = ["arm", *[f"{name} {test}" for test in tests for name in ("pass@1", f"cons@{k}")]]
+    head += ["thinks", "GFLOP", "CPU s"]
+    rows = []
+    for name, arm in results["arms"].items():
+        cells = [name]
+        for test in tests:
+            cells += [percent(arm["tests"][test][m]) for m in ("pass_at_1", "consensus_at_k")]
+        thought = arm["tests"][tests[0]]["thought"]["value"]
+        cells += [f"{thought:.0%}", f"{arm['flops'] / 1e9:,.0f}", f"{arm['cpu_seconds']:,.0f}"]
+        rows.append(cells)
+    seeds = len(results["seeds"])
+    return f"{results['name']}: {seeds} seeds; [{level} intervals over seeds]", head, rows
+
+
+def percent(estimate: Mapping[str, Any]) -> str:
+    """``62 [55–70]``."""
+    value = f"{100 * estimate['value']:.0f}"
+    if estimate["low"] is None:
+        return value
+    low, high = max(0.0, estimate["low"]), min(1.0, estimate["high"])
+    return f"{value} [{100 * low:.0f}–{100 * high:.0f}]"
+
+
+def difference_in_words(claim: Mapping[str, Any]) -> str:
+    """``pass@1 test_in: +12 points [+3 to +21]; 4.1 times fewer operations``."""
+    estimate, share = claim["difference"], claim["measure"] != "tokens"
+    scale, unit = (100, "points") if share else (1, "tokens")
+    text = f"{claim['arm']} − {claim['over']}, {claim['measure']} on {claim['test']}: "
+    text += f"{scale * estimate['value']:+.1f} {unit}"
+    if estimate["low"] is not None:
+        text += f" [{scale * estimate['low']:+.1f} to {scale * estimate['high']:+.1f}]"
+    if claim["margin"]:
+        text += f" (margin {scale * claim['margin']:+g})"
+    if claim["cheaper"] is not None:
+        text += f"; {figure(claim['times_cheaper'])} times fewer operations"
+    return text.replace("-", "−")
+
+
+def study_page(results: Mapping[str, Any]) -> str:
+    """The page as one HTML text, without script, that loads nothing."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from . import study_plots
+
+    environment = Environment(
+        loader=PackageLoader(__package__ or "stillhouse.evaluate", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "words": difference_in_words, "figure": figure}
+    plots = {name: Markup(svg) for name, svg in study_plots.draw(results).items()}
+    return environment.get_template("study.html.j2").render(results=results, plots=plots)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
