@@ -132,9 +132,8 @@ def test_distributions_of_a_teacher_with_another_tokenizer(tmp_path, tiny_teache
     assert facts["aligned_share"] > 0.9
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
-    perplexity = {model["key"]: model["perplexity"]["value"] for model in report(tmp_path)["models"]}
-    assert set(perplexity) == {"before", "student", "control"}
-    assert perplexity["student"] < perplexity["before"]
+    # Not its perplexity: the random teacher's bytes are no text, and it finds what was kept of them unlikely.
+    assert [model["key"] for model in report(tmp_path)["models"]] == ["before", "student", "control"]
     assert "spans" in (run / "student/README.md").read_text()
     ranked = ("--objective.kind", "uld", "--objective.align", "tokens", "--objective.targets", "online")
     result = still("run", recipe, *ranked, "--out", "ranked", cwd=tmp_path)
