@@ -181,6 +181,11 @@ class TestRulesBetweenFields:
             ("{init: scratch, config: {model_type: qwen3}, model: m}", "student.model: has no meaning"),
             ("{model: m, config: {model_type: qwen3}}", "student.config: has no meaning"),
             ("{model: m, tokenizer: t}", "student.tokenizer: has no meaning"),
+            ("{model: m, vocabulary: 4096}", "student.vocabulary: has no meaning"),
+            (
+                "{init: scratch, config: {model_type: qwen3}, vocabulary: 4096, tokenizer: t}",
+                "student.vocabulary: trains a tokenizer",
+            ),
             ("{model: m, layers: 4}", "student.layers: has no meaning with `init: pretrained`"),
             ("{init: prune}", "student: `init: prune` needs at least one of layers, keep"),
             ("{init: prune, layers: 2, keep: [0, 1]}", "student.keep: names the layers that stay"),
@@ -201,6 +206,11 @@ class TestRulesBetweenFields:
                 "student: {init: scratch, config: {model_type: qwen3}}\nobjective: {kind: cross_entropy}",
                 "student.tokenizer",
             ),
+            (
+                "student: {init: scratch, vocabulary: 4096, config: {model_type: qwen3}}\n"
+                "objective: {kind: cross_entropy}",
+                "student.vocabulary",
+            ),
             ("student: {model: m, template: teacher}\nobjective: {kind: cross_entropy}", "student.template"),
         ],
     )
@@ -213,6 +223,11 @@ class TestRulesBetweenFields:
         [
             ("{kind: jsd, targets: sampled}", "objective.targets"),
             ("{kind: skew_forward_kl, alpha: 1}", "objective.alpha"),
+            ("{kind: uld, targets: topk}", "objective.targets"),
+            ("{align: spans, targets: sampled}", "objective.targets"),
+            ("{kind: uld, loss_on: all}", "objective.loss_on"),
+            ("{align: spans}\non_policy: {rounds: 2}", "on_policy"),
+            ("{align: spans}\non_policy: {teacher: 0, reward: 1, off_policy: 0.5}", "on_policy"),
         ],
     )
     def test_an_objective_that_could_not_work(self, objective, key):

@@ -47,6 +47,7 @@ def test_shares_are_weights_made_to_sum_to_one():
         ((ROUTED, "{model: 'api:http://x/v1#m', route: {a: x}}"), "", "objective.kind"),
         (("{model: b, route: {a: 3}}",), "", "teachers[0].route.a"),
         ((ROUTED,), "collect: {max_cost: 1.0}\n", "collect.max_cost"),
+        ((ROUTED,), "objective: {align: spans}\n", "teachers"),
     ],
 )
 def test_what_could_not_work_is_refused(teachers, extra, key):

@@ -90,6 +90,9 @@ class Student:
     """`scratch`: a transformers configuration, e.g. `{model_type: qwen3, hidden_size: 64}`."""
     tokenizer: Text | None = None
     """`scratch`: reference whose tokenizer the student uses (default: the teacher's)."""
+    vocabulary: Annotated[int, Ge(512), Le(2**20)] | None = None
+    """`scratch`: train a byte-level tokenizer of so many tokens on the corpus instead; special tokens and
+    chat template are the teacher's."""
     layers: PositiveInt | None = None
     """`prune`: how many layers stay; those of least block influence go."""
     keep: Indices | None = None
@@ -184,9 +187,13 @@ class Objective:
     """What the student minimises."""
 
     kind: Literal[
-        "cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl"
+        "cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "uld"
     ] = "forward_kl"
-    """The divergence between teacher and student; `cross_entropy` uses the teacher's text alone."""
+    """The divergence between teacher and student; `cross_entropy` uses the teacher's text alone, `uld` sorted
+    probabilities of any two vocabularies."""
+    align: Literal["tokens", "spans"] = "tokens"
+    """`tokens`: position by position, which needs one tokenizer (`uld`: the n-th token with the n-th).
+    `spans`: for two tokenizers, the shortest stretches of an answer that end a token on both sides."""
     temperature: PositiveFloat = 1.0
     """Softens both distributions; the loss is multiplied by its square."""
     beta: Share = 0.5
@@ -201,6 +208,11 @@ class Objective:
     """How the teacher's distributions are kept: hidden states (exact), top-k, drawn ids, or not at all."""
     top_k: PositiveInt = 64
     """`topk`: entries a token; the rest is one tail bucket (on-policy too). `sampled`: draws a token."""
+
+    @property
+    def joins_tokenizers(self) -> bool:
+        """Whether the teacher reads its own tokens, which need not be the student's."""
+        return self.kind == "uld" or (self.kind != "cross_entropy" and self.align == "spans")
 
 
 @dataclass(frozen=True, kw_only=True)

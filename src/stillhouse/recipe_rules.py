@@ -48,14 +48,15 @@ def _student(student: Student) -> Iterator[Complaint]:
             yield "student.config", "`init: scratch` needs `model_type`, e.g. `model_type: qwen3`"
         if student.model is not None:
             yield "student.model", "has no meaning with `init: scratch`; the shape comes from `config`"
+        if student.vocabulary is not None and student.tokenizer is not None:
+            yield "student.vocabulary", "trains a tokenizer, so `tokenizer` must not be set too"
     else:
         if student.config:
             yield "student.config", only_scratch
         if student.tokenizer is not None:
-            yield (
-                "student.tokenizer",
-                f"has no meaning with `init: {student.init}`, only with `init: scratch`",
-            )
+            yield "student.tokenizer", only_scratch
+        if student.vocabulary is not None:
+            yield "student.vocabulary", only_scratch
     if student.init == "prune":
         if not prunes:
             yield "student", f"`init: prune` needs at least one of {', '.join(PRUNE_KEYS)}"
@@ -76,6 +77,16 @@ def _objective(objective: Objective) -> Iterator[Complaint]:
             "objective.targets",
             f"`sampled` estimates forward KL only, not `{objective.kind}`: use `hidden` or `topk`",
         )
+    if objective.joins_tokenizers:
+        what = "`uld`" if objective.kind == "uld" else "`align: spans`"
+        if objective.targets not in ("hidden", "online"):
+            yield (
+                "objective.targets",
+                f"{what} needs the teacher's whole distribution: use `hidden` or `online`, not "
+                f"`{objective.targets}`",
+            )
+        if objective.loss_on == "all":
+            yield "objective.loss_on", f"{what} aligns what the assistant said: use `assistant`"
     if objective.kind.startswith("skew_") and objective.alpha == 1:
         yield "objective.alpha", "1 replaces one side by the other, so the loss is 0; DistiLLM uses 0.1"
 
@@ -93,7 +104,9 @@ def _teacher_without_weights(recipe: Recipe) -> Iterator[Complaint]:
         return
     if student.init == "prune" and student.model is None:
         yield "student.model", "missing: the teacher is an API, so name the model to prune"
-    if student.init == "scratch" and student.tokenizer is None:
+    if student.vocabulary is not None:
+        yield "student.vocabulary", "takes special tokens from the teacher's tokenizer; an API shows none"
+    elif student.init == "scratch" and student.tokenizer is None:
         yield "student.tokenizer", "missing: the teacher is an API, so name whose tokenizer the student uses"
     if student.template == "teacher":
         yield "student.template", "the teacher is an API and shows no chat template; use `own`"
@@ -132,6 +145,11 @@ def _on_policy(recipe: Recipe) -> Iterator[Complaint]:
             "objective.kind",
             "on the student's own text cross-entropy teaches what it says already: use a divergence alone, "
             "e.g. `reverse_kl`",
+        )
+    if objective.joins_tokenizers and (settings.teacher > 0 or settings.off_policy > 0):
+        yield (
+            "on_policy",
+            "`uld` and `align: spans` learn from the corpus only: set on_policy.teacher and off_policy to 0",
         )
     if settings.reward > 0 and not recipe.verifiers:
         yield "on_policy.reward", "needs at least one entry in `verifiers`"

@@ -46,6 +46,8 @@ def teacher_rules(recipe: Recipe) -> Iterator[Complaint]:
     """What is wrong with the recipe's teachers, by dotted key."""
     if recipe.teacher.route:
         yield "teacher.route", "the main teacher has all prompts that are no other's; put it into `teachers`"
+    if recipe.teachers and recipe.objective.joins_tokenizers:
+        yield "teachers", "with `uld` and `align: spans` there can be one teacher only"
     routes: list[Any] = []
     for number, teacher in enumerate(recipe.teachers):
         key = f"teachers.{number}"

@@ -105,6 +105,29 @@ class TestScratch:
             built = build_student(scratch(vocab_size=padded), teacher=teacher, calibration=[], seed=0)
             assert logits(built.model, IDS).shape[-1] == padded
 
+    def test_a_vocabulary_of_its_own_fits_the_template_and_every_text(self, teacher):
+        settings = dataclasses.replace(scratch(), vocabulary=600)
+        texts = ["what a still keeps, a still keeps: " * 3, "keeps and keeps"]
+        built, again = (
+            build_student(settings, teacher=teacher, calibration=[], seed=0, texts=iter(texts))
+            for _ in range(2)
+        )
+        assert built.tokenizer.backend_tokenizer.to_str() == again.tokenizer.backend_tokenizer.to_str()
+        assert built.model.config.vocab_size < 600
+        assert built.model.config.eos_token_id == built.tokenizer.eos_token_id
+        said = [{"role": "user", "content": "🙂 naïve"}, {"role": "assistant", "content": "what 你 keeps"}]
+        ids, written = built.template.encode(built.tokenizer, said)
+        assert built.tokenizer.decode(ids) == teacher.template.render(said)
+        answer = [n for n, own in zip(ids, written, strict=True) if own]
+        assert built.tokenizer.decode(answer) == "what 你 keeps<|im_end|>"
+        assert built.tokenizer.convert_ids_to_tokens(answer)[0] == "what"
+
+    def test_a_vocabulary_needs_text(self, teacher):
+        with pytest.raises(EmptyCorpusError):
+            build_student(
+                dataclasses.replace(scratch(), vocabulary=600), teacher=teacher, calibration=[], seed=0
+            )
+
     def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(self, teacher):
         with pytest.raises(RecipeError, match="vocab_size 100 is less than the tokenizer's"):
             build_student(scratch(vocab_size=100), teacher=teacher, calibration=[], seed=0)

@@ -99,7 +99,44 @@ def test_another_tokenizer_is_refused_for_distributions_and_taken_for_text(tmp_p
     assert result.returncode == 1
     assert "tokenizer" in result.stderr
     assert "cross_entropy" in result.stderr
+    assert "objective.align: spans" in result.stderr
     result = still("run", recipe, "--objective.kind", "cross_entropy", "--out", "text", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_distributions_of_a_teacher_with_another_tokenizer(tmp_path, tiny_teacher, questions):
+    """A scratch student with a vocabulary made from the corpus: over spans, and by rank."""
+    recipe = write_recipe(
+        tmp_path,
+        tiny_teacher,
+        questions,
+        student={
+            "init": "scratch",
+            "vocabulary": 512,
+            "config": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+            },
+        },
+        objective={"kind": "forward_kl", "align": "spans"},
+    )
+    assert still("plan", recipe, cwd=tmp_path).returncode == 0
+    result = still("run", recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs/small"
+    facts = json.loads((run / "manifest.json").read_text())["stages"]["targets"]["facts"]
+    assert facts["spans"] > 100
+    assert facts["aligned_share"] > 0.9
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    # Not its perplexity: the random teacher's bytes are no text, and it finds what was kept of them unlikely.
+    assert [model["key"] for model in report(tmp_path)["models"]] == ["before", "student", "control"]
+    assert "spans" in (run / "student/README.md").read_text()
+    ranked = ("--objective.kind", "uld", "--objective.align", "tokens", "--objective.targets", "online")
+    result = still("run", recipe, *ranked, "--out", "ranked", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .alignment import Aligned, Reader, align_documents
     from .divergences import divergence, needs_teacher
     from .documents import Document, documents_hash, make_documents
     from .forward_pass import ForwardPass
@@ -20,14 +21,22 @@ if TYPE_CHECKING:
     from .runtime import choose_device
     from .saving import save_student
     from .several import Member, SeveralTeachers
+    from .shared_vocabulary import SharedVocabulary, join_vocabularies
     from .signal_rows import SignalRows
+    from .span_signal import SpanSignal
     from .students import Built, build_student, require_same_tokenizer
     from .targets import TeacherSignal, cache_targets, open_targets
     from .teacher_documents import AlignedSignal, make_teacher_documents
     from .training import TrainResult, train
 
 _HOME = {
+    "Aligned": "alignment",
     "AlignedSignal": "teacher_documents",
+    "SpanSignal": "span_signal",
+    "Reader": "alignment",
+    "SharedVocabulary": "shared_vocabulary",
+    "align_documents": "alignment",
+    "join_vocabularies": "shared_vocabulary",
     "choose_device": "runtime",
     "compute_dtype": "precision",
     "divergence": "divergences",
@@ -60,6 +69,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Aligned",
     "AlignedSignal",
     "Built",
     "Document",
@@ -68,12 +78,16 @@ __all__ = [
     "Member",
     "OffPolicy",
     "Question",
+    "Reader",
     "Reading",
     "Score",
     "SeveralTeachers",
+    "SharedVocabulary",
     "SignalRows",
+    "SpanSignal",
     "TeacherSignal",
     "TrainResult",
+    "align_documents",
     "build_student",
     "cache_targets",
     "choose_device",
@@ -81,6 +95,7 @@ __all__ = [
     "divergence",
     "documents_hash",
     "head_of",
+    "join_vocabularies",
     "make_documents",
     "make_teacher_documents",
     "needs_teacher",

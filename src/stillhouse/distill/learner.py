@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..recipe import Objective, Train
+from .aligned_loss import AlignedRows, aligned_loss
 from .batches import Step, micro_batches
 from .documents import Document
 from .head import head_of
@@ -97,6 +98,8 @@ class Learner:
         if self.signal is not None:
             parts = [(i, self.documents[i].predicting) for i in indices]
             rows = self.signal.rows(parts, self.device)
+        if isinstance(rows, AlignedRows):
+            return aligned_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
         return head_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
 
     def clip(self) -> Tensor:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .aligned_loss import AlignedRows
 from .signal_rows import DenseRows, MixedRows, SampledRows, Share, SignalRows, TopKRows
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class SeveralTeachers:
                 asked = [(places[parts[number][0]], parts[number][1]) for number in own]
                 where = np.concatenate([np.arange(starts[n], starts[n] + lengths[n]) for n in own])
                 rows = member.signal.rows(asked, device)
+                assert not isinstance(rows, AlignedRows), "their rows are at the student's tokens"
                 said.append((rows, torch.from_numpy(where).to(device), member.weight))
         return join_rows(said, int(lengths.sum()), self._vocab_size)
 

@@ -2,12 +2,13 @@
 
 Builds and describes; LoRA adapters are put in afterwards (``lora.prepare_lora``), training is
 ``training.train``. A student whose tokenizer differs from the teacher's can learn the teacher's
-text but not yet its distributions; :func:`require_same_tokenizer` is for those who need them.
+text, or its distributions over spans (:mod:`.alignment`); :func:`require_same_tokenizer` is for those
+who need the teacher's probability of the student's own tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ..recipe import Student
 from . import depth, width
 from .heal import can_heal, heal
 from .importance import block_influence, calibration_sample, massive_makers, trace, width_importance
+from .new_tokenizer import train_tokenizer
 from .saving import save_student
 from .scratch import build_scratch
 
@@ -50,13 +52,19 @@ class Built:
 
 
 def build_student(
-    settings: Student, *, teacher: Weights | None, calibration: Sequence[Document], seed: int
+    settings: Student,
+    *,
+    teacher: Weights | None,
+    calibration: Sequence[Document],
+    seed: int,
+    texts: Iterable[str] = (),
 ) -> Built:
     """The student that the recipe describes. The same settings, text and seed give the same bits.
 
     Args:
         teacher: None when the teacher has no weights here (an API).
         calibration: training documents; only `prune` reads them.
+        texts: of the training exchanges; only `vocabulary` reads them.
 
     Raises:
         RecipeError: something that this kind of student needs is not said, or cannot be.
@@ -66,7 +74,7 @@ def build_student(
             start = _parent(settings, None)
             model, tokenizer, template, facts = start.model, start.tokenizer, start.template, {}
         case "scratch":
-            tokenizer, template = _scratch_tokenizer(settings, teacher)
+            tokenizer, template = _scratch_tokenizer(settings, teacher, texts)
             model, facts = build_scratch(settings.config, tokenizer, seed), {}
         case "prune":
             start = _parent(settings, teacher)
@@ -130,8 +138,9 @@ def require_same_tokenizer(teacher: PreTrainedTokenizerFast, student: PreTrained
         return
     raise TokenizerMismatchError(
         "teacher and student have different tokenizers, so the student cannot learn the teacher's "
-        f"distributions: {tokenizer_difference(teacher, student)}",
-        hint="Take a student of the same family, or learn from the text alone: objective.kind=cross_entropy.",
+        f"distributions token by token: {tokenizer_difference(teacher, student)}",
+        hint="Set objective.align: spans (docs/other-tokenizers.md), take a student of the same family, or "
+        "learn from the text alone: objective.kind=cross_entropy.",
     )
 
 
@@ -147,12 +156,14 @@ def _parent(settings: Student, teacher: Weights | None) -> Weights:
 
 
 def _scratch_tokenizer(
-    settings: Student, teacher: Weights | None
+    settings: Student, teacher: Weights | None, texts: Iterable[str]
 ) -> tuple[PreTrainedTokenizerFast, ChatTemplate]:
     if settings.tokenizer is not None:
         return load_tokenizer(settings.tokenizer)
     if teacher is None:
         raise RecipeError("student.tokenizer is needed: the tokenizer of a remote teacher is not known")
+    if settings.vocabulary is not None:
+        return train_tokenizer(texts, settings.vocabulary, like=teacher.tokenizer), teacher.template
     return teacher.tokenizer, teacher.template
 
 

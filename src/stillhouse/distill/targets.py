@@ -28,6 +28,8 @@ from .target_store import TargetStore
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .aligned_loss import AlignedRows
+
 Dtype = Literal["auto", "bfloat16", "float32"]
 HEAD_FILE = "head.safetensors"
 Positions = tuple[int, np.ndarray]
@@ -43,7 +45,7 @@ class TeacherSignal(Protocol):
     kind: str
     """``hidden``, ``topk``, ``sampled`` or ``online``."""
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> SignalRows:
+    def rows(self, parts: Sequence[Positions], device: torch.device) -> SignalRows | AlignedRows:
         """The teacher's rows for a whole batch, on ``device``: part after part, each in the order given.
 
         For a pass over the documents ``indices`` whose counted tokens are all learned::

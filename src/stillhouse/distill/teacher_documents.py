@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import TokenizerMismatchError
+from .aligned_loss import AlignedRows
 from .documents import Document
 from .signal_rows import SignalRows
 
@@ -91,7 +92,9 @@ class AlignedSignal:
         self._signal, self._documents, self._read = signal, documents, read
 
     def rows(self, parts: Sequence[Positions], device: torch.device) -> SignalRows:
-        return self._signal.rows([(index, self._there(index, places)) for index, places in parts], device)
+        rows = self._signal.rows([(index, self._there(index, places)) for index, places in parts], device)
+        assert not isinstance(rows, AlignedRows), "its rows are at the student's tokens"
+        return rows
 
     def _there(self, index: int, positions: np.ndarray) -> np.ndarray:
         return self._read[index].predicting[np.searchsorted(self._documents[index].predicting, positions)]

@@ -22,6 +22,7 @@ OBJECTIVES = {
     "jsd": "generalised Jensen–Shannon",
     "skew_forward_kl": "skew forward KL",
     "skew_reverse_kl": "skew reverse KL",
+    "uld": "universal logit distillation",
 }
 ROUNDS = {"reward": "mean reward", "length": "tokens of an answer", "entropy": "entropy, nats per token"}
 """What is drawn of on-policy rounds."""

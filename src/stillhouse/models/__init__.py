@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api_backend import lacks_key
+    from .byte_tokens import token_bytes
     from .facts import describe
     from .open import open_model
     from .origin import recipe_terms, terms_of
@@ -44,6 +45,7 @@ _HOME = {
     "recipe_terms": "origin",
     "same_tokenizer": "tokenizer",
     "terms_of": "origin",
+    "token_bytes": "byte_tokens",
     "tokenizer_difference": "tokenizer",
 }
 
@@ -70,6 +72,7 @@ __all__ = [
     "recipe_terms",
     "same_tokenizer",
     "terms_of",
+    "token_bytes",
     "tokenizer_difference",
 ]
 

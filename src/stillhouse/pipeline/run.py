@@ -5,6 +5,7 @@ Paths of a run and lazy values; nothing here is written.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -168,6 +169,12 @@ class Run:
             max_length=self.recipe.train.max_length,
         )
 
+    def texts(self, split: str) -> Iterator[str]:
+        """What was said in the exchanges of ``split``, message by message."""
+        for row in self.learned.rows(split):
+            for message in row["messages"]:
+                yield from filter(None, (message.get("reasoning_content"), message["content"]))
+
     @property
     def start(self) -> str:
         """Reference of the student before training, as the student stage saved it."""
@@ -190,6 +197,8 @@ class Run:
     def lessons(self) -> list[Lesson]:
         """Who teaches which of the :attr:`training_documents`."""
         from ..models import load_tokenizer
-        from .teaching import lessons
+        from .teaching import joined_lesson, lessons
 
+        if self.objective.joins_tokenizers:
+            return [joined_lesson(self, self.training_documents)]
         return lessons(self, "train", self.training_documents, *load_tokenizer(self.start))

@@ -181,8 +181,9 @@ def build_the_student(run: Run) -> Done:
         teacher=run.teacher if run.teacher_has_weights else None,
         calibration=calibration,
         seed=run.recipe.seed,
+        texts=run.texts("train"),
     )
-    if run.learns_distributions:
+    if run.learns_distributions and not run.objective.joins_tokenizers:
         for number in range(len(all_teachers(run.recipe))):
             require_same_tokenizer(run.weights_of(number).tokenizer, built.tokenizer)
     if run.teacher_has_weights and (warning := compare_templates(run.teacher.template, built.template)):
@@ -200,7 +201,8 @@ def cache_the_targets(run: Run) -> Done:
     for lesson in run.lessons:
         _drop_targets_of_others(target_directory(run, lesson.teacher), lesson.read)
     cache_lessons(run, run.lessons)
-    return Done(_files(run.directory / "targets"), {"cached": True, "kind": run.objective.targets})
+    facts = {key: value for lesson in run.lessons for key, value in lesson.facts.items()}
+    return Done(_files(run.directory / "targets"), {"cached": True, "kind": run.objective.targets, **facts})
 
 
 def _drop_targets_of_others(directory: Path, documents: list[Document]) -> None:

@@ -6,15 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..console import console
 from ..recipe_teachers import all_teachers, responsible, shares
 from .run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from ..distill import Document, TeacherSignal
+    from ..distill import Aligned, Document, Reader, TeacherSignal
     from ..models import ChatTemplate
 
 
@@ -28,6 +29,7 @@ class Lesson:
         indices: which documents of the whole they are.
         documents: as the student reads them.
         read: as the teacher does: the same, or longer ones where it has a context of its own.
+        aligned: where it reads tokens of its own: what they have to do with the student's.
     """
 
     teacher: int
@@ -35,6 +37,12 @@ class Lesson:
     indices: list[int]
     documents: list[Document]
     read: list[Document]
+    aligned: Aligned | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the report says of it, as JSON values."""
+        return {} if self.aligned is None else self.aligned.facts
 
 
 def lessons(
@@ -69,6 +77,31 @@ def lessons(
             )
         found.append(Lesson(number, weight, indices, own, read))
     return found
+
+
+def joined_lesson(run: Run, documents: list[Document]) -> Lesson:
+    """All of ``documents`` for a teacher that reads them in its own template and tokens."""
+    from ..distill import align_documents
+
+    teacher, student = _readers(run)
+    with console.progress("aligning the teacher's tokens with the student's", None):
+        aligned = align_documents(
+            run.learned.rows("train"),
+            documents,
+            teacher=teacher,
+            student=student,
+            by=run.objective.align,
+            shown=run.contexts[0].for_teacher if run.contexts[0].private else None,
+        )
+    return Lesson(0, 1.0, list(range(len(documents))), documents, aligned.documents, aligned)
+
+
+def _readers(run: Run) -> tuple[Reader, Reader]:
+    """Teacher and student, each with its tokenizer and template."""
+    from ..distill import Reader
+    from ..models import load_tokenizer
+
+    return Reader(run.teacher.tokenizer, run.teacher.template), Reader(*load_tokenizer(run.start))
 
 
 def _owners(run: Run, split: str) -> dict[str, int]:
@@ -112,7 +145,14 @@ def cache_lessons(run: Run, found: Sequence[Lesson]) -> None:
 
 def open_lessons(run: Run, found: Sequence[Lesson]) -> TeacherSignal:
     """All teachers' targets as one signal over the student's documents."""
-    from ..distill import AlignedSignal, Member, SeveralTeachers, open_targets
+    from ..distill import (
+        AlignedSignal,
+        Member,
+        SeveralTeachers,
+        SpanSignal,
+        join_vocabularies,
+        open_targets,
+    )
 
     members = []
     for lesson in found:
@@ -123,7 +163,12 @@ def open_lessons(run: Run, found: Sequence[Lesson]) -> TeacherSignal:
             teacher=run.weights_of(lesson.teacher).model,
             dtype=run.recipe.train.dtype,
         )
-        if lesson.read is not lesson.documents:
+        if lesson.aligned is not None:
+            teacher, student = _readers(run)
+            ends = teacher.end(), student.end()
+            vocabulary = join_vocabularies(teacher.tokenizer, student.tokenizer, ends)
+            signal = SpanSignal(signal, lesson.aligned, vocabulary)
+        elif lesson.read is not lesson.documents:
             signal = AlignedSignal(signal, lesson.documents, lesson.read)
         members.append(Member(signal, lesson.indices, lesson.weight))
     if not run.recipe.teachers:

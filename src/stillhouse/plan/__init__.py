@@ -68,7 +68,8 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     teacher = shape_of(facts) if facts.kind != "api" else None
     parent = shape_of(describe(recipe.student.model)) if recipe.student.model else teacher
     tokenizer = describe(recipe.student.tokenizer) if recipe.student.tokenizer else facts
-    student = student_shape(recipe.student, parent, vocab=tokenizer.vocab_size)
+    vocabulary = recipe.student.vocabulary or tokenizer.vocab_size
+    student = student_shape(recipe.student, parent, vocab=vocabulary)
     asked = train if recipe.needs_answers else []
     amounts = count(recipe, asked, held_out)
     work = Work(recipe, facts, teacher, student, amounts, machine or measure_machine())

@@ -27,6 +27,7 @@ _OBJECTIVES = {
     "jsd": "generalised Jensen–Shannon divergence to the teacher",
     "skew_forward_kl": "skew forward KL divergence to the teacher",
     "skew_reverse_kl": "skew reverse KL divergence to the teacher",
+    "uld": "universal logit distillation (sorted probabilities)",
 }
 
 
@@ -132,6 +133,8 @@ def _data(recipe: Recipe, report: Mapping[str, Any]) -> str:
 def _training(recipe: Recipe, manifest_facts: Mapping[str, Any]) -> str:
     objective = recipe.objective
     goal = _OBJECTIVES[objective.kind]
+    if objective.joins_tokenizers and objective.align == "spans":
+        goal += ", over the spans that both tokenizers end a token with"
     if objective.kind != "cross_entropy" and objective.cross_entropy:
         goal += f", with {objective.cross_entropy:g} of the weight on cross-entropy"
     facts = manifest_facts.get("train") or {}

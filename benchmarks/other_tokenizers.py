@@ -1,0 +1,248 @@
+"""What a student of another tokenizer learns from: the teacher's text, sorted probabilities, or spans.
+
+    still collect recipes/other-tokenizer.yaml --out runs/other-tokenizer
+    python benchmarks/other_tokenizers.py runs/other-tokenizer --seeds 3
+
+Every arm trains the same scratch student (of the recipe in the run's directory) on the same answers in the
+same steps; only the objective differs, and the seed (weights and order). Measured on the held-out answers:
+
+- **bits/byte**: the student's negative log-likelihood of the teacher's answers, end mark included, over their
+  bytes. It does not depend on either tokenizer.
+- **span KL**: forward KL from teacher to student over shared tokens, a span, as `align: spans` defines it.
+
+Arms beside the recipe's objectives, to choose between ways of treating what is not shared:
+
+- *rest*: tokens that only one side has are one outcome, the rest.
+- *encoded*: they count for what the other tokenizer begins them with, not for the longest shared token that
+  they begin with.
+- *inside*: tokens inside a span are learned from the text, by cross-entropy, and not by the chain.
+- *gold*: as TRL's GOLD trainer does it: the whole first distribution times the chain of the others,
+  generalised JSD (beta 0.5) term by term over shared tokens, sorted L1 for the others, weighted by the
+  share of the teacher's tokens that is shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillhouse.corpus import Corpus
+from stillhouse.distill import aligned_loss
+from stillhouse.distill.aligned_loss import Side, ranked_distance
+from stillhouse.distill.alignment import Reader, align_documents
+from stillhouse.distill.divergences import Distribution, loss_and_gradient
+from stillhouse.distill.documents import Document, make_documents
+from stillhouse.distill.forward_pass import ForwardPass
+from stillhouse.distill.shared_vocabulary import SharedVocabulary, join_vocabularies
+from stillhouse.distill.span_signal import SpanSignal
+from stillhouse.distill.students import build_student
+from stillhouse.distill.targets import cache_targets
+from stillhouse.distill.training import train
+from stillhouse.models import Weights, load_weights
+from stillhouse.recipe import Objective
+from stillhouse.recipe_file import load_recipe
+
+SPANS = Objective(align="spans")
+ARMS: dict[str, tuple[Objective, str]] = {
+    "text (cross-entropy)": (Objective(kind="cross_entropy"), ""),
+    "ULD, tokens, with text 0.4": (Objective(kind="uld", cross_entropy=0.4), ""),
+    "ULD, spans, with text 0.4": (Objective(kind="uld", align="spans", cross_entropy=0.4), ""),
+    "spans, forward KL": (SPANS, ""),
+    "spans, forward KL, with text 0.5": (replace(SPANS, cross_entropy=0.5), ""),
+    "spans, JSD 0.5": (replace(SPANS, kind="jsd"), ""),
+    "spans, forward KL, rest": (SPANS, "rest"),
+    "spans, forward KL, encoded": (SPANS, "encoded"),
+    "spans, forward KL, inside": (SPANS, "inside"),
+    "spans, gold, with text 0.5": (replace(SPANS, cross_entropy=0.5), "gold"),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Answers as both sides read them, with the teacher's hidden states."""
+
+    documents: list[Document]
+    answer_bytes: int
+    signal: SpanSignal
+    by_tokens: SpanSignal
+    facts: dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[], help="overrides, e.g. train.epochs=18")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), help="parts of names")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    recipe = load_recipe(options.run / "recipe.yaml", options.set)
+    teacher = load_weights(recipe.teacher.model)
+    corpus = Corpus(options.run / "corpus/kept")
+    texts = [m["content"] for row in corpus.rows("train") for m in row["messages"]]
+
+    def student(seed: int) -> Any:
+        return build_student(recipe.student, teacher=teacher, calibration=[], seed=seed, texts=texts)
+
+    first = student(0)
+    reader = Reader(first.tokenizer, first.template)
+    arms = {name: ARMS[name] for name in ARMS if any(part in name for part in options.arms)}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    with tempfile.TemporaryDirectory() as place:
+        learned, held_out = (
+            read(corpus, split, teacher, reader, Path(place) / split) for split in ("train", "held_out")
+        )
+        print(f"{len(learned.documents)} answers, {learned.facts}; {first.facts['parameters']:,} parameters")
+        for seed in range(options.seeds):
+            for name, (objective, variant) in arms.items():
+                model = student(seed).model
+                started = time.process_time()
+                signal = learned.signal if objective.align == "spans" else learned.by_tokens
+                signal = None if objective.kind == "cross_entropy" else signal
+                with (
+                    tempfile.TemporaryDirectory() as directory,
+                    changed(variant, learned.signal, teacher, reader),
+                ):
+                    done = train(
+                        model,
+                        learned.documents,
+                        signal,
+                        objective=objective,
+                        settings=recipe.train,
+                        directory=Path(directory),
+                        seed=seed,
+                    )
+                found = measure(model, held_out) | {
+                    "seconds": time.process_time() - started,
+                    "tokens": done.tokens,
+                }
+                results[name].append(found)
+                print(seed, name, {key: round(value, 3) for key, value in found.items()}, flush=True)
+    show(results)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+def read(corpus: Corpus, split: str, teacher: Weights, student: Reader, place: Path) -> Split:
+    rows = list(corpus.rows(split))
+    documents = make_documents(
+        rows, student.tokenizer, student.template, loss_on="assistant", max_length=1024
+    )
+    side = Reader(teacher.tokenizer, teacher.template)
+    vocabulary = join_vocabularies(teacher.tokenizer, student.tokenizer, (side.end(), student.end()))
+    facts, signals = {}, {}
+    for by in ("tokens", "spans"):
+        aligned = align_documents(rows, documents, teacher=side, student=student, by=by)
+        cached = cache_targets(teacher.model, aligned.documents, SPANS, place / by, seed=0)
+        facts, signals[by] = aligned.facts, SpanSignal(cached, aligned, vocabulary)
+    said = sum(len(student.bytes_of[n] or b"") for document in documents for n in document.labels)
+    return Split(documents, said, signals["spans"], signals["tokens"], facts)
+
+
+@torch.no_grad()
+def measure(model: Any, held_out: Split) -> dict[str, float]:
+    """Bits a byte of the answers, and forward KL a span."""
+    runner = ForwardPass(model, held_out.documents, "float32")
+    hidden = runner.hidden(range(len(held_out.documents)))
+    nll = kl = spans = 0.0
+    for index, (document, hidden_ND) in enumerate(zip(held_out.documents, hidden, strict=True)):
+        labels = torch.from_numpy(document.labels.astype(np.int64))
+        rows = held_out.signal.rows([(index, document.predicting)], hidden_ND.device)
+        text = Objective(kind="cross_entropy")
+        nll += aligned_loss.aligned_loss(hidden_ND, runner.head, labels, rows, text).item()
+        kl += aligned_loss.aligned_loss(hidden_ND, runner.head, labels, rows, SPANS).item()
+        spans += len(rows.spans_S4)
+    return {"bits_per_byte": nll / math.log(2) / held_out.answer_bytes, "span_kl": kl / spans}
+
+
+@contextlib.contextmanager
+def changed(variant: str, signal: SpanSignal, teacher: Weights, student: Reader) -> Iterator[None]:
+    """Another treatment of what is not shared, inside the block."""
+    vocabulary, divergence = signal._vocabulary, aligned_loss.span_divergence
+    if variant in ("rest", "encoded"):
+        side = Reader(teacher.tokenizer, teacher.template)
+        signal._vocabulary = other_classes(variant, vocabulary, side, student)
+    if variant == "inside":
+        aligned_loss.span_divergence = inside
+    if variant == "gold":
+        aligned_loss.span_divergence = gold(Reader(teacher.tokenizer, teacher.template), student)
+    try:
+        yield
+    finally:
+        signal._vocabulary, aligned_loss.span_divergence = vocabulary, divergence
+
+
+def other_classes(
+    variant: str, vocabulary: SharedVocabulary, teacher: Reader, student: Reader
+) -> SharedVocabulary:
+    both = {b for b in teacher.bytes_of if b} & {b for b in student.bytes_of if b}
+    number = {b: int(n) for b, n in zip(teacher.bytes_of, vocabulary.teacher_V, strict=True) if b in both}
+
+    def counts_for(b: bytes | None, other: Reader) -> int:
+        if variant == "rest":
+            return number.get(b, vocabulary.size) if b else vocabulary.size + 1
+        while b and b not in both:
+            ids = other.tokenizer.backend_tokenizer.encode(b.decode(errors="ignore")).ids
+            first = (other.bytes_of[ids[0]] if ids else None) or b""
+            begun = first if len(first) < len(b) and b.startswith(first) else b[:-1]
+            b, other = begun, (student if other is teacher else teacher)
+        return number.get(b or b"", vocabulary.size)
+
+    teacher_V = torch.tensor([counts_for(b, student) for b in teacher.bytes_of])
+    student_V = torch.tensor([counts_for(b, teacher) for b in student.bytes_of])
+    return SharedVocabulary(teacher_V, student_V, vocabulary.size + (variant == "rest"))
+
+
+def inside(q: Side, p: Side, several_C: Tensor, objective: Objective) -> Tensor:
+    """The divergence at the beginning of each span, and the text's cross-entropy inside it."""
+    student, teacher = Distribution.of_logp(q.beginnings(p)), Distribution.of_logp(p.beginnings(q))
+    return loss_and_gradient(student, teacher, objective)[0] - q.rest_C
+
+
+def gold(teacher: Reader, student: Reader) -> Callable[..., Tensor]:
+    """The hybrid loss of TRL's GOLD trainer: matched tokens term by term, and the others sorted."""
+    place = {b: n for n, b in enumerate(student.bytes_of) if b}
+    pairs = [(n, place[b]) for n, b in enumerate(teacher.bytes_of) if b in place]
+    teacher_ids, student_ids = torch.tensor(pairs).T
+    weight = len(pairs) / len(teacher.bytes_of)
+
+    def loss(q: Side, p: Side, several_C: Tensor, objective: Objective) -> Tensor:
+        q_CV, p_CV = ((side.logp_CV + side.rest_C[:, None]).exp() for side in (q, p))
+        matched = [
+            Distribution.of_logp(p_CK.clamp_min(1e-8).log().log_softmax(-1))
+            for p_CK in (q_CV[:, student_ids], p_CV[:, teacher_ids])
+        ]
+        jsd_C, _ = loss_and_gradient(matched[0], matched[1], Objective(kind="jsd", beta=0.5))
+        others = [p_CV.index_fill(1, ids, 0.0) for p_CV, ids in ((q_CV, student_ids), (p_CV, teacher_ids))]
+        return weight * jsd_C + (1 - weight) * ranked_distance(others[0], others[1])
+
+    return loss
+
+
+def show(results: dict[str, list[dict[str, float]]]) -> None:
+    print("| arm | bits/byte | span KL | process s |\n|---|---|---|---|")
+    for name, runs in results.items():
+        cells = []
+        for key in ("bits_per_byte", "span_kl", "seconds"):
+            values = [run[key] for run in runs]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 and key != "seconds" else ""
+            cells.append(f"{np.mean(values):.3f}{spread}" if key != "seconds" else f"{np.mean(values):.0f}")
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

