@@ -14,7 +14,8 @@ from ..recipe import Recipe
 
 OPTION = "--section.field"
 VERBS = ("run", "plan", "collect", "train")
-_TOP_LEVEL = {f.name for f in dataclasses.fields(Recipe)}
+_TOP_LEVEL = {f.name for f in dataclasses.fields(Recipe)} | {"seeds"}
+"""Keys of a recipe; `seeds` is a study's."""
 _OWN_OPTION = "--accept-terms"
 """Not an override: its value is text, not YAML. Spelt with an underscore it is the recipe's key."""
 

@@ -7,7 +7,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..console import console
-from ..study import is_study
 from .options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile, Restart, RunDirectory
 from .stages import read_recipe, run_stages
 
@@ -41,6 +40,8 @@ def run(
     dry_run
         Load no weights; print stages, tokens, memory, time and money.
     """
+    from ..study import is_study
+
     if is_study(recipe):
         from .study import show_study
 
