@@ -16,18 +16,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .key_values import KeyValues
+from .products import added, gated, joined
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others depend on the length
 TRIAL = 8  # tokens for the comparison with the module
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}  # share of the logits' spread
-
-Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def fast_decoder(model: PreTrainedModel, memory: KeyValues, trial: Sequence[int]) -> FastDecoder | None:
@@ -129,9 +127,9 @@ class _Layer:
         self.width, self.scale = attention.head_dim, attention.scaling
         self.groups = attention.num_key_value_groups
         self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = joined([attention.o_proj])
-        self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
-        self.down = joined([mlp.down_proj])
+        self.out = added(attention.o_proj)
+        self.gated = gated(mlp.gate_proj, mlp.up_proj)
+        self.down = added(mlp.down_proj)
 
     def __call__(
         self, hidden_NE: torch.Tensor, cos_N1D: torch.Tensor, sin_N1D: torch.Tensor, attend: Callable
@@ -145,22 +143,22 @@ class _Layer:
         turned = rotated.roll(self.width // 2, -1)
         rotated = torch.addcmul(rotated * cos_N1D, turned, sin_N1D)
         mixed = attend(self, rotated[:, :-kv], rotated[:, -kv:], values)
-        hidden_NE = hidden_NE + self.out(mixed.reshape(len(hidden_NE), -1))
-        gate, up = self.gate_up(_normed(hidden_NE, self.norm_mlp)).chunk(2, -1)
-        return hidden_NE + self.down(F.silu(gate) * up)
+        hidden_NE = self.out(mixed.reshape(len(hidden_NE), -1), hidden_NE)
+        return self.down(self.gated(_normed(hidden_NE, self.norm_mlp)), hidden_NE)
 
     def attend_step(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: tuple[object, ...], mask: torch.Tensor
     ) -> torch.Tensor:
-        """Attention of one new token a sequence; the G query heads take the place of query positions."""
-        batch, total, kv = len(q), mask.shape[-1], k.shape[1]
+        """Attention of one new token a sequence, [B, HG, 1, D]."""
+        batch, total = len(q), mask.shape[-1]
         keys, values = self.memory.write(self.number, at, k, v)
         return F.scaled_dot_product_attention(
-            q.reshape(batch, kv, self.groups, self.width),
+            q[:, :, None],
             keys[:batch, :, :total],
             values[:batch, :, :total],
             attn_mask=mask,
             scale=self.scale,
+            enable_gqa=True,
         )
 
     def attend_prompts(
@@ -181,31 +179,6 @@ class _Layer:
             )
             parts.append(mixed[0].transpose(0, 1))
         return torch.cat(parts)
-
-
-def joined(modules: Sequence[nn.Module]) -> Product:
-    """A function from [N, in] to the outputs of linear ``modules`` side by side, [N, out].
-
-    One packed product where oneDNN multiplies bfloat16; elsewhere the modules' own, without copies.
-    """
-    plain = all(type(module) is nn.Linear for module in modules)
-    linears: list[Any] = list(modules)
-    if not plain or not _packs(linears[0].weight):
-        if len(linears) == 1:
-            return linears[0]
-        return lambda x: torch.cat([linear(x) for linear in linears], -1)
-    weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
-    bias = None
-    if linears[0].bias is not None:
-        bias = torch.cat([linear.bias for linear in linears])
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-
-
-def _packs(weight: torch.Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
-        return False
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _normed(hidden: torch.Tensor, norm: Any) -> torch.Tensor:
