@@ -16,18 +16,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .key_values import KeyValues
+from .products import Product, added, gated, joined
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others depend on the length
 TRIAL = 8  # tokens for the comparison with the module
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}  # share of the logits' spread
-
-Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def fast_decoder(model: PreTrainedModel, memory: KeyValues, trial: Sequence[int]) -> FastDecoder | None:
@@ -65,7 +63,7 @@ class FastDecoder:
         self.memory = memory
         self.embed_VE = base.embed_tokens.weight
         self.layers = [_Layer(layer, memory, number) for number, layer in enumerate(base.layers)]
-        self.norm = base.norm
+        self.norm = _normed(base.norm)
         self.head = joined([model.lm_head])
         positions = torch.arange(memory.capacity, device=model.device)
         cos_1TD, sin_1TD = base.rotary_emb(self.embed_VE[:1], positions[None])
@@ -84,8 +82,8 @@ class FastDecoder:
         hidden_NE = self.embed_VE[torch.tensor([id for prompt in prompts for id in prompt], device=device)]
         positions_N = torch.cat([torch.arange(len(prompt), device=device) for prompt in prompts])
 
-        def attend(layer: _Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return layer.attend_prompts(q, k, v, spans, slots)
+        def attend(layer: _Layer, heads: torch.Tensor) -> torch.Tensor:
+            return layer.attend_prompts(heads, spans, slots)
 
         hidden_NE = self._layers(hidden_NE, positions_N, attend)
         return self._logits(hidden_NE[[end - 1 for _, end in spans]])
@@ -103,8 +101,8 @@ class FastDecoder:
         mask_B11T = mask_BT.masked_fill_(beyond_BT, -torch.inf)[:, None, None]
         at = (torch.arange(len(tokens_B), device=lengths_B.device), slice(None), lengths_B)
 
-        def attend(layer: _Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return layer.attend_step(q, k, v, at, mask_B11T)
+        def attend(layer: _Layer, heads: torch.Tensor) -> torch.Tensor:
+            return layer.attend_step(heads, at, mask_B11T)
 
         return self._logits(self._layers(self.embed_VE[tokens_B], lengths_B, attend))
 
@@ -115,7 +113,7 @@ class FastDecoder:
         return hidden
 
     def _logits(self, hidden_BE: torch.Tensor) -> torch.Tensor:
-        return self.head(_normed(hidden_BE, self.norm))
+        return self.head(self.norm(hidden_BE))
 
 
 class _Layer:
@@ -124,89 +122,79 @@ class _Layer:
     def __init__(self, layer: Any, memory: KeyValues, number: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.memory, self.number = memory, number
-        self.norm_in, self.norm_mlp = layer.input_layernorm, layer.post_attention_layernorm
-        self.norm_q, self.norm_k = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.norm_in, self.norm_mlp = map(_normed, (layer.input_layernorm, layer.post_attention_layernorm))
+        self.norms_qk = (
+            [_normed(attention.q_norm), _normed(attention.k_norm)] if hasattr(attention, "q_norm") else None
+        )
         self.width, self.scale = attention.head_dim, attention.scaling
         self.groups = attention.num_key_value_groups
         self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = joined([attention.o_proj])
-        self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
-        self.down = joined([mlp.down_proj])
+        self.out = added(attention.o_proj)
+        self.gated = gated(mlp.gate_proj, mlp.up_proj)
+        self.down = added(mlp.down_proj)
+        weight = attention.o_proj.weight
+        self.one_by_one = weight.device.type == "cpu" and weight.dtype != torch.float32
+        """Whether query heads that share keys are quicker apart than as several places of one head."""
 
     def __call__(
         self, hidden_NE: torch.Tensor, cos_N1D: torch.Tensor, sin_N1D: torch.Tensor, attend: Callable
     ) -> torch.Tensor:
-        heads = self.qkv(_normed(hidden_NE, self.norm_in)).view(len(hidden_NE), -1, self.width)
+        """The next hidden states; ``attend`` takes the heads of queries, keys and values [N, HG + 2H, D]."""
+        heads = self.qkv(self.norm_in(hidden_NE)).view(len(hidden_NE), -1, self.width)
         kv = heads.shape[1] // (self.groups + 2)
-        rotated, values = heads[:, :-kv], heads[:, -kv:]
-        if self.norm_q is not None:
-            queries, keys = rotated.split([kv * self.groups, kv], 1)
-            rotated = torch.cat([_normed(queries, self.norm_q), _normed(keys, self.norm_k)], 1)
+        if self.norms_qk:
+            queries, keys, values = heads.split([kv * self.groups, kv, kv], 1)
+            heads = torch.cat([self.norms_qk[0](queries), self.norms_qk[1](keys), values], 1)
+        rotated = heads[:, :-kv]
         turned = rotated.roll(self.width // 2, -1)
-        rotated = torch.addcmul(rotated * cos_N1D, turned, sin_N1D)
-        mixed = attend(self, rotated[:, :-kv], rotated[:, -kv:], values)
-        hidden_NE = hidden_NE + self.out(mixed.reshape(len(hidden_NE), -1))
-        gate, up = self.gate_up(_normed(hidden_NE, self.norm_mlp)).chunk(2, -1)
-        return hidden_NE + self.down(F.silu(gate) * up)
+        rotated.mul_(cos_N1D).addcmul_(turned, sin_N1D)
+        mixed = attend(self, heads)
+        hidden_NE = self.out(mixed.reshape(len(hidden_NE), -1), hidden_NE)
+        return self.down(self.gated(self.norm_mlp(hidden_NE)), hidden_NE)
 
-    def attend_step(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: tuple[object, ...], mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention of one new token a sequence; the G query heads take the place of query positions."""
-        batch, total, kv = len(q), mask.shape[-1], k.shape[1]
-        keys, values = self.memory.write(self.number, at, k, v)
+    def attend_step(self, heads: torch.Tensor, at: tuple[object, ...], mask: torch.Tensor) -> torch.Tensor:
+        """Attention of one new token a sequence, [B, HG, 1, D] or [B, H, G, D]."""
+        batch, total = len(heads), mask.shape[-1]
+        kv = heads.shape[1] // (self.groups + 2)
+        keys, values = self.memory.write(self.number, at, heads[:, -2 * kv :]).split(kv, 1)
+        shape = (kv * self.groups, 1) if self.one_by_one else (kv, self.groups)
         return F.scaled_dot_product_attention(
-            q.reshape(batch, kv, self.groups, self.width),
+            heads[:, : -2 * kv].reshape(batch, *shape, self.width),
             keys[:batch, :, :total],
             values[:batch, :, :total],
             attn_mask=mask,
             scale=self.scale,
+            enable_gqa=True,
         )
 
     def attend_prompts(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        spans: Sequence[tuple[int, int]],
-        slots: Sequence[int],
+        self, heads: torch.Tensor, spans: Sequence[tuple[int, int]], slots: Sequence[int]
     ) -> torch.Tensor:
         """Causal attention of each prompt to itself, [N, HG, D]."""
+        kv = heads.shape[1] // (self.groups + 2)
         parts = []
         for (start, end), slot in zip(spans, slots, strict=True):
-            q_HTD, k_HTD, v_HTD = (part[start:end].transpose(0, 1) for part in (q, k, v))
-            self.memory.write(self.number, (slot, slice(None), slice(end - start)), k_HTD, v_HTD)
+            own = heads[start:end].transpose(0, 1)
+            self.memory.write(self.number, (slot, slice(None), slice(end - start)), own[-2 * kv :])
+            q_HTD, k_HTD, v_HTD = own[None].split([kv * self.groups, kv, kv], 1)
             mixed = F.scaled_dot_product_attention(
-                q_HTD[None], k_HTD[None], v_HTD[None], is_causal=True, scale=self.scale, enable_gqa=True
+                q_HTD, k_HTD, v_HTD, is_causal=True, scale=self.scale, enable_gqa=True
             )
             parts.append(mixed[0].transpose(0, 1))
         return torch.cat(parts)
 
 
-def joined(modules: Sequence[nn.Module]) -> Product:
-    """A function from [N, in] to the outputs of linear ``modules`` side by side, [N, out].
+def _normed(norm: Any) -> Product:
+    """The function of a root-mean-square norm; on a CPU in fewer passes than torch's own."""
+    weight, epsilon = norm.weight, norm.variance_epsilon
+    if weight.device.type != "cpu":
+        return lambda hidden: F.rms_norm(hidden, weight.shape, weight, epsilon)
+    wide_weight, epsilon = weight.float(), torch.tensor(epsilon)
 
-    One packed product where oneDNN multiplies bfloat16; elsewhere the modules' own, without copies.
-    """
-    plain = all(type(module) is nn.Linear for module in modules)
-    linears: list[Any] = list(modules)
-    if not plain or not _packs(linears[0].weight):
-        if len(linears) == 1:
-            return linears[0]
-        return lambda x: torch.cat([linear(x) for linear in linears], -1)
-    weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
-    bias = None
-    if linears[0].bias is not None:
-        bias = torch.cat([linear.bias for linear in linears])
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    def normed(hidden: torch.Tensor) -> torch.Tensor:
+        wide = hidden.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = torch.addcmul(epsilon, length, length, value=1 / wide.shape[-1]).rsqrt_()
+        return (wide * inverse).mul_(wide_weight).to(hidden.dtype)
 
-
-def _packs(weight: torch.Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
-        return False
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _normed(hidden: torch.Tensor, norm: Any) -> torch.Tensor:
-    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    return normed

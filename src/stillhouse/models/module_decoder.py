@@ -23,7 +23,7 @@ class ModuleDecoder:
     def __init__(self, model: PreTrainedModel, memory: KeyValues) -> None:
         self.model, self.memory = model, memory
         self.place = _Place()
-        self.cache = Cache(layers=[_SlotLayer(memory, n, self.place) for n in range(len(memory.keys))])
+        self.cache = Cache(layers=[_SlotLayer(memory, n, self.place) for n in range(len(memory.layers))])
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
         """Logits [P, V] after each prompt, one prompt at a time."""
@@ -73,15 +73,16 @@ class _SlotLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        lengths_B = self.place.lengths_B
+        lengths_B, pairs = self.place.lengths_B, torch.cat([key_states, value_states], 1)
         if lengths_B is None:
             at = (self.place.slot, slice(None), slice(self.place.total))
-            self.memory.write(self.number, at, key_states[0], value_states[0])
+            self.memory.write(self.number, at, pairs[0])
             return key_states, value_states
         batch = len(lengths_B)
         at = (torch.arange(batch, device=lengths_B.device), slice(None), lengths_B)
-        keys, values = self.memory.write(self.number, at, key_states[:, :, 0], value_states[:, :, 0])
-        return keys[:batch, :, : self.place.total], values[:batch, :, : self.place.total]
+        memory = self.memory.write(self.number, at, pairs[:, :, 0])
+        keys, values = memory[:batch, :, : self.place.total].chunk(2, 1)
+        return keys, values
 
     def get_seq_length(self) -> int:
         return 0 if self.place.lengths_B is None else self.place.total - 1

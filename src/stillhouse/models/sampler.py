@@ -31,7 +31,9 @@ from .types import Sampling
 __all__ = ["Sampled", "can_sample", "draw", "sample"]
 
 SLOTS = 64  # sequences that run at once
-PREFILL = 4096  # prompt tokens that are prefilled in one pass, if there is more than one prompt
+PREFILL = (
+    1024  # prompt tokens that are prefilled in one pass, if there is more than one prompt; more are slower
+)
 
 Stopped = Callable[[int, Sequence[int]], bool]
 
