@@ -64,7 +64,9 @@ class Meter:
 
     def report(self) -> None:
         """Prints one line of JSON, the last of the process's output."""
-        wall, process = (end - start for start, end in zip(self.marks[WARM_UP - 1], self.marks[-1], strict=True))
+        wall, process = (
+            end - start for start, end in zip(self.marks[WARM_UP - 1], self.marks[-1], strict=True)
+        )
         found = {"wall_s": wall, "process_s": process, "peak_mb": peak_mb()}
         print(json.dumps(found | {"counts": self.counts, "parts_s": self.parts}), flush=True)
 

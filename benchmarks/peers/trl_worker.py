@@ -60,7 +60,7 @@ def common_options(task: dict[str, Any], directory: str) -> dict[str, Any]:
     }
 
 
-def grpo(task: dict[str, Any], directory: str, tools: dict[str, Any], meter: Meter) -> GRPOTrainer:
+def grpo(task: dict[str, Any], directory: str, tools: dict[str, Any]) -> GRPOTrainer:
     """DAPO's loss with Dr. GRPO's advantages, which are Stillhouse's defaults."""
 
     def score(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -82,7 +82,9 @@ def grpo(task: dict[str, Any], directory: str, tools: dict[str, Any], meter: Met
     return GRPOTrainer(args=options, reward_funcs=score, train_dataset=Dataset.from_list(rows), **tools)
 
 
-def distillation(task: dict[str, Any], directory: str, tools: dict[str, Any], meter: Meter) -> DistillationTrainer:
+def distillation(
+    task: dict[str, Any], directory: str, tools: dict[str, Any], meter: Meter
+) -> DistillationTrainer:
     """Reverse KL. It knows no groups: a prompt's samples are as many rows."""
     options = DistillationConfig(
         **common_options(task, directory),
@@ -91,13 +93,13 @@ def distillation(task: dict[str, Any], directory: str, tools: dict[str, Any], me
         beta=1.0,
         shuffle_dataset=False,
     )
-    rows = [{"prompt": talk} for talk in read_conversations(task["prompts"]) for _ in range(task["samples"])]
+    rows = [{"prompt": talk} for talk in repeated(task)]
     return DistillationTrainer(
         args=options, teacher_model=teacher(task), train_dataset=Dataset.from_list(rows), **tools
     )
 
 
-def gkd(task: dict[str, Any], directory: str, tools: dict[str, Any], meter: Meter) -> GKDTrainer:
+def gkd(task: dict[str, Any], directory: str, tools: dict[str, Any]) -> GKDTrainer:
     """The Jensen–Shannon divergence on the student's samples alone. It generates pass by pass."""
     options = GKDConfig(
         **common_options(task, directory),
@@ -106,14 +108,23 @@ def gkd(task: dict[str, Any], directory: str, tools: dict[str, Any], meter: Mete
         beta=0.5,
         train_sampling_strategy="sequential",
     )
-    # Its collator wants an answer, which lmbda 1 throws away, and its loss is divided by that answer's tokens.
+    # Its collator wants an answer; lmbda 1 throws it away, though the loss is divided by its tokens.
     answer = [{"role": "assistant", "content": "A"}]
-    rows = [{"messages": talk + answer} for talk in read_conversations(task["prompts"]) for _ in range(task["samples"])]
+    rows = [
+        {"messages": talk + answer}
+        for talk in read_conversations(task["prompts"])
+        for _ in range(task["samples"])
+    ]
     trainer = GKDTrainer(
         args=options, teacher_model=teacher(task), train_dataset=Dataset.from_list(rows), **tools
     )
     trainer.generation_config.min_new_tokens = task["max_tokens"]
     return trainer
+
+
+def repeated(task: dict[str, Any]) -> list[list[dict[str, str]]]:
+    """Each prompt as often as it is to be answered."""
+    return [talk for talk in read_conversations(task["prompts"]) for _ in range(task["samples"])]
 
 
 def student(task: dict[str, Any]) -> Any:
@@ -159,7 +170,7 @@ def main() -> None:
     }
     methods = {"grpo": grpo, "distillation": distillation, "gkd": gkd}
     with tempfile.TemporaryDirectory() as directory:
-        trainer = methods[task["method"]](task, directory, tools, meter)
+        trainer = methods[task["method"]](task, directory, tools)
         watch(trainer, meter)
         trainer.train()
     meter.counts["optimizer steps"] = trainer.state.global_step - WARM_UP
