@@ -82,9 +82,7 @@ def grpo(task: dict[str, Any], directory: str, tools: dict[str, Any]) -> GRPOTra
     return GRPOTrainer(args=options, reward_funcs=score, train_dataset=Dataset.from_list(rows), **tools)
 
 
-def distillation(
-    task: dict[str, Any], directory: str, tools: dict[str, Any], meter: Meter
-) -> DistillationTrainer:
+def distillation(task: dict[str, Any], directory: str, tools: dict[str, Any]) -> DistillationTrainer:
     """Reverse KL. It knows no groups: a prompt's samples are as many rows."""
     options = DistillationConfig(
         **common_options(task, directory),
@@ -110,11 +108,7 @@ def gkd(task: dict[str, Any], directory: str, tools: dict[str, Any]) -> GKDTrain
     )
     # Its collator wants an answer; lmbda 1 throws it away, though the loss is divided by its tokens.
     answer = [{"role": "assistant", "content": "A"}]
-    rows = [
-        {"messages": talk + answer}
-        for talk in read_conversations(task["prompts"])
-        for _ in range(task["samples"])
-    ]
+    rows = [{"messages": talk + answer} for talk in repeated(task)]
     trainer = GKDTrainer(
         args=options, teacher_model=teacher(task), train_dataset=Dataset.from_list(rows), **tools
     )
@@ -156,7 +150,8 @@ def watch(trainer: Any, meter: Meter) -> None:
     trainer.model.generate = meter.timed("sampling", counted_generate)
     trainer.compute_loss = counted_loss
     if getattr(trainer, "teacher_model", None) is not None:
-        trainer.teacher_model.forward = meter.timed("teacher", trainer.teacher_model.forward)
+        layers = trainer.teacher_model.base_model  # without the head, which belongs to the loss
+        layers.forward = meter.timed("teacher", layers.forward)
 
 
 def main() -> None:
