@@ -61,8 +61,8 @@ def watch(meter: Meter) -> None:
         meter.count("generated", sum(len(rollout.ids) for rollout in found.rollouts))
         return found
 
-    def counted_update(self: Any, rate: float) -> None:
-        update(self, rate)
+    def counted_update(self: Any, learning_rate: float) -> None:
+        update(self, learning_rate)
         meter.count("optimizer steps", 1)
 
     on_policy.roll_out = meter.timed("sampling", counted_roll_out)
@@ -80,7 +80,7 @@ def main() -> None:
     taught = task["method"] != "grpo"
 
     def score(answers: Any) -> list[float]:
-        return [reward(weights.tokenizer.decode(ids, skip_special_tokens=True)) for _, ids in answers]
+        return [reward(str(weights.tokenizer.decode(ids, skip_special_tokens=True))) for _, ids in answers]
 
     settings = OnPolicy(
         rounds=task["steps"] + WARM_UP,
