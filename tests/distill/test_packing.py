@@ -112,5 +112,5 @@ def test_a_row_is_filled_up_and_nothing_is_learned_of_the_filler():
         batch = lay_out(documents, NAME, CPU)
         width = batch.inputs["input_ids"].shape[1]
         assert width == ROW_MULTIPLE * -(-sum(lengths) // ROW_MULTIPLE)
-        assert sum(batch.inputs["document_lengths"]) == width
+        assert sum(batch.inputs["piece_lengths"]) == width
         assert batch.predicting_N.max() < sum(lengths)

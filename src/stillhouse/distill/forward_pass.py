@@ -17,10 +17,9 @@ from torch import Tensor
 
 from ..errors import ContextLengthError
 from ..hashing import sha256_bytes, sha256_json
-from .batches import micro_batches
 from .documents import Document
 from .head import Head, head_of
-from .packing import PADDED, attention, choose_layout, hidden_states, lay_out
+from .packing import attention, choose_layout, hidden_states, lay_out, passes
 from .precision import WorkingCopy, compute_dtype
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ class ForwardPass:
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     ) -> None:
         self.documents = documents
-        self.lengths = [len(document) for document in documents]
         _require_context(model, documents)
         was_training = model.training
         model.eval()
@@ -64,20 +62,20 @@ class ForwardPass:
         """The same model, ready to be run over other documents."""
         _require_context(self.module, documents)
         other = copy.copy(self)
-        other.documents, other.lengths = documents, [len(document) for document in documents]
+        other.documents = documents
         return other
 
     @torch.no_grad()
     def hidden(self, indices: Sequence[int]) -> list[Tensor]:
         """The hidden states of the documents ``indices``, in that order, each [N, D] at its ``predicting``.
 
-        Documents of like length share a pass, and no document sees another.
+        Documents of like length, or of one prompt, share a pass, and no document sees another.
         """
         by_document: dict[int, Tensor] = {}
         was_training = self.module.training
         self.module.eval()
         with attention(self.module, self.layout):
-            for batch in micro_batches(indices, self.lengths, PASS_TOKENS, padded=self.layout == PADDED):
+            for batch in passes(indices, self.documents, PASS_TOKENS, self.layout):
                 documents = [self.documents[i] for i in batch]
                 hidden_ND = hidden_states(
                     self.module.get_decoder(), lay_out(documents, self.layout, self.module.device)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..recipe import Objective, Train
 from .aligned_loss import AlignedRows, aligned_loss
-from .batches import Step, micro_batches
+from .batches import Step
 from .documents import Document
 from .head import head_of
 from .head_loss import head_loss
 from .optimizer import make_optimizer
-from .packing import PADDED, attention, choose_layout, hidden_states, lay_out
+from .packing import attention, choose_layout, hidden_states, lay_out, passes
 from .precision import WorkingCopy, compute_dtype
 
 if TYPE_CHECKING:
@@ -79,11 +79,8 @@ class Learner:
             The documents of each pass and what they add to the loss (not yet read from the device).
         """
         counted = self.counted(step)
-        passes = micro_batches(
-            step.documents, self.lengths, self.settings.micro_tokens, padded=self.layout == PADDED
-        )
         parts = []
-        for indices in passes:
+        for indices in passes(step.documents, self.documents, self.settings.micro_tokens, self.layout):
             loss = self._loss(indices) / counted
             loss.backward()
             parts.append((indices, loss.detach()))

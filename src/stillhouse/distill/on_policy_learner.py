@@ -19,13 +19,13 @@ from torch import Tensor
 from ..errors import NonFiniteLossError
 from ..recipe import Objective, Train
 from ..recipe_on_policy import OnPolicy
-from .batches import Step, micro_batches
+from .batches import Step
 from .documents import Document
 from .forward_pass import ForwardPass
 from .head import Head
 from .head_loss import head_loss
 from .learner import Learner
-from .packing import PADDED, hidden_states, lay_out
+from .packing import hidden_states, lay_out, passes
 from .policy import PolicyRows, group_advantages, token_weights
 from .rollouts import Round
 from .several import join_rows
@@ -101,7 +101,7 @@ class OnPolicyLearner(Learner):
         references: list[Tensor] | None,
     ) -> dict[str, float]:
         """Adds up the gradient over the samples ``members``; returns what was measured."""
-        settings, lengths = self.on_policy, [len(document) for document in documents]
+        settings = self.on_policy
         answer_lengths = [documents[i].counted for i in members]
         weight = dict(
             zip(
@@ -110,10 +110,10 @@ class OnPolicyLearner(Learner):
                 strict=True,
             )
         )
-        padded, loss = self.layout == PADDED, 0.0
+        loss = 0.0
         measured: dict[str, list[Tensor]] = {}
         with self.training():
-            for indices in micro_batches(members, lengths, self.settings.micro_tokens, padded=padded):
+            for indices in passes(members, documents, self.settings.micro_tokens, self.layout):
                 batch = lay_out([documents[i] for i in indices], self.layout, self.device)
                 hidden_ND = hidden_states(self.working.module.get_decoder(), batch)
                 counts = torch.tensor([documents[i].counted for i in indices])

@@ -2,7 +2,8 @@
 
 Packing wastes almost no token (a row is filled up to a multiple of 128), but is right only
 for models whose attention can be kept inside a document. :func:`choose_layout` does not
-trust a model's name: it runs the model on two short documents, packed and alone, and compares.
+trust a model's name: it runs the model on three short documents, packed and alone, and
+compares. Neighbours in a row that answer the same prompt share it (:mod:`.prompt_sharing`).
 
 Shapes: S tokens of a pass, B rows, T tokens of a row, N positions that predict a counted token.
 """
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor
 
 from . import packed_attention
+from .batches import micro_batches
 from .documents import Document
+from .prompt_sharing import SHORTEST, share_prompts, shared_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,34 +52,52 @@ class Pass:
     labels_N: Tensor
 
 
+def passes(
+    indices: Sequence[int], documents: Sequence[Document], micro_tokens: int, layout: str
+) -> list[tuple[int, ...]]:
+    """Cuts the documents ``indices`` into passes of at most ``micro_tokens`` tokens each."""
+    if layout == packed_attention.NAME:
+        return shared_batches(indices, documents, micro_tokens)
+    lengths = [len(document) for document in documents]
+    return micro_batches(indices, lengths, micro_tokens, padded=layout == PADDED)
+
+
 def lay_out(documents: Sequence[Document], layout: str, device: torch.device) -> Pass:
     """Makes a pass of ``documents``, in their order.
 
     Args:
         layout: what :func:`choose_layout` returned.
     """
-    lengths = [len(document) for document in documents]
     if layout == PADDED:
         # Padding stands to the right of a document, where a causal model never looks back from.
-        width = max(lengths)
+        width = max(map(len, documents))
         ids = np.zeros((len(documents), width), dtype=np.int64)
         for row, document in zip(ids, documents, strict=True):
             row[: len(document)] = document.ids
-        starts = [width * i for i in range(len(documents))]
+        predicting = np.concatenate([width * i + d.predicting for i, d in enumerate(documents)])
         inputs: dict[str, Any] = {}
     else:
-        starts = np.cumsum([0, *lengths[:-1]]).tolist()
-        filler = -sum(lengths) % ROW_MULTIPLE  # a last document of which nothing is learned
-        lengths += [filler] if filler else []
-        ids = np.zeros((1, sum(lengths)), dtype=np.int64)
-        ids[0, : sum(lengths) - filler] = np.concatenate([document.ids for document in documents])
-        positions = np.concatenate([np.arange(length) for length in lengths])[None]
-        inputs = {"position_ids": torch.from_numpy(positions).to(device)}
-        inputs |= _flash_inputs(lengths, device) if layout == FLASH else {"document_lengths": lengths}
+        ids, predicting, inputs = _packed(documents, layout, device)
     inputs |= {"input_ids": torch.from_numpy(ids).to(device), "use_cache": False}
-    predicting = np.concatenate([start + d.predicting for start, d in zip(starts, documents, strict=True)])
     labels = np.concatenate([document.labels for document in documents]).astype(np.int64)
     return Pass(inputs, torch.from_numpy(predicting).to(device), torch.from_numpy(labels).to(device))
+
+
+def _packed(
+    documents: Sequence[Document], layout: str, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Token ids [1, S], the predicting places in the row, and what tells the attention the pieces."""
+    row = share_prompts(documents, share=layout != FLASH)
+    filler = -len(row.ids) % ROW_MULTIPLE  # a last document of which nothing is learned
+    ids = np.concatenate([row.ids, np.zeros(filler, dtype=np.int32)]).astype(np.int64)[None]
+    positions = np.concatenate([row.positions, np.arange(filler)])[None]
+    lengths = row.lengths + ([filler] if filler else [])
+    inputs = {"position_ids": torch.from_numpy(positions).to(device)}
+    if layout == FLASH:
+        inputs |= _flash_inputs(lengths, device)
+    else:
+        inputs |= {"piece_lengths": lengths, "continues": row.continues + ([None] if filler else [])}
+    return ids, row.predicting, inputs
 
 
 def _flash_inputs(lengths: list[int], device: torch.device) -> dict[str, Any]:
@@ -101,9 +122,10 @@ def hidden_states(decoder: torch.nn.Module, batch: Pass) -> Tensor:
 def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
     """How documents may share a pass: the name of a packed attention, or ``"padded"``.
 
-    Two documents of 5 and 7 tokens go through ``model`` in one packed row and, with the model's own
-    attention, each alone. Where the hidden states differ by more than rounding (a model with soft-capped
-    scores, sinks, recurrent layers, or attention outside transformers' interface), rows are padded instead.
+    Three short documents, two of them with one prompt, go through ``model`` in one packed row and, with the
+    model's own attention, each alone. Where the hidden states differ by more than rounding (a model with
+    soft-capped scores, sinks, recurrent layers, or attention outside transformers' interface), rows are
+    padded instead.
 
     Args:
         model: in eval mode; left as it was.
@@ -112,14 +134,18 @@ def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = np.arange(12, dtype=np.int32) * 7919 % vocabulary  # any varied tokens do
-    two = [Document("", ids, np.ones(len(ids), dtype=bool)) for ids in (tokens[:5], tokens[5:])]
-    alone = [hidden_states(model.get_decoder(), lay_out([d], PADDED, model.device)) for d in two]
+    tokens = np.arange(SHORTEST + 12, dtype=np.int32) * 7919 % vocabulary  # any varied tokens do
+    prompt, rest = np.split(tokens, [SHORTEST])
+    some = [Document("", rest[:5], np.ones(5, dtype=bool))]
+    for answer in (rest[5:8], rest[8:]):
+        ids = np.concatenate([prompt, answer])
+        some.append(Document("", ids, np.arange(len(ids)) >= SHORTEST))
+    alone = [hidden_states(model.get_decoder(), lay_out([d], PADDED, model.device)) for d in some]
     with attention(model, packed_attention.NAME) as possible:
         if not possible:
             return PADDED
         try:
-            packed = hidden_states(model.get_decoder(), lay_out(two, packed_attention.NAME, model.device))
+            packed = hidden_states(model.get_decoder(), lay_out(some, packed_attention.NAME, model.device))
         except NotImplementedError:
             return PADDED
     difference = torch.cat(alone) - packed

@@ -16,7 +16,7 @@ FRONTIER = 64  # tokens whose memory is cleared at a time
 
 
 class KeyValues:
-    """Keys and values [S, 2H, T, D] of every layer; what is beyond a sequence's length is finite, not zero."""
+    """Keys and values [S, 2H, T, D] of every layer; beyond a sequence's length they are finite, not zero."""
 
     def __init__(self, layers: int, slots: int, capacity: int) -> None:
         self.slots, self.capacity = slots, capacity
