@@ -10,7 +10,7 @@ from stillhouse.models import describe, parse_reference
 from stillhouse.plan import plan
 from stillhouse.recipe_file import dump_recipe, load_recipe, parse_recipe
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -32,3 +32,11 @@ def test_the_quickstart_names_a_model_that_its_package_brings():
     assert facts.layers is not None
     assert recipe.student.layers is not None
     assert recipe.student.layers < facts.layers
+
+
+def test_the_shipped_study_is_read_with_every_arm():
+    from stillhouse.study import learned_from, load_study
+
+    study = load_study(Path(__file__).parents[1] / "recipes" / "r1-mini" / "study.yaml", ["seeds=[7]"])
+    assert study.seeds == (7,)
+    assert learned_from(study, "distil-llama") == ("base", "cold", "r1", "base-llama")
