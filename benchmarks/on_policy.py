@@ -46,9 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--peer", type=Path, default=PEER, help="the python of the environment with TRL")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
-    parser.add_argument(
-        "--precisions", nargs="*", choices=("autocast", "float32", "weights"), default=["autocast"]
-    )
+    parser.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=["autocast"])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="counted steps of each process")
     parser.add_argument("--prompts", type=int, default=4, help="prompts a step")

@@ -113,6 +113,11 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text("utf-8"))
 
 
+def read_json_lines(path: str | Path) -> list[Any]:
+    """Reads a file with a JSON value on each line."""
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
 def take_lock(directory: Path) -> int:
     """Makes the directory and locks it for one process; closing the returned descriptor unlocks it.
 

@@ -127,12 +127,17 @@ def arm_recipe(study: Study, name: str, seed: int, data: Path, runs: Path) -> Re
 
 def learned_from(study: Study, name: str) -> tuple[str, ...]:
     """The arms whose results an arm's recipe names, theirs before them."""
-    text = json.dumps(_laid_over(study.common, study.arms[name].recipe))
     found: dict[str, None] = {}
-    for other in re.findall(r"\{runs\}/([\w.-]+)", text):
+    for other in _named(study, name):
         if other in study.arms and other != name:
             found |= dict.fromkeys((*learned_from(study, other), other))
     return tuple(found)
+
+
+def _named(study: Study, name: str) -> list[str]:
+    """What the recipe of an arm names below `{runs}`, in order."""
+    text = json.dumps(_laid_over(study.common, study.arms[name].recipe))
+    return re.findall(r"\{runs\}/([\w.-]+)", text)
 
 
 def _check(study: Study, path: Path) -> None:
@@ -140,8 +145,7 @@ def _check(study: Study, path: Path) -> None:
     for name in study.arms:
         if not re.fullmatch(r"\w[\w.-]*", name) or name == "data":
             raise RecipeError(f"{path}: arms.{name}: names a directory (not `data`)")
-        text = json.dumps(study.arms[name].recipe)
-        missing = set(re.findall(r"\{runs\}/([\w.-]+)", text)) - set(before)
+        missing = set(_named(study, name)) - set(before)
         if missing:
             raise RecipeError(f"{path}: arms.{name}: {', '.join(sorted(missing))} must be an arm before it")
         arm_recipe(study, name, study.seeds[0], Path("data"), Path("runs"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_training import llama
-from two_tokenizers import chatml_reader, tags_reader
+from two_tokenizers import chatml_reader, exchanges_of, tags_reader
 
 from stillhouse.distill.aligned_loss import AlignedRows, aligned_loss
 from stillhouse.distill.alignment import align_documents
@@ -26,13 +26,7 @@ ANSWERS = [
     "what matters",
     "café",
 ]
-ROWS = [
-    {
-        "id": str(n),
-        "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}],
-    }
-    for n, answer in enumerate(ANSWERS)
-]
+ROWS = exchanges_of(ANSWERS)
 DOCUMENTS = make_documents(ROWS, STUDENT.tokenizer, STUDENT.template, loss_on="assistant", max_length=99)
 ALIGNED = align_documents(ROWS, DOCUMENTS, teacher=TEACHER, student=STUDENT)
 VOCABULARY = join_vocabularies(TEACHER.tokenizer, STUDENT.tokenizer, (TEACHER.end(), STUDENT.end()))

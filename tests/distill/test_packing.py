@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from tiny_training import ARCHITECTURES, VOCABULARY, documents_of, gradients_of, llama, naive_loss_sum
-from torch.nn import functional as F
+from tiny_training import (
+    ARCHITECTURES,
+    VOCABULARY,
+    documents_of,
+    gradients_of,
+    llama,
+    loss_in_one_pass,
+    naive_loss_sum,
+)
 from transformers import LlamaForCausalLM
 
 from stillhouse.distill.packed_attention import NAME
@@ -13,17 +20,6 @@ from stillhouse.distill.packing import PADDED, ROW_MULTIPLE, attention, choose_l
 CPU = torch.device("cpu")
 LENGTHS = (9, 2, 13, 5, 5)
 PACKS = {"llama", "qwen2", "qwen2_window", "qwen3", "gemma3"}
-
-
-def loss_in_one_pass(model, documents, layout) -> torch.Tensor:
-    batch = lay_out(documents, layout, CPU)
-    with attention(model, layout):
-        hidden_ND = hidden_states(model.get_decoder(), batch)
-    logits_NV = model.lm_head(hidden_ND)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    if cap:
-        logits_NV = cap * torch.tanh(logits_NV / cap)
-    return F.cross_entropy(logits_NV, batch.labels_N, reduction="sum")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

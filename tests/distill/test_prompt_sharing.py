@@ -5,8 +5,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import ARCHITECTURES, VOCABULARY, documents_of, gradients_of, llama, naive_loss_sum
-from torch.nn import functional as F
+from tiny_training import (
+    ARCHITECTURES,
+    VOCABULARY,
+    documents_of,
+    gradients_of,
+    llama,
+    loss_in_one_pass,
+    naive_loss_sum,
+)
 
 from stillhouse.distill.batches import micro_batches
 from stillhouse.distill.documents import Document
@@ -42,14 +49,7 @@ def test_shared_prompts_give_the_loss_and_gradient_of_the_separate_documents(nam
     model.zero_grad()
 
     layout = choose_layout(model, torch.float32)
-    batch = lay_out(MIXED, layout, CPU)
-    with attention(model, layout):
-        hidden_ND = hidden_states(model.get_decoder(), batch)
-    logits_NV = model.lm_head(hidden_ND)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    if cap:
-        logits_NV = cap * torch.tanh(logits_NV / cap)
-    loss = F.cross_entropy(logits_NV, batch.labels_N, reduction="sum")
+    loss = loss_in_one_pass(model, MIXED, layout)
     loss.backward()
 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
+from two_tokenizers import exchanges_of
 
 from stillhouse.distill.alignment import Reader, align_documents
 from stillhouse.distill.documents import make_documents
@@ -26,13 +27,7 @@ ANSWERS = [
     "  Привет, мир! ¿Qué tal?  ",
     "x",
 ]
-ROWS = [
-    {
-        "id": str(n),
-        "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}],
-    }
-    for n, answer in enumerate(ANSWERS)
-]
+ROWS = exchanges_of(ANSWERS)
 GIVEN = [Path(name) for name in os.environ.get("STILLHOUSE_TOKENIZERS", "").split(":") if name]
 
 

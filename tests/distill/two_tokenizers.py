@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -63,3 +66,14 @@ def thinking_reader(size: int = 340, *, text: str = OTHER_TEXT) -> Reader:
     """Writes thoughts before the answer, and its headings even where there are none."""
     marks = ["<|stop|>", "<|user|>", "<|assistant|>"]
     return Reader(make_tokenizer(size, marks, text=text), ChatTemplate(THINKING))
+
+
+def exchanges_of(answers: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a corpus in which one question has these answers."""
+    return [
+        {
+            "id": str(n),
+            "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}],
+        }
+        for n, answer in enumerate(answers)
+    ]

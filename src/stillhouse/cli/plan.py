@@ -37,7 +37,7 @@ def show_plan(recipe: Recipe) -> None:
     """Plans and prints; then refuses, as a run would, a teacher whose terms do not allow the purpose."""
     from ..models import recipe_terms
     from ..plan import plan as plan_recipe
-    from ..provenance import require_allowed, together
+    from ..provenance import require_all_allowed
 
     planned = plan_recipe(recipe)
     rows = [
@@ -59,9 +59,7 @@ def show_plan(recipe: Recipe) -> None:
     terms, start = recipe_terms(recipe)
     _warn_of_no_key(recipe)
     try:
-        verdict = together(
-            require_allowed(each, recipe.purpose, recipe.accept_terms, student=start) for each in terms
-        )
+        verdict = require_all_allowed(terms, recipe.purpose, recipe.accept_terms, student=start)
     except TermsError as error:
         error.report = data
         raise

@@ -34,7 +34,7 @@ from torch import Tensor
 from ..recipe import Objective
 from .divergences import Distribution, cool, loss_and_gradient, reduction_dtype, text_share
 from .head import Head
-from .head_loss import head_loss
+from .head_loss import KeptGradients, head_loss
 from .shared_vocabulary import SharedVocabulary
 from .signal_rows import DenseRows
 
@@ -95,8 +95,8 @@ class _Task:
     differentiate: bool
 
 
-class _SpanLoss(torch.autograd.Function):
-    """Differentiates chunk by chunk while it computes the loss; ``backward`` only scales."""
+class _SpanLoss(KeptGradients):
+    """Differentiates chunk by chunk while it computes the loss."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _Task) -> Tensor:
@@ -122,13 +122,6 @@ class _SpanLoss(torch.autograd.Function):
         found = iter(total.to(x.dtype) for total, x in zip(totals, learned, strict=True))
         ctx.save_for_backward(*(next(found) if want else None for want in wanted))
         return loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *outer: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        return *(None if g is None else g * outer[0] for g in ctx.saved_tensors), None
 
 
 def _chunks(task: _Task) -> Iterator[Tensor]:

@@ -114,15 +114,8 @@ class _Task:
     teacher_weight: float = 1.0
 
 
-class _HeadLoss(torch.autograd.Function):
-    """Computes the gradients with the loss; ``backward`` only scales them."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _Task) -> Tensor:
-        wanted = [task.differentiate and needed for needed in ctx.needs_input_grad[:3]]
-        loss, *gradients = _chunked(hidden_ND, weight_VD, bias_V, task, wanted)
-        ctx.save_for_backward(*gradients)
-        return loss
+class KeptGradients(torch.autograd.Function):
+    """``forward`` saves the gradients of all its inputs but the last; ``backward`` only scales them."""
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -130,6 +123,17 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, *outer: Tensor
     ) -> tuple[Tensor | None, ...]:
         return *(None if g is None else g * outer[0] for g in ctx.saved_tensors), None
+
+
+class _HeadLoss(KeptGradients):
+    """Computes the gradients with the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _Task) -> Tensor:
+        wanted = [task.differentiate and needed for needed in ctx.needs_input_grad[:3]]
+        loss, *gradients = _chunked(hidden_ND, weight_VD, bias_V, task, wanted)
+        ctx.save_for_backward(*gradients)
+        return loss
 
 
 def _chunked(

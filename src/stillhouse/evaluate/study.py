@@ -12,6 +12,7 @@ from typing import Any
 
 from ..study import Claim, Study
 from .intervals import interval
+from .report import page_template
 from .words import figure
 
 MEASURES = ("pass_at_1", "consensus_at_k", "thought", "tokens")
@@ -136,21 +137,13 @@ def difference_in_words(claim: Mapping[str, Any]) -> str:
 
 def study_page(results: Mapping[str, Any]) -> str:
     """The page as one HTML text, without script, that loads nothing."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from . import study_plots
 
-    environment = Environment(
-        loader=PackageLoader(__package__ or "stillhouse.evaluate", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "words": difference_in_words, "figure": figure}
     plots = {name: Markup(svg) for name, svg in study_plots.draw(results).items()}
-    return environment.get_template("study.html.j2").render(results=results, plots=plots)
+    filters = {"percent": percent, "words": difference_in_words, "figure": figure}
+    return page_template("study.html.j2", filters).render(results=results, plots=plots)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -31,9 +31,7 @@ from .types import Sampling
 __all__ = ["Sampled", "can_sample", "draw", "sample"]
 
 SLOTS = 64  # sequences that run at once
-PREFILL = (
-    1024  # prompt tokens that are prefilled in one pass, if there is more than one prompt; more are slower
-)
+PREFILL = 1024  # prompt tokens of one prefill pass, if there is more than one prompt; more are slower
 
 Stopped = Callable[[int, Sequence[int]], bool]
 

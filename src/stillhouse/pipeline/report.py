@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import console
+from ..files import read_json_lines
 from ..hashing import sha256_file
 from ..provenance import versions
 from ..recipe import Lora
@@ -214,7 +214,7 @@ def _curves(run: Run) -> dict[str, list[dict[str, Any]]]:
 
 def _points(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``, with the tokens seen so far in place of each step's own."""
-    points = [json.loads(line) for line in path.read_text().splitlines()]
+    points = read_json_lines(path)
     for point, tokens in zip(points, itertools.accumulate(p["tokens"] for p in points), strict=True):
         point["tokens"] = tokens
     return points

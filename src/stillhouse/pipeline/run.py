@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from ..console import console
 from ..errors import RecipeError
 from ..files import read_json
-from ..provenance import Manifest, require_allowed, together
+from ..provenance import Manifest, require_all_allowed
 from ..recipe import Objective, Recipe
 from ..recipe_teachers import all_teachers, responsible
 
@@ -79,9 +79,7 @@ class Run:
         """That the run may go on with all of its teachers; TermsError where it may not."""
         teachers, start = self._terms
         recipe = self.recipe
-        return together(
-            require_allowed(terms, recipe.purpose, recipe.accept_terms, student=start) for terms in teachers
-        )
+        return require_all_allowed(teachers, recipe.purpose, recipe.accept_terms, student=start)
 
     @cached_property
     def _terms(self) -> tuple[tuple[Terms, ...], Terms | None]:

@@ -13,20 +13,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..console import console
 from ..errors import RecipeError
-from ..files import atomic_write, read_json
+from ..files import atomic_write, read_json, read_json_lines, write_json
 from ..hashing import sha256_json
 from ..plan.costs import forward_flops, training_flops
 from ..plan.shapes import shape_of
 from ..provenance import Manifest, versions
 from ..recipe import Recipe
-from ..recipe_file import dump_recipe
+from ..recipe_file import dump_recipe, load_recipe
 from ..study import Study, arm_recipe, learned_from
 
 LEARNING = ("collect", "filter", "select", "student", "targets", "train", "control", "on_policy")
@@ -57,18 +57,15 @@ def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict
             recipe = arm_recipe(study, name, seed, data, runs)
             _finish(study, recipe, runs / name, seed, run)
             _answer_tests(study, runs, name, seed, data)
-    found = {
-        seed: {name: _measured(study, directory / f"seed-{seed}", name) for name in study.arms}
-        for seed in _finished_seeds(study, directory)
-    }
+    found = {seed: _measured(study, directory / f"seed-{seed}") for seed in _finished_seeds(study, directory)}
     results = study_results(study, found) | {"environment": versions()}
-    atomic_write(directory / "study.json", json.dumps(results, indent=1) + "\n")
+    write_json(directory / "study.json", results)
     atomic_write(directory / "study.html", study_page(results))
     return results
 
 
 def _made(study: Study, file: Path, seed: int, data: Path) -> Path:
-    """The seed's data, made once; made again (into an empty directory) when its settings have changed."""
+    """The seed's data, made once; refused when the code or settings that made it have changed."""
     source = file.parent / study.make
     if not source.is_file():
         raise RecipeError(f"{file}: make: there is no {source}")
@@ -148,12 +145,20 @@ def _finished_seeds(study: Study, directory: Path) -> list[int]:
     return sorted(found)
 
 
-def _measured(study: Study, runs: Path, name: str) -> dict[str, Any]:
-    """What one arm of one seed came to: its answers, its cost, and the curves of its rounds."""
-    tests = json.loads((runs / name / "tests.json").read_text("utf-8"))
-    before = learned_from(study, name)
-    spent = {arm: _spent(runs / arm) for arm in (*before, name)}
-    own = spent[name]
+def _measured(study: Study, runs: Path) -> dict[str, Any]:
+    """What each arm of one seed came to, by name."""
+    spent = {name: _spent(runs / name) for name in study.arms}
+    found = {}
+    for name in study.arms:
+        before = sum(spent[arm]["flops"] for arm in learned_from(study, name))
+        cost = spent[name] | {"flops_with_those_before": before + spent[name]["flops"]}
+        found[name] = _answered(runs / name) | cost
+    return found
+
+
+def _answered(place: Path) -> dict[str, Any]:
+    """An arm's answers to the tests, and the curves of its rounds."""
+    tests = read_json(place / "tests.json")
     return {
         "tests": {
             test: {
@@ -171,11 +176,7 @@ def _measured(study: Study, runs: Path, name: str) -> dict[str, Any]:
             test: [{"question": row["question"], "answer": row["example"]} for row in rows[:EXAMPLES]]
             for test, rows in tests.items()
         },
-        "parameters": own["parameters"],
-        "flops": own["flops"],
-        "cpu_seconds": own["cpu_seconds"],
-        "flops_with_those_before": sum(each["flops"] for each in spent.values()),
-        "curves": _curves(runs / name / "on_policy" / "metrics.jsonl"),
+        "curves": _curves(place / "on_policy" / "metrics.jsonl"),
     }
 
 
@@ -191,13 +192,14 @@ def _spent(place: Path) -> dict[str, float]:
     manifest = Manifest.load(place)
     student = shape_of(describe(str(place / "student")))
     flops = 0.0
-    for row in _lines(place / "metrics.jsonl"):
+    offline = _lines(place / "metrics.jsonl")
+    for row in offline:
         flops += training_flops(
             student, row["tokens"], context=0, head_tokens=row["counted"], weights=True, head=True
         )
-    recipe = _teacher_of(place)
-    teacher = shape_of(describe(recipe["teacher"]["model"]))
-    taught = recipe["on_policy"] is not None and recipe["on_policy"]["teacher"] > 0
+    recipe = load_recipe(place / "recipe.yaml")
+    teacher = shape_of(describe(recipe.teacher.model))
+    taught = recipe.on_policy is not None and recipe.on_policy.teacher > 0
     for row in _lines(place / "on_policy" / "metrics.jsonl"):
         if row.get("off_policy"):
             continue
@@ -211,16 +213,10 @@ def _spent(place: Path) -> dict[str, float]:
         tokens = collected["prompt_tokens"] + collected["completion_tokens"]
         flops += forward_flops(teacher, tokens, context=0, head_tokens=collected["completion_tokens"])
     if manifest.facts("targets").get("cached"):
-        documents = sum(row["tokens"] for row in _lines(place / "metrics.jsonl"))
+        documents = sum(row["tokens"] for row in offline)
         flops += forward_flops(teacher, documents, context=0, head_tokens=documents)
     seconds = sum(manifest.facts(stage).get("cpu_seconds", 0.0) for stage in LEARNING)
     return {"flops": flops, "cpu_seconds": seconds, "parameters": student.parameters}
-
-
-def _teacher_of(place: Path) -> Mapping[str, Any]:
-    import yaml
-
-    return yaml.safe_load((place / "recipe.yaml").read_text("utf-8"))
 
 
 def _curves(path: Path) -> dict[str, list[float]]:
@@ -231,4 +227,5 @@ def _curves(path: Path) -> dict[str, list[float]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """A file of metrics; none where the stage had nothing to do."""
+    return read_json_lines(path) if path.is_file() else []

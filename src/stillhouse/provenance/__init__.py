@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from .manifest import RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash, versions
     from .page import terms_page
     from .terms import Terms, all_terms
-    from .verdict import Verdict, explain, judge, naming_warning, require_allowed, together
+    from .verdict import (
+        Verdict,
+        explain,
+        judge,
+        naming_warning,
+        require_all_allowed,
+        require_allowed,
+        together,
+    )
     from .verify import Verification, verify_run
 
 _HOME = {
@@ -34,6 +42,7 @@ _HOME = {
     "naming_warning": "verdict",
     "read_card_head": "card_head",
     "recipe_section_hash": "manifest",
+    "require_all_allowed": "verdict",
     "require_allowed": "verdict",
     "terms_page": "page",
     "together": "verdict",
@@ -56,6 +65,7 @@ __all__ = [
     "naming_warning",
     "read_card_head",
     "recipe_section_hash",
+    "require_all_allowed",
     "require_allowed",
     "terms_page",
     "together",

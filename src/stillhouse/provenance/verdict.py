@@ -105,6 +105,13 @@ def require_allowed(
     )
 
 
+def require_all_allowed(
+    terms: Iterable[Terms], purpose: Purpose, accept_terms: str | None, *, student: Terms | None = None
+) -> Verdict:
+    """:func:`require_allowed` for each teacher of a student, and what they say together."""
+    return together(require_allowed(each, purpose, accept_terms, student=student) for each in terms)
+
+
 def together(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict on all teachers of a student: as strict as the strictest, with everybody's duties."""
     found = list(verdicts)
