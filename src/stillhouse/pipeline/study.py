@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -86,9 +87,10 @@ def _made(study: Study, file: Path, seed: int, data: Path) -> Path:
 
 
 def _load(source: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(source.stem, source)
+    spec = importlib.util.spec_from_file_location(f"study_{source.stem}", source)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations
     spec.loader.exec_module(module)
     if not callable(getattr(module, "make", None)):
         raise RecipeError(f"{source} has no function `make(directory, seed, settings)`")

@@ -1,0 +1,62 @@
+"""A study of two arms, small enough for seconds: it runs, is measured, and is not done again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stillhouse import pipeline
+from stillhouse.study import load_study
+
+pytestmark = pytest.mark.slow
+
+TASKS = Path(__file__).parents[2] / "recipes" / "r1-mini" / "tasks.py"
+STUDY = """\
+study: tiny
+seeds: [1]
+make: tasks.py
+settings: {web: 300, cold: 30, prompts: 90, test: 6}
+tests: {learned: "{data}/test_in.jsonl"}
+verifiers: [{kind: reasoning_gym}]
+answers: {samples: 2, sample_tokens: 32}
+common:
+  teacher: {terms: own}
+  prompts: {source: "{data}/prompts.jsonl", held_out: 10}
+  filter: {near_duplicates: null, contamination_ngram: null}
+  verifiers: [{kind: reasoning_gym}]
+  objective: {kind: cross_entropy}
+  train: {epochs: 0, batch_tokens: 1024, max_length: 256}
+  collect: {max_tokens: 16}
+  evaluate: {control: false, prompts: 0, speed: false}
+arms:
+  base: {label: base, recipe: {student: {model: "{data}/start"}, prompts: {source: "{data}/web.jsonl"}, train: {epochs: 1}}}
+  zero:
+    label: zero
+    recipe:
+      student: {model: "{runs}/base/student"}
+      filter: {truncated: false, empty: false, min_chars: 0}
+      on_policy: {rounds: 2, prompts: 4, samples: 2, max_tokens: 16, teacher: 0, reward: 1}
+claims: [{says: it helps, arm: zero, over: base, test: learned}]
+"""
+
+
+def test_a_study_runs_its_arms_once_and_measures_them(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    shutil.copy(TASKS, tmp_path)
+    file, out = tmp_path / "study.yaml", tmp_path / "out"
+    file.write_text(STUDY)
+    study = load_study(file)
+
+    results = pipeline.run_study(study, file, out, pipeline.run)
+
+    base, zero = results["arms"]["base"], results["arms"]["zero"]
+    assert zero["flops_with_those_before"] == pytest.approx(base["flops"] + zero["flops"])
+    assert base["flops"] > 0 < zero["flops"]
+    assert len(zero["curves"][0]["reward"]) == 2
+    assert results["claims"][0]["verdict"] == "one seed: no verdict"
+    assert "<script" not in (out / "study.html").read_text()
+
+    def never(recipe, place):
+        raise AssertionError(f"{recipe.name} was run again")
+
+    assert pipeline.run_study(study, file, out, never)["arms"] == results["arms"]
