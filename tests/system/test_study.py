@@ -29,7 +29,12 @@ common:
   collect: {max_tokens: 16}
   evaluate: {control: false, prompts: 0, speed: false}
 arms:
-  base: {label: base, recipe: {student: {model: "{data}/start"}, prompts: {source: "{data}/web.jsonl"}, train: {epochs: 1}}}
+  base:
+    label: base
+    recipe:
+      student: {model: "{data}/start"}
+      prompts: {source: "{data}/web.jsonl"}
+      train: {epochs: 1}
   zero:
     label: zero
     recipe:
