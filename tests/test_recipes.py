@@ -9,8 +9,11 @@ import pytest
 from stillhouse.models import describe, parse_reference
 from stillhouse.plan import plan
 from stillhouse.recipe_file import dump_recipe, load_recipe, parse_recipe
+from stillhouse.study import is_study, learned_from, load_study
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+SHIPPED = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(path for path in SHIPPED.glob("*.yaml") if not is_study(path))
+STUDIES = sorted(path for path in SHIPPED.rglob("*.yaml") if is_study(path))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -34,9 +37,14 @@ def test_the_quickstart_names_a_model_that_its_package_brings():
     assert recipe.student.layers < facts.layers
 
 
-def test_the_shipped_study_is_read_with_every_arm():
-    from stillhouse.study import learned_from, load_study
-
-    study = load_study(Path(__file__).parents[1] / "recipes" / "r1-mini" / "study.yaml", ["seeds=[7]"])
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: load_study(path).study)
+def test_a_shipped_study_is_read_with_every_arm(path):
+    study = load_study(path, ["seeds=[7]"])
     assert study.seeds == (7,)
+    assert (path.parent / study.make).is_file()
+    assert "cold" in learned_from(study, "distil-llama")
+
+
+def test_an_arm_counts_all_that_its_teacher_learned_from():
+    study = load_study(SHIPPED / "r1-mini" / "study.yaml")
     assert learned_from(study, "distil-llama") == ("base", "cold", "r1", "base-llama")
