@@ -34,7 +34,10 @@ SMALL = [
         for arm in ("zero", "r1", "rl-qwen", "distil-rl-qwen", "on-policy-qwen")
         for key, value in (("rounds", 2), ("prompts", 4), ("samples", 2), ("max_tokens", 16))
     ),
-    *(f"arms.{arm}.recipe.on_policy.policy.overlong=8" for arm in ("zero", "r1", "rl-qwen", "distil-rl-qwen")),
+    *(
+        f"arms.{arm}.recipe.on_policy.policy.overlong=8"
+        for arm in ("zero", "r1", "rl-qwen", "distil-rl-qwen")
+    ),
     # random weights answer nothing right
     *(
         f"arms.{arm}.recipe.select.min_reward=0"
