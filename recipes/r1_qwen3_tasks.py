@@ -1,4 +1,4 @@
-"""Questions for ``r1-qwen3.yaml``: families of reasoning-gym, an easier setting to learn, a harder one held out.
+"""Questions for ``r1-qwen3.yaml``: families of reasoning-gym, easier settings to learn, harder ones held out.
 
 The same seed gives the same files; no question of a test is among the prompts.
 """
@@ -52,7 +52,7 @@ def make(directory: Path, seed: int, settings: dict[str, Any]) -> None:
 
 
 def _tasks(kinds: dict[str, dict[str, int]], count: int, seed: int, seen: set[str]) -> list[dict[str, str]]:
-    """``count`` tasks, the families in equal parts, none of whose questions is in ``seen``; it grows by them."""
+    """``count`` tasks, the families in equal parts, none with a question in ``seen``, which grows."""
     from reasoning_gym import create_dataset
 
     rows = []

@@ -13,16 +13,18 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-LEARNED = {
+Kinds = dict[str, dict[str, int]]
+
+LEARNED: Kinds = {
     "chain_sum": {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1},
     "leg_counting": {"min_animals": 1, "max_animals": 3, "max_instances": 9},
     "count_bits": {"min_n": 8, "max_n": 1023},
 }
-HARDER = {
+HARDER: Kinds = {
     "chain_sum": {"min_terms": 5, "max_terms": 6, "min_digits": 1, "max_digits": 1},
     "leg_counting": {"min_animals": 4, "max_animals": 5, "max_instances": 9},
     "count_bits": {"min_n": 1024, "max_n": 4095},
@@ -58,6 +60,10 @@ class Sizes:
     """Width and layers of the large model."""
     student: tuple[int, int] = (96, 5)
     """Width and layers of the small ones."""
+    learned: Kinds = field(default_factory=lambda: LEARNED)
+    """Families and their settings, in training and in the first test …"""
+    harder: Kinds = field(default_factory=lambda: HARDER)
+    """… and in the second."""
 
 
 def make(directory: Path, seed: int, settings: dict[str, Any]) -> None:
@@ -69,11 +75,11 @@ def make(directory: Path, seed: int, settings: dict[str, Any]) -> None:
     seen: set[str] = set()
     tests = {
         name: list(_tasks(kinds, sizes.test, 1000 * seed + number, seen))
-        for number, (name, kinds) in enumerate({"test_in": LEARNED, "test_out": HARDER}.items(), 1)
+        for number, (name, kinds) in enumerate({"test_in": sizes.learned, "test_out": sizes.harder}.items(), 1)
     }
-    cold = list(_tasks(LEARNED, sizes.cold, 1000 * seed + 3, seen))
-    prompts = list(_tasks(LEARNED, sizes.prompts, 1000 * seed + 4, set(seen)))
-    web = list(_tasks(LEARNED, sizes.web, 1000 * seed + 5, set(seen), repeat=True))
+    cold = list(_tasks(sizes.learned, sizes.cold, 1000 * seed + 3, seen))
+    prompts = list(_tasks(sizes.learned, sizes.prompts, 1000 * seed + 4, set(seen)))
+    web = list(_tasks(sizes.learned, sizes.web, 1000 * seed + 5, set(seen), repeat=True))
 
     directory.mkdir(parents=True, exist_ok=True)
     for name, tasks in tests.items():
@@ -92,7 +98,7 @@ def make(directory: Path, seed: int, settings: dict[str, Any]) -> None:
 
 
 def _tasks(
-    kinds: dict[str, dict[str, int]], count: int, seed: int, seen: set[str], repeat: bool = False
+    kinds: Kinds, count: int, seed: int, seen: set[str], repeat: bool = False
 ) -> Iterator[dict[str, Any]]:
     """``count`` tasks of the families in turn, none of whose questions is in ``seen``, with their solution.
 

@@ -19,6 +19,7 @@ NAMES = {
     "Qwen/Qwen3-0.6B-Base": "qwen3",
     "meta-llama/Llama-3.2-1B": "llama",
 }
+REINFORCED = ("zero", "r1", "rl-qwen", "distil-rl-qwen")
 SMALL = [
     "settings={prompts: 40, test: 8}",
     "answers.samples=2",
@@ -31,7 +32,7 @@ SMALL = [
     "arms.cold.recipe.prompts.limit=20",
     *(
         f"arms.{arm}.recipe.on_policy.{key}={value}"
-        for arm in ("zero", "r1", "rl-qwen", "distil-rl-qwen", "on-policy-qwen")
+        for arm in (*REINFORCED, "on-policy-qwen")
         for key, value in (("rounds", 2), ("prompts", 4), ("samples", 2), ("max_tokens", 16))
     ),
     *(
