@@ -74,8 +74,8 @@ def make(directory: Path, seed: int, settings: dict[str, Any]) -> None:
     draw = random.Random(seed)
     seen: set[str] = set()
     tests = {
-        name: list(_tasks(kinds, sizes.test, 1000 * seed + number, seen))
-        for number, (name, kinds) in enumerate({"test_in": sizes.learned, "test_out": sizes.harder}.items(), 1)
+        "test_in": list(_tasks(sizes.learned, sizes.test, 1000 * seed + 1, seen)),
+        "test_out": list(_tasks(sizes.harder, sizes.test, 1000 * seed + 2, seen)),
     }
     cold = list(_tasks(sizes.learned, sizes.cold, 1000 * seed + 3, seen))
     prompts = list(_tasks(sizes.learned, sizes.prompts, 1000 * seed + 4, set(seen)))
