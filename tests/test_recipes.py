@@ -42,7 +42,7 @@ def test_a_shipped_study_is_read_with_every_arm(path):
     study = load_study(path, ["seeds=[7]"])
     assert study.seeds == (7,)
     assert (path.parent / study.make).is_file()
-    assert "cold" in learned_from(study, "distil-llama")
+    assert all(set(learned_from(study, name)) < set(study.arms) for name in study.arms)
 
 
 def test_an_arm_counts_all_that_its_teacher_learned_from():

@@ -10,10 +10,10 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -23,6 +23,8 @@ from .recipe import Recipe
 from .recipe_rules import broken_rules
 from .suggest import did_you_mean, nearest
 from .yaml_lines import KeyPath, Origins, dump_yaml, read_yaml
+
+T = TypeVar("T")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -65,20 +67,50 @@ def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = 
         raise RecipeError(f"{name}:1: a recipe is a mapping of keys (name, teacher, …), not {_show(values)}")
     for override in overrides:
         apply_override(override, values, origins)
-    _its_own_teacher(values, origins)
+    return recipe_of(values, origins)
+
+
+def recipe_of(values: dict[str, Any], origins: Origins) -> Recipe:
+    """The recipe with these values, checked.
+
+    Args:
+        values: of a recipe's keys; changed.
+        origins: where each was written, for complaints; that of the whole, ``()``, at least.
+
+    Raises:
+        RecipeError: something in it is wrong; all complaints at once, each with its place.
+    """
+    _its_own_teacher(values)
+    return checked(Recipe, values, origins, broken_rules)
+
+
+def checked(
+    kind: type[T],
+    values: dict[str, Any],
+    origins: Origins,
+    rules: Callable[[T], Iterable[tuple[str, str]]],
+) -> T:
+    """``values`` as a dataclass.
+
+    Args:
+        rules: what else is wrong with one whose fields fit: dotted keys and complaints.
+
+    Raises:
+        RecipeError: all complaints at once, each with its place.
+    """
     complaints = list(_infinite(values, ()))
-    recipe = None
+    made: T | None = None
     try:
-        recipe = _adapter().validate_json(json.dumps(values), strict=True, extra="forbid")
+        made = _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
     except ValidationError as error:
-        complaints += [_complaint(details) for details in error.errors(include_url=False)]
-    if recipe is not None:
-        complaints += [(tuple(key.split(".")), what) for key, what in broken_rules(recipe)]
-    if recipe is None or complaints:
+        complaints += [_complaint(details, kind) for details in error.errors(include_url=False)]
+    if made is not None:
+        complaints += [(tuple(key.split(".")), what) for key, what in rules(made)]
+    if made is None or complaints:
         order = list(origins)
         complaints.sort(key=lambda item: order.index(_written(item[0], origins)))
         raise RecipeError("\n".join(_line(path, what, origins) for path, what in complaints))
-    return recipe
+    return made
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -122,11 +154,11 @@ def _hints(section: type) -> Mapping[str, Any]:
 
 
 @cache
-def _adapter() -> TypeAdapter[Recipe]:
-    return TypeAdapter(Recipe)
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def _its_own_teacher(values: dict[str, Any], origins: Origins) -> None:
+def _its_own_teacher(values: dict[str, Any]) -> None:
     """A recipe that names no teacher's model learns from the student's starting weights."""
     student, teacher = values.get("student"), values.setdefault("teacher", {})
     start = student.get("model") if isinstance(student, dict) else None
@@ -164,7 +196,8 @@ def apply_override(override: str, values: dict[str, Any], origins: Origins) -> N
 
 def _line(path: KeyPath, what: str, origins: Origins) -> str:
     place, key = origins[_written(path, origins)], _dotted(path)
-    return f"{place}: {what}" if place == f"--{key}" else f"{place}: {key}: {what}"
+    named = place == f"--{key}" or (place.startswith("--") and place.endswith(f".{key}"))
+    return f"{place}: {what}" if named else f"{place}: {key}: {what}"
 
 
 def _written(path: KeyPath, origins: Origins) -> KeyPath:
@@ -192,15 +225,15 @@ def _infinite(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
         yield path, f"must be a finite number, not {_show(value)}"
 
 
-def _complaint(details: ErrorDetails) -> tuple[KeyPath, str]:
+def _complaint(details: ErrorDetails, kind: type) -> tuple[KeyPath, str]:
     path, shown, limits = details["loc"], _show(details["input"]), details.get("ctx", {})
     match details["type"]:
         case "unexpected_keyword_argument":
-            return path, _unknown_key(path)
+            return path, _unknown_key(path, kind)
         case "missing":
             return path, "missing"
         case "literal_error":
-            choices = _choices(path)
+            choices = [str(choice) for choice in typing.get_args(_hint_at(path, kind))]
             near = did_you_mean(str(details["input"]), choices)
             listed = ", ".join(f"`{choice}`" for choice in choices)
             return path, f"must be one of {listed}, not {shown}" + (f". {near}" if near else "")
@@ -216,8 +249,8 @@ def _complaint(details: ErrorDetails) -> tuple[KeyPath, str]:
             return path, f"must be at most {limits['le']:g}, not {shown}"
         case "too_short" | "string_too_short":
             return path, "must not be empty"
-        case kind if kind in _EXPECTED:
-            return path, f"must be {_EXPECTED[kind]}, not {shown}"
+        case other if other in _EXPECTED:
+            return path, f"must be {_EXPECTED[other]}, not {shown}"
         case _:
             return path, f"{details['msg']}, not {shown}"
 
@@ -233,21 +266,28 @@ _EXPECTED = {
 }
 
 
-def _unknown_key(path: KeyPath) -> str:
+def _unknown_key(path: KeyPath, kind: type) -> str:
     section, word = ".".join(part for part in path[:-1] if isinstance(part, str)), str(path[-1])
-    every = recipe_keys()
-    siblings = [key for key in every if key.rpartition(".")[0] == section]
-    near = nearest(_dotted(path), siblings) or nearest(word, every)
+    siblings = list(_hints(section_of(_hint_at(path[:-1], kind)) or kind))
+    near = nearest(word, siblings)
+    near = f"{section}.{near}".lstrip(".") if near else nearest(word, recipe_keys(kind))
     if near is None:
-        return "unknown key; known here: " + ", ".join(key.rpartition(".")[2] for key in siblings)
+        return "unknown key; known here: " + ", ".join(siblings)
     return f"unknown key. Did you mean `{near}`?"
 
 
-def _choices(path: KeyPath) -> list[str]:
-    hint: Any = Recipe
+def _hint_at(path: KeyPath, kind: type) -> Any:
+    """The type of what is at ``path`` in a dataclass ``kind``."""
+    hint: Any = kind
     for part in path:
-        hint = typing.get_args(hint)[0] if isinstance(part, int) else _hints(section_of(hint) or hint)[part]
-    return [str(choice) for choice in typing.get_args(hint)]
+        inner = typing.get_args(hint)
+        if isinstance(part, int):
+            hint = inner[0]
+        elif typing.get_origin(hint) is dict:
+            hint = inner[1]
+        else:
+            hint = _hints(section_of(hint) or kind)[str(part)]
+    return hint
 
 
 def _show(value: Any) -> str:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
-from pydantic import TypeAdapter, ValidationError
 
 from .errors import RecipeError
 from .recipe import Evaluate, Recipe
-from .recipe_file import apply_override, parse_recipe, read_text
+from .recipe_file import apply_override, checked, read_text, recipe_of
 from .recipe_types import NonNegativeInt, PositiveFloat, Text
 from .recipe_verify import Verifier
-from .yaml_lines import dump_yaml, read_yaml
+from .suggest import did_you_mean
+from .yaml_lines import Origins, read_yaml
 
 Measure = Literal["pass_at_1", "consensus_at_k", "thought", "tokens"]
 
@@ -99,15 +99,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise RecipeError(f"{path}:1: a study is a mapping of keys (study, seeds, arms, …)")
     for override in overrides:
         apply_override(override, values, origins)
-    try:
-        study = TypeAdapter(Study).validate_json(json.dumps(values), strict=True, extra="forbid")
-    except ValidationError as error:
-        lines = [
-            f"{path}: {'.'.join(map(str, found['loc']))}: {found['msg']}"
-            for found in error.errors(include_url=False)
-        ]
-        raise RecipeError("\n".join(lines)) from error
-    _check(study, path)
+    study = checked(Study, values, origins, _broken_rules)
+    for name in study.arms:
+        _arm(study, name, study.seeds[0], Path("data"), Path("runs"), _arm_origins(origins, name))
     return study
 
 
@@ -120,9 +114,20 @@ def arm_recipe(study: Study, name: str, seed: int, data: Path, runs: Path) -> Re
     Raises:
         RecipeError: it is no recipe.
     """
+    return _arm(study, name, seed, data, runs, {(): f"arm {name}"})
+
+
+def _arm(study: Study, name: str, seed: int, data: Path, runs: Path, origins: Origins) -> Recipe:
     values = _laid_over(study.common, study.arms[name].recipe)
     values = _filled(values, {"data": str(data), "runs": str(runs)})
-    return parse_recipe(dump_yaml({"name": name, "seed": seed} | values), name=f"arm {name}")
+    return recipe_of({"name": name, "seed": seed} | values, origins)
+
+
+def _arm_origins(origins: Origins, name: str) -> Origins:
+    """Where the keys of an arm's recipe were written: with the arm itself, or in `common`."""
+    own = ("arms", name, "recipe")
+    common = {path[1:]: place for path, place in origins.items() if path[:1] == ("common",)}
+    return common | {path[3:]: place for path, place in origins.items() if path[:3] == own}
 
 
 def learned_from(study: Study, name: str) -> tuple[str, ...]:
@@ -137,25 +142,25 @@ def learned_from(study: Study, name: str) -> tuple[str, ...]:
 def _named(study: Study, name: str) -> list[str]:
     """What the recipe of an arm names below `{runs}`, in order."""
     text = json.dumps(_laid_over(study.common, study.arms[name].recipe))
-    return re.findall(r"\{runs\}/([\w.-]+)", text)
+    return re.findall(r"\{runs\}/([\w-]+)", text)
 
 
-def _check(study: Study, path: Path) -> None:
+def _broken_rules(study: Study) -> Iterator[tuple[str, str]]:
+    """What is wrong with a study whose fields fit: key and complaint."""
     before: list[str] = []
     for name in study.arms:
-        if not re.fullmatch(r"\w[\w.-]*", name) or name == "data":
-            raise RecipeError(f"{path}: arms.{name}: names a directory (not `data`)")
-        missing = set(_named(study, name)) - set(before)
-        if missing:
-            raise RecipeError(f"{path}: arms.{name}: {', '.join(sorted(missing))} must be an arm before it")
-        arm_recipe(study, name, study.seeds[0], Path("data"), Path("runs"))
+        if not re.fullmatch(r"\w[\w-]*", name) or name == "data":
+            yield f"arms.{name}", "must be letters, digits, `-` and `_`, and not `data`: it names a directory"
+        if missing := set(_named(study, name)) - set(before):
+            yield f"arms.{name}", f"{', '.join(sorted(missing))} must be an arm before it"
         before.append(name)
     for number, claim in enumerate(study.claims):
         for key, known in (("arm", study.arms), ("over", study.arms), ("test", study.tests)):
             if (value := getattr(claim, key)) not in known:
-                raise RecipeError(f"{path}: claims[{number}].{key}: {value!r} is none of {', '.join(known)}")
+                near = did_you_mean(value, known) or f"There are {', '.join(known)}."
+                yield "claims", f"[{number}].{key}: there is no `{value}`. {near}"
     if not study.answers.samples:
-        raise RecipeError(f"{path}: answers.samples: at least 1")
+        yield "answers.samples", "must be at least 1"
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
