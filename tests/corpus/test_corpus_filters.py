@@ -51,6 +51,15 @@ def thinking(number: int, answer: str):
     return row
 
 
+def test_thoughts_may_be_left_out_of_what_is_kept(tmp_path):
+    rows = [thinking(1, "seven"), make_row(2, answer="eight")]
+    for settings, thoughts in (({}, 1), ({"thoughts": False}, 0)):
+        apply(tmp_path, rows, **settings)
+        kept = [row["messages"][-1] for row in Corpus(tmp_path / "kept").rows()]
+        assert [turn["content"] for turn in kept] == ["seven", "eight"]
+        assert sum(bool(turn.get("reasoning_content")) for turn in kept) == thoughts
+
+
 @pytest.mark.parametrize(
     ("settings", "row", "reason"),
     [

@@ -137,10 +137,23 @@ def test_equal_rewards_change_nothing(tmp_path):
 def test_a_verifier_that_always_fails_stops_the_run_and_says_so(tmp_path):
     model = llama()
     before = state(model)
-    with pytest.raises(StillhouseError, match="no sample of the last 5 rounds got any reward"):
-        run(model, tmp_path, score=lambda answers: [0.0] * len(answers))
-    assert same(before, state(model))
-    assert len(lines(tmp_path)) == 5
+    for tries in (1, 2):  # started again, it gives the verifier as many rounds more
+        with pytest.raises(StillhouseError, match="no sample of the last 5 rounds got any reward"):
+            run(model, tmp_path, score=lambda answers: [0.0] * len(answers))
+        assert same(before, state(model))
+        assert len(lines(tmp_path)) == 5 * tries
+
+
+def test_going_on_with_another_number_of_threads_is_said(tmp_path, monkeypatch, capsys):
+    nothing = {"score": lambda answers: [0.0] * len(answers)}
+    with pytest.raises(StillhouseError):
+        run(llama(), tmp_path, **nothing)
+    capsys.readouterr()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    with pytest.raises(StillhouseError):
+        run(llama(), tmp_path, **nothing)
+    assert "not be the same bit for bit" in (said := capsys.readouterr().err)
+    assert "is 77" in said
 
 
 def test_rewards_that_are_not_finite_count_as_nothing(tmp_path):

@@ -191,6 +191,16 @@ def restore_generators(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([_from_text(state) for state in states["cuda"]])
 
 
+def warn_of_changes(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Says which of ``facts`` (threads, device, …) are not those under which a checkpoint was written."""
+    changed = [key for key in facts if saved[key] != facts[key]]
+    if changed:
+        differences = ", ".join(f"{key} was {saved[key]}, is {facts[key]}" for key in changed)
+        console.warn(
+            f"the student will not be the same bit for bit as without the interruption: {differences}"
+        )
+
+
 def _to_text(state: Tensor) -> str:
     return base64.b64encode(state.cpu().numpy().tobytes()).decode("ascii")
 

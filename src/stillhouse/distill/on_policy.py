@@ -29,7 +29,7 @@ from ..hashing import sha256_json
 from ..models.sampler import can_sample
 from ..recipe import Objective, Train
 from ..recipe_on_policy import OnPolicy
-from .checkpoint import Checkpoints, generator_states, restore_generators
+from .checkpoint import Checkpoints, generator_states, restore_generators, warn_of_changes
 from .curriculum import PassRates
 from .forward_pass import model_digest
 from .on_policy_learner import OnPolicyLearner
@@ -153,6 +153,7 @@ def train_on_policy(
         if saved is not None:
             learner.load_state(saved.tensors)
             restore_generators(saved.generators)
+            warn_of_changes(saved.facts, facts)
             done = Done(*(saved.facts[field.name] for field in dataclasses.fields(Done)))
             console.info(f"going on after round {done.rounds}")
         trackers = [open_tracker(name, directory, label) for name in train.trackers]
@@ -196,10 +197,11 @@ def _loop(
                 progress.advance(1, **shown)
                 if done.rounds % train.checkpoint_every == 0 or done.rounds == settings.rounds:
                     save()
-                if settings.reward and done.fruitless >= settings.patience:
+                if settings.reward and (fruitless := done.fruitless) >= settings.patience:
+                    done = dataclasses.replace(done, fruitless=0)  # who starts it again wants as many more
                     save()
                     raise StillhouseError(
-                        f"no sample of the last {done.fruitless} rounds got any reward: nothing to learn",
+                        f"no sample of the last {fruitless} rounds got any reward: nothing to learn",
                         hint="Check the verifiers, ask easier prompts, raise "
                         "on_policy.samples or max_tokens, or begin with a few right answers (train.epochs).",
                     )

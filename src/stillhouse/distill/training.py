@@ -26,7 +26,7 @@ from ..console import console
 from ..errors import ContextLengthError, EmptyCorpusError, NonFiniteLossError
 from ..recipe import Objective, Train
 from .batches import Step, plan_steps
-from .checkpoint import Checkpoints, generator_states, restore_generators
+from .checkpoint import Checkpoints, generator_states, restore_generators, warn_of_changes
 from .documents import Document, documents_hash
 from .forward_pass import model_digest
 from .learner import Learner
@@ -204,12 +204,7 @@ def _resume(learner: Learner, checkpoints: Checkpoints, facts: dict[str, Any]) -
         return Done()
     learner.load_state(saved.tensors)
     restore_generators(saved.generators)
-    changed = [key for key in facts if saved.facts[key] != facts[key]]
-    if changed:
-        differences = ", ".join(f"{key} was {saved.facts[key]}, is {facts[key]}" for key in changed)
-        console.warn(
-            f"the student will not be the same bit for bit as without the interruption: {differences}"
-        )
+    warn_of_changes(saved.facts, facts)
     done = Done(*(saved.facts[field.name] for field in dataclasses.fields(Done)))
     console.info(f"going on after step {done.steps}")
     return done
