@@ -65,3 +65,25 @@ def test_a_study_runs_its_arms_once_and_measures_them(tmp_path):
         raise AssertionError(f"{recipe.name} was run again")
 
     assert pipeline.run_study(study, file, out, never)["arms"] == results["arms"]
+
+
+def test_the_short_miniature_raises_the_reward_and_its_artefacts_load(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    import numpy as np
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = TASKS.parent / "short.yaml"
+
+    results = pipeline.run_study(load_study(file), file, tmp_path, pipeline.run)
+
+    rewards = results["arms"]["zero"]["curves"][0]["reward"]
+    fifth = len(rewards) // 5
+    assert np.mean(rewards[-fifth:]) > np.mean(rewards[:fifth]) + 0.03
+    assert (tmp_path / "study.html").read_text().count("<svg") >= 2
+    for arm in results["arms"]:
+        place = tmp_path / "seed-1" / arm / "student"
+        tokenizer, model = AutoTokenizer.from_pretrained(place), AutoModelForCausalLM.from_pretrained(place)
+        question = [{"role": "user", "content": "State the final answer to the following: 3 + 4 ="}]
+        ids = tokenizer.apply_chat_template(question, return_tensors="pt", return_dict=True)["input_ids"]
+        written = model.generate(ids, max_new_tokens=32, do_sample=False)[0, ids.shape[1] :]
+        assert tokenizer.decode(written, skip_special_tokens=True).strip()
