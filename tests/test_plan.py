@@ -8,12 +8,14 @@ import pytest
 from stillhouse.cli import main
 from stillhouse.corpus import Prompt
 from stillhouse.errors import ModelNotFoundError, RecipeError
+from stillhouse.models import describe
 from stillhouse.plan import Machine, costs, plan
 from stillhouse.plan.amounts import count, dollars
 from stillhouse.plan.machine import measure_machine
-from stillhouse.plan.shapes import student_shape
-from stillhouse.recipe import Collect, Objective, Prompts, Recipe, Student, Teacher, Train
+from stillhouse.plan.shapes import shape_of, student_shape
+from stillhouse.recipe import Collect, Evaluate, Objective, Prompts, Recipe, Student, Teacher, Train
 from stillhouse.recipe_file import load_recipe
+from stillhouse.recipe_verify import Select, Verifier
 
 # SmolLM2-135M: 30 layers, D 576, MLP 1536, 9 and 3 heads of 64, V 49,152, tied: 134,515,008 with its norms.
 LAYER = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536
@@ -213,6 +215,29 @@ class TestPlans:
         assert seconds(train=Train(epochs=100)) > base
         assert seconds(collect=Collect(max_tokens=200)) > base
         assert seconds(train=Train(dtype="float32")) > base
+
+    def test_rejection_sampling_and_sampled_answers_are_planned(self, recipe):
+        def planned(**changes):
+            found = plan(
+                dataclasses.replace(recipe, verifiers=(Verifier(kind="code"),), **changes), TWO_CORES
+            )
+            return {stage.name: stage for stage in found.stages}
+
+        base, selecting = planned(), planned(select=Select())
+        assert list(selecting) == ["collect", "filter", "select", *list(base)[2:]]
+        assert selecting["select"].seconds > 0.02 * base["train"].tokens / 300
+        few, many = (planned(evaluate=Evaluate(samples=n))["evaluate"].seconds for n in (4, 40))
+        assert base["evaluate"].seconds < few < many
+        assert few - base["evaluate"].seconds > 4 * 8 * 0.025  # eight prompts, scored for each model
+
+    def test_every_teacher_with_weights_takes_memory(self, recipe, tiny_teacher):
+        more = dataclasses.replace(recipe, teachers=(Teacher(model=str(tiny_teacher), terms="apache-2.0"),))
+        one, two = (
+            {stage.name: stage.memory_bytes for stage in plan(each, TWO_CORES).stages}
+            for each in (recipe, more)
+        )
+        weights = shape_of(describe(str(tiny_teacher))).parameters
+        assert two["student"] - one["student"] == pytest.approx(4 * weights, abs=1)
 
     def test_terms_and_money(self, recipe):
         planned = plan(recipe, TWO_CORES)

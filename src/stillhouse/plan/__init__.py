@@ -72,7 +72,16 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     student = student_shape(recipe.student, parent, vocab=vocabulary)
     asked = train if recipe.needs_answers else []
     amounts = count(recipe, asked, held_out)
-    work = Work(recipe, facts, teacher, student, amounts, machine or measure_machine())
+    others = [describe(each.model) for each in recipe.teachers]
+    work = Work(
+        recipe,
+        facts,
+        teacher,
+        student,
+        amounts,
+        machine or measure_machine(),
+        tuple(shape_of(each) for each in others if each.kind != "api"),
+    )
     terms, start = recipe_terms(recipe)
     return Plan(
         stages=tuple(plan_stages(work)),

@@ -38,6 +38,9 @@ SAFETENSORS_LOAD_S = 3e-9
 # A remote API that nobody has timed: seconds until the first token, tokens/s after it.
 API_FIRST_TOKEN_S = 1.0
 API_TOKENS_PER_S = 50.0
+# Judging one short answer; a function of the user's is taken to be as quick as math-verify.
+VERIFY_S = {"code": 0.025, "math": 1e-3, "function": 1e-3, "reasoning_gym": 1e-4}
+COMPARE_S = 5e-6
 
 # Python with torch and transformers before any weights: 0.5 GB resident.
 BASE_MEMORY = 500_000_000

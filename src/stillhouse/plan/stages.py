@@ -47,6 +47,8 @@ class Work:
     student: Shape
     amounts: Amounts
     machine: Machine
+    other_teachers: tuple[Shape, ...] = ()
+    """Those of the recipe's `teachers` that are not behind an API."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -56,14 +58,22 @@ class Work:
 
     @property
     def resident(self) -> float:
-        """Bytes that are there in every stage after collecting: Python, torch and the teacher in float32."""
-        return costs.BASE_MEMORY + (4 * self.teacher.parameters if self.teacher else 0)
+        """Bytes that are there in every stage after collecting: Python, torch and the teachers in float32."""
+        return costs.BASE_MEMORY + sum(4 * shape.parameters for shape in self.teachers)
+
+    @property
+    def teachers(self) -> list[Shape]:
+        """All that are in memory."""
+        return [*([self.teacher] if self.teacher else []), *self.other_teachers]
 
 
 def plan_stages(work: Work) -> list[StagePlan]:
     """The stages in their order; those that would do nothing are left out."""
-    stages = [_collect(work), _filter(work), _student(work)]
     recipe = work.recipe
+    stages = [_collect(work), _filter(work)]
+    if recipe.select is not None:
+        stages.append(_select(work))
+    stages.append(_student(work))
     if recipe.learns_offline:
         if work.needs_teacher and recipe.objective.targets != "online":
             stages.append(_targets(work))
@@ -105,6 +115,18 @@ def _collect(work: Work) -> StagePlan:
 def _filter(work: Work) -> StagePlan:
     tokens = round(work.amounts.train_documents * work.amounts.document_tokens)
     return StagePlan("filter", tokens, costs.BASE_MEMORY, 1.0)
+
+
+def _select(work: Work) -> StagePlan:
+    """Scoring every answer that may be learned from."""
+    answers = work.amounts.train_documents
+    seconds = 1.0 + _scoring_seconds(work, answers)
+    return StagePlan("select", 0, costs.BASE_MEMORY, seconds, f"{answers:,.0f} answers")
+
+
+def _scoring_seconds(work: Work, answers: float) -> float:
+    """Of all verifiers, one answer after the other."""
+    return answers * sum(costs.VERIFY_S.get(each.kind, costs.COMPARE_S) for each in work.recipe.verifiers)
 
 
 def _student(work: Work) -> StagePlan:
@@ -197,7 +219,7 @@ def _evaluate(work: Work) -> StagePlan:
     offline = work.recipe.learns_offline
     models = [work.student] * (3 if settings.control and work.needs_teacher and offline else 2)
     models += [work.student] if work.recipe.on_policy is not None and offline else []
-    models += [work.teacher] if work.teacher else []
+    models += work.teachers
     text = amounts.held_out_documents * amounts.document_tokens
     written = min(settings.prompts, amounts.held_out_documents) * settings.max_tokens
     rounds = SPEED_ROUNDS if settings.speed else 0
@@ -212,8 +234,22 @@ def _evaluate(work: Work) -> StagePlan:
         seconds += costs.pass_seconds(flops, machine, bfloat16=False)
         one_token = costs.weights_read_seconds(4 * shape.parameters, machine)
         seconds += (written + rounds * SPEED_WRITTEN) * one_token
+        seconds += _sampled_seconds(work, shape)
     memory = costs.BASE_MEMORY + sum(4 * shape.parameters for shape in models)
     return StagePlan("evaluate", round(text * len(models)), round(memory), seconds, f"{len(models)} models")
+
+
+def _sampled_seconds(work: Work, shape: Shape) -> float:
+    """The answers from which pass@1 and the majority vote are taken, and scoring them."""
+    settings, asked = work.recipe.evaluate, work.amounts.held_out_documents
+    answers = settings.samples * asked
+    if not answers:
+        return 0.0
+    written = answers * min(settings.sample_tokens, TYPICAL_ANSWER)
+    read = asked * work.amounts.document_tokens
+    batch = min(TORCH_BATCH, answers)
+    writing = costs.torch_generation_seconds(shape, read, written, batch, work.machine)
+    return writing + _scoring_seconds(work, answers)
 
 
 def _teacher_seconds(work: Work, tokens: float, head_tokens: float) -> float:
