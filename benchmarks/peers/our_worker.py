@@ -14,7 +14,7 @@ from shared import WARM_UP, Meter, read_conversations, reward
 
 from stillhouse.distill import on_policy, on_policy_learner
 from stillhouse.distill.forward_pass import ForwardPass
-from stillhouse.distill.rollouts import Question
+from stillhouse.distill.rollouts import Question, Reading
 from stillhouse.models import Weights, load_weights
 from stillhouse.recipe import Objective, Train
 from stillhouse.recipe_on_policy import OnPolicy
@@ -47,7 +47,7 @@ def questions(weights: Weights, path: str, seed: int) -> list[Question]:
     placed: list[Question | None] = [None] * len(talks)
     for number, talk in enumerate(talks):
         ids = weights.template.encode_prompt(weights.tokenizer, talk)
-        placed[int(order[number])] = Question(str(number), ids, ids)
+        placed[int(order[number])] = Question(str(number), ids, (Reading(0, 1.0, ids),))
     return [question for question in placed if question is not None]
 
 
@@ -102,7 +102,7 @@ def main() -> None:
         on_policy.train_on_policy(
             weights.model,
             questions(weights, task["prompts"], task["seed"]),
-            teacher=load_weights(task["model"], dtype="bfloat16").model if taught else None,
+            teachers=[load_weights(task["model"], dtype="bfloat16").model] if taught else [],
             score=None if taught else score,
             ends=set(),  # every answer has its full length
             objective=OBJECTIVES[task["method"]],

@@ -13,7 +13,7 @@ from tiny_training import VOCABULARY, documents_of, llama
 
 from stillhouse.distill import on_policy as on_policy_module
 from stillhouse.distill.on_policy import OffPolicy, train_on_policy
-from stillhouse.distill.rollouts import Question
+from stillhouse.distill.rollouts import Question, Reading
 from stillhouse.distill.targets import OnlineSignal
 from stillhouse.errors import CapabilityError, EmptyCorpusError, NonFiniteLossError, StillhouseError
 from stillhouse.recipe import Objective, Train
@@ -29,7 +29,9 @@ REVERSE = Objective(kind="reverse_kl")
 def questions(count: int = 8, *, teacher_prefix: tuple[int, ...] = ()) -> list[Question]:
     generator = np.random.default_rng(0)
     asked = [generator.integers(2, VOCABULARY, int(generator.integers(2, 6))).tolist() for _ in range(count)]
-    return [Question(f"q{i}", ids, [*teacher_prefix, *ids]) for i, ids in enumerate(asked)]
+    return [
+        Question(f"q{i}", ids, (Reading(0, 1.0, [*teacher_prefix, *ids]),)) for i, ids in enumerate(asked)
+    ]
 
 
 def even_share(answers) -> list[float]:
@@ -39,7 +41,7 @@ def even_share(answers) -> list[float]:
 
 def run(model, directory, **changes):
     options = {
-        "teacher": None, "score": even_share, "ends": {END}, "objective": Objective(kind="cross_entropy"),
+        "teachers": [], "score": even_share, "ends": {END}, "objective": Objective(kind="cross_entropy"),
         "settings": REWARD, "train": TRAIN, "seed": 0, "questions": questions(),
     }  # fmt: skip
     options |= changes
@@ -99,7 +101,7 @@ def test_the_student_comes_near_its_teacher_on_its_own_text(tmp_path, kind):
     for parameter in teacher.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     before = own_text_kl(student, teacher)
-    run(student, tmp_path, teacher=teacher, settings=TAUGHT, objective=Objective(kind=kind), score=None)
+    run(student, tmp_path, teachers=[teacher], settings=TAUGHT, objective=Objective(kind=kind), score=None)
     assert own_text_kl(student, teacher) < 0.6 * before
     assert lines(tmp_path)[-1]["teacher"] < lines(tmp_path)[0]["teacher"]
 
@@ -108,7 +110,9 @@ def test_the_teacher_may_read_another_prompt(tmp_path):
     """Context distillation: the teacher sees three tokens more, and is matched at the same answer tokens."""
     asked = questions(teacher_prefix=(5, 9, 11))
     student, teacher = llama(), llama()
-    run(student, tmp_path, questions=asked, teacher=teacher, settings=TAUGHT, objective=REVERSE, score=None)
+    run(
+        student, tmp_path, questions=asked, teachers=[teacher], settings=TAUGHT, objective=REVERSE, score=None
+    )
     found = [line["teacher"] for line in lines(tmp_path)]
     assert found[0] > 0.01  # the same weights, and yet not the same distribution
     assert np.mean(found[-5:]) < 0.7 * np.mean(found[:5])
@@ -116,7 +120,7 @@ def test_the_teacher_may_read_another_prompt(tmp_path):
 
 def test_reward_and_teacher_together(tmp_path):
     settings = OnPolicy(**{**vars(REWARD), "teacher": 0.05})
-    run(llama(), tmp_path, teacher=llama(), settings=settings, objective=REVERSE)
+    run(llama(), tmp_path, teachers=[llama()], settings=settings, objective=REVERSE)
     found = [line["reward"] for line in lines(tmp_path)]
     assert np.mean(found[-5:]) > np.mean(found[:5]) + 0.1
 
@@ -174,6 +178,18 @@ def test_a_sample_that_never_ends_is_cut_and_counted(tmp_path):
     assert lines(tmp_path)[0]["length"] == 6
 
 
+def test_an_answer_ends_where_a_stop_text_was_said(tmp_path):
+    run(
+        llama(),
+        tmp_path,
+        ends=set(),
+        stopped=lambda ids: len(ids) == 2 or ids[0] % 2 == 0,
+        settings=OnPolicy(**{**vars(REWARD), "rounds": 1}),
+    )
+    assert lines(tmp_path)[0]["cut"] == 0
+    assert 1 < lines(tmp_path)[0]["length"] < 2
+
+
 @pytest.mark.parametrize(
     "settings", [REWARD, OnPolicy(**{**vars(TAUGHT), "off_policy": 0.5})], ids=["reward", "both"]
 )
@@ -185,7 +201,12 @@ def test_interrupted_while_sampling_it_ends_bit_identical(tmp_path, monkeypatch,
         teacher = llama(initializer_range=0.3) if settings.teacher else None
         objective = REVERSE if teacher else Objective(kind="cross_entropy")
         off = OffPolicy(documents, OnlineSignal(teacher, documents, "float32")) if teacher else None
-        return {"teacher": teacher, "settings": settings, "objective": objective, "off_policy": off}
+        return {
+            "teachers": [teacher] if teacher else [],
+            "settings": settings,
+            "objective": objective,
+            "off_policy": off,
+        }
 
     whole, broken = llama(), llama()
     run(whole, tmp_path / "whole", **options())

@@ -9,7 +9,7 @@ import divergence_oracles as oracle
 import numpy as np
 import pytest
 import torch
-from test_on_policy import REVERSE, TAUGHT, TRAIN, lines, own_text_kl, questions, run, same, state
+from test_on_policy import REVERSE, TAUGHT, TRAIN, lines, own_text_kl, questions, run
 from test_on_policy_topk import other_teacher
 from test_several_teachers import teachers
 from tiny_training import VOCABULARY, llama
@@ -64,7 +64,8 @@ def test_the_divergence_is_from_who_is_responsible(kind, how):
     for rollout in round_of(asked).rollouts:
         q = probabilities(llama(), rollout.question.ids, rollout.ids)
         said = [
-            (r.weight, probabilities(models[r.teacher], r.ids, rollout.ids)) for r in rollout.question.read
+            (r.weight, probabilities(models[r.teacher], r.ids, rollout.ids))
+            for r in rollout.question.readings
         ]
         for t, own in enumerate(q):
             p = [math.fsum(w * rows[t][i] for w, rows in said) for i in range(VOCABULARY)]
@@ -76,16 +77,6 @@ def test_the_divergence_is_from_who_is_responsible(kind, how):
     assert found == pytest.approx(np.mean(expected), rel=1e-3)
 
 
-def test_a_single_teacher_that_is_named_is_the_single_teacher(tmp_path):
-    """Bit for bit: readings of one teacher, and no readings at all."""
-    plain, named = llama(), llama()
-    options = {"teacher": other_teacher(), "settings": replace(TAUGHT, rounds=3), "objective": REVERSE}
-    run(plain, tmp_path / "a", score=None, **options)
-    asked = [routed(question, 0) for question in questions()]
-    run(named, tmp_path / "b", score=None, questions=asked, **options)
-    assert same(state(plain), state(named))
-
-
 def test_the_student_comes_near_both_teachers_of_its_questions(tmp_path):
     """Half of the questions are taught by a teacher that the student already is, half by another."""
     student, other = llama(), other_teacher()
@@ -95,8 +86,7 @@ def test_the_student_comes_near_both_teachers_of_its_questions(tmp_path):
         student,
         tmp_path,
         questions=asked,
-        teacher=llama(),
-        more_teachers=[other],
+        teachers=[llama(), other],
         settings=replace(TAUGHT, prompts=8),
         objective=REVERSE,
         score=None,

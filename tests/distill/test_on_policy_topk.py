@@ -122,7 +122,7 @@ def test_a_student_comes_near_its_teacher_by_it(tmp_path):
     student, teacher = llama(), other_teacher()
     before = own_text_kl(student, teacher)
     objective = replace(REVERSE, targets="topk", top_k=16)
-    run(student, tmp_path, teacher=teacher, settings=TAUGHT, objective=objective, score=None)
+    run(student, tmp_path, teachers=[teacher], settings=TAUGHT, objective=objective, score=None)
     assert own_text_kl(student, teacher) < 0.7 * before
     assert lines(tmp_path)[-1]["teacher"] < lines(tmp_path)[0]["teacher"]
 
@@ -130,4 +130,12 @@ def test_a_student_comes_near_its_teacher_by_it(tmp_path):
 def test_more_ids_than_there_are_is_refused(tmp_path):
     objective = replace(REVERSE, targets="topk", top_k=VOCABULARY)
     with pytest.raises(RecipeError, match="top_k: 64 is not below"):
-        run(llama(), tmp_path, teacher=llama(), settings=TAUGHT, objective=objective, score=None, ends={END})
+        run(
+            llama(),
+            tmp_path,
+            teachers=[llama()],
+            settings=TAUGHT,
+            objective=objective,
+            score=None,
+            ends={END},
+        )

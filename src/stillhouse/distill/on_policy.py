@@ -35,7 +35,7 @@ from .forward_pass import model_digest
 from .on_policy_learner import OnPolicyLearner
 from .optimizer import frozen_embeddings
 from .policy import has_signal
-from .rollouts import Question, Round, Score, join, roll_out
+from .rollouts import Question, Round, Score, Stopped, join, roll_out
 from .runtime import choose_device, memory_errors, reproducible, uninterrupted
 from .schedule import rate_share
 from .tracking import Metrics, open_tracker
@@ -89,7 +89,7 @@ def train_on_policy(
     model: PreTrainedModel,
     questions: Sequence[Question],
     *,
-    teacher: PreTrainedModel | None,
+    teachers: Sequence[PreTrainedModel],
     score: Score | None,
     ends: set[int],
     objective: Objective,
@@ -98,8 +98,8 @@ def train_on_policy(
     directory: Path,
     seed: int,
     off_policy: OffPolicy | None = None,
-    more_teachers: Sequence[PreTrainedModel] = (),
     pass_rates: Mapping[str, float] | None = None,
+    stopped: Stopped | None = None,
     label: str = "on-policy",
 ) -> OnPolicyResult:
     """Trains ``model`` in place, going on from the last checkpoint where there is one.
@@ -109,14 +109,15 @@ def train_on_policy(
     Args:
         model: float32; what requires a gradient learns.
         questions: what is asked, again and again; see ``settings.order``.
-        teacher: needed when ``settings.teacher`` is above 0; left as it is.
+        teachers: by the numbers that questions' readings name; needed when ``settings.teacher`` is above 0;
+            left as they are.
         score: needed when ``settings.reward`` is above 0.
         ends: ids that end an answer.
+        stopped: whether an answer's ids so far end it, where a template ends answers by a text.
         objective: the divergence on the student's samples. The teacher is run on each; ``targets: topk``
             compares its ``top_k`` likeliest ids and their tail, any other the whole distributions.
         train: optimizer, type, device, passes; its epochs and tokens are not used.
         pass_rates: rates of questions (by id) that were measured before, for `order`.
-        more_teachers: those with the numbers from 1 on, where questions say who reads them (`readings`).
 
     Raises:
         EmptyCorpusError: there is no question.
@@ -126,7 +127,7 @@ def train_on_policy(
         NonFiniteLossError, CheckpointError, OutOfMemoryError, StorageError, KeyboardInterrupt: as in
             :func:`.training.train`.
     """
-    assert teacher is not None or not settings.teacher
+    assert teachers or not settings.teacher
     assert score is not None or not settings.reward
     if not questions:
         raise EmptyCorpusError("there is no prompt for the student to answer")
@@ -135,7 +136,6 @@ def train_on_policy(
             f"a {model.config.model_type} student with sliding windows cannot be sampled from here",
             hint="Take a student whose layers all attend to the whole sequence.",
         )
-    teachers = [] if teacher is None else [teacher, *more_teachers]
     before = dict(pass_rates or {}) if settings.order != "shuffled" else {}
     if settings.learning_rate is not None:
         train = dataclasses.replace(train, learning_rate=settings.learning_rate)
@@ -158,7 +158,7 @@ def train_on_policy(
             console.info(f"going on after round {done.rounds}")
         trackers = [open_tracker(name, directory, label) for name in train.trackers]
         metrics = Metrics(directory / "metrics.jsonl", steps_done=done.rounds, trackers=trackers)
-        run = _Rounds(learner, questions, score, ends, settings, train, seed, before)
+        run = _Rounds(learner, questions, score, ends, stopped, settings, train, seed, before)
         with contextlib.closing(metrics):
             done = _loop(run, done, checkpoints, metrics, facts, label)
         model.to(home)  # pyright: ignore[reportArgumentType]
@@ -221,6 +221,7 @@ class _Rounds:
     questions: Sequence[Question]
     score: Score | None
     ends: set[int]
+    stopped: Stopped | None
     settings: OnPolicy
     train: Train
     seed: int
@@ -285,6 +286,7 @@ class _Rounds:
                 [question(asked + i) for i in range(wanted)],
                 self.settings,
                 ends=self.ends,
+                stopped=self.stopped,
                 score=self.score,
                 seed=f"{self.seed} {number} {len(rounds)}",
             )
@@ -346,7 +348,7 @@ def _identity(
     neutral = ("train.checkpoint_every", "train.trackers", "on_policy.patience")
     return {key: value for key, value in keys.items() if key not in neutral} | {
         "seed": seed,
-        "questions": sha256_json([[q.id, q.ids, [astuple(r) for r in q.read]] for q in questions]),
+        "questions": sha256_json([[q.id, q.ids, [astuple(r) for r in q.readings]] for q in questions]),
         "weights at the start": model_digest(model),
         "teacher": [model_digest(teacher) for teacher in teachers],
     }

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one of several teachers reads."""
+    """What a teacher reads before an answer."""
 
     teacher: int
     """Its number."""
@@ -40,26 +40,22 @@ class Reading:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt as the student and the teacher read it."""
+    """A prompt as the student and its teachers read it."""
 
     id: str
     ids: list[int]
     """The student's tokens."""
-    teacher_ids: list[int]
-    """The teacher's; they differ where it has a context or a template of its own."""
+    readings: tuple[Reading, ...] = ()
+    """Its teachers and what they read, which may come after a context of their own."""
     content: Any = None
     """What the scorer needs to know of it."""
-    readings: tuple[Reading, ...] = ()
-    """Where there are several teachers: who reads what, instead of ``teacher_ids``."""
-
-    @property
-    def read(self) -> tuple[Reading, ...]:
-        """Who reads what; a teacher that is alone has number 0."""
-        return self.readings or (Reading(0, 1.0, self.teacher_ids),)
 
 
 Score = Callable[[Sequence[tuple[Question, list[int]]]], Sequence[float]]
 """Rewards of answers (token ids), one each; not finite counts as 0."""
+
+Stopped = Callable[[Sequence[int]], bool]
+"""Whether an answer's ids so far end it: a stop text was said."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class Round:
         return {
             place: (_document(rollout, reading.ids), reading.weight)
             for place, rollout in enumerate(self.rollouts)
-            for reading in rollout.question.read
+            for reading in rollout.question.readings
             if reading.teacher == teacher
         }
 
@@ -113,19 +109,27 @@ def roll_out(
     ends: set[int],
     score: Score | None,
     seed: str,
+    stopped: Stopped | None = None,
 ) -> Round:
     """Draws ``settings.samples`` answers to each question and scores them.
 
     Args:
         model: in eval mode, with its own attention.
         score: None without rewards; all are then 0.
+        stopped: whether an answer's ids so far end it, beside ``ends``.
         seed: text that all draws depend on.
     """
     from ..models.sampler import sample
 
     asked = [question for question in questions for _ in range(settings.samples)]
     sampling = [_sampling(settings, f"{seed} {i} {question.id}") for i, question in enumerate(asked)]
-    drawn = sample(model, [question.ids for question in asked], sampling, ends=ends)
+    drawn = sample(
+        model,
+        [question.ids for question in asked],
+        sampling,
+        ends=ends,
+        stopped=None if stopped is None else lambda place, ids: stopped(ids),
+    )
     rollouts = [
         Rollout(question, answer.ids, answer.logp, answer.finish_reason)
         for question, answer in zip(asked, drawn, strict=True)

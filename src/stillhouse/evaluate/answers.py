@@ -29,7 +29,7 @@ def answer(weights: Weights, conversations: Sequence[Sequence[Message]], *, max_
         return []
     tokenizer, model, template = weights.tokenizer, weights.model, weights.template
     prompts = [template.encode_prompt(tokenizer, list(turns)) for turns in conversations]
-    ends = sorted(template.end_marks(tokenizer) | _own_ends(weights))
+    ends = sorted(weights.end_ids)
     length = max(map(len, prompts))
     filler = ends[0] if ends else 0
     ids_BT = torch.tensor([[filler] * (length - len(ids)) + ids for ids in prompts])
@@ -46,13 +46,6 @@ def answer(weights: Weights, conversations: Sequence[Sequence[Message]], *, max_
         input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), generation_config=greedy
     )
     return [_text(weights, row[length:].tolist(), ends) for row in output_BT]
-
-
-def _own_ends(weights: Weights) -> set[int]:
-    """Ids that end an answer by the model's own generation settings."""
-    settings = weights.model.generation_config
-    own = settings.eos_token_id if settings is not None else None
-    return set() if own is None else set(own if isinstance(own, list) else [own])
 
 
 def _text(weights: Weights, ids: list[int], ends: list[int]) -> str:

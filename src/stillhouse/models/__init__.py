@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .api_backend import lacks_key
     from .byte_tokens import token_bytes
     from .facts import describe
+    from .local import cut_at_stop, has_stop
     from .open import open_model
     from .origin import recipe_terms, terms_of
     from .processor import cpu_has_bfloat16
@@ -36,7 +37,9 @@ _HOME = {
     "Weights": "types",
     "compare_templates": "template",
     "cpu_has_bfloat16": "processor",
+    "cut_at_stop": "local",
     "describe": "facts",
+    "has_stop": "local",
     "lacks_key": "api_backend",
     "load_tokenizer": "weights",
     "load_weights": "weights",
@@ -63,7 +66,9 @@ __all__ = [
     "Weights",
     "compare_templates",
     "cpu_has_bfloat16",
+    "cut_at_stop",
     "describe",
+    "has_stop",
     "lacks_key",
     "load_tokenizer",
     "load_weights",

@@ -15,6 +15,7 @@ from .types import Request, Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+STOP_MARGIN = 16  # tokens decoded beyond the longest stop: special ones add no text
 _THOUGHT = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
 
 
@@ -30,7 +31,6 @@ class Prompts:
     ) -> None:
         self.tokenizer, self.template, self.seed = tokenizer, template, seed
         self.context_length = context_length
-        self.ends = template.end_marks(tokenizer)
 
     def ids(self, request: Request) -> list[int] | StillhouseError:
         """The prompt's ids, or why there are none."""
@@ -73,6 +73,15 @@ def split_reasoning(text: str, *, inside: bool = False) -> tuple[str, str | None
         return text, None
     whole = match.string
     return whole[match.end() :], match.group(1).strip("\n")
+
+
+def has_stop(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], stops: Sequence[str]) -> bool:
+    """Whether an answer that goes on token by token now contains a stop; only its end is looked at."""
+    if not stops:
+        return False
+    window = max(len(stop.encode()) for stop in stops) + STOP_MARGIN  # a token adds a byte or more
+    text = str(tokenizer.decode(list(ids[-window:]), skip_special_tokens=True))
+    return any(stop in text for stop in stops)
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

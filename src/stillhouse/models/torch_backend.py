@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutOfMemoryError, StillhouseError, says_out_of_memory
-from .local import Prompts, cut_at_stop, split_reasoning
+from .local import Prompts, cut_at_stop, has_stop, split_reasoning
 from .processor import cpu_has_bfloat16
 from .types import Can, Reply, Request, Sampling, Weights
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .sampler import Sampled
 
 MAX_BATCH = 64
-STOP_MARGIN = 16  # tokens decoded beyond the longest stop: special ones add no text
 
 
 class TorchModel:
@@ -39,9 +38,7 @@ class TorchModel:
         self.context_length = getattr(weights.model.config, "max_position_embeddings", None)
         self._model, self._tokenizer = weights.model, weights.tokenizer
         self._prompts = Prompts(weights.tokenizer, weights.template, self.context_length, seed)
-        own = getattr(weights.model.generation_config, "eos_token_id", None)
-        ends = own if isinstance(own, list) else [own]
-        self._ends = self._prompts.ends | {end for end in ends if isinstance(end, int)}
+        self._ends = weights.end_ids
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
@@ -80,7 +77,7 @@ class TorchModel:
                 settings,
                 ends=self._ends,
                 slots=self.max_batch,
-                stopped=lambda place, ids: self._stops(ids, settings[place].stop),
+                stopped=lambda place, ids: has_stop(self._tokenizer, ids, settings[place].stop),
             )
         except (MemoryError, RuntimeError) as error:
             if says_out_of_memory(error):
@@ -89,14 +86,6 @@ class TorchModel:
                     hint="Lower collect.concurrency or collect.max_tokens.",
                 ) from error
             raise
-
-    def _stops(self, ids: Sequence[int], stops: Sequence[str]) -> bool:
-        """Whether the answer so far contains a stop; only its end is new, a token adds a byte or more."""
-        if not stops:
-            return False
-        window = max(len(stop.encode()) for stop in stops) + STOP_MARGIN
-        text = str(self._tokenizer.decode(list(ids[-window:]), skip_special_tokens=True))
-        return any(stop in text for stop in stops)
 
     def _reply(self, job: _Job, sampled: Sampled) -> Reply:
         text = str(self._tokenizer.decode(sampled.ids, skip_special_tokens=True))

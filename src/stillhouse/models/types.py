@@ -145,3 +145,10 @@ class Weights:
     tokenizer: PreTrainedTokenizerFast
     template: ChatTemplate
     fingerprint: str
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Ids that end an answer: those of the template, and of the model's own generation settings."""
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = own if isinstance(own, list) else [own]
+        return self.template.end_marks(self.tokenizer) | {end for end in ends if isinstance(end, int)}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def learn_from_samples(run: Run) -> dict[str, Any]:
     """Trains the student on its own samples and saves it; the facts of the stage."""
     from ..distill import prepare_lora, require_same_tokenizer, save_student, train_on_policy
-    from ..models import load_weights
+    from ..models import has_stop, load_weights
     from ..verifiers import open_verifier
 
     settings = run.recipe.on_policy
@@ -44,10 +44,10 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
         result = train_on_policy(
             model,
             asked,
-            teacher=teachers[0].model if teachers else None,
-            more_teachers=[teacher.model for teacher in teachers[1:]],
+            teachers=[teacher.model for teacher in teachers],
             score=None if verifiers is None else scorer(verifiers, weights),
-            ends=end_ids(weights),
+            ends=weights.end_ids,
+            stopped=lambda ids: has_stop(weights.tokenizer, ids, weights.template.stops),
             objective=run.objective,
             settings=settings,
             train=run.recipe.train,
@@ -67,14 +67,16 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
 
 
 def scorer(verifiers: Verifiers, weights: Weights) -> Score:
-    """Token ids to rewards: the answer's text without its end mark, its thoughts apart."""
+    """Token ids to rewards: the answer's text without its end mark or stop text, its thoughts apart."""
     from ..corpus import assistant_message
+    from ..models import cut_at_stop
     from ..verifiers import Answer
 
     def score(answers: Sequence[tuple[Question, list[int]]]) -> list[float]:
         said = []
         for question, ids in answers:
-            message = assistant_message(str(weights.tokenizer.decode(ids, skip_special_tokens=True)), None)
+            text = str(weights.tokenizer.decode(ids, skip_special_tokens=True))
+            message = assistant_message(cut_at_stop(text, weights.template.stops)[0], None)
             prompt: Prompt = question.content
             thoughts = message.get("reasoning_content")
             said.append(Answer(message["content"], thoughts, prompt.tags, prompt.question))
@@ -99,7 +101,7 @@ def questions(run: Run, weights: Weights) -> list[Question]:
         if any(len(read) + settings.max_tokens > _context_length(reader.model) for read, reader in rooms):
             skipped += 1
         else:
-            found.append(Question(prompt.id, ids, ids, prompt, readings))
+            found.append(Question(prompt.id, ids, readings, prompt))
     if skipped:
         console.warn(
             f"{skipped} of {skipped + len(found)} prompts leave no room for on_policy.max_tokens "
@@ -124,13 +126,6 @@ def _read(run: Run, number: int, prompt: Prompt) -> list[int]:
 
 def _context_length(model: PreTrainedModel) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-
-
-def end_ids(weights: Weights) -> set[int]:
-    """Ids that end an answer: those of the template, and of the model's own generation settings."""
-    own = getattr(weights.model.generation_config, "eos_token_id", None)
-    ends = own if isinstance(own, list) else [own]
-    return weights.template.end_marks(weights.tokenizer) | {end for end in ends if isinstance(end, int)}
 
 
 def _pass_rates(run: Run) -> dict[str, float]:
