@@ -11,7 +11,7 @@ Two ways to compare what either side expected at the beginning of a span:
   the weight of any other. All distributions sum to 1, and the loss is 0 where the sides agree. (GOLD scales
   the whole first distribution by the chain; the sums are then below 1, and differ between sides that agree.)
   With one tokenizer every span is one token, every token its own, and the result the plain divergence.
-- **Universal Logit Distillation** (``uld``, Boizard et al. 2024, arXiv:2402.12030, equation 3): the
+- **Universal Logit Distillation** (``uld``, Boizard et al. 2024, arXiv:2402.12030): the
   probabilities of each side in falling order, the shorter list filled up with zeros, and the sum of absolute
   differences. Needs no correspondence of tokens, and knows none: which token is likely plays no part.
 
@@ -282,7 +282,7 @@ def _log(p_CK: Tensor) -> Tensor:
 def ranked_distance(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
     """Σ_r |p_(r) − q_(r)| over the probabilities in falling order, the shorter side filled up with 0, [N].
 
-    Boizard et al. 2024 (arXiv:2402.12030), equation 3: the Wasserstein distance under the cost that costs all
+    Boizard et al. 2024 (arXiv:2402.12030): the Wasserstein distance under the cost that costs all
     moves alike, in closed form.
     """
     width = min(student_NV.shape[1], teacher_NV.shape[1])
