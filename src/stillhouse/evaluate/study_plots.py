@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .plots import COLOURS, figure_axes, name_rows, running_mean, svg_element
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MARKS = ("student", "before")
 """Colours of the tests, in their order (those of the student and of the student before training)."""
+NAME_SIZE = 7.0
+"""Of a point's name, in points."""
+BESIDE = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 2), (-1, 2), (1, -2), (-1, -2), (0, 3), (0, -3))
+"""Where a name may stand, in its own widths and heights from the point."""
 CURVES = {"reward": "mean reward of a round", "length": "tokens of an answer"}
 
 
@@ -39,27 +46,70 @@ def scores(results: Mapping[str, Any]) -> str:
         name_rows(axes, list(arms))
         axes.set_xlim(0, 100)
         axes.set_xlabel("pass@1, %")
-        axes.legend(frameon=False, fontsize=8.5, loc="lower right", labelcolor=COLOURS["soft"])
+        axes.legend(
+            frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=4,
+            labelcolor=COLOURS["soft"],
+        )  # fmt: skip
         return svg_element(drawing, "study-scores", f"pass@1 in per cent: {', '.join(described)}.")
 
 
 def cost(results: Mapping[str, Any]) -> str:
     """pass@1 on the first test against the arm's own operations."""
-    test, described = results["tests"][0], []
-    with figure_axes(3.0) as (drawing, axes):
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    test, arms = results["tests"][0], results["arms"]
+    points = [(a["flops"] / 1e9, 100 * a["tests"][test]["pass_at_1"]["value"]) for a in arms.values()]
+    with figure_axes(4.6) as (drawing, axes):
         axes.set_xscale("log")
-        for name, arm in results["arms"].items():
-            x, y = arm["flops"] / 1e9, 100 * arm["tests"][test]["pass_at_1"]["value"]
-            axes.plot([x], [y], "o", ms=5, color=COLOURS["student"])
-            axes.annotate(
-                name, (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=7.5,
-                color=COLOURS["soft"],
-            )  # fmt: skip
-            described.append(f"{name} {x:.0f} GFLOP {y:.0f}")
-        axes.margins(0.12)
+        axes.plot(*zip(*points, strict=True), "o", ms=4.5, color=COLOURS["student"])
+        axes.margins(0.14, 0.1)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("own operations, GFLOP (logarithmic)")
         axes.set_ylabel(f"pass@1 {test}, %")
+        drawing.draw_without_rendering()  # lays out, so that places are known
+        _name_points(axes, list(zip(arms, points, strict=True)))
+        described = [f"{name} {x:.0f} GFLOP {y:.0f}" for name, (x, y) in zip(arms, points, strict=True)]
         return svg_element(drawing, "study-cost", f"Cost and pass@1: {', '.join(described)}.")
+
+
+def _name_points(axes: Axes, points: list[tuple[str, tuple[float, float]]]) -> None:
+    """A name beside each point, where it covers no point and no other name; else where it covers least."""
+    to_points = 72 / axes.figure.dpi
+    at = {name: [v * to_points for v in axes.transData.transform(point)] for name, point in points}
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at.values()]
+    for name, point in points:
+        width, height = 0.55 * NAME_SIZE * len(name), 1.1 * NAME_SIZE
+        x, y = at[name]
+        boxes = [
+            (x + dx * (width / 2 + 6) - width / 2, y + dy * (height / 2 + 5) - height / 2)
+            for dx, dy in (
+                (0, 1),
+                (0, -1),
+                (1, 0),
+                (-1, 0),
+                (0, 3),
+                (0, -3),
+                (1, 2),
+                (-1, -2),
+                (1, -2),
+                (-1, 2),
+            )
+        ]
+        covered = [
+            sum(
+                max(0.0, min(left + width, right) - max(left, x0))
+                * max(0.0, min(low + height, high) - max(low, y0))
+                for x0, y0, right, high in taken
+            )
+            for left, low in boxes
+        ]
+        left, low = boxes[covered.index(min(covered))]
+        taken.append((left, low, left + width, low + height))
+        axes.annotate(
+            name, point, (left - x, low - y), textcoords="offset points", fontsize=NAME_SIZE,
+            color=COLOURS["soft"],
+        )  # fmt: skip
 
 
 def curve(arm: Mapping[str, Any], name: str, what: str, label: str) -> str:
