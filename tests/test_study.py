@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.evaluate.study import judge_claim
+from stillhouse.evaluate.study import difference_in_words, judge_claim
 from stillhouse.study import Claim, arm_recipe, load_study
 
 STUDY = """\
@@ -118,3 +118,23 @@ def test_the_interval_is_students_t_over_the_differences_within_seeds():
     # differences 0.1, 0.2, 0.0: mean 0.1, standard error 0.1/√3, t(0.975; 2) = 4.302653
     assert judged["value"] == pytest.approx(0.1)
     assert judged["high"] - judged["value"] == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)
+
+
+def test_a_difference_is_said_with_the_arms_own_names():
+    claim = Claim(
+        says="",
+        arm="on-policy",
+        over="distil-rl",
+        test="learned",
+        measure="pass_at_1",
+        margin=-0.03,
+        cheaper=2,
+    )
+    arms = {
+        "on-policy": {"tests": {"learned": {"pass_at_1": 0.4}}, "flops": 1.0},
+        "distil-rl": {"tests": {"learned": {"pass_at_1": 0.5}}, "flops": 4.0},
+    }
+    said = difference_in_words(judge_claim(claim, {1: arms}, 0.95))
+    assert said == (
+        "on-policy over distil-rl, pass@1 on learned: −10.0 points (margin −3); 4.00 times fewer operations"
+    )

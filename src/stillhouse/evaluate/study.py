@@ -15,6 +15,7 @@ from .intervals import interval
 from .report import page_template
 from .words import figure
 
+MEASURE_NAMES = {"pass_at_1": "pass@1", "consensus_at_k": "majority vote", "thought": "share that thinks"}
 MEASURES = ("pass_at_1", "consensus_at_k", "thought", "tokens")
 
 Measured = Mapping[int, Mapping[str, Any]]
@@ -121,18 +122,23 @@ def percent(estimate: Mapping[str, Any]) -> str:
 
 
 def difference_in_words(claim: Mapping[str, Any]) -> str:
-    """``pass@1 test_in: +12 points [+3 to +21]; 4.1 times fewer operations``."""
+    """``r1 over base, pass@1 on learned: +12 points [+3 to +21]; 4.1 times fewer operations``."""
     estimate, share = claim["difference"], claim["measure"] != "tokens"
-    scale, unit = (100, "points") if share else (1, "tokens")
-    text = f"{claim['arm']} − {claim['over']}, {claim['measure']} on {claim['test']}: "
-    text += f"{scale * estimate['value']:+.1f} {unit}"
+    unit = "points" if share else "tokens"
+
+    def signed(value: float, form: str = "+.1f") -> str:
+        return format(100 * value if share else value, form).replace("-", "−")
+
+    name = MEASURE_NAMES.get(claim["measure"], claim["measure"])
+    text = f"{claim['arm']} over {claim['over']}, {name} on {claim['test']}: "
+    text += f"{signed(estimate['value'])} {unit}"
     if estimate["low"] is not None:
-        text += f" [{scale * estimate['low']:+.1f} to {scale * estimate['high']:+.1f}]"
+        text += f" [{signed(estimate['low'])} to {signed(estimate['high'])}]"
     if claim["margin"]:
-        text += f" (margin {scale * claim['margin']:+g})"
+        text += f" (margin {signed(claim['margin'], '+g')})"
     if claim["cheaper"] is not None:
         text += f"; {figure(claim['times_cheaper'])} times fewer operations"
-    return text.replace("-", "−")
+    return text
 
 
 def study_page(results: Mapping[str, Any]) -> str:
