@@ -15,18 +15,20 @@ LEARNED = {
     "leg_counting": {"min_animals": 3, "max_animals": 8},
     "count_bits": {"min_n": 1000, "max_n": 100_000},
     "gcd": {"min_numbers": 2, "max_numbers": 3},
-    "simple_equations": {},
+    "simple_equations": {"min_terms": 2, "max_terms": 4},
     "basic_arithmetic": {"min_terms": 3, "max_terms": 6},
     "number_sorting": {"min_numbers": 4, "max_numbers": 8},
-    "family_relationships": {},
+    "family_relationships": {"min_family_size": 4, "max_family_size": 6},
 }
-HARDER = LEARNED | {
+HARDER = {
     "chain_sum": {"min_terms": 8, "max_terms": 10, "min_digits": 4, "max_digits": 5},
     "leg_counting": {"min_animals": 10, "max_animals": 14},
     "count_bits": {"min_n": 10_000_000, "max_n": 1_000_000_000},
     "gcd": {"min_numbers": 4, "max_numbers": 5},
     "basic_arithmetic": {"min_terms": 8, "max_terms": 10},
+    "simple_equations": {"min_terms": 6, "max_terms": 8},
     "number_sorting": {"min_numbers": 12, "max_numbers": 16},
+    "family_relationships": {"min_family_size": 9, "max_family_size": 12},
 }
 REQUEST = "\n\nWrite the final answer, and nothing else, between <answer> and </answer>."
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse import pipeline
+from stillhouse.cli import main
 from stillhouse.errors import RecipeError
 from stillhouse.evaluate.study import difference_in_words, judge_claim
 from stillhouse.study import Claim, arm_recipe, load_study
@@ -64,6 +66,8 @@ def test_an_arms_recipe_is_laid_over_the_common_one_and_learns_from_its_own_star
         (("tokens: 10", "tokens: ten"), ["study.yaml:19: train.tokens: must be a whole number"]),
         (("epochs: 1", "epoch: 1"), ["study.yaml:9: train.epoch: unknown key", "`train.epochs`"]),
         (("{runs}/base", "{runs}/bose"), ["study.yaml:15: arms.better: bose must be an arm before it"]),
+        (("study: tiny", "study: ../tiny"), ["study.yaml:1: study: names a directory"]),
+        (("  train:\n    epochs: 1", "  seed: 3"), ["study.yaml:8: common.seed: is the arm's name, and"]),
         (("over: base", "over: bas"), ["study.yaml:20: claims: [0].over: there is no `bas`", "`base`"]),
         (
             ("test: learned}", "test: learned, measure: pass}"),
@@ -81,6 +85,36 @@ def test_what_is_wrong_is_said_with_its_line(file, change, said):
 def test_an_override_is_named_when_it_is_wrong(file):
     with pytest.raises(RecipeError, match=r"^--common\.train\.epochs: must be a number"):
         load_study(file(), ["common.train.epochs=many"])
+
+
+def test_a_study_is_only_run(file, capsys):
+    assert main(["plan", str(file())]) == 2
+    assert "is a study, which only `still run` reads" in capsys.readouterr().err
+
+
+def test_a_study_is_not_restarted_and_accepts_terms_in_its_file(file, capsys):
+    assert main(["run", str(file()), "--restart"]) == 2
+    assert "a study takes neither --restart nor --accept-terms" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "def make(directory, seed, settings): return 1 / 0",
+            "tasks.py: ZeroDivisionError",
+        ),
+        ("import no_such_module", "tasks.py: ModuleNotFoundError"),
+        ("def make(", "tasks.py: SyntaxError"),
+        ("x = 1", "has no function `make(directory, seed, settings)`"),
+    ],
+)
+def test_what_a_users_own_code_does_wrong_is_said(file, tmp_path, code, said):
+    study = load_study(file())
+    (tmp_path / "tasks.py").write_text(code)
+    with pytest.raises(RecipeError) as error:
+        pipeline.run_study(study, tmp_path / "study.yaml", tmp_path / "out", pipeline.run)
+    assert said in str(error.value)
 
 
 def found(better, base, cheaper=1.0):

@@ -141,13 +141,19 @@ def learned_from(study: Study, name: str) -> tuple[str, ...]:
 
 def _named(study: Study, name: str) -> list[str]:
     """What the recipe of an arm names below `{runs}`, in order."""
-    text = json.dumps(_laid_over(study.common, study.arms[name].recipe))
+    text = json.dumps(_laid_over(study.common, study.arms[name].recipe), ensure_ascii=False)
     return re.findall(r"\{runs\}/([\w-]+)", text)
 
 
 def _broken_rules(study: Study) -> Iterator[tuple[str, str]]:
     """What is wrong with a study whose fields fit: key and complaint."""
+    if not re.fullmatch(r"\w[\w.-]*", study.study):
+        yield "study", f"names a directory: letters, digits, `.`, `_` and `-` only, not `{study.study}`"
     before: list[str] = []
+    recipes = {f"arms.{name}.recipe": arm.recipe for name, arm in study.arms.items()}
+    for section, keys in ({"common": study.common} | recipes).items():
+        for key in {"name", "seed"} & keys.keys():
+            yield f"{section}.{key}", "is the arm's name, and the study's seed; it must not be set"
     for name in study.arms:
         if not re.fullmatch(r"\w[\w-]*", name) or name == "data":
             yield f"arms.{name}", "must be letters, digits, `-` and `_`, and not `data`: it names a directory"

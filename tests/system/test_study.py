@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse import pipeline
+from stillhouse.errors import RecipeError
 from stillhouse.study import load_study
 
 pytestmark = pytest.mark.slow
@@ -65,6 +66,18 @@ def test_a_study_runs_its_arms_once_and_measures_them(tmp_path):
         raise AssertionError(f"{recipe.name} was run again")
 
     assert pipeline.run_study(study, file, out, never)["arms"] == results["arms"]
+
+    more = load_study(file, ["answers.samples=3"])
+    again = pipeline.run_study(more, file, out, never)
+    assert again["samples"] == 3
+    assert again["arms"]["base"]["tests"] != base["tests"]  # asked again, by the same student
+
+    with pytest.raises(RecipeError, match="zero was begun from another recipe"):
+        pipeline.run_study(load_study(file, ["arms.zero.recipe.on_policy.rounds=3"]), file, out, never)
+    weights = out / "seed-1" / "base" / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(RecipeError, match="zero was begun from another base"):
+        pipeline.run_study(study, file, out, never)
 
 
 def test_the_short_miniature_raises_the_reward_and_its_artefacts_load(tmp_path):

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..console import console
+from ..errors import UsageError
 from .options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile, Restart, RunDirectory
 from .stages import read_recipe, run_stages
 
@@ -45,6 +46,11 @@ def run(
     if is_study(recipe):
         from .study import show_study
 
+        if restart or accept_terms is not None:
+            raise UsageError(
+                "a study takes neither --restart nor --accept-terms",
+                hint="Remove the directories of what shall run again; accept_terms belongs in `common`.",
+            )
         show_study(recipe, overrides, out, dry_run=dry_run)
         return
     settings = read_recipe(recipe, overrides, accept_terms)

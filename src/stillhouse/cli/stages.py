@@ -17,10 +17,16 @@ def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None
     """The recipe with everything the command line says about it.
 
     Raises:
-        UsageError: ``accept_terms`` is no reason.
+        UsageError: ``accept_terms`` is no reason, or the file is a study.
     """
     from ..recipe_file import load_recipe
+    from ..study import is_study
 
+    if is_study(path):
+        raise UsageError(
+            f"{path} is a study, which only `still run` reads",
+            hint=f"`still run {path} --dry-run` names its arms.",
+        )
     recipe = load_recipe(path, overrides)
     if accept_terms is None:
         return recipe

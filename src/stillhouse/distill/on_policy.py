@@ -251,7 +251,8 @@ class _Rounds:
         found: dict[str, Any] = {"loss": 0.0, "grad_norm": 0.0}
         if used.rollouts:
             found = self.learner.learn(used, rates)
-        found["read"] = sum(len(rollout.question.ids) + len(rollout.ids) for rollout in used.rollouts)
+        found["learned"] = sum(len(rollout.ids) for rollout in used.rollouts)
+        found["read"] = found["learned"] + sum(len(rollout.question.ids) for rollout in used.rollouts)
         found |= self._measures(samples) | {"learning_rate": rates[-1]}
         answers = done.answers
         if self.settings.order != "shuffled":
@@ -270,8 +271,9 @@ class _Rounds:
 
     @property
     def _needs_signal(self) -> bool:
-        """Groups of equal rewards teach nothing where the reward is the only teacher."""
-        return bool(self.settings.reward) and not self.settings.teacher
+        """Groups of equal rewards teach nothing where the reward is all that is learned from."""
+        policy, others = self.settings.policy, self.settings.teacher
+        return bool(self.settings.reward) and not (others or policy.reference_kl or policy.entropy)
 
     def _samples(self, number: int, done: Done) -> tuple[Round, int]:
         """The round's groups and how many questions it took; dynamic sampling leaves equal rewards out."""

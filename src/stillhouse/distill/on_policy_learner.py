@@ -165,13 +165,16 @@ class OnPolicyLearner(Learner):
         rng = np.random.default_rng([seed, number, 11])
         wanted = self.on_policy.prompts * self.on_policy.samples
         found: dict[str, float] = {}
+        counts = {"read": 0, "learned": 0}
         for rate in rates:
             chosen = rng.choice(len(self.documents), min(wanted, len(self.documents)), replace=False)
             step = Step(0, 0, tuple(int(i) for i in chosen), sum(self.lengths[i] for i in chosen))
             with self.training():
                 found["loss"] = sum(part.item() for _, part in self.backward(step))
             self._update(rate, found, [self.documents[i] for i in step.documents])
-        return {**found, "tokens": 0, "off_policy": 1}
+            counts["read"] += step.tokens
+            counts["learned"] += sum(len(self.documents[i].predicting) for i in step.documents)
+        return {**found, **counts, "tokens": 0, "off_policy": 1}
 
     def _thought(self, teacher: ForwardPass, read: dict[int, tuple[Document, float]]) -> Thought:
         """A teacher's hidden states on the samples that it reads."""

@@ -65,7 +65,9 @@ def _kinds(settings: Sequence[Sampling]) -> list[tuple[list[int], str]]:
 def _inverse(probabilities_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
     """Inverse transform in vocabulary order: the block first, then the token in it."""
     size = probabilities_BV.shape[1]
-    padded_BNK = F.pad(probabilities_BV, (0, -size % BLOCK)).unflatten(1, (-1, BLOCK))
+    if size % BLOCK:  # padding by nothing copies all the same
+        probabilities_BV = F.pad(probabilities_BV, (0, -size % BLOCK))
+    padded_BNK = probabilities_BV.unflatten(1, (-1, BLOCK))
     ends_BN = padded_BNK.sum(-1, dtype=torch.float64).cumsum(-1)
     targets_B1 = uniforms_B[:, None] * ends_BN[:, -1:]
     blocks_B1 = torch.searchsorted(ends_BN, targets_B1, right=True).clamp_(max=ends_BN.shape[1] - 1)

@@ -99,10 +99,10 @@ class FastDecoder:
         beyond_BT = torch.arange(total, device=lengths_B.device) > lengths_B[:, None]
         mask_BT = torch.zeros(beyond_BT.shape, dtype=self.cos_TD.dtype, device=lengths_B.device)
         mask_B11T = mask_BT.masked_fill_(beyond_BT, -torch.inf)[:, None, None]
-        at = (torch.arange(len(tokens_B), device=lengths_B.device), slice(None), lengths_B)
+        rows_R = self.memory.rows(lengths_B)
 
         def attend(layer: _Layer, heads: torch.Tensor) -> torch.Tensor:
-            return layer.attend_step(heads, at, mask_B11T)
+            return layer.attend_step(heads, rows_R, mask_B11T)
 
         return self._logits(self._layers(self.embed_VE[tokens_B], lengths_B, attend))
 
@@ -152,11 +152,11 @@ class _Layer:
         hidden_NE = self.out(mixed.reshape(len(hidden_NE), -1), hidden_NE)
         return self.down(self.gated(self.norm_mlp(hidden_NE)), hidden_NE)
 
-    def attend_step(self, heads: torch.Tensor, at: tuple[object, ...], mask: torch.Tensor) -> torch.Tensor:
+    def attend_step(self, heads: torch.Tensor, rows_R: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Attention of one new token a sequence, [B, HG, 1, D] or [B, H, G, D]."""
         batch, total = len(heads), mask.shape[-1]
         kv = heads.shape[1] // (self.groups + 2)
-        keys, values = self.memory.write(self.number, at, heads[:, -2 * kv :]).split(kv, 1)
+        keys, values = self.memory.append(self.number, rows_R, heads[:, -2 * kv :]).split(kv, 1)
         shape = (kv * self.groups, 1) if self.one_by_one else (kv, self.groups)
         return F.scaled_dot_product_attention(
             heads[:, : -2 * kv].reshape(batch, *shape, self.width),

@@ -32,6 +32,24 @@ class KeyValues:
         memory[at] = pairs  # type: ignore[index]
         return memory
 
+    def append(self, layer: int, rows_R: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """Stores the keys and values [B, 2H, D] of one more token of B sequences; returns the whole memory.
+
+        Args:
+            rows_R: from :meth:`rows`, the same for all layers.
+        """
+        memory = self.layers[layer]
+        assert memory is not None
+        memory.view(-1, memory.shape[-1]).index_copy_(0, rows_R, pairs.reshape(-1, pairs.shape[-1]))
+        return memory
+
+    def rows(self, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Where the next token of the first B slots goes in memory seen as rows of D values, [B · 2H]."""
+        memory = next(memory for memory in self.layers if memory is not None)
+        slots, heads, capacity, _ = memory.shape
+        starts = torch.arange(slots * heads, device=lengths_B.device).view(slots, heads) * capacity
+        return (starts[: len(lengths_B)] + lengths_B[:, None]).flatten()
+
     def clear_to(self, length: int) -> None:
         """Makes the first ``length`` tokens of every slot finite, so that a masked one cannot spoil a sum.
 

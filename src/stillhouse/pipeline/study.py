@@ -14,23 +14,23 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..console import console
-from ..errors import RecipeError
+from ..errors import RecipeError, StillhouseError
 from ..files import atomic_write, read_json, read_json_lines, write_json
-from ..hashing import sha256_json
+from ..hashing import sha256_file, sha256_json, sha256_text
 from ..plan.costs import forward_flops, training_flops
-from ..plan.shapes import shape_of
+from ..plan.shapes import Shape, shape_of
 from ..provenance import Manifest, versions
 from ..recipe import Recipe
 from ..recipe_file import dump_recipe, load_recipe
 from ..study import Study, arm_recipe, learned_from
 
-LEARNING = ("collect", "filter", "select", "student", "targets", "train", "control", "on_policy")
+LEARNING = ("collect", "filter", "select", "student", "targets", "train", "on_policy")
 """The stages whose time is an arm's cost; measuring is not."""
 CURVES = ("reward", "length", "entropy")
 EXAMPLES = 6
@@ -81,9 +81,21 @@ def _made(study: Study, file: Path, seed: int, data: Path) -> Path:
         )
     shutil.rmtree(data, ignore_errors=True)
     with console.progress(f"making the data of seed {seed}", None):
-        _load(source).make(data, seed, dict(study.settings))
+        _make(source, data, seed, study.settings)
     atomic_write(mark, json.dumps(wanted))
     return data
+
+
+def _make(source: Path, data: Path, seed: int, settings: Mapping[str, Any]) -> None:
+    try:
+        _load(source).make(data, seed, dict(settings))
+    except StillhouseError:
+        raise
+    except Exception as error:  # whatever the user's own code says
+        hint = "See its traceback with --debug."
+        if isinstance(error, ModuleNotFoundError):
+            hint = f"Install {error.name}; reasoning-gym comes with `pip install 'stillhouse[reasoning]'`."
+        raise RecipeError(f"{source}: {type(error).__name__}: {error}", hint=hint) from error
 
 
 def _load(source: Path) -> Any:
@@ -98,16 +110,38 @@ def _load(source: Path) -> Any:
 
 
 def _finish(study: Study, recipe: Recipe, place: Path, seed: int, run: RunRecipe) -> None:
-    """Runs an arm as far as it is not done."""
-    before = place / "recipe.yaml"
-    if before.is_file() and before.read_text("utf-8") != dump_recipe(recipe):
+    """Runs an arm as far as it is not done; refuses one that was begun from something else."""
+    origin, mark = _origin(study, recipe, place.parent), place / "origin.json"
+    if mark.is_file() and (before := read_json(mark)) != origin:
+        changed = ", ".join(key for key in origin if before.get(key) != origin[key])
         raise RecipeError(
-            f"{place} holds an arm of another recipe",
+            f"{place} was begun from another {changed}",
             hint="Give --out another directory, or remove that one and those that learned from it.",
         )
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(mark, origin)
     if not (place / "student" / "README.md").is_file():
         console.info(f"seed {seed}, {recipe.name}: {study.arms[recipe.name].label}")
         run(recipe, place)
+
+
+def _origin(study: Study, recipe: Recipe, runs: Path) -> dict[str, str]:
+    """Hashes of all that an arm's result depends on: recipe, data, and the students that it learned from."""
+    return {
+        "recipe": sha256_text(dump_recipe(recipe)),
+        "data": read_json(runs / "data" / "made.json"),
+        **{arm: _weights_hash(runs / arm / "student") for arm in learned_from(study, recipe.name)},
+    }
+
+
+def _weights_hash(student: Path) -> str:
+    return sha256_json([[p.name, sha256_file(p)] for p in sorted(student.glob("*.safetensors"))])
+
+
+def _asked(study: Study, student: Path) -> str:
+    """A hash of all that the answers to the tests depend on."""
+    kinds = [asdict(verifier) for verifier in study.verifiers]
+    return sha256_json([study.tests, asdict(study.answers), kinds, _weights_hash(student)])
 
 
 def _answer_tests(study: Study, runs: Path, name: str, seed: int, data: Path) -> None:
@@ -117,8 +151,8 @@ def _answer_tests(study: Study, runs: Path, name: str, seed: int, data: Path) ->
     from ..models import load_weights
     from ..verifiers import open_verifier
 
-    place = runs / name / "tests.json"
-    if place.is_file():
+    place, asked = runs / name / "tests.json", _asked(study, runs / name / "student")
+    if place.is_file() and read_json(place)["asked"] == asked:
         return
     weights = load_weights(str(runs / name / "student"))
     judged: dict[str, Any] = {}
@@ -134,17 +168,26 @@ def _answer_tests(study: Study, runs: Path, name: str, seed: int, data: Path) ->
                 for prompt, answer in zip(prompts, answers, strict=True)
             ]
             progress.advance()
-    atomic_write(place, json.dumps(judged))
+    atomic_write(place, json.dumps({"asked": asked, "answers": judged}))
 
 
 def _finished_seeds(study: Study, directory: Path) -> list[int]:
-    """The seeds of which every arm has answered the tests, whoever ran them."""
+    """The seeds of which every arm of this study has answered these tests, whoever ran them."""
     found = []
     for place in directory.glob("seed-*"):
         number = place.name.removeprefix("seed-")
-        if number.isdigit() and all((place / name / "tests.json").is_file() for name in study.arms):
+        if number.isdigit() and all(_is_done(study, place, name, int(number)) for name in study.arms):
             found.append(int(number))
     return sorted(found)
+
+
+def _is_done(study: Study, runs: Path, name: str, seed: int) -> bool:
+    mark, answers = runs / name / "origin.json", runs / name / "tests.json"
+    if not (mark.is_file() and answers.is_file() and (runs / "data" / "made.json").is_file()):
+        return False
+    recipe = arm_recipe(study, name, seed, runs / "data", runs)
+    same = read_json(mark) == _origin(study, recipe, runs)
+    return same and read_json(answers)["asked"] == _asked(study, runs / name / "student")
 
 
 def _measured(study: Study, runs: Path) -> dict[str, Any]:
@@ -160,7 +203,7 @@ def _measured(study: Study, runs: Path) -> dict[str, Any]:
 
 def _answered(place: Path) -> dict[str, Any]:
     """An arm's answers to the tests, and the curves of its rounds."""
-    tests = read_json(place / "tests.json")
+    tests = read_json(place / "tests.json")["answers"]
     return {
         "tests": {
             test: {
@@ -186,37 +229,48 @@ def _spent(place: Path) -> dict[str, float]:
     """Operations and processor seconds of one arm, measuring left out.
 
     Operations are those of the models' matrix products, counted from the tokens that the run wrote down: two
-    a parameter and token read or written, six learned from; attention's own products (a few per cent at a
-    hundred tokens) are left out. Seconds of a run that was interrupted are those of the last sitting.
+    a parameter and token read or written, six learned from (four with adapters); attention's own products (a
+    few per cent at a hundred tokens) are left out. A prompt counts once a group where it is answered, and for
+    each sample where it is learned from. Behind an API nothing is counted, and several teachers count as the
+    main one. Seconds of a run that was interrupted are those of the last sitting.
     """
     from ..models import describe
 
-    manifest = Manifest.load(place)
+    manifest, recipe = Manifest.load(place), load_recipe(place / "recipe.yaml")
     student = shape_of(describe(str(place / "student")))
-    flops = 0.0
+    facts = describe(recipe.teacher.model)
+    teacher = None if facts.kind == "api" else shape_of(facts)
+
+    def learning(read: float, learned: float) -> float:
+        full = recipe.student.lora is None
+        return training_flops(student, read, context=0, head_tokens=learned, weights=full, head=full)
+
+    def passes(shape: Shape | None, read: float, learned: float) -> float:
+        return 0.0 if shape is None else forward_flops(shape, read, context=0, head_tokens=learned)
+
     offline = _lines(place / "metrics.jsonl")
-    for row in offline:
-        flops += training_flops(
-            student, row["tokens"], context=0, head_tokens=row["counted"], weights=True, head=True
-        )
-    recipe = load_recipe(place / "recipe.yaml")
-    teacher = shape_of(describe(recipe.teacher.model))
-    taught = recipe.on_policy is not None and recipe.on_policy.teacher > 0
+    read, learned = (sum(row[key] for row in offline) for key in ("tokens", "counted"))
+    flops = learning(read, learned)
+    if offline and manifest.facts("targets").get("cached"):
+        flops += passes(teacher, read / max(1.0, recipe.train.epochs), learned)
+    elif offline and recipe.objective.targets == "online" and recipe.objective.kind != "cross_entropy":
+        flops += passes(teacher, read, learned)
+    settings = recipe.on_policy
     for row in _lines(place / "on_policy" / "metrics.jsonl"):
+        assert settings is not None
+        times = 1 if row.get("off_policy") else settings.policy.inner_steps
+        flops += times * learning(row["read"], row["learned"])
         if row.get("off_policy"):
             continue
-        written, read = row["tokens"], row["read"]
-        flops += forward_flops(student, row["prompt_tokens"] + written, context=0, head_tokens=written)
-        flops += training_flops(student, read, context=0, head_tokens=written, weights=True, head=True)
-        if taught:
-            flops += forward_flops(teacher, read, context=0, head_tokens=written)
+        flops += passes(student, row["prompt_tokens"] + row["tokens"], row["tokens"])
+        if settings.policy.reference_kl:
+            flops += passes(student, row["read"], row["learned"])
+        if settings.teacher > 0:
+            flops += passes(teacher, row["read"], row["learned"])
     collected = manifest.facts("collect")
-    if not collected["imported"]:
-        tokens = collected["prompt_tokens"] + collected["completion_tokens"]
-        flops += forward_flops(teacher, tokens, context=0, head_tokens=collected["completion_tokens"])
-    if manifest.facts("targets").get("cached"):
-        documents = sum(row["tokens"] for row in offline)
-        flops += forward_flops(teacher, documents, context=0, head_tokens=documents)
+    written = collected["completion_tokens"]
+    asked = collected["prompt_tokens"] / recipe.collect.samples
+    flops += passes(teacher, asked + written, written)
     seconds = sum(manifest.facts(stage).get("cpu_seconds", 0.0) for stage in LEARNING)
     return {"flops": flops, "cpu_seconds": seconds, "parameters": student.parameters}
 

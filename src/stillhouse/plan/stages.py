@@ -184,6 +184,8 @@ def _on_policy(work: Work, settings: OnPolicy) -> StagePlan:
     seconds, memory = _learning(work, tokens, counted, prompt + answer, steps, teaches=taught)
     if taught:
         seconds += _teacher_seconds(work, tokens, counted)
+    if settings.reward:
+        seconds += _scoring_seconds(work, samples)
     note = f"{settings.rounds:,} rounds, {samples:,.0f} samples"
     return StagePlan("on_policy", round(tokens), round(memory), sampling + seconds, note)
 
