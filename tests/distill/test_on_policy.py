@@ -13,7 +13,8 @@ from tiny_training import VOCABULARY, documents_of, llama
 
 from stillhouse.distill import on_policy as on_policy_module
 from stillhouse.distill.on_policy import OffPolicy, train_on_policy
-from stillhouse.distill.rollouts import Question, Reading
+from stillhouse.distill.on_policy_learner import OnPolicyLearner
+from stillhouse.distill.rollouts import Question, Reading, Rollout, Round
 from stillhouse.distill.targets import OnlineSignal
 from stillhouse.errors import CapabilityError, EmptyCorpusError, NonFiniteLossError, StillhouseError
 from stillhouse.recipe import Objective, Train
@@ -248,3 +249,26 @@ def test_no_question_and_no_sampling_are_said(tmp_path):
         run(llama(), tmp_path, questions=[])
     with pytest.raises(CapabilityError, match="sliding"):
         run(ARCHITECTURES["gemma3"](), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "same_loss"), [("sequence", True), ("constant", True), ("token", False)]
+)
+def test_groups_without_signal_that_are_left_out_still_count_as_answers(aggregate, same_loss):
+    draws = np.random.default_rng(4)
+    rollouts = [
+        Rollout(question, draws.integers(2, VOCABULARY, 3 + n).tolist(), [-3.0] * (3 + n), "stop")
+        for question in questions(3)
+        for n in range(2)
+    ]
+    every = Round(rollouts, torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), 0)
+    settings = OnPolicy(**{**vars(REWARD), "samples": 2, "policy": Policy(aggregate=aggregate)})
+    objective = Objective(kind="cross_entropy")
+
+    def loss(samples, kept):
+        learner = OnPolicyLearner(llama(), [], objective, settings, TRAIN, None)
+        return learner.learn(samples, [0.0], kept)["loss"]
+
+    whole, less = loss(every, 1.0), loss(every.groups(torch.tensor([True, False, False])), 1 / 3)
+    assert (less == pytest.approx(whole, rel=1e-4)) is same_loss
+    assert whole != 0

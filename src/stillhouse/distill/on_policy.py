@@ -250,7 +250,9 @@ class _Rounds:
         used = samples.groups(has_signal(every)) if self._needs_signal else samples
         found: dict[str, Any] = {"loss": 0.0, "grad_norm": 0.0}
         if used.rollouts:
-            found = self.learner.learn(used, rates)
+            dynamic = self.settings.policy.dynamic_sampling  # replaces groups without signal
+            kept = 1.0 if dynamic else len(used.rollouts) / len(samples.rollouts)
+            found = self.learner.learn(used, rates, kept)
         found["learned"] = sum(len(rollout.ids) for rollout in used.rollouts)
         found["read"] = found["learned"] + sum(len(rollout.question.ids) for rollout in used.rollouts)
         found |= self._measures(samples) | {"learning_rate": rates[-1]}

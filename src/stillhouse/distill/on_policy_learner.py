@@ -73,8 +73,12 @@ class OnPolicyLearner(Learner):
             start = copy.deepcopy(model).requires_grad_(False)
             self._reference = ForwardPass(start, [], dtype)
 
-    def learn(self, samples: Round, rates: Sequence[float]) -> dict[str, Any]:
-        """One optimizer step for each of ``rates``, each on its share of the groups; the round's metrics."""
+    def learn(self, samples: Round, rates: Sequence[float], kept: float = 1.0) -> dict[str, Any]:
+        """One optimizer step for each of ``rates``, each on its share of the groups; the round's metrics.
+
+        Args:
+            kept: the share of the round's groups that ``samples`` are, where those without signal were left out.
+        """
         policy = self.on_policy.policy
         advantages_GS = group_advantages(samples.rewards_GS, policy.normalise)
         documents = samples.documents()
@@ -86,7 +90,9 @@ class OnPolicyLearner(Learner):
             members = [int(g) * size + s for g in share for s in range(size)]
             if members:
                 found.append(
-                    self._step(members, samples, documents, advantages_GS.flatten(), thoughts, references)
+                    self._step(
+                        members, samples, documents, advantages_GS.flatten(), thoughts, references, kept
+                    )
                 )
                 self._update(rate, found[-1], documents)
         return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
@@ -99,17 +105,13 @@ class OnPolicyLearner(Learner):
         advantages: Tensor,
         thoughts: list[Thought],
         references: list[Tensor] | None,
+        kept: float,
     ) -> dict[str, float]:
         """Adds up the gradient over the samples ``members``; returns what was measured."""
         settings = self.on_policy
-        answer_lengths = [documents[i].counted for i in members]
-        weight = dict(
-            zip(
-                members,
-                token_weights(answer_lengths, settings.policy.aggregate, settings.max_tokens),
-                strict=True,
-            )
-        )
+        lengths = [documents[i].counted for i in members]
+        weights = token_weights(lengths, settings.policy.aggregate, settings.max_tokens, kept)
+        weight = dict(zip(members, weights, strict=True))
         loss = 0.0
         measured: dict[str, list[Tensor]] = {}
         with self.training():

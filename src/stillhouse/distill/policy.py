@@ -52,19 +52,23 @@ def overlong_penalty(lengths: Sequence[int], max_tokens: int, buffer: int) -> Te
     return -(over / buffer).clamp(0, 1) if buffer else torch.zeros(len(lengths))
 
 
-def token_weights(lengths: Sequence[int], aggregate: str, max_tokens: int) -> list[float]:
+def token_weights(lengths: Sequence[int], aggregate: str, max_tokens: int, share: float = 1.0) -> list[float]:
     """The weight of every token of each sample, so that the loss is the weighted sum over tokens.
 
     ``sequence``: 1 / (samples · length), the mean over each sample's tokens first (GRPO, equation 3).
     ``token``: 1 / (all tokens) (DAPO, equation 8). ``constant``: 1 / (samples · ``max_tokens``), so that the
     length of a sample changes no token's weight (Dr. GRPO, section 3.2).
+
+    Args:
+        share: how much of the answers these are; the others have advantage 0 and were left out. A mean over
+            answers counts them, the mean over tokens does not (DAPO has no such answers).
     """
-    samples, total = len(lengths), sum(lengths)
+    samples, total = len(lengths) / share, sum(lengths)
     if aggregate == "sequence":
         return [1.0 / (samples * length) for length in lengths]
     if aggregate == "token":
-        return [1.0 / total] * samples
-    return [1.0 / (samples * max_tokens)] * samples
+        return [1.0 / total] * len(lengths)
+    return [1.0 / (samples * max_tokens)] * len(lengths)
 
 
 @dataclass(frozen=True, eq=False)
