@@ -77,7 +77,7 @@ class OnPolicyLearner(Learner):
         """One optimizer step for each of ``rates``, each on its share of the groups; the round's metrics.
 
         Args:
-            kept: the share of the round's groups that ``samples`` are, where those without signal were left out.
+            kept: the share of the round's groups that these are, where those without signal were left out.
         """
         policy = self.on_policy.policy
         advantages_GS = group_advantages(samples.rewards_GS, policy.normalise)
