@@ -24,13 +24,12 @@ class KeyValues:
         self.cleared = 0
         self.layers: list[torch.Tensor | None] = [None] * layers
 
-    def write(self, layer: int, at: tuple[object, ...], pairs: torch.Tensor) -> torch.Tensor:
-        """Stores keys and values at an index of [S, 2H, T, D]; returns the layer's whole memory."""
+    def write(self, layer: int, at: tuple[object, ...], pairs: torch.Tensor) -> None:
+        """Stores keys and values at an index of [S, 2H, T, D]."""
         memory = self.layers[layer]
         if memory is None:
             memory = self.layers[layer] = self._new(pairs)
         memory[at] = pairs  # type: ignore[index]
-        return memory
 
     def append(self, layer: int, rows_R: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
         """Stores the keys and values [B, 2H, D] of one more token of B sequences; returns the whole memory.

@@ -30,7 +30,7 @@ class ModuleDecoder:
         self.memory.clear_to(max(map(len, prompts)))
         logits = []
         for prompt, slot in zip(prompts, slots, strict=True):
-            self.place.slot, self.place.lengths_B, self.place.total = slot, None, len(prompt)
+            self.place.slot, self.place.rows_R, self.place.total = slot, None, len(prompt)
             ids_1T = torch.tensor([list(prompt)], device=self.model.device)
             positions = torch.arange(len(prompt), device=self.model.device)[None]
             logits.append(self._forward(ids_1T, torch.ones_like(ids_1T), positions))
@@ -40,7 +40,7 @@ class ModuleDecoder:
         """Logits [B, V] after one more token of the sequences in the first B slots."""
         total = int(lengths_B.max()) + 1
         self.memory.clear_to(total)
-        self.place.lengths_B, self.place.total = lengths_B, total
+        self.place.rows_R, self.place.total = self.memory.rows(lengths_B), total
         mask_BT = torch.arange(total, device=lengths_B.device) <= lengths_B[:, None]
         return self._forward(tokens_B[:, None], mask_BT.long(), lengths_B[:, None])
 
@@ -59,7 +59,7 @@ class _Place:
     """Where the pass under way writes: at the start of one slot, or at each sequence's own end."""
 
     slot = 0
-    lengths_B: torch.Tensor | None = None
+    rows_R: torch.Tensor | None = None
     total = 0
 
 
@@ -73,16 +73,14 @@ class _SlotLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        lengths_B, pairs = self.place.lengths_B, torch.cat([key_states, value_states], 1)
-        if lengths_B is None:
+        rows_R, pairs = self.place.rows_R, torch.cat([key_states, value_states], 1)
+        if rows_R is None:
             at = (self.place.slot, slice(None), slice(self.place.total))
             self.memory.write(self.number, at, pairs[0])
             return key_states, value_states
-        batch = len(lengths_B)
-        at = (torch.arange(batch, device=lengths_B.device), slice(None), lengths_B)
-        memory = self.memory.write(self.number, at, pairs[:, :, 0])
-        keys, values = memory[:batch, :, : self.place.total].chunk(2, 1)
+        memory = self.memory.append(self.number, rows_R, pairs[:, :, 0])
+        keys, values = memory[: len(pairs), :, : self.place.total].chunk(2, 1)
         return keys, values
 
     def get_seq_length(self) -> int:
-        return 0 if self.place.lengths_B is None else self.place.total - 1
+        return 0 if self.place.rows_R is None else self.place.total - 1
