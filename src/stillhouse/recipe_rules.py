@@ -21,7 +21,7 @@ PRUNE_KEYS = ("layers", "keep", "intermediate", "heads", "hidden")
 def broken_rules(recipe: Recipe) -> list[Complaint]:
     """All complaints about ``recipe``, as (dotted key, message)."""
     return [
-        *_name(recipe),
+        *directory_name("name", recipe.name),
         *_student(recipe.student),
         *_objective(recipe.objective),
         *_teacher_without_weights(recipe),
@@ -33,9 +33,10 @@ def broken_rules(recipe: Recipe) -> list[Complaint]:
     ]
 
 
-def _name(recipe: Recipe) -> Iterator[Complaint]:
-    if not re.fullmatch(r"\w[\w.-]*", recipe.name):
-        yield "name", f"names a directory: letters, digits, `.`, `_` and `-` only, not `{recipe.name}`"
+def directory_name(key: str, name: str) -> Iterator[Complaint]:
+    """The complaint about a ``name`` that cannot be that of a directory."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        yield key, f"names a directory: letters, digits, `.`, `_` and `-` only, not `{name}`"
 
 
 def _student(student: Student) -> Iterator[Complaint]:

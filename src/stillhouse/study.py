@@ -19,6 +19,7 @@ from annotated_types import MinLen
 from .errors import RecipeError
 from .recipe import Evaluate, Recipe
 from .recipe_file import apply_override, checked, read_text, recipe_of
+from .recipe_rules import directory_name
 from .recipe_types import NonNegativeInt, PositiveFloat, Text
 from .recipe_verify import Verifier
 from .suggest import did_you_mean
@@ -147,8 +148,7 @@ def _named(study: Study, name: str) -> list[str]:
 
 def _broken_rules(study: Study) -> Iterator[tuple[str, str]]:
     """What is wrong with a study whose fields fit: key and complaint."""
-    if not re.fullmatch(r"\w[\w.-]*", study.study):
-        yield "study", f"names a directory: letters, digits, `.`, `_` and `-` only, not `{study.study}`"
+    yield from directory_name("study", study.study)
     before: list[str] = []
     recipes = {f"arms.{name}.recipe": arm.recipe for name, arm in study.arms.items()}
     for section, keys in ({"common": study.common} | recipes).items():

@@ -8,15 +8,16 @@ wide, as they should be. Questions differ from seed to seed, so their luck is in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from statistics import fmean
+from typing import Any, get_args
 
-from ..study import Claim, Study
+from ..study import Claim, Measure, Study
 from .intervals import interval
 from .report import page_template
 from .words import figure
 
 MEASURE_NAMES = {"pass_at_1": "pass@1", "consensus_at_k": "majority vote", "thought": "share that thinks"}
-MEASURES = ("pass_at_1", "consensus_at_k", "thought", "tokens")
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 Measured = Mapping[int, Mapping[str, Any]]
 """Of each seed and arm: ``tests`` (measure by test), ``flops``, ``cpu_seconds``, ``curves``, ``examples``."""
@@ -40,7 +41,7 @@ def study_results(study: Study, found: Measured) -> dict[str, Any]:
                 for test in study.tests
             },
             **{
-                key: _mean([each[key] for each in mine])
+                key: fmean([each[key] for each in mine])
                 for key in ("flops", "cpu_seconds", "flops_with_those_before")
             },
             "curves": [each["curves"] for each in mine],
@@ -69,7 +70,7 @@ def judge_claim(claim: Claim, found: Measured, confidence: float) -> dict[str, A
         for arms in found.values()
     ]
     estimate = interval(differences, [1.0] * len(differences), confidence).to_dict()
-    times = _mean([arms[claim.over]["flops"] / arms[claim.arm]["flops"] for arms in found.values()])
+    times = fmean([arms[claim.over]["flops"] / arms[claim.arm]["flops"] for arms in found.values()])
     low, high = estimate["low"], estimate["high"]
     cheap = claim.cheaper is None or times >= claim.cheaper
     if low is None:
@@ -150,7 +151,3 @@ def study_page(results: Mapping[str, Any]) -> str:
     plots = {name: Markup(svg) for name, svg in study_plots.draw(results).items()}
     filters = {"percent": percent, "words": difference_in_words, "figure": figure}
     return page_template("study.html.j2", filters).render(results=results, plots=plots)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
