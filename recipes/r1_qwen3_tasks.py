@@ -49,7 +49,7 @@ def make(directory: Path, seed: int, settings: dict[str, Any]) -> None:
         ]
     ):
         with open(directory / f"{name}.jsonl", "w", encoding="utf-8") as file:
-            for row in _tasks(kinds, count, 1000 * seed + number, seen):
+            for row in _tasks(kinds, count, 1_000_000 * (10 * seed + number), seen):
                 file.write(json.dumps(row) + "\n")
 
 

@@ -1,11 +1,12 @@
 """Tasks, a tokenizer and random starting weights: everything that the miniature needs of a seed.
 
 Three families of reasoning-gym whose answers need several steps: sums of chains of numbers, legs of animals,
-one bits of a number. Each has a difficulty that is learned and a harder one that is held out. A worked
-solution is written for each task by a program; most documents of the "web" that the base models are trained
-on give the answer without one.
+one bits of a number. Each has three difficulties: one that is learned, a harder one of which only the "web"
+of the base models has a little, and one that no model was ever trained on. A worked solution is written for
+each task by a program; most documents of the web give the answer without one.
 
-The same seed gives the same files. No question of a test is in any corpus.
+The same seed gives the same files, and two seeds share no draw. No question of a test or of reinforcement is
+in any other file.
 """
 
 from __future__ import annotations
@@ -20,16 +21,24 @@ from typing import Any
 Kinds = dict[str, dict[str, int]]
 
 LEARNED: Kinds = {
-    "chain_sum": {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1},
-    "leg_counting": {"min_animals": 1, "max_animals": 3, "max_instances": 9},
-    "count_bits": {"min_n": 8, "max_n": 1023},
+    "chain_sum": {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1},
+    "leg_counting": {"min_animals": 2, "max_animals": 3, "max_instances": 9},
+    "count_bits": {"min_n": 8, "max_n": 2047},
 }
 HARDER: Kinds = {
-    "chain_sum": {"min_terms": 5, "max_terms": 6, "min_digits": 1, "max_digits": 1},
-    "leg_counting": {"min_animals": 4, "max_animals": 5, "max_instances": 9},
-    "count_bits": {"min_n": 1024, "max_n": 4095},
+    "chain_sum": {"min_terms": 5, "max_terms": 5, "min_digits": 1, "max_digits": 1},
+    "leg_counting": {"min_animals": 4, "max_animals": 4, "max_instances": 9},
+    "count_bits": {"min_n": 2048, "max_n": 8191},
 }
-"""Longer chains, more animals, larger numbers than any model was trained on."""
+"""Longer chains, more animals, larger numbers: a little of the web, and of nothing else."""
+LONGEST: Kinds = {
+    "chain_sum": {"min_terms": 6, "max_terms": 7, "min_digits": 1, "max_digits": 1},
+    "leg_counting": {"min_animals": 5, "max_animals": 6, "max_instances": 9},
+    "count_bits": {"min_n": 8192, "max_n": 32767},
+}
+"""Longer than anything that a model was trained on."""
+APART = 1_000_000
+"""reasoning-gym draws task *i* of a set with the generator of seed + *i*: sets must begin this far apart."""
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
@@ -45,10 +54,12 @@ TEMPLATE = (
 class Sizes:
     """How much is made; ``settings`` of the study may change any of it."""
 
-    web: int = 40_000
+    web: int = 24_000
     """Documents for the base models."""
     worked: float = 0.3
     """Share of those that show the working."""
+    harder_web: float = 0.1
+    """Share of those that are about the harder tasks."""
     cold: int = 200
     """Worked examples for the cold start."""
     prompts: int = 2_400
@@ -58,12 +69,14 @@ class Sizes:
     vocabulary: int = 512
     teacher: tuple[int, int] = (192, 5)
     """Width and layers of the large model."""
-    student: tuple[int, int] = (96, 5)
+    student: tuple[int, int] = (64, 4)
     """Width and layers of the small ones."""
     learned: Kinds = field(default_factory=lambda: LEARNED)
     """Families and their settings, in training and in the first test …"""
     harder: Kinds = field(default_factory=lambda: HARDER)
-    """… and in the second."""
+    """… in a part of the web and in the second …"""
+    longest: Kinds = field(default_factory=lambda: LONGEST)
+    """… and in the third alone."""
 
 
 def make(directory: Path, seed: int, settings: dict[str, Any]) -> None:
@@ -73,13 +86,19 @@ def make(directory: Path, seed: int, settings: dict[str, Any]) -> None:
     )
     draw = random.Random(seed)
     seen: set[str] = set()
+    first = 10 * APART * seed
     tests = {
-        "test_in": list(_tasks(sizes.learned, sizes.test, 1000 * seed + 1, seen)),
-        "test_out": list(_tasks(sizes.harder, sizes.test, 1000 * seed + 2, seen)),
+        name: list(_tasks(kinds, sizes.test, first + number * APART, seen))
+        for number, (name, kinds) in enumerate(
+            [("learned", sizes.learned), ("harder", sizes.harder), ("longest", sizes.longest)]
+        )
     }
-    cold = list(_tasks(sizes.learned, sizes.cold, 1000 * seed + 3, seen))
-    prompts = list(_tasks(sizes.learned, sizes.prompts, 1000 * seed + 4, set(seen)))
-    web = list(_tasks(sizes.learned, sizes.web, 1000 * seed + 5, set(seen), repeat=True))
+    cold = list(_tasks(sizes.learned, sizes.cold, first + 3 * APART, seen))
+    prompts = list(_tasks(sizes.learned, sizes.prompts, first + 4 * APART, seen))
+    hard = round(sizes.harder_web * sizes.web)
+    web = list(_tasks(sizes.learned, sizes.web - hard, first + 5 * APART, seen, repeat=True))
+    web += _tasks(sizes.harder, hard, first + 6 * APART, seen, repeat=True)
+    draw.shuffle(web)
 
     directory.mkdir(parents=True, exist_ok=True)
     for name, tasks in tests.items():
@@ -90,7 +109,7 @@ def make(directory: Path, seed: int, settings: dict[str, Any]) -> None:
     (directory / "sizes.json").write_text(json.dumps(asdict(sizes)))
     tokenizer = _tokenizer(web[:4000], sizes.vocabulary)
     for name, family, (width, layers) in (
-        ("start", "llama", sizes.teacher),
+        ("start", "qwen3", sizes.teacher),
         ("start-llama", "llama", sizes.student),
         ("start-qwen", "qwen3", sizes.student),
     ):

@@ -1,5 +1,7 @@
 """A study of two arms, small enough for seconds: it runs, is measured, and is not done again."""
 
+import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -17,7 +19,7 @@ study: tiny
 seeds: [1]
 make: tasks.py
 settings: {web: 300, cold: 30, prompts: 90, test: 6}
-tests: {learned: "{data}/test_in.jsonl"}
+tests: {learned: "{data}/learned.jsonl"}
 verifiers: [{kind: reasoning_gym}]
 answers: {samples: 2, sample_tokens: 32}
 common:
@@ -100,3 +102,28 @@ def test_the_short_miniature_raises_the_reward_and_its_artefacts_load(tmp_path):
         ids = tokenizer.apply_chat_template(question, return_tensors="pt", return_dict=True)["input_ids"]
         written = model.generate(ids, max_new_tokens=32, do_sample=False)[0, ids.shape[1] :]
         assert tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+def test_the_miniature_s_files_share_no_question_and_its_seeds_no_draw(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    make = runpy.run_path(str(TASKS))["make"]
+    small = {"web": 900, "cold": 60, "prompts": 150, "test": 30, "teacher": [32, 1], "student": [32, 1]}
+    for seed in (1, 2):
+        make(tmp_path / str(seed), seed, small)
+
+    questions = {
+        (seed, name): _questions(tmp_path / str(seed) / f"{name}.jsonl")
+        for seed in (1, 2)
+        for name in ("learned", "harder", "longest", "cold", "prompts", "web")
+    }
+    assert len(questions[1, "prompts"]) == 150 and len(questions[1, "learned"]) == 30
+    for name in ("learned", "harder", "longest", "cold", "prompts"):
+        for other in ("learned", "harder", "longest", "cold", "prompts", "web"):
+            assert name == other or not questions[1, name] & questions[1, other], (name, other)
+    sums = [{text for text in questions[seed, "web"] if "+" in text} for seed in (1, 2)]
+    assert len(sums[0]) > 200 and len(sums[0] & sums[1]) < 25  # 3-term sums alone are 2,916
+
+
+def _questions(path):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["messages"][0]["content"] if "messages" in row else row["question"] for row in rows}
