@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.corpus import load_prompts
-from stillhouse.corpus.messages import split_reasoning
 from stillhouse.errors import CorpusError, EmptyCorpusError, MissingExtraError
+from stillhouse.models import split_reasoning
 
 USER = {"role": "user", "content": "Why is the sky blue?"}
 

@@ -6,37 +6,17 @@ and images are outside this schema and are refused where prompts are read.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..models import Message
 
-_THOUGHTS = re.compile(r"\A\s*<think>(?P<thoughts>.*?)(?:</think>(?P<answer>.*)|\Z)", re.DOTALL)
-_CLOSED_ONLY = re.compile(r"\A(?P<thoughts>.*?)</think>(?P<answer>.*)\Z", re.DOTALL)
-
-
-def split_reasoning(text: str) -> tuple[str, str | None]:
-    """Splits `<think>…</think>` at the head of an answer from the answer.
-
-    A template that opens the block in the generation prompt leaves only the closing
-    mark in the answer; that is split too. A block that was never closed (the answer
-    was cut off) is all thought. Marks later in the text are left alone.
-
-    Returns:
-        The answer, and the thoughts or None where there are none.
-    """
-    match = _THOUGHTS.match(text)
-    if match is None and "<think>" not in text:
-        match = _CLOSED_ONLY.match(text)
-    if match is None:
-        return text, None
-    return (match["answer"] or "").strip("\n"), match["thoughts"].strip() or None
-
 
 def assistant_message(text: str, reasoning: str | None) -> Message:
     """The assistant's turn; thoughts inside the text are taken out unless they came apart from it."""
+    from ..models import split_reasoning
+
     if reasoning is None:
         text, reasoning = split_reasoning(text)
     message: Message = {"role": "assistant", "content": text}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .processor import cpu_has_bfloat16
     from .reference import Reference, parse_reference
     from .template import ChatTemplate, compare_templates
+    from .thoughts import split_reasoning
     from .tokenizer import same_tokenizer, tokenizer_difference
     from .torch_backend import TorchModel
     from .types import Can, Message, Model, ModelFacts, Reply, Request, Sampling, Weights
@@ -47,6 +48,7 @@ _HOME = {
     "parse_reference": "reference",
     "recipe_terms": "origin",
     "same_tokenizer": "tokenizer",
+    "split_reasoning": "thoughts",
     "terms_of": "origin",
     "token_bytes": "byte_tokens",
     "tokenizer_difference": "tokenizer",
@@ -76,6 +78,7 @@ __all__ = [
     "parse_reference",
     "recipe_terms",
     "same_tokenizer",
+    "split_reasoning",
     "terms_of",
     "token_bytes",
     "tokenizer_difference",

@@ -24,9 +24,9 @@ from ..errors import (
     StillhouseError,
 )
 from ..hashing import sha256_text
-from .local import split_reasoning
 from .reference import Reference
 from .retry import TemporaryError, retry_after, with_retries
+from .thoughts import split_reasoning
 from .types import Can, Reply, Request
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from typing import Any
 
 from ..errors import ContextLengthError, MissingExtraError, ModelError, StillhouseError
 from .gguf_file import GgufFile, read_gguf
-from .local import Prompts, split_reasoning
+from .local import Prompts
 from .template import ChatTemplate
+from .thoughts import split_reasoning
 from .types import Can, Reply, Request, Sampling
 
 SLOTS = 8

@@ -1,9 +1,8 @@
-"""What the two local backends share: prompts as ids, seeds, and answers taken apart."""
+"""What the two local backends share: prompts as ids, seeds and stops."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 STOP_MARGIN = 16  # tokens decoded beyond the longest stop: special ones add no text
-_THOUGHT = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
 
 
 class Prompts:
@@ -60,19 +58,6 @@ class Prompts:
         """Whether the prompt itself ends inside the model's thoughts."""
         tail = str(self.tokenizer.decode(list(ids[-8:])))
         return tail.rstrip().endswith("<think>")
-
-
-def split_reasoning(text: str, *, inside: bool = False) -> tuple[str, str | None]:
-    """The answer without its leading `<think>` part, and that part (None where there is none).
-
-    Args:
-        inside: the prompt ended with `<think>`, so that the text starts in mid-thought.
-    """
-    match = _THOUGHT.match(f"<think>{text}" if inside and not text.lstrip().startswith("<think>") else text)
-    if match is None:
-        return text, None
-    whole = match.string
-    return whole[match.end() :], match.group(1).strip("\n")
 
 
 def has_stop(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], stops: Sequence[str]) -> bool:

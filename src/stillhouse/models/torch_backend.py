@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutOfMemoryError, StillhouseError, says_out_of_memory
-from .local import Prompts, cut_at_stop, has_stop, split_reasoning
+from .local import Prompts, cut_at_stop, has_stop
 from .processor import cpu_has_bfloat16
+from .thoughts import split_reasoning
 from .types import Can, Reply, Request, Sampling, Weights
 
 if TYPE_CHECKING:
