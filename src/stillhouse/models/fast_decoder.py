@@ -200,9 +200,7 @@ class _Layer:
             parts.append(mixed[0].transpose(0, 1))
         return torch.cat(parts)
 
-    def attend_more(
-        self, heads: torch.Tensor, slot: int, past: int, mask_NT: torch.Tensor
-    ) -> torch.Tensor:
+    def attend_more(self, heads: torch.Tensor, slot: int, past: int, mask_NT: torch.Tensor) -> torch.Tensor:
         """Attention of N tokens to themselves and the ``past`` ones before them in ``slot``, [N, HG, D]."""
         kv = heads.shape[1] // (self.groups + 2)
         own, total = heads.transpose(0, 1), mask_NT.shape[1]
