@@ -132,6 +132,13 @@ class ContinuousSampler:
         assert len(sequence.prompt) + sequence.sampling.max_tokens <= self.capacity
         self._waiting.append(sequence)
 
+    def clear(self) -> None:
+        """Forgets every sequence and all that is kept, as after a failure in mid-step."""
+        self._running.clear()
+        self._waiting.clear()
+        for memory in self._kept:
+            memory.ids = ()
+
     @torch.inference_mode()
     def step(self) -> list[Drawn]:
         """Takes in waiting prompts, then draws a token for everyone who runs."""
