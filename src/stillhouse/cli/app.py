@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError
 from .. import __version__
 from ..console import console
 from ..errors import StillhouseError, UsageError
-from . import collect, evaluate, plan, run, terms, train, verify
+from . import collect, evaluate, plan, run, serve, terms, train, verify
 from .failures import explain
 from .overrides import gather_overrides
 
@@ -44,6 +44,7 @@ VERBS = {
     "collect": collect.collect,
     "train": train.train,
     "eval": evaluate.evaluate,
+    "serve": serve.serve,
     "terms": terms.terms,
     "verify": verify.verify,
 }
