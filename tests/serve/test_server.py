@@ -33,7 +33,7 @@ class Running:
         if key:
             environment["STILLHOUSE_API_KEY"] = key
         command = [sys.executable, "-m", "stillhouse", "serve", *models, "--port", "0", *options]
-        self.said = tempfile.TemporaryFile("w+")
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in stop()
         self.process = subprocess.Popen(command, stderr=self.said, env=environment)
         self.address = self.first_line().split()[0]
         self.port = int(self.address.rpartition(":")[2])

@@ -34,6 +34,7 @@ _HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
     (b"cache-control", b"no-store"),
+    (b"x-dns-prefetch-control", b"off"),
 ]
 
 
