@@ -34,10 +34,12 @@ POLICY = (
 HOSTILE = """\
 <img src=x onerror=document.title='owned'><script>document.title='owned'</script>
 
-[a](javascript:alert(1)) [b](JaVaScRiPt:alert(1)) [c](data:text/html,x) [d](vbscript:x) [e]( java&#115;cript:x)
-[f](https://user:secret@example.org/) <javascript:alert(1)> [g](//example.org/x) [h](/v1/models)
+[a](javascript:alert(1)) [b](JaVaScRiPt:alert(1)) [c](data:text/html,x) [d](vbscript:x)
+[e]( java&#115;cript:x) [f](https://user:secret@example.org/) <javascript:alert(1)>
+[g](//example.org/x) [h](/v1/models)
 
-![pixel](https://tracker.example/pixel.png?leak=1) ![x](javascript:alert(1)) and a [fine link](https://example.org/a_b)
+![pixel](https://tracker.example/pixel.png?leak=1) ![x](javascript:alert(1))
+and a [fine link](https://example.org/a_b)
 
 | <svg onload=alert(1)> | b |
 |---|---|
@@ -50,7 +52,7 @@ HOSTILE = """\
 TORTURE = """\
 # A heading
 
-Some **bold**, some *italic*, ***both***, ~~gone~~, `code with **stars**`, snake_case_words and 2 * 3 * 4 = 24.
+Some **bold**, some *italic*, ***both***, ~~gone~~, `code with **stars**`, snake_case_words, 2 * 3 * 4 = 24.
 A second line with a [link](https://example.org/path_(x)) and https://example.org/bare.
 
 ## Lists
@@ -86,8 +88,8 @@ A second line with a [link](https://example.org/path_(x)) and https://example.or
 The end, where $a_1 * b_2$ and \\(x^2\\) stay as they are.
 """
 SHOWCASE = """\
-Distillation trains a small **student** on what a large *teacher* would have said. Instead of one right word,
-the student learns the teacher's whole distribution at every token.
+Distillation trains a small **student** on what a large *teacher* would have said. \
+Instead of one right word, the student learns the teacher's whole distribution at every token.
 
 ### In code
 
@@ -111,7 +113,7 @@ def forward_kl(teacher_logits, student_logits, temperature=1.0):
    - else the `top_k` likeliest and one tail.
 3. Measure both on questions that neither has seen.
 
-> A student that only copies words learns what was said. One that copies distributions learns what *could have been*.
+> A student that only copies words learns what was said. One of distributions learns what *could have been*.
 """
 ANSWERS = {"hostile": HOSTILE, "torture": TORTURE, "distillation": SHOWCASE}
 
@@ -126,7 +128,7 @@ class FakeChat:
     down: bool = False
     """Whether it answers 503 to everything but the page's files."""
     requests: list[dict[str, Any]] = field(default_factory=list)
-    tries: Counter[str] = field(default_factory=Counter)
+    tries: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     async def list_models(self, request: Request) -> Response:
         if refusal := self._refusal(request):
@@ -142,12 +144,15 @@ class FakeChat:
         body = await request.json()
         self.requests.append(body)
         prompt = body["messages"][-1]["content"]
-        self.tries[prompt] += 1
-        if "busy" in prompt and self.tries[prompt] == 1:
+        asked = (body["model"], prompt)
+        self.tries[asked] += 1
+        if "busy" in prompt and self.tries[asked] == 1:
             return _error(429, "too many answers at once", {"Retry-After": "3"})
         if "refuse" in prompt:
             return _error(400, "the prompt is longer than the model's 2048 tokens")
-        return StreamingResponse(self._stream(body, prompt), media_type="text/event-stream")
+        return StreamingResponse(
+            self._stream(body, prompt, self.tries[asked]), media_type="text/event-stream"
+        )
 
     def _refusal(self, request: Request) -> Response | None:
         if self.down:
@@ -156,10 +161,10 @@ class FakeChat:
             return _error(401, "no such key")
         return None
 
-    async def _stream(self, body: dict[str, Any], prompt: str) -> AsyncIterator[bytes]:
+    async def _stream(self, body: dict[str, Any], prompt: str, tries: int) -> AsyncIterator[bytes]:
         count = 0
         async for kind, text in _pieces(body, prompt):
-            if kind == "cut" and self.tries[prompt] == 1:
+            if kind == "cut" and tries == 1:
                 raise ConnectionResetError
             if kind == "error":
                 yield _event(
@@ -189,7 +194,7 @@ async def _pieces(body: dict[str, Any], prompt: str) -> AsyncIterator[tuple[str,
     if "slow" in prompt:
         for number in range(400):
             yield "content", f"word{number} " + ("\n\n" if number % 20 == 19 else "")
-            yield "wait", "0.02"
+            yield "wait", "0.008"
     elif "cut" in prompt or "fault" in prompt:
         yield "content", "This much "
         yield "content", "arrived"

@@ -129,7 +129,7 @@ export class AnswerView {
     }
     if (answer.attempts.length > 1) tools.append(this.#attempts());
     const stats = make("p", { className: "stats" });
-    stats.append(...numbersOf(attempt).map((text) => make("span", {}, text)));
+    numbersOf(attempt).forEach((text, index) => stats.append(index ? " · " : "", make("span", {}, text)));
     tools.append(stats);
     return tools;
   }
@@ -151,7 +151,7 @@ export class AnswerView {
 function numbersOf(attempt) {
   const numbers = [];
   if (attempt.state === "stopped") numbers.push("stopped by you");
-  if (attempt.finish === "length") numbers.push("cut at the most tokens");
+  if (attempt.finish === "length") numbers.push("cut at max tokens");
   if (attempt.first === undefined) return numbers;
   const tokens = attempt.usage?.completion_tokens ?? attempt.pieces;
   numbers.push(`${attempt.usage ? "" : "about "}${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`);

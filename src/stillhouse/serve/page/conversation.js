@@ -65,11 +65,11 @@ export function mend(conversation) {
   }
 }
 
-/** Tokens a second after the first token, or null where they were not counted. */
+/** Tokens a second after the first token, or null where too little came to say. */
 export function speedOf(attempt) {
   const tokens = attempt.usage?.completion_tokens ?? attempt.pieces;
   const writing = attempt.seconds - attempt.first;
-  return tokens > 1 && writing > 0 ? (tokens - 1) / writing : null;
+  return tokens > 1 && writing > 0.05 ? (tokens - 1) / writing : null;
 }
 
 function uniqueId() {

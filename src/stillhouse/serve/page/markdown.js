@@ -222,14 +222,14 @@ export class Markdown {
     const top = this.stack.at(-1);
     const task = top.kind === "item" && !top.el.firstChild && /^\[([ xX])\] +/.exec(text);
     const shown = task ? `${task[1] === " " ? "☐" : "☑"} ${text.slice(task[0].length)}` : text;
-    this.leaf = { kind: "text", el: this.#add("p"), text: shown, settled: 0 };
+    this.leaf = { kind: "text", el: this.#add("p"), text: shown, settled: null };
   }
 
   #heading([, marks, text]) {
     // The page has a first and second level of its own.
     const el = this.#add(`h${Math.min(marks.length + 2, 6)}`);
     el.className = `level-${marks.length}`;
-    this.leaf = { kind: "heading", el, text: text.replace(/\s+#+\s*$/, ""), settled: 0 };
+    this.leaf = { kind: "heading", el, text: text.replace(/\s+#+\s*$/, ""), settled: null };
   }
 
   #openCode([, indent, fence, info]) {
@@ -326,7 +326,8 @@ export class Markdown {
     if (leaf.text === undefined) return;
     // The first row of a table looks like a paragraph until the second has come.
     const waits = open && !leaf.settled && /^\|[^\n]*$/.test(leaf.text) && leaf.text.length < LONG_LINE;
-    while (leaf.el.childNodes.length > leaf.settled) leaf.el.lastChild.remove();
+    unwrite(leaf);
+    leaf.el.hidden = waits;
     if (!waits) leaf.el.append(...inline(leaf.text, { open }).nodes);
   }
 
@@ -335,12 +336,17 @@ export class Markdown {
     const { leaf } = this;
     while (leaf?.text?.length > LONG_TEXT) {
       const cut = cutAt(leaf.text, leaf.text.length > 2 * LONG_TEXT ? LONG_TEXT : leaf.text.length - OPEN_TEXT);
-      while (leaf.el.childNodes.length > leaf.settled) leaf.el.lastChild.remove();
+      unwrite(leaf);
       leaf.el.append(...inline(leaf.text.slice(0, cut)).nodes);
-      leaf.settled = leaf.el.childNodes.length;
+      leaf.settled = leaf.el.lastChild;
       leaf.text = leaf.text.slice(cut);
     }
   }
+}
+
+/** Takes away the part of a text that is not settled. */
+function unwrite(leaf) {
+  while (leaf.el.lastChild !== leaf.settled) leaf.el.lastChild.remove();
 }
 
 /** Whether a line ends the paragraph before it; a number does only where it looks like a list's. */

@@ -8,7 +8,7 @@ const FIELDS = [
   { name: "top_p", label: "Top p", min: 0, max: 1, step: "any", hint: "the likeliest words that add up to this" },
   { name: "top_k", label: "Top k", min: 0, step: 1, hint: "this many of the likeliest words; 0 for all" },
   { name: "min_p", label: "Min p", min: 0, max: 1, step: "any", hint: "no word less likely than this part of the likeliest" },
-  { name: "max_tokens", label: "Most tokens", min: 1, step: 1, hint: "an answer ends there" },
+  { name: "max_tokens", label: "Max tokens", min: 1, step: 1, hint: "an answer ends there" },
   { name: "seed", label: "Seed", min: 0, step: 1, hint: "the same seed, the same answer" },
 ];
 
