@@ -36,7 +36,7 @@ SAMPLES = {
     "quotes": "> a\n> b\n>\n> - c\n> - d\n\n> > deep\n\nout",
     "lazy": "> a\nb\n\n- c\nd",
     "rules": "a\n\n---\n\n***\n\n_ _ _\n\nb",
-    "links": "[a](https://e.org) [*b*](https://e.org/x_(y)) <https://e.org/z> [c](<https://e.org/d> 't') [d]",
+    "links": "[a](https://e.org/a) [*b*](https://e.org/x_(y)) <https://e.org/z> [c](<https://e.org/d> 't')",
     "table": "| a | b | c |\n|:--|:-:|--:|\n| 1 | *2* | `3` |\n| 4 | 5 \\| 6 |\n\nafter",
     "bare table": "a | b\n--- | ---\n1 | 2",
     "table after text": "text\n\n| a |\n|---|\n| b |\n\n- x",
@@ -82,7 +82,9 @@ class Tree(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in DROPPED:
             self.dropped += 1
-        if tag in IGNORED or self.dropped or (tag == "p" and self.open[-1][0].startswith("li")):
+        if tag == "p" and self.open[-1][0] == "li":
+            self.open[-1].append("")  # loose or tight is a matter of space, but where it begins is not
+        if tag in IGNORED or self.dropped or (tag == "p" and self.open[-1][0] == "li"):
             return
         kept = "".join(f" {name}={value}" for name, value in attrs if name in {"href", "start"})
         node = [self.renamed.get(tag, tag) + kept]
@@ -102,7 +104,7 @@ class Tree(HTMLParser):
         in_pre = any(node[0] == "pre" for node in self.open)
         text = data if in_pre else re.sub(r"\s+", " ", data)
         last = self.open[-1][-1]
-        if len(self.open[-1]) > 1 and isinstance(last, str):
+        if len(self.open[-1]) > 1 and isinstance(last, str) and last:
             self.open[-1][-1] = last + text
         elif in_pre or text.strip():
             self.open[-1].append(text)
@@ -112,7 +114,8 @@ def stripped(node: Any) -> Any:
     """Without the spaces at the edges of blocks and the line's end after code, which mean nothing."""
     if isinstance(node, str):
         return node.strip()
-    return [node[0], *(stripped(child) for child in node[1:])]
+    children = [stripped(child) for child in node[1:]]
+    return [node[0], *(child for child in children if child)]
 
 
 def rendered(page: Page, text: str, piece: int = 0) -> str:

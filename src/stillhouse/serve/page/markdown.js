@@ -213,7 +213,6 @@ export class Markdown {
     const top = this.stack.at(-1);
     if (!parent) top.list = null;
     (parent ?? top.el).append(el);
-    if (/^(p|h\d|li)$/.test(tag)) el.dir = "auto";
     this.draft?.nodes.push(el);
     return el;
   }
@@ -303,7 +302,6 @@ export class Markdown {
       const cell = document.createElement(line === null ? "th" : "td");
       if (line === null) cell.scope = "col";
       if (align) cell.className = align;
-      cell.dir = "auto";
       cell.append(...inline(texts[column] ?? "", { breaks: true, open: Boolean(this.draft) }).nodes);
       row.append(cell);
     });
