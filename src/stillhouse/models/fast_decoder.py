@@ -88,6 +88,23 @@ class FastDecoder:
         hidden_NE = self._layers(hidden_NE, positions_N, attend)
         return self._logits(hidden_NE[[end - 1 for _, end in spans]])
 
+    def extend(self, ids: Sequence[int], slot: int, past: int, *, every: bool = False) -> torch.Tensor:
+        """Logits [1, V] after ``ids``, which follow the first ``past`` tokens in ``slot`` and are kept there.
+
+        Args:
+            every: give the logits after each of the N ids, [N, V].
+        """
+        total, device = past + len(ids), self.embed_VE.device
+        self.memory.clear_to(total)
+        positions_N = torch.arange(past, total, device=device)
+        mask_NT = torch.arange(total, device=device) <= positions_N[:, None]
+
+        def attend(layer: _Layer, heads: torch.Tensor) -> torch.Tensor:
+            return layer.attend_more(heads, slot, past, mask_NT)
+
+        hidden_NE = self._layers(self.embed_VE[torch.tensor(list(ids), device=device)], positions_N, attend)
+        return self._logits(hidden_NE if every else hidden_NE[-1:])
+
     def step(self, tokens_B: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after one more token of the sequences in the first B slots.
 
@@ -182,6 +199,24 @@ class _Layer:
             )
             parts.append(mixed[0].transpose(0, 1))
         return torch.cat(parts)
+
+    def attend_more(self, heads: torch.Tensor, slot: int, past: int, mask_NT: torch.Tensor) -> torch.Tensor:
+        """Attention of N tokens to themselves and the ``past`` ones before them in ``slot``, [N, HG, D]."""
+        kv = heads.shape[1] // (self.groups + 2)
+        own, total = heads.transpose(0, 1), mask_NT.shape[1]
+        self.memory.write(self.number, (slot, slice(None), slice(past, total)), own[-2 * kv :])
+        pairs = self.memory.layers[self.number]
+        assert pairs is not None
+        keys_HTD, values_HTD = pairs[slot, :, :total].split(kv)
+        mixed = F.scaled_dot_product_attention(
+            own[None, : -2 * kv],
+            keys_HTD[None],
+            values_HTD[None],
+            attn_mask=mask_NT,
+            scale=self.scale,
+            enable_gqa=True,
+        )
+        return mixed[0].transpose(0, 1)
 
 
 def _normed(norm: Any) -> Product:

@@ -1,14 +1,16 @@
 """Generation from GGUF files with llama.cpp (through xllamacpp), several requests at a time.
 
 The chat template is rendered and tokenized here, as in training, and llama.cpp gets token ids; its
-own template engine is not used. xllamacpp opens an HTTP port on 127.0.0.1 that is not used either.
+own template engine is not used. xllamacpp opens an HTTP port on 127.0.0.1 that is not used either; a key that
+nobody knows closes it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,11 +45,13 @@ class LlamaModel:
         fingerprint: str,
         *,
         seed: int,
+        cache_prompts: bool = False,
     ) -> None:
         self.reference, self.fingerprint = reference, fingerprint
         self.template_hash: str | None = template.hash
         self.context_length: int | None = slot_context(file)
-        self._prompts = Prompts(tokenizer, template, self.context_length, seed)
+        self.prompts = Prompts(tokenizer, template, self.context_length, seed)
+        self._cache_prompts = cache_prompts
         self._server = _start(file.path, self.context_length)
         self._threads = ThreadPoolExecutor(SLOTS, thread_name_prefix="llama.cpp")
 
@@ -58,22 +62,70 @@ class LlamaModel:
             await asyncio.gather(*(loop.run_in_executor(self._threads, self._one, r) for r in requests))
         )
 
+    def stream(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        listen: Callable[[dict[str, Any] | StillhouseError], bool],
+        *,
+        scores: int | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begins one answer in a thread, as soon as a slot is free.
+
+        Args:
+            listen: hears each of llama.cpp's chunks (also of the prompt's progress), or the error that ends
+                the answer, in that thread; returns True to end it.
+            scores: how many likeliest tokens to tell with each; None tells nothing.
+            schema: JSON schema that the answer must follow.
+        """
+        self._threads.submit(self._stream, list(ids), sampling, listen, scores, schema)
+
+    def _stream(
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        listen: Callable[[dict[str, Any] | StillhouseError], bool],
+        scores: int | None,
+        schema: Mapping[str, Any] | None,
+    ) -> None:
+        if self._server is None or listen({}):
+            return
+        body = _body(ids, sampling, cache=self._cache_prompts) | {"stream": True, "return_progress": True}
+        if scores is not None:
+            body["n_probs"] = max(1, scores)
+        if schema is not None:
+            body["json_schema"] = schema
+
+        def hear(chunk: Any) -> bool:
+            if "error" in chunk:
+                return listen(ModelError(f"llama.cpp failed: {chunk['error'].get('message')}"))
+            return listen(chunk)
+
+        try:
+            answer = self._server.handle_completions(body, hear)
+        except Exception as error:  # whatever the compiled part throws
+            listen(ModelError(f"llama.cpp failed: {error}"))
+            return
+        if answer and "error" in answer:
+            listen(ModelError(f"llama.cpp failed: {answer['error'].get('message')}"))
+
     async def close(self) -> None:
         """Stops llama.cpp; whoever interrupted answers under way does not wait for them."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._server = None
 
     def _one(self, request: Request) -> Reply | StillhouseError:
-        ids = self._prompts.ids(request)
+        ids = self.prompts.ids(request)
         if isinstance(ids, StillhouseError):
             return ids
         assert self._server is not None, "generate() after close()"
-        sampling = self._prompts.sampling(request, len(ids))
-        answer = self._server.handle_completions(_body(ids, sampling))
+        sampling = self.prompts.sampling(request, len(ids))
+        answer = self._server.handle_completions(_body(ids, sampling, cache=self._cache_prompts))
         if "error" in answer:
             return _refusal(request, answer["error"])
         choice, usage = answer["choices"][0], answer["usage"]
-        text, reasoning = split_reasoning(choice["text"], inside=self._prompts.opens_thought(ids))
+        text, reasoning = split_reasoning(choice["text"], inside=self.prompts.opens_thought(ids))
         return Reply(
             text=text,
             reasoning=reasoning,
@@ -83,8 +135,13 @@ class LlamaModel:
         )
 
 
-def open_llama(reference: str, *, seed: int) -> LlamaModel:
-    """Starts llama.cpp on the GGUF file that ``reference`` names."""
+def open_llama(reference: str, *, seed: int, cache_prompts: bool = False) -> LlamaModel:
+    """Starts llama.cpp on the GGUF file that ``reference`` names.
+
+    Args:
+        cache_prompts: read only what of a prompt differs from the one before in a slot; results then depend
+            on that in their last bits.
+    """
     from .reference import parse_reference
     from .weights import fingerprint, load_tokenizer
 
@@ -95,7 +152,13 @@ def open_llama(reference: str, *, seed: int) -> LlamaModel:
         )
     tokenizer, template = load_tokenizer(reference)
     return LlamaModel(
-        parsed.text, read_gguf(parsed.path), tokenizer, template, fingerprint(parsed, parsed.path), seed=seed
+        parsed.text,
+        read_gguf(parsed.path),
+        tokenizer,
+        template,
+        fingerprint(parsed, parsed.path),
+        seed=seed,
+        cache_prompts=cache_prompts,
     )
 
 
@@ -141,6 +204,7 @@ def _start(path: Path, context: int) -> Any:
     params.ui = False
     params.endpoint_slots = False
     params.cache_ram_mib = 0
+    params.api_keys = [secrets.token_urlsafe(32)]
     try:
         return Server(params)
     except RuntimeError as error:
@@ -153,7 +217,7 @@ def wanted_threads() -> int | None:
     return int(wanted) if wanted.isdecimal() and int(wanted) else None
 
 
-def _body(ids: list[int], sampling: Sampling) -> dict[str, Any]:
+def _body(ids: list[int], sampling: Sampling, *, cache: bool) -> dict[str, Any]:
     """The request in llama.cpp's words; every sampler that the recipe does not know is off."""
     return {
         "prompt": ids,
@@ -166,7 +230,7 @@ def _body(ids: list[int], sampling: Sampling) -> dict[str, Any]:
         "samplers": ["temperature", "top_k", "top_p", "min_p"],
         "seed": sampling.seed,
         "stop": list(sampling.stop),
-        "cache_prompt": False,
+        "cache_prompt": cache,
         "stream": False,
     }
 

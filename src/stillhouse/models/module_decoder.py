@@ -27,14 +27,21 @@ class ModuleDecoder:
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
         """Logits [P, V] after each prompt, one prompt at a time."""
-        self.memory.clear_to(max(map(len, prompts)))
         logits = []
         for prompt, slot in zip(prompts, slots, strict=True):
-            self.place.slot, self.place.rows_R, self.place.total = slot, None, len(prompt)
-            ids_1T = torch.tensor([list(prompt)], device=self.model.device)
-            positions = torch.arange(len(prompt), device=self.model.device)[None]
-            logits.append(self._forward(ids_1T, torch.ones_like(ids_1T), positions))
+            logits.append(self.extend(prompt, slot, 0))
         return torch.cat(logits)
+
+    def extend(self, ids: Sequence[int], slot: int, past: int, *, every: bool = False) -> torch.Tensor:
+        """Logits [1, V] (or [N, V]) after ``ids``, which follow the first ``past`` tokens in ``slot``."""
+        total = past + len(ids)
+        self.memory.clear_to(total)
+        self.place.slot, self.place.rows_R = slot, None
+        self.place.past, self.place.total = past, total
+        ids_1N = torch.tensor([list(ids)], device=self.model.device)
+        positions = torch.arange(past, total, device=self.model.device)[None]
+        mask_1T = torch.ones(1, total, dtype=torch.long, device=self.model.device)
+        return self._forward(ids_1N, mask_1T, positions, keep=len(ids) if every else 1)[0]
 
     def step(self, tokens_B: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after one more token of the sequences in the first B slots."""
@@ -42,23 +49,26 @@ class ModuleDecoder:
         self.memory.clear_to(total)
         self.place.rows_R, self.place.total = self.memory.rows(lengths_B), total
         mask_BT = torch.arange(total, device=lengths_B.device) <= lengths_B[:, None]
-        return self._forward(tokens_B[:, None], mask_BT.long(), lengths_B[:, None])
+        return self._forward(tokens_B[:, None], mask_BT.long(), lengths_B[:, None])[:, -1]
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, *, keep: int = 1
+    ) -> torch.Tensor:
         return self.model(
             ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+            logits_to_keep=keep,
+        ).logits
 
 
 class _Place:
-    """Where the pass under way writes: at the start of one slot, or at each sequence's own end."""
+    """Where the pass under way writes: into one slot after its past, or at each sequence's own end."""
 
     slot = 0
+    past = 0
     rows_R: torch.Tensor | None = None
     total = 0
 
@@ -75,12 +85,16 @@ class _SlotLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows_R, pairs = self.place.rows_R, torch.cat([key_states, value_states], 1)
         if rows_R is None:
-            at = (self.place.slot, slice(None), slice(self.place.total))
-            self.memory.write(self.number, at, pairs[0])
+            slot, past, total = self.place.slot, self.place.past, self.place.total
+            self.memory.write(self.number, (slot, slice(None), slice(past, total)), pairs[0])
+            if past:
+                memory = self.memory.layers[self.number]
+                assert memory is not None
+                key_states, value_states = memory[slot : slot + 1, :, :total].chunk(2, 1)
             return key_states, value_states
         memory = self.memory.append(self.number, rows_R, pairs[:, :, 0])
         keys, values = memory[: len(pairs), :, : self.place.total].chunk(2, 1)
         return keys, values
 
     def get_seq_length(self) -> int:
-        return 0 if self.place.rows_R is None else self.place.total - 1
+        return self.place.past if self.place.rows_R is None else self.place.total - 1

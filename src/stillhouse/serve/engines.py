@@ -1,0 +1,307 @@
+"""What answers behind the server: one interface over the sampler for weights and over llama.cpp.
+
+An engine takes token ids and gives text piece by piece. Whoever stops listening to
+:meth:`Engine.generate` (a client that went away) frees its place: before the first piece, between two, or
+while it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..console import console
+from ..errors import CapabilityError, ModelError, OutOfMemoryError, StillhouseError, says_out_of_memory
+from .words import Detokenizer, Stops
+
+if TYPE_CHECKING:
+    from ..models import Sampling
+    from ..models.continuous import LiveSequence, TokenScore
+    from ..models.local import Prompts
+
+SLOTS = 32
+"""Answers of one safetensors model under way at once; more wait."""
+KEPT = 8
+"""Ended conversations whose keys and values are kept for the next turn."""
+CACHE_BYTES = 2 * 2**30
+"""For keys and values of all of them together."""
+SHORTEST_CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more of one answer."""
+
+    text: str = ""
+    """May be empty in the middle of a character or of what may become a stop."""
+    tokens: int = 0
+    """Tokens that it took."""
+    scores: tuple[TokenScore, ...] = ()
+    """Of these tokens, where they were asked for; of the prompt's with the first piece, before any of it."""
+    prompt_scores: tuple[TokenScore, ...] = ()
+    cached_tokens: int = 0
+    """Of the prompt, with the first piece."""
+    finish_reason: str | None = None
+    """`stop` or `length` with the last piece."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One answer that is wanted."""
+
+    ids: tuple[int, ...]
+    sampling: Sampling
+    scores: int | None = None
+    """How many likeliest tokens to tell with each; 0 its own log-probability only, None nothing."""
+    score_prompt: bool = False
+    schema: dict[str, Any] | None = None
+    """A JSON schema that the answer must follow."""
+
+
+class Engine(Protocol):
+    """One model that is ready to answer."""
+
+    prompts: Prompts
+    context_length: int
+    can: frozenset[str]
+    """Of `echo` (log-probabilities of the prompt), `schema`, `embed`."""
+
+    def generate(self, wish: Wish) -> AsyncIterator[Piece]:
+        """The answer, piece by piece; ended by closing the iterator."""
+        ...
+
+    async def embed(self, ids: Sequence[int]) -> list[float]:
+        """One text as a vector of length 1."""
+        ...
+
+    async def close(self) -> None:
+        """Frees memory; answers under way end with an error."""
+        ...
+
+
+def open_engine(reference: str) -> Engine:
+    """Loads what ``reference`` names; takes seconds to minutes.
+
+    Raises:
+        StillhouseError: as :func:`stillhouse.models.load_weights`.
+    """
+    from ..models import cpu_has_bfloat16, load_weights, parse_reference
+    from ..models.llama_backend import open_llama
+
+    parsed = parse_reference(reference)
+    if parsed.is_gguf:
+        return LlamaEngine(open_llama(reference, seed=0, cache_prompts=True))
+    return TorchEngine(load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32"))
+
+
+class TorchEngine:
+    """A transformers model in a thread of its own."""
+
+    can = frozenset({"echo", "embed"})
+
+    def __init__(self, weights: Any, *, slots: int = SLOTS) -> None:
+        from ..models.continuous import ContinuousSampler
+        from ..models.local import Prompts
+        from ..models.sampler import can_sample
+
+        self._model = weights.model
+        if not can_sample(self._model):
+            raise CapabilityError(
+                f"{weights.reference}: its layers look at a window only, which the server cannot do in torch",
+                hint="`still export` it to GGUF and serve that file.",
+            )
+        self.context_length = _capacity(self._model, slots + KEPT + 1)
+        self.prompts = Prompts(weights.tokenizer, weights.template, self.context_length, seed=0)
+        self._tokenizer = weights.tokenizer
+        self._sampler = ContinuousSampler(
+            self._model, weights.end_ids, slots=slots, capacity=self.context_length, kept=KEPT
+        )
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._listeners: dict[int, Callable[[Any], None]] = {}
+        self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
+        self._thread.start()
+
+    async def generate(self, wish: Wish) -> AsyncIterator[Piece]:
+        from ..models.continuous import LiveSequence
+
+        if wish.schema is not None:
+            raise CapabilityError("answers by a JSON schema are not available from safetensors; use GGUF")
+        loop, heard = asyncio.get_running_loop(), asyncio.Queue()
+        sequence = LiveSequence(wish.ids, wish.sampling, scores=wish.scores, score_prompt=wish.score_prompt)
+
+        def listener(event: Any) -> None:
+            loop.call_soon_threadsafe(heard.put_nowait, event)
+
+        def start() -> None:
+            if not sequence.cancelled:
+                self._listeners[id(sequence)] = listener
+                self._sampler.add(sequence)
+
+        text, stops = Detokenizer(self._tokenizer), Stops(wish.sampling.stop)
+        self._jobs.put(start)
+        first = True
+        try:
+            while True:
+                event = await heard.get()
+                if isinstance(event, Exception):
+                    raise event
+                said = stops.add(text.add(event.id))
+                reason = "stop" if stops.stopped else event.finish_reason
+                if reason and not stops.stopped:
+                    said += stops.add(text.end()) + stops.end()
+                yield Piece(
+                    said,
+                    tokens=1,
+                    scores=(event.score,) if event.score else (),
+                    prompt_scores=tuple(sequence.prompt_scores) if first else (),
+                    cached_tokens=sequence.cached_tokens if first else 0,
+                    finish_reason=reason,
+                )
+                first = False
+                if reason:
+                    return
+        finally:
+            sequence.cancelled = True
+            self._jobs.put(lambda: self._forget(sequence))
+
+    async def embed(self, ids: Sequence[int]) -> list[float]:
+        """The mean of the last hidden states, made 1 long."""
+        import torch
+
+        done: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            with torch.inference_mode():
+                states_1TE = self._model.base_model(torch.tensor([list(ids)])).last_hidden_state
+                mean_E = states_1TE[0].float().mean(0)
+                found = (mean_E / mean_E.norm()).tolist()
+            loop.call_soon_threadsafe(lambda: done.cancelled() or done.set_result(found))
+
+        self._jobs.put(work)
+        return await done
+
+    async def close(self) -> None:
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _work(self) -> None:
+        """The thread: does jobs as they come, and steps while there are sequences."""
+        while True:
+            try:
+                if not self._do_jobs():
+                    return
+                for drawn in self._sampler.step() if self._sampler.busy else ():
+                    if listener := self._listeners.get(id(drawn.sequence)):
+                        listener(drawn)
+            except Exception as error:  # whatever torch says: the answers under way fail, the server goes on
+                self._fail(error)
+
+    def _do_jobs(self) -> bool:
+        """Waits for a job where nothing else is to be done; False when it is time to end."""
+        while True:
+            try:
+                job = self._jobs.get(block=not self._sampler.busy)
+            except queue.Empty:
+                return True
+            if job is None:
+                self._fail(ModelError("the model was unloaded"))
+                return False
+            job()
+
+    def _forget(self, sequence: LiveSequence) -> None:
+        self._listeners.pop(id(sequence), None)
+
+    def _fail(self, error: Exception) -> None:
+        if says_out_of_memory(error):
+            error = OutOfMemoryError("no memory for the answers under way", hint="Serve a smaller model.")
+        elif not isinstance(error, StillhouseError):
+            console.warn(f"the model failed: {type(error).__name__}: {error}")
+            error = ModelError(f"the model failed: {type(error).__name__}")
+        for listener in self._listeners.values():
+            listener(error)
+        self._listeners.clear()
+        self._sampler.clear()
+
+
+class LlamaEngine:
+    """A GGUF file in llama.cpp, which lets sequences in and out itself; a thread for each that runs."""
+
+    can = frozenset({"schema"})
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.prompts: Prompts = model.prompts
+        self.context_length: int = model.context_length
+
+    async def generate(self, wish: Wish) -> AsyncIterator[Piece]:
+        if wish.score_prompt:
+            raise CapabilityError("llama.cpp gives no log-probabilities of a prompt; serve safetensors")
+        loop, heard = asyncio.get_running_loop(), asyncio.Queue()
+        gone = threading.Event()
+
+        def listener(event: Any) -> bool:
+            """Tells the loop what llama.cpp says; True makes it end."""
+            if not gone.is_set():
+                loop.call_soon_threadsafe(heard.put_nowait, event)
+            return gone.is_set()
+
+        self._model.stream(wish.ids, wish.sampling, listener, scores=wish.scores, schema=wish.schema)
+        try:
+            while True:
+                event = await heard.get()
+                if isinstance(event, Exception):
+                    raise event
+                if piece := _llama_piece(event):
+                    yield piece
+                    if piece.finish_reason:
+                        return
+        finally:
+            gone.set()
+
+    async def embed(self, ids: Sequence[int]) -> list[float]:
+        raise CapabilityError("this model gives no embeddings: serve its safetensors directory")
+
+    async def close(self) -> None:
+        await self._model.close()
+
+
+def _llama_piece(chunk: dict[str, Any]) -> Piece | None:
+    """A chunk of llama.cpp's; None where it says nothing of the answer (how far the prompt is read)."""
+    from ..models.continuous import TokenScore
+
+    if not chunk.get("choices") or "prompt_progress" in chunk:
+        return None
+    choice = chunk["choices"][0]
+    told = (choice.get("logprobs") or {}).get("content") or ()
+    scores = tuple(
+        TokenScore(
+            item["id"],
+            item["logprob"],
+            tuple((top["id"], top["logprob"]) for top in item.get("top_logprobs") or ()),
+        )
+        for item in told
+    )
+    reason = choice.get("finish_reason")
+    details = chunk.get("usage", {}).get("prompt_tokens_details", {})
+    return Piece(
+        choice["text"],
+        tokens=0 if reason else 1,
+        scores=scores,
+        cached_tokens=details.get("cached_tokens", 0),
+        finish_reason=reason,
+    )
+
+
+def _capacity(model: Any, sequences: int) -> int:
+    """Tokens of one sequence: the model's context, or what fits when all share ``CACHE_BYTES``."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_token = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    fits = CACHE_BYTES // (a_token * sequences)
+    return min(config.max_position_embeddings, max(SHORTEST_CONTEXT, fits))

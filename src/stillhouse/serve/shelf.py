@@ -1,0 +1,93 @@
+"""The models of one server: each loaded when it is first asked, and unloaded when nobody has for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..console import console
+from ..errors import ModelNotFoundError
+from .engines import Engine, open_engine
+
+
+@dataclass
+class _Place:
+    reference: str
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    engine: Engine | None = None
+    users: int = 0
+    used: float = 0.0
+
+
+class Shelf:
+    """Engines by name.
+
+    Args:
+        references: name -> model reference, in the order in which they are shown.
+        idle_s: seconds after its last answer for which a model stays loaded; 0 is for ever.
+        load: what makes an engine of a reference.
+    """
+
+    def __init__(
+        self,
+        references: Mapping[str, str],
+        *,
+        idle_s: float,
+        load: Callable[[str], Engine] = open_engine,
+    ) -> None:
+        self._places = {name: _Place(reference) for name, reference in references.items()}
+        self._idle_s, self._load = idle_s, load
+
+    @property
+    def names(self) -> list[str]:
+        """The models, the first one first."""
+        return list(self._places)
+
+    @contextlib.asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[Engine]:
+        """The engine of ``name``, loaded, and not unloaded meanwhile.
+
+        Raises:
+            ModelNotFoundError: there is none of this name.
+            StillhouseError: it cannot be loaded.
+        """
+        place = self._places.get(name)
+        if place is None:
+            raise ModelNotFoundError(f"there is no model {name!r} here; there is {', '.join(self._places)}")
+        place.users += 1
+        try:
+            async with place.lock:
+                if place.engine is None:
+                    place.engine = await self._opened(name, place.reference)
+            yield place.engine
+        finally:
+            place.users -= 1
+            place.used = time.monotonic()
+
+    async def _opened(self, name: str, reference: str) -> Engine:
+        started = time.monotonic()
+        engine = await asyncio.to_thread(self._load, reference)
+        seconds = time.monotonic() - started
+        console.info(f"{name}: loaded in {seconds:.1f} s, context {engine.context_length:,} tokens")
+        return engine
+
+    async def unload_idle(self) -> None:
+        """Runs for as long as the server; unloads what has not been used."""
+        while True:
+            await asyncio.sleep(min(self._idle_s / 4, 30.0) if self._idle_s else 3600.0)
+            for name, place in self._places.items():
+                idle = time.monotonic() - place.used
+                if self._idle_s and place.engine and not place.users and idle > self._idle_s:
+                    engine, place.engine = place.engine, None
+                    await engine.close()
+                    console.info(f"{name}: unloaded after {idle:.0f} s without a question")
+
+    async def close(self) -> None:
+        """Unloads everything."""
+        for place in self._places.values():
+            if place.engine:
+                engine, place.engine = place.engine, None
+                await engine.close()
