@@ -364,7 +364,7 @@ def test_a_busy_server_says_when_to_come_back(page: Page) -> None:
     ("prompt", "message"),
     [
         ("cut", "The connection was lost before the answer ended. What had arrived is kept."),
-        ("fault", "The server broke off: the model ran out of memory What had arrived is kept."),
+        ("fault", "The server broke off: the model ran out of memory. What had arrived is kept."),
     ],
 )
 def test_what_arrived_before_an_error_is_kept(page: Page, prompt: str, message: str) -> None:
@@ -384,7 +384,7 @@ def test_what_arrived_before_an_error_is_kept(page: Page, prompt: str, message: 
 def test_refusals_and_silence_are_said(page: Page, fake: FakeChat) -> None:
     say(page, "refuse")
     expect(page.locator(".error p")).to_have_text(
-        "The server refused this: the prompt is longer than the model's 2048 tokens"
+        "The server refused this: the prompt is longer than the model's 2048 tokens."
     )
     say(page, "hello")
     # What was not answered is no part of the history.

@@ -70,6 +70,7 @@ export class AnswerView {
     this.foot.replaceChildren();
     if (attempt.error) this.foot.append(this.#error(attempt));
     if (attempt.state !== "failed" || attempt.content) this.foot.append(this.#tools(attempt));
+    this.actions.moved();
   }
 
   #write() {
@@ -100,7 +101,8 @@ export class AnswerView {
   }
 
   #error(attempt) {
-    const { kind, message, wait, at } = attempt.error;
+    const { kind, wait, at } = attempt.error;
+    const message = attempt.error.message.replace(/[^.!?…]$/, "$&.");
     const kept = attempt.content && kind !== "key" ? " What had arrived is kept." : "";
     const words = make("p", {}, message + kept);
     const box = make("div", { className: "error", role: "alert" }, words);

@@ -53,7 +53,7 @@ function askAll(turn) {
   const answers = columns.map((column) => begin(conversation, turn, column));
   view.turn(turn);
   finishing(conversation, answers.map((answer) => answer()));
-  prompt.focus();
+  focusPrompt();
 }
 
 function retry(turn, column) {
@@ -61,7 +61,7 @@ function retry(turn, column) {
   const answer = begin(current, turn, column);
   view.turn(turn);
   finishing(current, [answer()]);
-  prompt.focus();
+  focusPrompt();
 }
 
 function choose(answer, shown) {
@@ -159,7 +159,7 @@ function open(conversation) {
 
 function startNew() {
   open(newConversation(settings));
-  prompt.focus();
+  focusPrompt();
 }
 
 async function remove(id) {
@@ -306,6 +306,11 @@ function otherTheme() {
   setTheme(dark ? "light" : "dark");
 }
 
+/** Leads back to the message field, but not where that brings up a keyboard over the answer. */
+function focusPrompt() {
+  if (!matchMedia("(pointer: coarse)").matches) prompt.focus();
+}
+
 /** Lets the message field grow with its text where CSS cannot. */
 function fit() {
   if (CSS.supports("field-sizing", "content")) return;
@@ -371,7 +376,7 @@ function start() {
   setTheme(document.documentElement.dataset.theme ?? "");
   drawerChanged();
   open(current);
-  if (!narrow.matches) prompt.focus();
+  focusPrompt();
   loadModels();
 }
 

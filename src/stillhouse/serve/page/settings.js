@@ -5,11 +5,11 @@ import { make } from "./dom.js";
 /** An empty field is not sent, so every default is the server's. */
 const FIELDS = [
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: "any", hint: "0 always takes the likeliest word" },
-  { name: "top_p", label: "Top p", min: 0, max: 1, step: "any", hint: "the likeliest words that add up to this" },
-  { name: "top_k", label: "Top k", min: 0, step: 1, hint: "this many of the likeliest words; 0 for all" },
+  { name: "top_p", label: "Top p", min: 0.001, max: 1, step: "any", hint: "the likeliest words that add up to this" },
+  { name: "top_k", label: "Top k", min: 0, max: 1_000_000, step: 1, hint: "this many of the likeliest words; 0 for all" },
   { name: "min_p", label: "Min p", min: 0, max: 1, step: "any", hint: "no word less likely than this part of the likeliest" },
   { name: "max_tokens", label: "Max tokens", min: 1, step: 1, hint: "an answer ends there" },
-  { name: "seed", label: "Seed", min: 0, step: 1, hint: "the same seed, the same answer" },
+  { name: "seed", label: "Seed", min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, hint: "the same seed, the same answer" },
 ];
 
 export class SamplingForm {
