@@ -1,0 +1,375 @@
+/**
+ * Markdown as it arrives: each line is read once, into elements that then stay.
+ *
+ * What is not a finished line yet is drafted and taken back at the next piece, so that nothing flickers, and
+ * long paragraphs and lines are settled from their beginning, so that an answer costs as much as it is long.
+ *
+ * It follows CommonMark and GitHub's tables where models do, and is lenient where they are: two spaces nest a
+ * list, a fence in a list need not be indented, a line's end is a line break. No HTML, no indented code, no
+ * underlined headings, no reference links.
+ */
+
+import { inline } from "./inline.js";
+
+const DEEPEST = 12; // quotes and items within each other; deeper marks are text
+const LONG_LINE = 1000; // a line longer than this is begun before it ends
+const LONG_ROW = 4000; // and this is no row of a table
+const LONG_TEXT = 3000; // a paragraph is settled but for its last part
+const OPEN_TEXT = 1000;
+const CODE_PART = 2000; // characters of code laid out as one block
+
+const FENCE = /^(\s*)(`{3,}|~{3,})\s*([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})(?:\s+|$)(.*)$/;
+const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
+const QUOTE = /^ {0,3}> ?/;
+const ITEM = /^( *)(?:([-*+])|(\d{1,9})[.)])( +|$)(.*)$/;
+const DELIMITERS = /^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
+/** The beginning of a line that could still become several things: it waits for its next character. */
+const UNDECIDED = /^[\s>]*(?:[-+*_=~`#|:\s]*|`{3,}[^`]*|\|.*|\d{1,9}[.)]?\s*|[-*+] +\[[ xX]?\]?)$/;
+
+export class Markdown {
+  /** @param {Element} root where the text goes @param {(code: string) => Node} [copyButton] for blocks of code */
+  constructor(root, copyButton) {
+    this.copyButton = copyButton;
+    this.stack = [{ kind: "root", el: root, list: null }];
+    this.leaf = null;
+    this.rest = "";
+    this.midLine = false;
+    this.draft = null;
+  }
+
+  /** Appends text. */
+  write(text) {
+    this.#takeBack();
+    const lines = text.replaceAll("\r", "").split("\n");
+    lines[0] = this.rest + lines[0];
+    this.rest = lines.pop();
+    for (const line of lines) {
+      this.#read(line);
+      this.midLine = false;
+    }
+    if (this.midLine || this.rest.length > (/^\s*\|/.test(this.rest) ? LONG_ROW : LONG_LINE)) {
+      this.#read(this.rest);
+      this.midLine = true;
+      this.rest = "";
+    }
+    this.#sketch();
+  }
+
+  /** No more text comes. */
+  finish() {
+    this.#takeBack();
+    if (this.rest) this.#read(this.rest);
+    this.rest = "";
+    this.#closeTo(1);
+  }
+
+  #read(text) {
+    if (this.midLine) this.#more(text);
+    else this.#line(text);
+    this.#settle();
+  }
+
+  /** Shows the unfinished line for now. */
+  #sketch() {
+    if (this.rest && !this.#undecided()) {
+      this.draft = {
+        nodes: [],
+        stack: [...this.stack],
+        lists: this.stack.map((container) => container.list),
+        leaf: this.leaf,
+        text: this.leaf?.text,
+        length: this.leaf?.part?.length,
+        part: this.leaf?.part,
+      };
+      this.#line(this.rest);
+    }
+    if (this.leaf) this.#render(this.leaf, true);
+  }
+
+  #undecided() {
+    if (this.leaf?.kind === "code") return /^[\s>]*[`~]+\s*$/.test(this.rest);
+    if (this.leaf?.kind === "table" && /^\s*\|.*[^\s|:-]/.test(this.rest)) return false;
+    return UNDECIDED.test(this.rest);
+  }
+
+  #takeBack() {
+    const { draft } = this;
+    if (!draft) return;
+    this.draft = null;
+    for (const node of draft.nodes) node.remove();
+    this.stack = draft.stack;
+    draft.lists.forEach((list, index) => (this.stack[index].list = list));
+    this.leaf = draft.leaf;
+    if (!this.leaf) return;
+    this.leaf.text = draft.text;
+    this.leaf.part = draft.part;
+    draft.part?.deleteData(draft.length, draft.part.length - draft.length);
+  }
+
+  /** One line, or the beginning of a long one. */
+  #line(line) {
+    const inCode = this.leaf?.kind === "code";
+    const [matched, rest] = this.#continue(inCode ? line : line.replaceAll("\t", "    "));
+    const whole = matched === this.stack.length;
+    if (inCode) {
+      if (whole) return this.#codeLine(rest);
+      this.#close();
+    }
+    if (!rest.trim()) return this.#blank(matched);
+    const { leaf } = this;
+    if (leaf?.kind === "text" && !startsBlock(rest, whole)) {
+      if (whole && this.#becomesTable(rest)) return undefined;
+      leaf.text += `\n${rest.trimStart()}`;
+      return undefined;
+    }
+    const row = rest.includes("|") && rest.length <= LONG_ROW;
+    if (leaf?.kind === "table" && whole && row && !startsBlock(rest, whole)) {
+      return this.#row(leaf, rest);
+    }
+    this.#closeTo(matched);
+    return this.#open(rest);
+  }
+
+  /** The rest of a long line whose beginning has been read. */
+  #more(text) {
+    if (!text) return;
+    if (this.leaf?.kind === "code") this.#code(this.leaf, text);
+    else if (this.leaf?.text !== undefined) this.leaf.text += text;
+    else {
+      this.#close();
+      this.#paragraph(text);
+    }
+  }
+
+  /** How many open containers the line goes on with, and what is left of it. */
+  #continue(line) {
+    const blank = !line.trim();
+    const inCode = this.leaf?.kind === "code";
+    let rest = line;
+    let matched = 1;
+    for (; matched < this.stack.length; matched += 1) {
+      const container = this.stack[matched];
+      if (container.kind === "quote") {
+        const mark = QUOTE.exec(rest);
+        if (!mark) break;
+        rest = rest.slice(mark[0].length);
+      } else {
+        const indent = rest.length - rest.trimStart().length;
+        if (!blank && !inCode && indent < container.need) break;
+        rest = rest.slice(Math.min(indent, container.offset));
+      }
+    }
+    return [matched, rest];
+  }
+
+  #blank(matched) {
+    this.#close();
+    const quote = this.stack.findIndex((container, index) => index >= matched && container.kind === "quote");
+    if (quote > 0) this.#closeTo(quote);
+  }
+
+  /** Opens what the line begins: containers, then one block. */
+  #open(line) {
+    let rest = line;
+    while (this.stack.length < DEEPEST && !RULE.test(rest)) {
+      const quote = QUOTE.exec(rest);
+      const item = quote ? null : ITEM.exec(rest);
+      if (quote) {
+        this.#push({ kind: "quote", el: this.#add("blockquote") });
+        rest = rest.slice(quote[0].length);
+      } else if (item) {
+        this.#item(item);
+        rest = item[5];
+      } else break;
+    }
+    const fence = FENCE.exec(rest);
+    const heading = HEADING.exec(rest);
+    if (fence) this.#openCode(fence);
+    else if (heading) this.#heading(heading);
+    else if (RULE.test(rest)) this.#add("hr");
+    else if (rest.trim()) this.#paragraph(rest.trimStart());
+  }
+
+  #item([, indent, bullet, number, gap]) {
+    const parent = this.stack.at(-1);
+    const ordered = bullet === undefined;
+    if (parent.list?.ordered !== ordered) {
+      const el = this.#add(ordered ? "ol" : "ul");
+      if (ordered && Number(number) !== 1) el.start = Number(number);
+      parent.list = { el, ordered };
+    }
+    const mark = ordered ? number.length + 1 : 1;
+    const offset = indent.length + mark + Math.min(Math.max(gap.length, 1), 4);
+    this.#push({ kind: "item", el: this.#add("li", parent.list.el), need: indent.length + 2, offset });
+  }
+
+  #push(container) {
+    this.stack.push({ list: null, ...container });
+  }
+
+  #add(tag, parent) {
+    const el = document.createElement(tag);
+    const top = this.stack.at(-1);
+    if (!parent) top.list = null;
+    (parent ?? top.el).append(el);
+    this.draft?.nodes.push(el);
+    return el;
+  }
+
+  #paragraph(text) {
+    const top = this.stack.at(-1);
+    const task = top.kind === "item" && !top.el.firstChild && /^\[([ xX])\] +/.exec(text);
+    const shown = task ? `${task[1] === " " ? "☐" : "☑"} ${text.slice(task[0].length)}` : text;
+    this.leaf = { kind: "text", el: this.#add("p"), text: shown, settled: null };
+  }
+
+  #heading([, marks, text]) {
+    // The page has a first and second level of its own.
+    const el = this.#add(`h${Math.min(marks.length + 2, 6)}`);
+    el.className = `level-${marks.length}`;
+    this.leaf = { kind: "heading", el, text: text.replace(/\s+#+\s*$/, ""), settled: null };
+  }
+
+  #openCode([, indent, fence, info]) {
+    const figure = this.#add("figure");
+    figure.className = "code";
+    const bar = figure.appendChild(document.createElement("figcaption"));
+    const language = info.trim().split(/\s+/)[0].slice(0, 30);
+    bar.appendChild(document.createElement("span")).textContent = language || "text";
+    const pre = figure.appendChild(document.createElement("pre"));
+    pre.tabIndex = 0;
+    pre.setAttribute("role", "region");
+    pre.setAttribute("aria-label", language ? `Code, ${language}` : "Code");
+    const code = pre.appendChild(document.createElement("code"));
+    if (this.copyButton) bar.append(this.copyButton(() => code.textContent));
+    this.leaf = { kind: "code", el: code, fence, indent: indent.length, part: null, empty: true };
+  }
+
+  #codeLine(line) {
+    const { leaf } = this;
+    const close = /^\s*(`{3,}|~{3,})\s*$/.exec(line);
+    if (close && close[1][0] === leaf.fence[0] && close[1].length >= leaf.fence.length) {
+      if (!this.draft) this.leaf = null;
+      return;
+    }
+    const indent = Math.min(leaf.indent, line.length - line.trimStart().length);
+    this.#code(leaf, (leaf.part ? "\n" : "") + line.slice(indent));
+  }
+
+  #code(leaf, text) {
+    let added = text;
+    if (!leaf.part || (leaf.part.length > CODE_PART && !this.draft && added.startsWith("\n"))) {
+      // The line's end stays in the part before, so that the parts read together are the code.
+      if (leaf.part) {
+        leaf.part.appendData("\n");
+        added = added.slice(1);
+      }
+      const part = document.createElement("span");
+      part.append((leaf.part = document.createTextNode("")));
+      leaf.el.append(part);
+      this.draft?.nodes.push(part);
+    }
+    leaf.part.appendData(added);
+  }
+
+  #becomesTable(rest) {
+    const { leaf } = this;
+    if (this.draft || !DELIMITERS.test(rest) || !/[|:]/.test(rest)) return false;
+    const lines = leaf.text.split("\n");
+    const head = cells(lines.pop());
+    const marks = cells(rest);
+    if (head.length !== marks.length || (leaf.settled && !lines.length)) return false;
+    leaf.text = lines.join("\n");
+    this.#close();
+    if (!lines.length) leaf.el.remove();
+    const scroller = this.#add("div");
+    scroller.className = "table";
+    scroller.tabIndex = 0;
+    scroller.setAttribute("role", "region");
+    scroller.setAttribute("aria-label", "Table");
+    const table = scroller.appendChild(document.createElement("table"));
+    const align = marks.map((mark) => (mark.endsWith(":") ? (mark.startsWith(":") ? "center" : "right") : ""));
+    this.leaf = { kind: "table", align, el: table.createTHead() };
+    this.#row(this.leaf, null, head);
+    this.leaf.el = table.createTBody();
+    return true;
+  }
+
+  #row(leaf, line, texts = cells(line)) {
+    const row = document.createElement("tr");
+    leaf.align.forEach((align, column) => {
+      const cell = document.createElement(line === null ? "th" : "td");
+      if (line === null) cell.scope = "col";
+      if (align) cell.className = align;
+      cell.append(...inline(texts[column] ?? "", { breaks: true, open: Boolean(this.draft) }).nodes);
+      row.append(cell);
+    });
+    leaf.el.append(row);
+    this.draft?.nodes.push(row);
+  }
+
+  #closeTo(count) {
+    this.#close();
+    this.stack.length = count;
+  }
+
+  #close() {
+    if (this.leaf) this.#render(this.leaf, false);
+    this.leaf = null;
+  }
+
+  /** Writes the part of a text that is not settled yet. */
+  #render(leaf, open) {
+    if (leaf.text === undefined) return;
+    // The first row of a table looks like a paragraph until the second has come.
+    const waits = open && !leaf.settled && /^\|[^\n]*$/.test(leaf.text) && leaf.text.length < LONG_LINE;
+    unwrite(leaf);
+    leaf.el.hidden = waits;
+    if (!waits) leaf.el.append(...inline(leaf.text, { open }).nodes);
+  }
+
+  /** Fixes the beginning of a long text, which then is not read again. */
+  #settle() {
+    const { leaf } = this;
+    while (leaf?.text?.length > LONG_TEXT) {
+      const cut = cutAt(leaf.text, leaf.text.length > 2 * LONG_TEXT ? LONG_TEXT : leaf.text.length - OPEN_TEXT);
+      unwrite(leaf);
+      leaf.el.append(...inline(leaf.text.slice(0, cut)).nodes);
+      leaf.settled = leaf.el.lastChild;
+      leaf.text = leaf.text.slice(cut);
+    }
+  }
+}
+
+/** Takes away the part of a text that is not settled. */
+function unwrite(leaf) {
+  while (leaf.el.lastChild !== leaf.settled) leaf.el.lastChild.remove();
+}
+
+/** Whether a line ends the paragraph before it; a number does only where it looks like a list's. */
+function startsBlock(rest, inParagraph) {
+  const item = ITEM.exec(rest);
+  if (item && !RULE.test(rest)) return !inParagraph || (item[5] !== "" && Number(item[3] ?? 1) < 100);
+  return QUOTE.test(rest) || HEADING.test(rest) || RULE.test(rest) || FENCE.test(rest);
+}
+
+/** A place before `most` where the text can be cut without tearing anything, or else just some place. */
+function cutAt(text, most) {
+  let at = most;
+  for (let tries = 0; tries < 8; tries += 1) {
+    const end = Math.max(text.lastIndexOf(" ", at - 1), text.lastIndexOf("\n", at - 1));
+    if (end < most / 2) break;
+    if (inline(text.slice(0, end + 1)).settled) return end + 1;
+    at = end - 60;
+  }
+  const space = text.lastIndexOf(" ", most);
+  if (space > most / 2) return space + 1;
+  return /[\ud800-\udbff]/.test(text[most - 1]) ? most - 1 : most; // never between the halves of one character
+}
+
+/** The cells of a table's row. */
+function cells(line) {
+  const inside = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
+  return inside.split(/(?<!\\)\|/).map((cell) => cell.replaceAll("\\|", "|").trim());
+}

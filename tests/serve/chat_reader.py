@@ -1,0 +1,30 @@
+"""What a reader of the chat page does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from playwright.sync_api import Page, expect
+
+
+def say(page: Page, text: str, *, wait: bool = True) -> None:
+    """Sends a message, and waits until its answers have ended."""
+    page.fill("#prompt", text)
+    page.press("#prompt", "Enter")
+    if wait:
+        settled(page)
+
+
+def settled(page: Page) -> None:
+    """Waits until nothing is being written."""
+    expect(page.locator(".turn").first).to_be_attached()
+    expect(page.locator("#stop")).to_be_hidden(timeout=30_000)
+
+
+def until(page: Page, holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Waits until it holds. (The page's policy forbids the browser to wait for a script's text.)"""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        page.wait_for_timeout(50)
