@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import struct
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +49,7 @@ class Server:
 
     def __init__(self, shelf: Shelf, *, queue: int) -> None:
         self._shelf, self._queue, self._taken = shelf, queue, 0
-        self._names: dict[int, TokenNames] = {}
+        self._names: weakref.WeakKeyDictionary[Any, TokenNames] = weakref.WeakKeyDictionary()
 
     def app(self, *, hosts: Collection[str], api_key: str | None) -> Safety:
         """The ASGI application, with all that stands before it."""
@@ -218,10 +219,9 @@ class Server:
             self._taken -= count
 
     def _token_names(self, engine: Engine) -> TokenNames:
-        key = id(engine.prompts)
-        if key not in self._names:
-            self._names = {**self._names, key: TokenNames(engine.prompts.tokenizer)}
-        return self._names[key]
+        if engine.prompts not in self._names:
+            self._names[engine.prompts] = TokenNames(engine.prompts.tokenizer)
+        return self._names[engine.prompts]
 
     def _answered(self, handler: Handler) -> Handler:
         """``handler``, with every failure in the API's form."""
