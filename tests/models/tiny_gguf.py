@@ -163,10 +163,14 @@ def permuted(weight_OI: np.ndarray, heads: int) -> np.ndarray:
 def tiny_model(architecture: str, vocab_size: int, **changes: Any) -> Any:
     """A random transformers model whose GGUF name is ``architecture``."""
     from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
         Gemma3ForCausalLM,
         Gemma3TextConfig,
         LlamaConfig,
         LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
         Qwen2Config,
         Qwen2ForCausalLM,
         Qwen3Config,
@@ -177,7 +181,9 @@ def tiny_model(architecture: str, vocab_size: int, **changes: Any) -> Any:
         "llama": (LlamaConfig, LlamaForCausalLM),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "gemma2": (Gemma2Config, Gemma2ForCausalLM),
         "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+        "mistral": (MistralConfig, MistralForCausalLM),
     }
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -189,11 +195,11 @@ def tiny_model(architecture: str, vocab_size: int, **changes: Any) -> Any:
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-6,
         "initializer_range": 0.2,
-        "tie_word_embeddings": architecture != "llama",
+        "tie_word_embeddings": architecture not in ("llama", "mistral"),
     }
-    if architecture in ("qwen3", "gemma3"):
+    if architecture in ("qwen3", "gemma2", "gemma3"):
         sizes["head_dim"] = 32  # not hidden / heads
-    if architecture == "gemma3":
+    if architecture in ("gemma2", "gemma3"):
         sizes |= {"num_hidden_layers": 7, "sliding_window": 8, "query_pre_attn_scalar": 32}
     config_class, model_class = kinds[architecture]
     torch.manual_seed(0)

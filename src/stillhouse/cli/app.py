@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError
 from .. import __version__
 from ..console import console
 from ..errors import StillhouseError, UsageError
-from . import collect, evaluate, plan, run, serve, terms, train, verify
+from . import collect, evaluate, export, plan, run, serve, terms, train, verify
 from .failures import explain
 from .overrides import gather_overrides
 
@@ -45,6 +45,7 @@ VERBS = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "serve": serve.serve,
+    "export": export.export,
     "terms": terms.terms,
     "verify": verify.verify,
 }

@@ -1,6 +1,6 @@
 """A GGUF header as a transformers configuration, and the names of its tensors there.
 
-Dense llama (Mistral included), qwen2, qwen3 and gemma3 (text). Everything else is refused by
+Dense llama (Mistral included), qwen2, qwen3, gemma2 and gemma3 (text). Everything else is refused by
 name rather than loaded half right. Facts from llama.cpp's `convert_hf_to_gguf.py`,
 `llama-model.cpp` and the models' own configuration files.
 """
@@ -19,6 +19,7 @@ ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "gemma2": ("gemma2", "Gemma2ForCausalLM"),
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
 }
 
@@ -47,8 +48,7 @@ _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _DAMAGED = "Download the file again, or convert the model again."
 _GEMMA_LOCAL_THETA = 10_000.0
-_GEMMA_PATTERN = 6
-_GEMMA_27B_LAYERS = 62
+_GEMMA_LAYERS = {"gemma2": (2, 46), "gemma3": (6, 62)}  # one in so many sees everything; layers of the 27B
 
 
 def transformers_name(architecture: str, name: str) -> str | None:
@@ -58,7 +58,7 @@ def transformers_name(architecture: str, name: str) -> str | None:
     match = _TENSOR.fullmatch(name)
     if match:
         layer, part, suffix = match.groups()
-        table = _WHOLE if layer is None else _GEMMA_LAYER if architecture == "gemma3" else _LAYER
+        table = _WHOLE if layer is None else _GEMMA_LAYER if architecture.startswith("gemma") else _LAYER
         if part in table:
             return (
                 f"{table[part]}.{suffix}" if layer is None else f"model.layers.{layer}.{table[part]}.{suffix}"
@@ -120,8 +120,8 @@ def transformers_config(file: GgufFile, *, llama3_factors: list[float] | None = 
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     if architecture == "qwen3":
         config["attention_bias"] = False
-    if architecture == "gemma3":
-        config |= _gemma3(file, config)
+    if architecture.startswith("gemma"):
+        config |= _gemma(file, config)
     return config
 
 
@@ -147,7 +147,8 @@ def round_f32(value: float) -> float:
 
 _COUNTS = ("embedding_length", "feed_forward_length", "block_count", "context_length")
 _HEADS = ("attention.head_count", "attention.head_count_kv", "attention.key_length", "rope.dimension_count")
-_REALS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor")
+_REALS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor")
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 def _require_numbers(file: GgufFile) -> None:
@@ -158,7 +159,7 @@ def _require_numbers(file: GgufFile) -> None:
             continue  # differs from layer to layer; refused by name below
         if value is not None and (type(value) is not int or not 0 < value < 2**31):
             raise ModelError(f"{file.path}: {key} cannot be {value!r:.60}", hint=_DAMAGED)
-    for key in _REALS:
+    for key in (*_REALS, *_CAPS):
         value = file.of_architecture(key)
         if value is not None and (type(value) not in (int, float) or not 0 <= value < 1e30):
             raise ModelError(f"{file.path}: {key} cannot be {value!r:.60}", hint=_DAMAGED)
@@ -220,23 +221,30 @@ def _llama3_factor(file: GgufFile, theta: float, factors: list[float]) -> float:
     return round(factor, 3)
 
 
-def _gemma3(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
+def _gemma(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
     layers, head_dim = config["num_hidden_layers"], config["head_dim"]
-    pattern = file.of_architecture("attention.sliding_window_pattern", _GEMMA_PATTERN)
+    usual, layers_of_27b = _GEMMA_LAYERS[file.architecture]
+    pattern = file.of_architecture("attention.sliding_window_pattern", usual)
     if not isinstance(pattern, int):
         raise ModelError(f"{file.path}: an irregular sliding-window pattern is not supported")
-    # The 27B model alone scales attention by hidden_size / heads (llama.cpp, gemma3 hyper-parameters).
-    scalar = (
-        config["hidden_size"] // config["num_attention_heads"] if layers == _GEMMA_27B_LAYERS else head_dim
-    )
-    return {
-        "query_pre_attn_scalar": scalar,
-        "sliding_window": file.require("gemma3.attention.sliding_window"),
+    # The 27B model alone scales attention by hidden_size / heads (llama.cpp, hyper-parameters of both).
+    by_heads = config["hidden_size"] // config["num_attention_heads"]
+    found = {
+        "query_pre_attn_scalar": by_heads if layers == layers_of_27b else head_dim,
+        "sliding_window": file.require(f"{file.architecture}.attention.sliding_window"),
         "layer_types": [
             "full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)
         ],
+    }
+    if file.architecture == "gemma2":
+        return found | {
+            "attn_logit_softcapping": file.of_architecture("attn_logit_softcapping", 50.0),
+            "final_logit_softcapping": file.of_architecture("final_logit_softcapping", 30.0),
+        }
+    local = round_f32(file.of_architecture("rope.freq_base_swa", _GEMMA_LOCAL_THETA))
+    return found | {
         "rope_parameters": {
             "full_attention": config["rope_parameters"],
-            "sliding_attention": {"rope_type": "default", "rope_theta": _GEMMA_LOCAL_THETA},
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
         },
     }

@@ -6,16 +6,19 @@ is not here is refused: a wrong pattern gives other tokens for the same text, si
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TokenizerMismatchError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from tokenizers.normalizers import Normalizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BLANK = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANK
 _CASED = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%(end)s"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%(end)s"
@@ -24,9 +27,8 @@ _CASED = (
 
 # name -> patterns, applied one after the other; every piece that matches is cut out
 _PATTERNS = {
-    "llama-bpe": [
-        _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANK,
-    ],
+    "llama-bpe": [_LLAMA3],
+    "dbrx": [_LLAMA3],  # the same without the rule of whole words
     "qwen2": [
         _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANK,
     ],
@@ -82,3 +84,31 @@ def pre_tokenizer(pre: str) -> tuple[PreTokenizer, Normalizer | None, dict[str, 
         [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     return whole, normalizers.NFC() if name in _NFC else None, {"ignore_merges": name in _WHOLE_WORDS}
+
+
+# Texts that any two of the patterns above cut differently.
+_TELLING = (
+    "don't DON'T I'll WE'VE HTTPServer CamelCase naïveÉcole a1234567b 3.14e-10 x_y",
+    "(see //path/to)\n\n!!!\r\n...///\n/ \t tabs   and    spaces  \n   indented\n",
+    "数学は12345です。ひらがなカタカナ 한국어 математика café e\u0301a\u0308 हिन्दी नमस्ते ١٢٣٤",
+    " #include <x>; a+=b--; $100,000.00 👩\u200d👩\u200d👧 «quoted» '\u2019s",
+)
+
+
+def pre_tokenizer_name(backend: Tokenizer) -> str | None:
+    """The GGUF name under which llama.cpp cuts text as ``backend`` does; None where there is none.
+
+    Found by what it does to telling texts and by whether whole words skip the merges, so that it does
+    not matter how its tokenizer.json is written. A normaliser is not looked at.
+    """
+    model = json.loads(backend.to_str())["model"]
+    if backend.pre_tokenizer is None:
+        return None
+    cut = [backend.pre_tokenizer.pre_tokenize_str(text) for text in _TELLING]
+    for name in ("gpt-2", "smollm", *_PATTERNS):
+        pre, _, options = pre_tokenizer(name)
+        if options.get("ignore_merges", False) == model.get("ignore_merges", False) and cut == [
+            pre.pre_tokenize_str(text) for text in _TELLING
+        ]:
+            return name
+    return None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # tokenizer.ggml.token_type
 _PADDING_TOKEN = re.compile(r"\[PAD\d+\]")  # llama.cpp's filler for rows of a padded embedding
 _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # transformers' and GGUF's words
 _PROBES = (
@@ -191,7 +191,8 @@ def _special_ids(file: GgufFile, size: int) -> dict[str, int]:
 def _added_ids(file: GgufFile, tokens: list[str], specials: set[int]) -> dict[int, bool]:
     """Ids that are read whole, before any merging -> whether they are special (left out of decoded text)."""
     types = _types(file)
-    added = {n: types[n] == _CONTROL for n in range(len(tokens)) if types[n] in (_CONTROL, _USER_DEFINED)}
+    whole = (_UNKNOWN, _CONTROL, _USER_DEFINED)  # as llama.cpp's cache of special tokens
+    added = {n: types[n] != _USER_DEFINED for n in range(len(tokens)) if types[n] in whole}
     if file.require("tokenizer.ggml.model") == "gpt2":
         # Byte-level merging cannot make a token of other characters, whatever its type says.
         alphabet = _byte_alphabet()

@@ -56,9 +56,7 @@ def load_weights(reference: str, *, dtype: str = "float32") -> Weights:
     tokenizer, template = _tokenizer(parsed, path)
     with _loading(path):
         model = _gguf_model(read_gguf(path), dtype) if parsed.is_gguf else _directory_model(path, dtype)
-    rows = model.config.get_text_config().vocab_size
-    if max(tokenizer.get_vocab().values()) >= rows:
-        raise ModelError(f"{path}: the tokenizer has ids beyond the {rows} rows of the embedding")
+    require_rows(path, tokenizer, model.config.get_text_config().vocab_size)
     return Weights(parsed.text, model.eval(), tokenizer, template, fingerprint(parsed, path))
 
 
@@ -66,6 +64,12 @@ def load_tokenizer(reference: str) -> tuple[PreTrainedTokenizerFast, ChatTemplat
     """Tokenizer and chat template of ``reference``, without the weights; same errors as `load_weights`."""
     parsed = parse_reference(reference)
     return _tokenizer(parsed, local_path(parsed))
+
+
+def require_rows(path: Path, tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
+    """Refuses a tokenizer with ids beyond the ``rows`` of the model's embedding."""
+    if max(tokenizer.get_vocab().values()) >= rows:
+        raise ModelError(f"{path}: the tokenizer has ids beyond the {rows} rows of the embedding")
 
 
 def fingerprint(reference: Reference, path: Path) -> str:
@@ -240,7 +244,7 @@ def _transformers_values(file: GgufFile, name: str, settings: dict[str, Any]) ->
     if file.architecture == "llama" and (".attn_q." in name or ".attn_k." in name):
         heads = settings["num_attention_heads" if ".attn_q." in name else "num_key_value_heads"]
         return values[unpermute_rows(heads, values.shape[0])]
-    if file.architecture == "gemma3" and name.endswith("norm.weight"):
+    if file.architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
         return values - 1  # Gemma multiplies by 1 + weight; GGUF stores the sum
     return values
 

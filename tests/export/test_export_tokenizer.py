@@ -1,0 +1,184 @@
+"""The vocabulary of an exported file: every id, and the tokens that llama.cpp makes of text.
+
+STILLHOUSE_TOKENIZERS names directories with real tokenizers (see tests/distill/test_real_tokenizers.py).
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from exported_models import LlamaCpp, byte_level, save, sentencepiece
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from stillhouse.errors import ModelError, TokenizerMismatchError
+from stillhouse.export import check, export_gguf
+from stillhouse.export.check import SAMPLES
+from stillhouse.models import load_tokenizer, pre_tokenizer_name
+from stillhouse.models.gguf_file import read_gguf
+from stillhouse.models.pretokenizers import _ALIASES, KNOWN, pre_tokenizer
+
+GIVEN = [Path(name) for name in os.environ.get("STILLHOUSE_TOKENIZERS", "").split(":") if name]
+OWN_NAMES = [name for name in KNOWN if name not in _ALIASES]
+
+
+def exported(tmp_path, tokenizer, architecture="llama"):
+    save(tmp_path / "model", architecture, tokenizer)
+    (done,) = export_gguf(tmp_path / "model", ["f32"])
+    return done.path
+
+
+@pytest.mark.parametrize("pre", OWN_NAMES)
+def test_byte_level_text_is_cut_as_before(tmp_path, pre):
+    tokenizer = byte_level(pre)
+    path = exported(tmp_path, tokenizer)
+    assert read_gguf(path).metadata["tokenizer.ggml.pre"] == pre
+    llama = LlamaCpp(path)
+    for text in [*SAMPLES, "<|im_start|>user\nHi<think><|im_end|>"]:
+        assert llama.ids(text) == tokenizer.encode(text, add_special_tokens=False), text
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_text_is_cut_as_before(tmp_path, prefix):
+    tokenizer = sentencepiece(prefix=prefix)
+    path = exported(tmp_path, tokenizer)
+    llama = LlamaCpp(path)
+    header = read_gguf(path).metadata
+    assert (header["tokenizer.ggml.model"], header["tokenizer.ggml.add_space_prefix"]) == ("llama", prefix)
+    for text in [*SAMPLES, " the the  answers and every some  small"]:
+        assert llama.ids(text) == tokenizer.encode(text, add_special_tokens=False), text
+    assert llama.ids("the still", add_special=True) == tokenizer.encode("the still")
+    assert header["tokenizer.ggml.add_bos_token"] is True
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_any_text_is_cut_as_before(tmp_path, kind):
+    tokenizer = byte_level("llama-bpe") if kind == "bytes" else sentencepiece()
+    llama = LlamaCpp(exported(tmp_path, tokenizer))
+    letters = st.text(st.characters(max_codepoint=0x24F, exclude_characters="\x00"), max_size=40)
+    words = st.lists(st.sampled_from(["the", " answer", "  ", "\n", "12", "ques", "tion", "é"]), max_size=12)
+
+    @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.one_of(letters, words.map("".join)))
+    def agree(text):
+        assert llama.ids(text) == tokenizer.encode(text, add_special_tokens=False)
+
+    agree()
+
+
+def test_types_special_ids_and_rows_beyond_the_tokenizer(tmp_path):
+    tokenizer = byte_level()
+    header = read_gguf(exported(tmp_path, tokenizer)).metadata
+    tokens, types = header["tokenizer.ggml.tokens"], header["tokenizer.ggml.token_type"]
+    ids = tokenizer.get_vocab()
+    assert [tokens[number] for number in ids.values()] == list(ids)
+    assert tokens[len(ids) :] == [f"[PAD{n}]" for n in range(len(ids), len(tokens))] != []
+    assert types[len(ids) :] == [5] * (len(tokens) - len(ids))
+    assert (types[ids["<|im_start|>"]], types[ids["<think>"]], types[ids["a"]]) == (3, 4, 1)
+    assert header["tokenizer.ggml.bos_token_id"] == ids["<|im_start|>"]
+    assert header["tokenizer.ggml.eos_token_id"] == ids["<|im_end|>"]
+    assert header["tokenizer.ggml.padding_token_id"] == ids["<|endoftext|>"]
+    assert header["tokenizer.ggml.add_bos_token"] is False
+    assert header["tokenizer.chat_template"] == tokenizer.chat_template
+
+
+def test_an_end_of_turn_that_is_not_the_end_token_is_told(tmp_path):
+    tokenizer = byte_level()
+    tokenizer.eos_token = "<|endoftext|>"
+    header = read_gguf(exported(tmp_path, tokenizer)).metadata
+    assert header["tokenizer.ggml.eot_token_id"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("pre", OWN_NAMES)
+def test_a_way_of_cutting_is_recognised_by_what_it_does(pre):
+    cut, _, options = pre_tokenizer(pre)
+    backend = Tokenizer(models.BPE(**options))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([cut])
+    assert pre_tokenizer_name(backend) == pre
+
+
+def test_a_model_that_never_ends_is_refused(tmp_path):
+    tokenizer = byte_level()
+    tokenizer.eos_token, tokenizer.chat_template = None, None
+    save(tmp_path / "model", "llama", tokenizer)
+    with pytest.raises(ModelError, match="end token"):
+        export_gguf(tmp_path / "model", ["f32"])
+
+
+def unknown_cut(tokenizer):
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def lower_case(tokenizer):
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+@pytest.mark.parametrize(("change", "words"), [(unknown_cut, "cuts text"), (lower_case, "Lowercase")])
+def test_text_handling_that_llama_cpp_has_no_name_for_is_refused(tmp_path, change, words):
+    tokenizer = byte_level()
+    change(tokenizer)
+    with pytest.raises(ModelError, match=words):
+        exported(tmp_path, tokenizer)
+
+
+def test_merges_that_scores_cannot_say_are_refused(tmp_path):
+    """A BPE model with byte fallback that was trained as such lacks pairs that SentencePiece would join."""
+    tokens = ["<unk>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "a", "b", "ab", "ba", "aba"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    model = models.BPE(
+        vocab, [("a", "b"), ("b", "a"), ("a", "ba")], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>", unk_token="<unk>")
+    with pytest.raises(ModelError, match="'ab', 'a'"):
+        exported(tmp_path, fast)
+
+
+def test_unigram_tokenizers_are_refused_by_name(tmp_path):
+    backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("a", -1.0)], 0, False))
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    with pytest.raises(ModelError, match="Unigram"):
+        exported(tmp_path, fast)
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
+    tokenizer = byte_level()
+    save(tmp_path / "model", "llama", tokenizer)
+    tokenizer.add_tokens([AddedToken(f"<{n}>", special=True) for n in range(9)])
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match="beyond"):
+        export_gguf(tmp_path / "model", ["f32"])
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["llama.cpp", "read back"])
+def test_a_file_that_cuts_text_otherwise_is_not_kept(tmp_path, monkeypatch, asked):
+    """Were the name of the cut wrong, the file would load everywhere and answer a little worse."""
+    save(tmp_path / "model", "llama", byte_level("llama-bpe"))
+    monkeypatch.setattr("stillhouse.export.tokenizer.pre_tokenizer_name", lambda backend: "smollm")
+    if asked:
+        monkeypatch.setattr(check, "tokenizer_difference", lambda a, b: None)
+        monkeypatch.setattr(
+            check, "tokenizer_from_gguf", lambda file: load_tokenizer(str(tmp_path / "model"))[0]
+        )
+    with pytest.raises(TokenizerMismatchError, match=r"in llama\.cpp" if asked else "not carried over"):
+        export_gguf(tmp_path / "model", ["f32"])
+    assert list((tmp_path / "model" / "gguf").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", GIVEN, ids=str)
+def test_real_tokenizers_give_the_same_ids(tmp_path, place):
+    tokenizer, _ = load_tokenizer(str(place))
+    save(tmp_path / "model", "llama", tokenizer, num_hidden_layers=1)
+    (done,) = export_gguf(tmp_path / "model", ["q4_0"])
+    llama = LlamaCpp(done.path)
+    files = sorted(Path(__file__).parents[2].glob("src/stillhouse/*.py"))
+    for text in [*SAMPLES, *(file.read_text("utf-8") for file in files)]:
+        same = unicodedata.normalize("NFC", text)
+        assert llama.ids(same) == tokenizer.encode(same, add_special_tokens=False)
