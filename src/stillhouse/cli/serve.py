@@ -15,9 +15,9 @@ KEY = "STILLHOUSE_API_KEY"
 EXAMPLES = """\
 Examples:
   still serve embedded:smollm2
-  still serve runs/quickstart/student        (its teacher is offered beside it)
+  still serve runs/quickstart/student
   still serve mine=runs/mine/student big=models/big.gguf --port 9000
-  STILLHOUSE_API_KEY=… still serve student.gguf --host 0.0.0.0"""
+  still serve student.gguf --host 0.0.0.0"""
 
 
 def serve(
@@ -37,7 +37,8 @@ def serve(
     Parameters
     ----------
     models
-        Model references, each perhaps with a name before it: NAME=REFERENCE.
+        Model references, each perhaps with a name before it: NAME=REFERENCE. The student of a run
+        brings its teacher, where that is a model on this machine.
     host
         Address to listen on; any but loopback lets other machines in.
     port
