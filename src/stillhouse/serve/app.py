@@ -13,30 +13,29 @@ import struct
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from .. import __version__
 from ..console import console
 from ..errors import CapabilityError, ContextLengthError, ModelError, ModelNotFoundError, StillhouseError
 from ..models import Request as Asked
-from ..models import Sampling
 from .answers import ChatChoice, Envelope, Tally, TextChoice, TokenNames
+from .connection import EventStream, Gone, while_connected
 from .engines import Engine, Piece, Wish
+from .openapi import description
 from .safety import BodyError, Safety, error_body, read_body
-from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Message
+from .schema import ChatRequest, CompletionRequest, EmbeddingRequest
 from .shelf import Shelf
+from .wishes import Refused, fitting, parsed, sampling_of, schema_of, seeded, several, text_ids, turn
 
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
 RETRY_AFTER_S = 2
 
-Body = TypeVar("Body", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -104,26 +103,26 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
-        asked = _parsed(ChatRequest, await read_body(request.scope, request.receive))
+        asked = parsed(ChatRequest, await read_body(request.scope, request.receive))
         if asked.tools and asked.tool_choice != "none":
             raise CapabilityError("tools are not available: this server calls no functions")
         if asked.top_logprobs and not asked.logprobs:
-            raise _Refused("top_logprobs needs logprobs: true", "top_logprobs")
-        schema = _schema(asked)
-        messages = [_message(message) for message in asked.messages]
+            raise Refused("top_logprobs needs logprobs: true", "top_logprobs")
+        schema = schema_of(asked)
+        messages = [turn(message) for message in asked.messages]
         limit = asked.max_completion_tokens or asked.max_tokens
 
         @contextlib.asynccontextmanager
         async def prepared() -> AsyncIterator[_Work]:
             async with self._shelf.use(asked.model) as engine:
-                sampling = _sampling(asked, limit or engine.context_length)
-                ids = _fitting(engine.prompts.ids(Asked("of this request", messages, sampling)))
+                sampling = sampling_of(asked, limit or engine.context_length)
+                ids = fitting(engine.prompts.ids(Asked("of this request", messages, sampling)))
                 scores = (asked.top_logprobs or 0) if asked.logprobs else None
                 names = self._token_names(engine) if asked.logprobs else None
                 inside = engine.prompts.opens_thought(ids)
                 wishes = [
                     Wish(tuple(ids), one, scores, schema=schema)
-                    for one in _seeded(engine, asked, sampling, ids)
+                    for one in seeded(engine, asked, sampling, ids)
                 ]
                 choices = [ChatChoice(n, inside=inside, names=names) for n in range(len(wishes))]
                 yield _Work(engine, wishes, choices, Tally(len(ids)))
@@ -132,22 +131,22 @@ class Server:
 
     async def complete(self, request: Request) -> Response:
         """`POST /v1/completions`."""
-        asked = _parsed(CompletionRequest, await read_body(request.scope, request.receive))
+        asked = parsed(CompletionRequest, await read_body(request.scope, request.receive))
         if asked.max_tokens == 0 and not asked.echo:
-            raise _Refused("max_tokens 0 asks for nothing without echo", "max_tokens")
-        prompts = _several(asked.prompt)
+            raise Refused("max_tokens 0 asks for nothing without echo", "max_tokens")
+        prompts = several(asked.prompt)
 
         @contextlib.asynccontextmanager
         async def prepared() -> AsyncIterator[_Work]:
             async with self._shelf.use(asked.model) as engine:
-                sampling = _sampling(asked, max(1, asked.max_tokens))
+                sampling = sampling_of(asked, max(1, asked.max_tokens))
                 score_prompt = asked.echo and asked.logprobs is not None
                 names = self._token_names(engine) if asked.logprobs is not None else None
                 wishes, choices, tokens = [], [], 0
                 for prompt in prompts:
-                    ids = _ids(engine, prompt)
+                    ids = text_ids(engine, prompt)
                     tokens += len(ids)
-                    for one in _seeded(engine, asked, sampling, ids):
+                    for one in seeded(engine, asked, sampling, ids):
                         echo = (ids, str(engine.prompts.tokenizer.decode(ids))) if asked.echo else None
                         wishes.append(Wish(tuple(ids), one, asked.logprobs, score_prompt))
                         silent = asked.max_tokens == 0
@@ -158,17 +157,17 @@ class Server:
 
     async def embed(self, request: Request) -> Response:
         """`POST /v1/embeddings`."""
-        asked = _parsed(EmbeddingRequest, await read_body(request.scope, request.receive))
-        texts = _several(asked.input)
+        asked = parsed(EmbeddingRequest, await read_body(request.scope, request.receive))
+        texts = several(asked.input)
         with self._places(len(texts)):
             async with self._shelf.use(asked.model) as engine:
                 if "embed" not in engine.can:
                     raise CapabilityError(
                         f"{asked.model} gives no embeddings: serve its safetensors directory"
                     )
-                several = [_ids(engine, text) for text in texts]
-                vectors = [await engine.embed(ids) for ids in several]
-        tokens = sum(map(len, several))
+                texts_ids = [text_ids(engine, text) for text in texts]
+                vectors = [await engine.embed(ids) for ids in texts_ids]
+        tokens = sum(map(len, texts_ids))
         data = [
             {"object": "embedding", "index": n, "embedding": _vector(vector, asked.encoding_format)}
             for n, vector in enumerate(vectors)
@@ -178,7 +177,7 @@ class Server:
 
     async def describe(self, request: Request) -> Response:
         """The OpenAPI description."""
-        return JSONResponse(_description())
+        return JSONResponse(description())
 
     async def _respond(
         self,
@@ -188,24 +187,24 @@ class Server:
         kinds: tuple[str, str],
     ) -> Response:
         """The answer, whole or as a stream; what goes wrong before its first word is an ordinary error."""
-        prompts = len(_several(asked.prompt)) if isinstance(asked, CompletionRequest) else 1
+        prompts = len(several(asked.prompt)) if isinstance(asked, CompletionRequest) else 1
         stack = contextlib.AsyncExitStack()
         stack.enter_context(self._places(asked.n * prompts))
         try:
-            work = await _while_connected(request, stack.enter_async_context(prepared()))
+            work = await while_connected(request, stack.enter_async_context(prepared()))
             if not asked.stream:
                 envelope = Envelope(kinds[0], asked.model)
-                await _while_connected(request, _finish(work))
+                await while_connected(request, _finish(work))
                 choices = [choice.whole() for choice in work.choices]
                 await stack.aclose()
                 return JSONResponse(envelope.around(choices, usage=work.tally.usage()))
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
             events = _events(work, Envelope(kinds[1], asked.model), usage=usage)
-            first = await _while_connected(request, anext(events))
+            first = await while_connected(request, anext(events))
         except BaseException:
             await stack.aclose()
             raise
-        return _Stream(first, events, stack)
+        return EventStream(first, events, stack)
 
     @contextlib.contextmanager
     def _places(self, count: int) -> Any:
@@ -229,14 +228,14 @@ class Server:
         async def answered(request: Request) -> Response:
             try:
                 return await handler(request)
-            except _Gone:
+            except Gone:
                 return Response(status_code=499)
             except _Busy:
                 return _error(
                     429, f"{self._queue} answers are under way or waiting; come again", code="busy",
                     headers={"retry-after": str(RETRY_AFTER_S)},
                 )  # fmt: skip
-            except _Refused as error:
+            except Refused as error:
                 return _error(400, error.message, param=error.param)
             except BodyError as error:
                 headers = {"connection": "close"}
@@ -316,173 +315,8 @@ def _event(data: Any) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
 
 
-class _Stream(Response):
-    """A stream of events that ends when the client goes, also while it waits for the next word."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, first: bytes, events: AsyncIterator[bytes], stack: contextlib.AsyncExitStack) -> None:
-        super().__init__(None, headers={"x-accel-buffering": "no"}, media_type=self.media_type)
-        del self.headers["content-length"]
-        self._first, self._events, self._stack = first, events, stack
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def tell() -> None:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": self._first, "more_body": True})
-            try:
-                async for event in self._events:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-            except Exception as error:
-                told = str(error) if isinstance(error, StillhouseError) else "internal error"
-                body = b"data: " + error_body(told, "server_error") + b"\n\n"
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-        try:
-            await _first_of(tell(), _disconnected(receive))
-        finally:
-            await self._events.aclose()  # type: ignore[attr-defined]
-            await self._stack.aclose()
-
-
-class _Gone(Exception):
-    """The client left."""
-
-
 class _Busy(Exception):
     """The queue is full."""
-
-
-class _Refused(Exception):
-    """A request that makes no sense, and the field that is to blame."""
-
-    def __init__(self, message: str, param: str | None) -> None:
-        super().__init__(message)
-        self.message, self.param = message, param
-
-
-async def _disconnected(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _first_of(work: Any, end: Any) -> Any:
-    """Awaits both; whichever ends first ends the other. Raises _Gone where that was ``end``."""
-    tasks = asyncio.ensure_future(work), asyncio.ensure_future(end)
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            return tasks[0].result()
-        raise _Gone
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _while_connected(request: Request, work: Any) -> Any:
-    """The result of ``work``, which is given up when the client goes."""
-    return await _first_of(work, _disconnected(request.receive))
-
-
-def _parsed(kind: type[Body], body: bytes) -> Body:
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or None
-        message = f"{place}: {first['msg']}" if place else first["msg"]
-        raise _Refused(message[:500], place) from None
-    except RecursionError:
-        raise _Refused("the JSON is nested too deeply", None) from None
-
-
-def _message(message: Message) -> dict[str, Any]:
-    content = message.content
-    if isinstance(content, list):
-        if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in content):
-            raise _Refused("only parts of type text are understood", "messages")
-        content = "".join(part["text"] for part in content)
-    turn = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
-    if message.reasoning_content and message.role == "assistant":
-        turn["reasoning_content"] = message.reasoning_content
-    return turn
-
-
-def _sampling(asked: ChatRequest | CompletionRequest, max_tokens: int) -> Sampling:
-    stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-    return Sampling(
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        min_p=asked.min_p,
-        max_tokens=max_tokens,
-        stop=tuple(stop for stop in stops if stop),
-    )
-
-
-def _seeded(
-    engine: Engine, asked: ChatRequest | CompletionRequest, sampling: Sampling, ids: Sequence[int]
-) -> list[Sampling]:
-    """Settings of the n choices, each with a seed of its own that fits the context."""
-    import dataclasses
-    import secrets
-
-    first = secrets.randbits(31) if asked.seed is None else asked.seed
-    chat = isinstance(asked, ChatRequest)
-    several = []
-    for number in range(asked.n):
-        one = dataclasses.replace(sampling, seed=(first + number) % 2**31)
-        fitted = engine.prompts.sampling(Asked("", [], one), len(ids))
-        several.append(fitted if chat else dataclasses.replace(fitted, stop=sampling.stop))
-    return several
-
-
-def _schema(asked: ChatRequest) -> dict[str, Any] | None:
-    form = asked.response_format
-    if form is None or form.type == "text":
-        return None
-    if form.type == "json_object":
-        return {"type": "object"}
-    schema = (form.json_schema or {}).get("schema")
-    if not isinstance(schema, dict):
-        raise _Refused("json_schema needs a schema", "response_format.json_schema.schema")
-    return schema
-
-
-def _several(given: str | list[Any]) -> list[str] | list[list[int]]:
-    """One prompt or many, as many."""
-    if isinstance(given, str):
-        return [given]
-    if not given:
-        raise _Refused("there is no text", None)
-    return [given] if isinstance(given[0], int) else given
-
-
-def _ids(engine: Engine, text: str | list[int]) -> list[int]:
-    """The ids of a text without a chat template, with the begin token where the model has one."""
-    if isinstance(text, str):
-        ids = list(engine.prompts.tokenizer.encode(text))
-    else:
-        ids, size = text, len(engine.prompts.tokenizer)
-        if any(not 0 <= token < size for token in ids):
-            raise _Refused(f"token ids go from 0 to {size - 1}", "prompt")
-    if not ids:
-        raise _Refused("the prompt is empty", "prompt")
-    if len(ids) >= engine.context_length:
-        raise ContextLengthError(
-            f"the prompt has {len(ids)} tokens, the model's context {engine.context_length}"
-        )
-    return ids
-
-
-def _fitting(ids: list[int] | StillhouseError) -> list[int]:
-    if isinstance(ids, StillhouseError):
-        raise ids
-    if not ids:
-        raise _Refused("the conversation is empty", "messages")
-    return ids
 
 
 def _vector(vector: list[float], form: str) -> Any:
@@ -523,38 +357,3 @@ def _stillhouse_error(error: StillhouseError) -> Response:
 def _no_route(request: Request, error: Any) -> Response:
     status = getattr(error, "status_code", 404)
     return _error(status, f"there is no {request.method} {request.url.path} here", code="not_found")
-
-
-def _description() -> dict[str, Any]:
-    """The server in OpenAPI's words; the bodies are those of schema.py."""
-    schemas: dict[str, Any] = {}
-
-    def reference(kind: type[BaseModel]) -> dict[str, str]:
-        made = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(made.pop("$defs", {}))
-        schemas[kind.__name__] = made
-        return {"$ref": f"#/components/schemas/{kind.__name__}"}
-
-    def post(kind: type[BaseModel], summary: str) -> dict[str, Any]:
-        body = {"required": True, "content": {"application/json": {"schema": reference(kind)}}}
-        return {"post": {"summary": summary, "requestBody": body, "responses": _RESPONSES}}
-
-    paths = {
-        "/v1/models": {"get": {"summary": "All models", "responses": _RESPONSES}},
-        "/v1/chat/completions": post(ChatRequest, "The next turn of a conversation"),
-        "/v1/completions": post(CompletionRequest, "How a text goes on"),
-        "/v1/embeddings": post(EmbeddingRequest, "Texts as vectors"),
-        "/health": {"get": {"summary": "Whether the server is there", "responses": _RESPONSES}},
-    }
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Stillhouse", "version": __version__},
-        "paths": paths,
-        "components": {"schemas": schemas},
-    }
-
-
-_RESPONSES = {
-    "200": {"description": "The answer"},
-    "default": {"description": "An error in the OpenAI API's form"},
-}

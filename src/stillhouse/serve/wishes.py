@@ -1,0 +1,127 @@
+"""A request's body as what an engine is asked: settings, ids, schema; or what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import ContextLengthError, StillhouseError
+from ..models import Request as Asked
+from ..models import Sampling
+from .engines import Engine
+from .schema import ChatRequest, CompletionRequest, Message
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class Refused(Exception):
+    """A request that makes no sense, and the field that is to blame."""
+
+    def __init__(self, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.message, self.param = message, param
+
+
+def parsed(kind: type[Body], body: bytes) -> Body:
+    """The body as ``kind``; Refused names the first field that is wrong."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or None
+        message = f"{place}: {first['msg']}" if place else first["msg"]
+        raise Refused(message[:500], place) from None
+    except RecursionError:
+        raise Refused("the JSON is nested too deeply", None) from None
+
+
+def turn(message: Message) -> dict[str, Any]:
+    """A message as chat templates know it."""
+    content = message.content
+    if isinstance(content, list):
+        if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in content):
+            raise Refused("only parts of type text are understood", "messages")
+        content = "".join(part["text"] for part in content)
+    made = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
+    if message.reasoning_content and message.role == "assistant":
+        made["reasoning_content"] = message.reasoning_content
+    return made
+
+
+def sampling_of(asked: ChatRequest | CompletionRequest, max_tokens: int) -> Sampling:
+    """The settings that a request gives, without a seed."""
+    stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+    return Sampling(
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        min_p=asked.min_p,
+        max_tokens=max_tokens,
+        stop=tuple(stop for stop in stops if stop),
+    )
+
+
+def seeded(
+    engine: Engine, asked: ChatRequest | CompletionRequest, sampling: Sampling, ids: Sequence[int]
+) -> list[Sampling]:
+    """Settings of the n choices, each with a seed of its own that fits the context."""
+    first = secrets.randbits(31) if asked.seed is None else asked.seed
+    chat = isinstance(asked, ChatRequest)
+    made = []
+    for number in range(asked.n):
+        one = dataclasses.replace(sampling, seed=(first + number) % 2**31)
+        fitted = engine.prompts.sampling(Asked("", [], one), len(ids))
+        made.append(fitted if chat else dataclasses.replace(fitted, stop=sampling.stop))
+    return made
+
+
+def schema_of(asked: ChatRequest) -> dict[str, Any] | None:
+    """The JSON schema that the answer must follow; None where any text will do."""
+    form = asked.response_format
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return {"type": "object"}
+    schema = (form.json_schema or {}).get("schema")
+    if not isinstance(schema, dict):
+        raise Refused("json_schema needs a schema", "response_format.json_schema.schema")
+    return schema
+
+
+def several(given: str | list[Any]) -> list[str] | list[list[int]]:
+    """One prompt or many, as many."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise Refused("there is no text", None)
+    return [given] if isinstance(given[0], int) else given
+
+
+def text_ids(engine: Engine, text: str | list[int]) -> list[int]:
+    """The ids of a text without a chat template, with the begin token where the model has one."""
+    if isinstance(text, str):
+        ids = list(engine.prompts.tokenizer.encode(text))
+    else:
+        ids, size = text, len(engine.prompts.tokenizer)
+        if any(not 0 <= token < size for token in ids):
+            raise Refused(f"token ids go from 0 to {size - 1}", "prompt")
+    if not ids:
+        raise Refused("the prompt is empty", "prompt")
+    if len(ids) >= engine.context_length:
+        raise ContextLengthError(
+            f"the prompt has {len(ids)} tokens, the model's context {engine.context_length}"
+        )
+    return ids
+
+
+def fitting(ids: list[int] | StillhouseError) -> list[int]:
+    """The ids of a conversation, where there are any."""
+    if isinstance(ids, StillhouseError):
+        raise ids
+    if not ids:
+        raise Refused("the conversation is empty", "messages")
+    return ids
