@@ -122,9 +122,7 @@ async def talk(address: str, count: int) -> dict[str, float]:
             "messages": [{"role": "user", "content": question}],
         }  # fmt: skip
         first, tokens, begun = None, 0, time.perf_counter()
-        async with client.stream(
-            "POST", f"{address}/v1/chat/completions", json=body, headers=headers
-        ) as reply:
+        async with client.stream("POST", f"{address}/v1/chat/completions", json=body) as reply:
             assert reply.status_code == 200, await reply.aread()
             async for line in reply.aiter_lines():
                 if not line.startswith("data: {"):
