@@ -83,7 +83,9 @@ class Running:
 def server(tiny_teacher):
     running = Running("embedded:smollm2", f"tiny={tiny_teacher}", options=["--queue", "40"])
     yield running
-    running.stop()
+    status, said = running.stop()
+    assert status == 0
+    assert "Traceback" not in said and "rror" not in said, said
 
 
 BOTH = pytest.mark.parametrize("model", ["smollm2", "tiny"])

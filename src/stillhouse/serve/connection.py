@@ -66,7 +66,8 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         try:
-            await _first_of(tell(), _disconnected(receive))
+            with contextlib.suppress(Gone):
+                await _first_of(tell(), _disconnected(receive))
         finally:
             await self._events.aclose()  # type: ignore[attr-defined]
             await self._stack.aclose()

@@ -58,8 +58,13 @@ class _Sampled(_Body):
 
 
 class ChatRequest(_Sampled):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`.
 
+    Temperature and top_p are lower than the API's own defaults of 1: small models speak better so.
+    """
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
