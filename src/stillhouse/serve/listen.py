@@ -61,6 +61,7 @@ def serve(
         _warn_of_others(api_key)
     settings = uvicorn.Config(
         app,
+        loop="asyncio",  # uvloop opens an io_uring, through which a user's strace does not see
         log_level="warning",
         access_log=False,
         server_header=False,
