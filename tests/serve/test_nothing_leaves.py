@@ -17,6 +17,7 @@ from running_server import Running
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
+PROMPT = "Quetzalcoatl"
 ALONE = ["unshare", "--user", "--map-root-user", "--net"]
 ATTEMPTS = """
 import socket
@@ -57,7 +58,7 @@ def test_a_conversation_without_any_network(online):
         pytest.skip("this kernel gives an ordinary user no network namespace")
     ended = subprocess.run(
         [*ALONE, sys.executable, HERE / "lonely_conversation.py"],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout)
@@ -82,14 +83,19 @@ def test_a_session_of_the_server_speaks_to_nobody_else(record, tiny_teacher):
     running = Running("embedded:smollm2", f"tiny={tiny_teacher}", before=network_record.tracer(record))
     with closing(running.client):
         for model in ("smollm2", "tiny"):
-            asked = {"model": model, "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 6}
+            asked = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 6}
             assert running.client.chat.completions.create(**asked).choices
             assert list(running.client.chat.completions.create(**asked, stream=True))
-        assert running.client.embeddings.create(model="tiny", input="Hello.").data
+            broken_off = running.client.chat.completions.create(**asked | {"max_tokens": 400}, stream=True)
+            next(iter(broken_off))
+            broken_off.close()
+            assert running.idle()
+        assert running.client.embeddings.create(model="tiny", input=PROMPT).data
     for path in ("/", *set(re.findall(r'(?:src|href)="(/page/[^"]+)"', text(running, "/")))):
         assert text(running, path)
-    status, _ = running.stop()
+    status, said = running.stop()
     assert status == 0
+    assert not re.search(f"{PROMPT}|Traceback", said), said
     assert network_record.leaving(network_record.calls(record)) == []
 
 

@@ -83,6 +83,7 @@ class CompletionRequest(_Sampled):
     """0 with `echo`: only the prompt's own log-probabilities."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
+    suffix: Annotated[str, Field(max_length=0)] | None = None
 
 
 class EmbeddingRequest(_Body):
