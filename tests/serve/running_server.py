@@ -20,7 +20,7 @@ class Running:
     """
 
     def __init__(self, *models, key=None, options=(), before=()):
-        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+        environment = {"OMP_NUM_THREADS": "2", **os.environ}
         environment.pop("STILLHOUSE_API_KEY", None)
         if key:
             environment["STILLHOUSE_API_KEY"] = key

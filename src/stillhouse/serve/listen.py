@@ -67,7 +67,6 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=30,
-        h11_max_incomplete_event_size=32 * 1024,
     )
     with listening:
         _ending_in_order(uvicorn.Server(settings)).run(sockets=[listening])
