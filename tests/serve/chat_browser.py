@@ -21,7 +21,7 @@ document.addEventListener("securitypolicyviolation", (event) => violations.push(
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while Playwright runs, its event loop counts as this thread's
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")

@@ -1,7 +1,7 @@
 """Streamed text is the text: whatever the cuts, the parts join to what the whole gives."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.models import cut_at_stop, load_tokenizer, split_reasoning
@@ -17,6 +17,7 @@ def chunks(text, cuts):
     return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
 
 
+@settings(deadline=None)
 @given(FRAGMENTS, st.lists(st.integers(0, 200)), st.booleans())
 def test_thoughts_in_pieces_are_the_thoughts_of_the_whole(fragments, cuts, inside):
     text = "".join(fragments)
@@ -29,6 +30,7 @@ def test_thoughts_in_pieces_are_the_thoughts_of_the_whole(fragments, cuts, insid
     assert (said["content"], said["reasoning"] or None) == (answer, thoughts)
 
 
+@settings(deadline=None)
 @given(
     st.text(alphabet="abST\n", max_size=40),
     st.lists(st.integers(0, 200)),
