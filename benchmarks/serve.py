@@ -1,7 +1,7 @@
 """Tokens a second and time to the first token of ``still serve`` beside what it is built on.
 
     python benchmarks/serve.py
-    python benchmarks/serve.py --rounds 5 --out serve.json
+    python benchmarks/serve.py --cases GGUF own --rounds 5 --out serve.json
 
 SmolLM2-135M, 2 threads, chats of 31 to 60 prompt tokens and 64 new ones at temperature 0, streamed by as many
 clients at once as a case says. The contestants take turns, after one uncounted turn each:
@@ -50,13 +50,15 @@ QUESTIONS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    cases = {"GGUF": gguf, "safetensors": safetensors, "own": own_share}
+    parser.add_argument("--cases", nargs="*", choices=cases, default=list(cases))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "2"
     results: dict[str, Any] = {}
-    for name, case in {"GGUF": gguf, "safetensors": safetensors, "own share": own_share}.items():
-        results[name] = case(arguments.rounds)
+    for name in arguments.cases:
+        results[name] = cases[name](arguments.rounds)
         print(name, json.dumps(results[name]), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps({"load": os.getloadavg(), **results}, indent=1) + "\n")
