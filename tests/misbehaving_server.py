@@ -22,7 +22,6 @@ import hashlib
 import json
 import re
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from loopback import bound_server, running
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -195,23 +195,16 @@ def error(status: int, message: str, code: str = "", headers: dict[str, str] | N
 def server(teacher: Teacher, port: int = 0) -> tuple[uvicorn.Server, socket.socket, str]:
     """A server bound to 127.0.0.1, its socket, and its address."""
     app = Starlette(routes=[Route("/v1/chat/completions", teacher.complete, methods=["POST"])])
-    bound = socket.create_server(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
-    return uvicorn.Server(config), bound, f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+    runner, bound, address = bound_server(app, port)
+    return runner, bound, f"{address}/v1"
 
 
 @contextlib.contextmanager
 def serving(teacher: Teacher) -> Iterator[str]:
     """The address of ``teacher``, served from a thread meanwhile."""
     runner, bound, url = server(teacher)
-    thread = threading.Thread(target=lambda: asyncio.run(runner.serve([bound])), daemon=True)
-    thread.start()
-    try:
+    with running(runner, bound):
         yield url
-    finally:
-        runner.should_exit = True
-        thread.join(10)
-        bound.close()
 
 
 def main() -> None:

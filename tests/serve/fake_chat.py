@@ -1,6 +1,6 @@
 """An OpenAI-compatible server on loopback with the chat page and canned answers.
 
-    python tests/serve/fake_chat.py --port 8400
+    PYTHONPATH=tests python tests/serve/fake_chat.py --port 8400
 
 A word of the last message orders the answer: see ANSWERS and ``FakeChat.complete``. Anything else is echoed,
 with the number of messages that came, so that a test can see the history that a model was sent.
@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import socket
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -20,17 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import uvicorn
+from loopback import bound_server, running
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from stillhouse.serve.safety import PAGE_POLICY
+
 PAGE = Path(__file__).parents[2] / "src" / "stillhouse" / "serve" / "page"
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 HOSTILE = """\
 <img src=x onerror=document.title='owned'><script>document.title='owned'</script>
 
@@ -220,7 +217,7 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse({"error": error}, status, {**_HEADERS, **(headers or {})})
 
 
-_HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+_HEADERS = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
 
 
 async def _file(request: Request) -> Response:
@@ -239,17 +236,9 @@ def serving(fake: FakeChat, port: int = 0) -> Iterator[str]:
             Route("/v1/chat/completions", fake.complete, methods=["POST"]),
         ]
     )
-    bound = socket.create_server(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_level=60, lifespan="off", timeout_graceful_shutdown=1)
-    runner = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(runner.serve([bound])), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    finally:
-        runner.should_exit = True
-        thread.join(10)
-        bound.close()
+    runner, bound, address = bound_server(app, port)
+    with running(runner, bound):
+        yield address
 
 
 def main() -> None:

@@ -49,10 +49,13 @@ class Prompts:
         if sampling.seed is None:
             digest = hashlib.sha256(f"{self.seed}:{request.id}".encode()).digest()
             sampling = replace(sampling, seed=int.from_bytes(digest[:4], "big") >> 1)
-        if self.context_length is not None:
-            room = self.context_length - prompt_tokens
-            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        return replace(sampling, stop=(*sampling.stop, *self.template.stops))
+        return replace(self.fitted(sampling, prompt_tokens), stop=(*sampling.stop, *self.template.stops))
+
+    def fitted(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
+        """The settings with no more tokens than the context has room for."""
+        if self.context_length is None:
+            return sampling
+        return replace(sampling, max_tokens=min(sampling.max_tokens, self.context_length - prompt_tokens))
 
     def opens_thought(self, ids: Sequence[int]) -> bool:
         """Whether the prompt itself ends inside the model's thoughts."""

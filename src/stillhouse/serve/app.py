@@ -127,7 +127,9 @@ class Server:
                 choices = [ChatChoice(n, inside=inside, names=names) for n in range(len(wishes))]
                 yield _Work(engine, wishes, choices, Tally(len(ids)))
 
-        return await self._respond(request, asked, prepared, ("chat.completion", "chat.completion.chunk"))
+        return await self._respond(
+            request, asked, asked.n, prepared, ("chat.completion", "chat.completion.chunk")
+        )
 
     async def complete(self, request: Request) -> Response:
         """`POST /v1/completions`."""
@@ -146,14 +148,16 @@ class Server:
                 for prompt in prompts:
                     ids = text_ids(engine, prompt)
                     tokens += len(ids)
+                    echo = (ids, str(engine.prompts.tokenizer.decode(ids))) if asked.echo else None
                     for one in seeded(engine, asked, sampling, ids):
-                        echo = (ids, str(engine.prompts.tokenizer.decode(ids))) if asked.echo else None
                         wishes.append(Wish(tuple(ids), one, asked.logprobs, score_prompt))
                         silent = asked.max_tokens == 0
                         choices.append(TextChoice(len(choices), names=names, echo=echo, silent=silent))
                 yield _Work(engine, wishes, choices, Tally(tokens))
 
-        return await self._respond(request, asked, prepared, ("text_completion", "text_completion"))
+        return await self._respond(
+            request, asked, asked.n * len(prompts), prepared, ("text_completion", "text_completion")
+        )
 
     async def embed(self, request: Request) -> Response:
         """`POST /v1/embeddings`."""
@@ -183,13 +187,13 @@ class Server:
         self,
         request: Request,
         asked: ChatRequest | CompletionRequest,
+        count: int,
         prepared: Callable[[], contextlib.AbstractAsyncContextManager[_Work]],
         kinds: tuple[str, str],
     ) -> Response:
         """The answer, whole or as a stream; what goes wrong before its first word is an ordinary error."""
-        prompts = len(several(asked.prompt)) if isinstance(asked, CompletionRequest) else 1
         stack = contextlib.AsyncExitStack()
-        stack.enter_context(self._places(asked.n * prompts))
+        stack.enter_context(self._places(count))
         try:
             work = await while_connected(request, stack.enter_async_context(prepared()))
             if not asked.stream:

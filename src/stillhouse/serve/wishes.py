@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ContextLengthError, StillhouseError
-from ..models import Request as Asked
 from ..models import Sampling
 from .engines import Engine
 from .schema import ChatRequest, CompletionRequest, Message
@@ -70,13 +69,10 @@ def seeded(
 ) -> list[Sampling]:
     """Settings of the n choices, each with a seed of its own that fits the context."""
     first = secrets.randbits(31) if asked.seed is None else asked.seed
-    chat = isinstance(asked, ChatRequest)
-    made = []
-    for number in range(asked.n):
-        one = dataclasses.replace(sampling, seed=(first + number) % 2**31)
-        fitted = engine.prompts.sampling(Asked("", [], one), len(ids))
-        made.append(fitted if chat else dataclasses.replace(fitted, stop=sampling.stop))
-    return made
+    if isinstance(asked, ChatRequest):
+        sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *engine.prompts.template.stops))
+    fitted = engine.prompts.fitted(sampling, len(ids))
+    return [dataclasses.replace(fitted, seed=(first + number) % 2**31) for number in range(asked.n)]
 
 
 def schema_of(asked: ChatRequest) -> dict[str, Any] | None:
