@@ -1,0 +1,140 @@
+"""The delivered log: what a teacher's outputs were, to whom, and with which settings.
+
+A log is a parquet file, or a directory of them, in the columns of a corpus
+(:mod:`stillhouse.corpus.schema`: `messages` whose last turn is the output, the sampling, `teacher_hash`), with
+`account` where an API knows it. Two shorter forms are read too: `prompt` and `output` as text instead of
+`messages`, and JSON lines with the same names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CorpusError
+from ..hashing import sha256_file, sha256_json
+from ..models import Message, Sampling
+
+SHORTEST = 20
+"""Characters of an output below which chance repeats it too often to count."""
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """One output that a teacher gave to an account."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    """The turns before the output; empty where the text stands alone."""
+    output: str
+    sampling: Sampling
+    account: str | None = None
+    teacher_hash: str | None = None
+
+
+@dataclass(frozen=True)
+class Log:
+    """Delivered outputs that can be tested, and how many could not, by reason."""
+
+    rows: tuple[Delivered, ...]
+    left_out: dict[str, int]
+    hash: str
+    """SHA-256 over the file or files."""
+
+    @property
+    def teacher_hashes(self) -> set[str | None]:
+        return {row.teacher_hash for row in self.rows}
+
+
+def read_log(path: str | Path, accounts: Sequence[str] = ()) -> Log:
+    """Reads a log; duplicates, short outputs and outputs without randomness are left out and counted.
+
+    Args:
+        accounts: only what these received; empty takes all.
+
+    Raises:
+        CorpusError: nothing there, a damaged file, missing columns, or no row that can be tested; says which
+            and what the reasons were.
+    """
+    files = _files(Path(path))
+    rows, reasons, seen = [], Counter(), set()
+    for number, raw in enumerate(_raw_rows(files)):
+        row = _delivered(raw, number, path)
+        if accounts and row.account not in accounts:
+            reasons["another account's"] += 1
+        elif len(row.output.strip()) < SHORTEST:
+            reasons[f"shorter than {SHORTEST} characters"] += 1
+        elif row.sampling.temperature == 0 or row.sampling.top_k == 1:
+            reasons["temperature 0: the same prompt always gives the same output"] += 1
+        elif (key := sha256_json([row.prompt, row.output])) in seen:
+            reasons["a repetition of an earlier row"] += 1
+        else:
+            seen.add(key)
+            rows.append(row)
+    if not rows:
+        told = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "it has no rows"
+        raise CorpusError(f"{path}: no output in this log can be tested ({told})")
+    digest = sha256_file(files[0]) if len(files) == 1 else sha256_json([sha256_file(file) for file in files])
+    return Log(tuple(rows), dict(reasons), digest)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(path.glob("*.parquet")) or sorted((path / "corpus").glob("*.parquet"))
+        if not found:
+            raise CorpusError(f"{path}: no parquet file in this directory")
+        return found
+    if not path.exists():
+        raise CorpusError(f"{path}: no such log")
+    return [path]
+
+
+def _raw_rows(files: Iterable[Path]) -> Iterable[dict[str, Any]]:
+    for file in files:
+        try:
+            if file.suffix == ".parquet":
+                for batch in pq.ParquetFile(file).iter_batches(1024):
+                    yield from batch.to_pylist()
+            else:
+                for line in file.read_text("utf-8").splitlines():
+                    if line.strip():
+                        yield json.loads(line)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise CorpusError(f"{file}: not a readable log: {error}") from error
+
+
+def _delivered(raw: dict[str, Any], number: int, path: str | Path) -> Delivered:
+    if not isinstance(raw, dict):
+        raise CorpusError(f"{path}: row {number} is not an object")
+    messages = raw.get("messages")
+    if messages:
+        turns = [{key: text for key, text in turn.items() if text is not None} for turn in messages]
+        prompt, output = turns[:-1], turns[-1].get("content")
+    else:
+        asked, output = raw.get("prompt"), raw.get("output")
+        prompt = [{"role": "user", "content": asked}] if asked else []
+    if not isinstance(output, str):
+        raise CorpusError(
+            f"{path}: row {number} has no output",
+            hint="A log has the columns `messages`, or `prompt` and `output`.",
+        )
+    given = {
+        name: raw[name]
+        for name in ("temperature", "top_p", "top_k", "max_tokens", "min_p")
+        if raw.get(name) is not None
+    }
+    return Delivered(
+        id=str(raw.get("id") or sha256_json([number, output])[:32]),
+        prompt=tuple(prompt),
+        output=output,
+        sampling=Sampling(**given),
+        account=raw.get("account"),
+        teacher_hash=raw.get("teacher_hash"),
+    )
