@@ -1,1 +1,1 @@
-"""Whose words trained it: tests with an error rate, their combination, and the evidence another party can rerun."""
+"""Whose words trained it: tests with an error rate, how they combine, evidence that others can rerun."""

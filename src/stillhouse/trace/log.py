@@ -1,8 +1,8 @@
 """The delivered log: what a teacher's outputs were, to whom, and with which settings.
 
 A log is a parquet file, or a directory of them, in the columns of a corpus
-(:mod:`stillhouse.corpus.schema`: `messages` whose last turn is the output, the sampling, `teacher_hash`), with
-`account` where an API knows it. Two shorter forms are read too: `prompt` and `output` as text instead of
+(:mod:`stillhouse.corpus.schema`: `messages` whose last turn is the output, the sampling, `teacher_hash`),
+with `account` where an API knows it. Two shorter forms are read too: `prompt` and `output` as text instead of
 `messages`, and JSON lines with the same names.
 """
 

@@ -1,0 +1,1 @@
+"""Marks in sampled text: embedding and detection, shared by serve and trace."""
