@@ -50,6 +50,24 @@ def test_greedy_equals_generate_of_each_prompt_alone(kind):
         assert answer.finish_reason == ("stop" if answer.ids[-1] == 5 else "length")
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_halves_are_multiplied_in_float32_where_the_processor_only_emulates_them(kind, half, monkeypatch):
+    """The oracle is generate on a float32 model of the same rounded weights, each prompt alone."""
+    monkeypatch.setattr("stillhouse.models.products.cpu_has_bfloat16", lambda: False)
+    rounded = tiny(kind).to(half)
+    memory = KeyValues(SIZES["num_hidden_layers"], len(PROMPTS), 64)
+    with torch.inference_mode():
+        decoder = fast_decoder(rounded, memory, PROMPTS[2])
+        assert decoder is not None and decoder.prefill(PROMPTS[:1], [0]).dtype == torch.float32
+    drawn = sample(rounded, PROMPTS, [Sampling(temperature=0, max_tokens=40)] * len(PROMPTS), ends={5})
+    exact = tiny(kind).to(half).float()
+    for prompt, answer in zip(PROMPTS, drawn, strict=True):
+        ids = torch.tensor([prompt])
+        alone = exact.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+        assert answer.ids == alone[0, len(prompt) :].tolist()
+
+
 def test_a_draw_depends_on_its_own_seed_and_not_on_the_batch():
     model = tiny("llama")
     settings = [Sampling(max_tokens=3 + 4 * n, seed=n) for n in range(len(PROMPTS))]

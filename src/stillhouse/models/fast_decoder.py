@@ -2,7 +2,8 @@
 
 Against the module's own forward it saves the re-ordering of bfloat16 weights that oneDNN does at
 every call (packed once here, which takes their memory a second time), five small matrix products
-a layer, and the padding of prompts. It has no gradients and no dropout. Built anew for each
+a layer, and the padding of prompts. On a processor without bfloat16 products it multiplies the same
+weights in float32 (a copy of twice their memory). It has no gradients and no dropout. Built anew for each
 :func:`~stillhouse.models.sampler.sample`, so that it sees the weights as they are; and only kept
 when it gives the module's logits for a few tokens.
 
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .key_values import KeyValues
-from .products import Product, added, gated, joined
+from .products import Product, added, gated, joined, product_dtype
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others depend on the length
@@ -61,10 +62,12 @@ class FastDecoder:
     def __init__(self, model: PreTrainedModel, memory: KeyValues) -> None:
         base: Any = model.model
         self.memory = memory
-        self.embed_VE = base.embed_tokens.weight
-        self.layers = [_Layer(layer, memory, number) for number, layer in enumerate(base.layers)]
+        linears = [module for layer in base.layers for module in _linears(layer)]
+        dtype = product_dtype(base.embed_tokens.weight, [*linears, model.lm_head])
+        self.embed_VE = base.embed_tokens.weight.to(dtype)
+        self.layers = [_Layer(layer, memory, number, dtype) for number, layer in enumerate(base.layers)]
         self.norm = _normed(base.norm)
-        self.head = joined([model.lm_head])
+        self.head = joined([model.lm_head], dtype)
         positions = torch.arange(memory.capacity, device=model.device)
         cos_1TD, sin_1TD = base.rotary_emb(self.embed_VE[:1], positions[None])
         half = cos_1TD.shape[-1] // 2
@@ -136,7 +139,7 @@ class FastDecoder:
 class _Layer:
     """One decoder layer; the hidden states are [tokens, E] throughout."""
 
-    def __init__(self, layer: Any, memory: KeyValues, number: int) -> None:
+    def __init__(self, layer: Any, memory: KeyValues, number: int, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.memory, self.number = memory, number
         self.norm_in, self.norm_mlp = map(_normed, (layer.input_layernorm, layer.post_attention_layernorm))
@@ -145,12 +148,11 @@ class _Layer:
         )
         self.width, self.scale = attention.head_dim, attention.scaling
         self.groups = attention.num_key_value_groups
-        self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = added(attention.o_proj)
-        self.gated = gated(mlp.gate_proj, mlp.up_proj)
-        self.down = added(mlp.down_proj)
-        weight = attention.o_proj.weight
-        self.one_by_one = weight.device.type == "cpu" and weight.dtype != torch.float32
+        self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.out = added(attention.o_proj, dtype)
+        self.gated = gated(mlp.gate_proj, mlp.up_proj, dtype)
+        self.down = added(mlp.down_proj, dtype)
+        self.one_by_one = layer.input_layernorm.weight.device.type == "cpu" and dtype != torch.float32
         """Whether query heads that share keys are quicker apart than as several places of one head."""
 
     def __call__(
@@ -217,6 +219,12 @@ class _Layer:
             enable_gqa=True,
         )
         return mixed[0].transpose(0, 1)
+
+
+def _linears(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    products = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return [*products, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
 
 
 def _normed(norm: Any) -> Product:
