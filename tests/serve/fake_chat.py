@@ -120,6 +120,8 @@ class FakeChat:
     """What the server does, and what it was asked."""
 
     models: tuple[str, ...] = ("student", "teacher")
+    forwarded: dict[str, str] = field(default_factory=dict)
+    """Those that it asks another server for, and which."""
     key: str | None = None
     """The API key that it wants."""
     down: bool = False
@@ -130,9 +132,12 @@ class FakeChat:
     async def list_models(self, request: Request) -> Response:
         if refusal := self._refusal(request):
             return refusal
-        data = [
+        data: list[dict[str, Any]] = [
             {"id": name, "object": "model", "created": 0, "owned_by": "stillhouse"} for name in self.models
         ]
+        for entry in data:
+            if entry["id"] in self.forwarded:
+                entry["forwarded_to"] = self.forwarded[entry["id"]]
         return JSONResponse({"object": "list", "data": data})
 
     async def complete(self, request: Request) -> Response:

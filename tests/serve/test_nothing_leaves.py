@@ -80,7 +80,10 @@ def test_the_record_sees_what_would_leave(record):
 
 
 def test_a_session_of_the_server_speaks_to_nobody_else(record, tiny_teacher):
-    running = Running("embedded:smollm2", f"tiny={tiny_teacher}", before=network_record.tracer(record))
+    unasked = "far=api:http://192.0.2.1:8000/v1#m"
+    running = Running(
+        "embedded:smollm2", f"tiny={tiny_teacher}", unasked, before=network_record.tracer(record)
+    )
     with closing(running.client):
         for model in ("smollm2", "tiny"):
             asked = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 6}

@@ -43,6 +43,27 @@ def test_the_empty_page_says_what_it_is_and_offers_three_examples(page: Page, fa
     expect(page.locator(".prompt .words")).to_have_text(words)
 
 
+def test_a_model_of_another_server_is_not_said_to_stay_here(
+    opening: Callable[..., Page], fake: FakeChat
+) -> None:
+    fake.forwarded = {"teacher": "gpu.example:8000"}
+    page = opening()
+    empty, hint = page.locator(".empty"), page.locator("#goes-to")
+    expect(empty).to_contain_text("nothing leaves this machine")
+    expect(hint).to_have_text("")
+    page.select_option("#model-0", "teacher")
+    goes = "What you write to teacher goes on to gpu.example:8000."
+    expect(empty).to_contain_text(goes)
+    expect(empty).not_to_contain_text("nothing leaves")
+    say(page, "Hello.")
+    expect(hint).to_have_text(goes)
+    page.select_option("#model-0", "student")
+    expect(hint).to_have_text("")
+    page.click("#beside")
+    expect(page.locator("#model-1")).to_have_value("teacher")
+    expect(hint).to_have_text(goes)
+
+
 def test_an_answer_streams_and_is_counted(page: Page, fake: FakeChat) -> None:
     say(page, "a slow answer", wait=False)
     prose = page.locator(".answer .prose").last

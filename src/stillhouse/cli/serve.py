@@ -12,12 +12,14 @@ from ..errors import UsageError
 from .options import Output, OutputFlags
 
 KEY = "STILLHOUSE_API_KEY"
+KEY_ENV = "OPENAI_API_KEY"
 EXAMPLES = """\
 Examples:
   still serve embedded:smollm2
   still serve runs/quickstart/student
   still serve mine=runs/mine/student big=models/big.gguf --port 9000
-  still serve student.gguf --host 0.0.0.0"""
+  still serve student.gguf --host 0.0.0.0
+  still serve student.gguf big=api:http://gpu.example:8000/v1#org/model"""
 
 
 def serve(
@@ -27,12 +29,16 @@ def serve(
     queue: int = 64,
     idle: Annotated[float, Parameter(metavar="MINUTES")] = 0.0,
     name: Annotated[tuple[str, ...], Parameter(metavar="HOST", negative="", show_default=False)] = (),
+    api_key_env: Annotated[
+        tuple[str, ...], Parameter(metavar="[MODEL=]VARIABLE", negative="", show_default=False)
+    ] = (),
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
     """Serve models to a chat page and to OpenAI clients, on this machine only.
 
     With STILLHOUSE_API_KEY in the environment, clients must send it as their key.
-    Nothing that is asked or answered is logged or leaves the machine.
+    Nothing that is asked or answered is logged or leaves the machine; only what is asked of an `api:`
+    model goes on to its server.
 
     Parameters
     ----------
@@ -49,13 +55,26 @@ def serve(
         Unload a model after so many minutes without a question; 0 never.
     name
         Another name by which clients call this server, e.g. that of a proxy.
+    api_key_env
+        Environment variable with the key for the servers of `api:` models, or of one of them;
+        OPENAI_API_KEY where nothing is said.
     """
     from ..serve import serve as listen
 
     if not models:
         raise UsageError("no model was named", hint="Try: still serve embedded:smollm2")
     key = os.environ.get(KEY) or None
-    listen(_named(models), host=host, port=port, queue=queue, idle_s=60 * idle, api_key=key, names=name)
+    references = _named(models)
+    listen(
+        references,
+        api_key_envs=_key_variables(references, api_key_env),
+        host=host,
+        port=port,
+        queue=queue,
+        idle_s=60 * idle,
+        api_key=key,
+        names=name,
+    )
 
 
 def _named(models: tuple[str, ...]) -> dict[str, str]:
@@ -68,10 +87,6 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
         if not equals or "/" in name or ":" in name:
             name, reference = "", text
         parsed = parse_reference(reference)
-        if parsed.kind == "api":
-            raise UsageError(
-                f"{reference} is served elsewhere already", hint="Let your client call that address itself."
-            )
         name = name or _short_name(reference, parsed.name, parsed.path)
         if name in named:
             raise UsageError(f"two models are named {name!r}", hint="Write NAME=REFERENCE for one of them.")
@@ -81,6 +96,23 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
         if teacher and teacher not in named.values():
             named.setdefault("teacher" if len(models) == 1 else f"{Path(text).parent.name}-teacher", teacher)
     return named
+
+
+def _key_variables(references: dict[str, str], given: tuple[str, ...]) -> dict[str, str]:
+    """Name of an `api:` model -> environment variable with the key for its server."""
+    from ..models import parse_reference
+
+    forwarded = [name for name, text in references.items() if parse_reference(text).kind == "api"]
+    variables = dict.fromkeys(forwarded, KEY_ENV)
+    for text in sorted(given, key=lambda text: "=" in text):  # one for all of them gives way to one's own
+        model, _, variable = text.rpartition("=")
+        if model and model not in forwarded:
+            raise UsageError(
+                f"--api-key-env {text}: no api: model is named {model!r}",
+                hint=f"There is {', '.join(forwarded) or 'none'}.",
+            )
+        variables |= {model: variable} if model else dict.fromkeys(forwarded, variable)
+    return variables
 
 
 def _short_name(reference: str, name: str | None, path: Path | None) -> str:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 CONCURRENCY = 256
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _OVERLOADED = (429, 503, 529)
 _TRANSIENT = (408, 409, 425, *_OVERLOADED)
 _CONTEXT_WORDS = (
@@ -186,8 +185,7 @@ class ApiModel:
 
 def lacks_key(reference: Reference, api_key_env: str) -> bool:
     """Whether ``reference`` is an API on another machine and the environment holds no key for it."""
-    elsewhere = reference.kind == "api" and urlsplit(reference.url or "").hostname not in _LOOPBACK
-    return elsewhere and not os.environ.get(api_key_env)
+    return reference.is_elsewhere and not os.environ.get(api_key_env)
 
 
 def open_api(

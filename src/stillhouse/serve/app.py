@@ -21,16 +21,24 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ..console import console
-from ..errors import CapabilityError, ContextLengthError, ModelError, ModelNotFoundError, StillhouseError
+from ..errors import (
+    ApiError,
+    CapabilityError,
+    ContextLengthError,
+    ModelError,
+    ModelNotFoundError,
+    StillhouseError,
+)
 from ..models import Request as Asked
 from .answers import ChatChoice, Envelope, Tally, TextChoice, TokenNames
 from .connection import EventStream, Gone, while_connected
 from .engines import Engine, Piece, Wish
+from .forward import Upstream, UpstreamError
 from .openapi import description
 from .safety import BodyError, Safety, error_body, read_body
-from .schema import ChatRequest, CompletionRequest, EmbeddingRequest
+from .schema import Addressed, ChatRequest, CompletionRequest, EmbeddingRequest
 from .shelf import Shelf
-from .wishes import Refused, fitting, parsed, sampling_of, schema_of, seeded, several, text_ids, turn
+from .wishes import Body, Refused, fitting, parsed, sampling_of, schema_of, seeded, several, text_ids, turn
 
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
@@ -63,9 +71,13 @@ class Server:
         routes = [
             Route("/v1/models", self._answered(self.models), methods=["GET"]),
             Route("/v1/models/{name:path}", self._answered(self.model), methods=["GET"]),
-            Route("/v1/chat/completions", self._answered(self.chat), methods=["POST"]),
-            Route("/v1/completions", self._answered(self.complete), methods=["POST"]),
-            Route("/v1/embeddings", self._answered(self.embed), methods=["POST"]),
+            Route("/v1/chat/completions", self._asked(ChatRequest, self.chat), methods=["POST"]),
+            Route(
+                "/v1/completions",
+                self._asked(CompletionRequest, self.complete),
+                methods=["POST"],
+            ),
+            Route("/v1/embeddings", self._asked(EmbeddingRequest, self.embed), methods=["POST"]),
             Route("/health", self._answered(self.health), methods=["GET"]),
             Route("/openapi.json", self._answered(self.describe), methods=["GET"]),
             Route("/", self._answered(self.page), methods=["GET"]),
@@ -80,14 +92,19 @@ class Server:
 
     async def models(self, request: Request) -> Response:
         """Names of all models."""
-        return JSONResponse({"object": "list", "data": [_model(name) for name in self._shelf.names]})
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._shelf.names]})
 
     async def model(self, request: Request) -> Response:
         """One of them."""
         name = request.path_params["name"]
         if name not in self._shelf.names:
             raise ModelNotFoundError(f"there is no model {name!r} here")
-        return JSONResponse(_model(name))
+        return JSONResponse(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        listed = {"id": name, "object": "model", "created": 0, "owned_by": "stillhouse"}
+        upstream = self._shelf.upstreams.get(name)
+        return listed | ({"forwarded_to": upstream.host} if upstream else {})
 
     async def health(self, request: Request) -> Response:
         """Whether the server is there, and how busy."""
@@ -101,9 +118,8 @@ class Server:
             return _no_route(request, None)
         return FileResponse(place, media_type=PAGE_TYPES[place.suffix])
 
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: Request, asked: ChatRequest) -> Response:
         """`POST /v1/chat/completions`."""
-        asked = parsed(ChatRequest, await read_body(request.scope, request.receive))
         if asked.tools and asked.tool_choice != "none":
             raise CapabilityError("tools are not available: this server calls no functions")
         if asked.top_logprobs and not asked.logprobs:
@@ -131,9 +147,8 @@ class Server:
             request, asked, asked.n, prepared, ("chat.completion", "chat.completion.chunk")
         )
 
-    async def complete(self, request: Request) -> Response:
+    async def complete(self, request: Request, asked: CompletionRequest) -> Response:
         """`POST /v1/completions`."""
-        asked = parsed(CompletionRequest, await read_body(request.scope, request.receive))
         if asked.max_tokens == 0 and not asked.echo:
             raise Refused("max_tokens 0 asks for nothing without echo", "max_tokens")
         prompts = several(asked.prompt)
@@ -159,9 +174,8 @@ class Server:
             request, asked, asked.n * len(prompts), prepared, ("text_completion", "text_completion")
         )
 
-    async def embed(self, request: Request) -> Response:
+    async def embed(self, request: Request, asked: EmbeddingRequest) -> Response:
         """`POST /v1/embeddings`."""
-        asked = parsed(EmbeddingRequest, await read_body(request.scope, request.receive))
         texts = several(asked.input)
         with self._places(len(texts)):
             async with self._shelf.use(asked.model) as engine:
@@ -210,6 +224,30 @@ class Server:
             raise
         return EventStream(first, events, stack)
 
+    def _asked(self, kind: type[Body], handler: Callable[[Request, Body], Awaitable[Response]]) -> Handler:
+        """``handler``, given a body of this ``kind``; one for a model of another server goes there."""
+
+        async def asked(request: Request) -> Response:
+            body = await read_body(request.scope, request.receive)
+            if self._shelf.upstreams:
+                upstream = self._shelf.upstreams.get(parsed(Addressed, body).model)
+                if upstream:
+                    return await self._forward(request, upstream, body)
+            return await handler(request, parsed(kind, body))
+
+        return self._answered(asked)
+
+    async def _forward(self, request: Request, upstream: Upstream, body: bytes) -> Response:
+        """Another server's answer; one place, however much it asks for: that server has limits of its own."""
+        asking = upstream.ask(request.url.path.removeprefix("/v1"), body)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._places(1))
+            answer = await while_connected(request, stack.enter_async_context(asking))
+            if isinstance(answer, bytes):
+                return Response(answer, media_type="application/json")
+            first = await while_connected(request, anext(answer))
+            return EventStream(first, answer, stack.pop_all())
+
     @contextlib.contextmanager
     def _places(self, count: int) -> Any:
         """Takes places in the queue."""
@@ -244,6 +282,10 @@ class Server:
             except BodyError as error:
                 headers = {"connection": "close"}
                 return _error(error.status, error.message, headers=headers)
+            except UpstreamError as error:
+                return Response(
+                    error.body, error.status, media_type="application/json", headers=error.headers
+                )
             except StillhouseError as error:
                 return _stillhouse_error(error)
             except Exception as error:  # a fault of ours: said without what was asked
@@ -329,10 +371,6 @@ def _vector(vector: list[float], form: str) -> Any:
     return vector
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "stillhouse"}
-
-
 def _error(
     status: int,
     message: str,
@@ -353,6 +391,8 @@ def _stillhouse_error(error: StillhouseError) -> Response:
         return _error(404, str(error), param="model", code="model_not_found")
     if isinstance(error, CapabilityError):
         return _error(400, str(error), code="unsupported")
+    if isinstance(error, ApiError):
+        return _error(502, str(error), kind="upstream_error")
     if isinstance(error, ModelError) and "template" in str(error):
         return _error(400, str(error), param="messages")
     return _error(503, str(error), kind="server_error")

@@ -10,6 +10,8 @@ from typing import Any
 
 from ..console import console
 from ..errors import MissingExtraError, UsageError
+from ..models import parse_reference
+from .forward import Upstream
 from .shelf import Shelf
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -21,6 +23,7 @@ ENDS = (signal.SIGINT, signal.SIGTERM)
 def serve(
     references: Mapping[str, str],
     *,
+    api_key_envs: Mapping[str, str],
     host: str,
     port: int,
     queue: int,
@@ -32,6 +35,8 @@ def serve(
 
     Args:
         references: name -> model reference, in the order in which they are shown.
+        api_key_envs: name -> environment variable with the key that the server behind an `api:` reference
+            wants.
         host: address to listen on.
         port: 0 takes any that is free.
         queue: answers under way or waiting; more are told to come again.
@@ -50,13 +55,21 @@ def serve(
         raise MissingExtraError(
             f"serving needs {error.name}", hint="pip install 'stillhouse[serve]'"
         ) from error
+    places = {name: parse_reference(reference) for name, reference in references.items()}
+    upstreams = {
+        name: Upstream(name, place, api_key_env=api_key_envs[name])
+        for name, place in places.items()
+        if place.kind == "api"
+    }
     listening = _socket(host, port)
     address, port = listening.getsockname()[:2]
-    shelf = Shelf(references, idle_s=idle_s)
+    shelf = Shelf({**references, **upstreams}, idle_s=idle_s)
     app = Server(shelf, queue=queue).app(hosts={*LOOPBACK, host, address, *names}, api_key=api_key)
     shown = f"[{host}]" if ":" in host else host
     console.info(f"http://{shown}:{port}  (ctrl-C ends it)")
     console.info(f"models: {', '.join(references)}; each is loaded when it is first asked")
+    for upstream in upstreams.values():
+        upstream.announce()
     if address not in LOOPBACK:
         _warn_of_others(api_key)
     settings = uvicorn.Config(

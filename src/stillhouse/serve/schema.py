@@ -17,6 +17,12 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+class Addressed(_Body):
+    """What every body says: who is asked."""
+
+    model: str
+
+
 class Message(_Body):
     """One turn."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ..console import console
 from ..errors import ModelNotFoundError
 from .engines import Engine, open_engine
+from .forward import Upstream
 
 
 @dataclass
@@ -26,25 +27,25 @@ class Shelf:
     """Engines by name.
 
     Args:
-        references: name -> model reference, in the order in which they are shown.
+        references: name -> model reference, or the server that has the model, in the order in which they are
+            shown.
         idle_s: seconds after its last answer for which a model stays loaded; 0 is for ever.
         load: what makes an engine of a reference.
     """
 
     def __init__(
         self,
-        references: Mapping[str, str],
+        references: Mapping[str, str | Upstream],
         *,
         idle_s: float,
         load: Callable[[str], Engine] = open_engine,
     ) -> None:
-        self._places = {name: _Place(reference) for name, reference in references.items()}
-        self._idle_s, self._load = idle_s, load
-
-    @property
-    def names(self) -> list[str]:
+        self.names = list(references)
         """The models, the first one first."""
-        return list(self._places)
+        self.upstreams = {name: one for name, one in references.items() if isinstance(one, Upstream)}
+        """Those that other servers have; they are not loaded."""
+        self._places = {name: _Place(one) for name, one in references.items() if isinstance(one, str)}
+        self._idle_s, self._load = idle_s, load
 
     @contextlib.asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Engine]:
@@ -56,7 +57,7 @@ class Shelf:
         """
         place = self._places.get(name)
         if place is None:
-            raise ModelNotFoundError(f"there is no model {name!r} here; there is {', '.join(self._places)}")
+            raise ModelNotFoundError(f"there is no model {name!r} here; there is {', '.join(self.names)}")
         place.users += 1
         try:
             async with place.lock:
@@ -87,6 +88,8 @@ class Shelf:
 
     async def close(self) -> None:
         """Unloads everything."""
+        for upstream in self.upstreams.values():
+            await upstream.close()
         for place in self._places.values():
             if place.engine:
                 engine, place.engine = place.engine, None

@@ -19,12 +19,16 @@ export class Api {
     this.key = remembered();
   }
 
-  /** The models' names, in the order of the server. */
+  /**
+   * The models' names, in the order of the server, and for those that it asks another server for, which one.
+   * @returns {Promise<{models: string[], forwarded: Map<string, string>}>}
+   */
   async models() {
     const response = await this.#fetch("/v1/models", {});
     const { data } = await response.json().catch(() => ({}));
     if (!Array.isArray(data)) throw new ChatError("server", "The server's list of models could not be read.");
-    return data.map((model) => String(model.id));
+    const forwarded = data.filter((model) => model.forwarded_to).map((model) => [String(model.id), String(model.forwarded_to)]);
+    return { models: data.map((model) => String(model.id)), forwarded: new Map(forwarded) };
   }
 
   /**

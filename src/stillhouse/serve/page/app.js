@@ -20,6 +20,7 @@ const view = new View({ retry, choose, edit, send });
 /** @type {Map<string, {abort: AbortController, conversation: object}>} attempts that are being written */
 const running = new Map();
 let models = [];
+let forwarded = new Map();
 let current = newConversation(settings);
 
 // --- asking ---------------------------------------------------------------------------------------------
@@ -213,6 +214,7 @@ function refresh() {
   byId("second").hidden = byId("swap").hidden = !beside;
   document.body.classList.toggle("beside", beside);
   current.models.forEach((model, column) => (byId(`model-${column}`).value = model));
+  if (models.length) view.goesTo(current.models.slice(0, beside ? 2 : 1), forwarded);
   // In the middle of an answer its model cannot change.
   for (const id of ["model-0", "model-1", "swap", "beside"]) byId(id).disabled = busy(current) || !models.length;
 }
@@ -222,7 +224,7 @@ function refresh() {
 async function loadModels() {
   const again = make("button", { type: "button", onclick: loadModels }, "Try again");
   try {
-    models = await api.models();
+    ({ models, forwarded } = await api.models());
     notice("models", models.length ? null : "The server has no model.");
   } catch (error) {
     notice("models", error.message, again);

@@ -68,6 +68,14 @@ export class View {
     document.getElementById("stop").hidden = !busy;
   }
 
+  /** Says where the words for these models go; before it is known, nothing is promised. */
+  goesTo(models, forwarded) {
+    const away = [...new Set(models)].filter((model) => forwarded.has(model));
+    const where = away.map((model) => `What you write to ${model} goes on to ${forwarded.get(model)}.`).join(" ");
+    document.getElementById("goes-to").textContent = where;
+    this.turns.querySelector(".promise")?.replaceChildren(promise(where));
+  }
+
   goToEnd() {
     this.following = true;
     this.moved();
@@ -176,16 +184,23 @@ export function listConversations(conversations, current, { open, remove }) {
   }));
 }
 
-function empty(send) {
+function promise(where) {
+  if (where) {
+    return `${where} What happens to it there is not for this page to say. Conversations are kept only in this browser.`;
+  }
   const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  const promise = here
+  const kept = here
     ? "It runs here, and nothing leaves this machine"
     : `What you write goes to ${location.hostname}, which serves this page, and nowhere else`;
+  return `This is a chat with a model of your own. ${kept}: no account, no telemetry, and conversations are kept only in `
+    + "this browser.";
+}
+
+function empty(send) {
   return make("div", { className: "empty" },
     make("img", { src: "/page/icon.svg", alt: "", width: 56, height: 56 }),
     make("h2", {}, "Ask what you have distilled"),
-    make("p", {}, `This is a chat with a model of your own. ${promise}: no account, no telemetry, and conversations are `
-      + "kept only in this browser."),
+    make("p", { className: "promise" }),
     make("ul", { "aria-label": "Examples" }, ...EXAMPLES.map((example) => make("li", {},
       make("button", { type: "button", onclick: () => send(example) }, example)))));
 }
