@@ -11,20 +11,34 @@ import urllib.request
 
 import openai
 
+WITH_LIMITS = """
+import importlib, json, sys
+from stillhouse.cli import entry
+for place, value in json.loads(sys.argv.pop(1)).items():
+    module, _, name = place.rpartition(".")
+    module = importlib.import_module(f"stillhouse.serve.{module}")
+    assert hasattr(module, name), place
+    setattr(module, name, value)
+entry()
+"""
+
 
 class Running:
     """`still serve` in a process of its own.
 
     Args:
         before: a command that runs the server's, such as a tracer's.
+        limits: constants of stillhouse.serve, as `protocol.HEAD_S`, and their values here, so that a test
+            need not wait.
     """
 
-    def __init__(self, *models, key=None, options=(), before=()):
+    def __init__(self, *models, key=None, options=(), before=(), limits=()):
         environment = {"OMP_NUM_THREADS": "2", **os.environ}
         environment.pop("STILLHOUSE_API_KEY", None)
         if key:
             environment["STILLHOUSE_API_KEY"] = key
-        command = [*before, sys.executable, "-m", "stillhouse", "serve", *models, "--port", "0", *options]
+        program = ["-c", WITH_LIMITS, json.dumps(limits)] if limits else ["-m", "stillhouse"]
+        command = [*before, sys.executable, *program, "serve", *models, "--port", "0", *options]
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in stop()
         self.process = subprocess.Popen(command, stderr=self.said, env=environment)
         self.address = self.first_line().split()[0]
@@ -33,7 +47,7 @@ class Running:
         self.wait()
 
     def first_line(self):
-        for _ in range(600):
+        for _ in range(2000):
             if "\n" in self.heard():
                 return self.heard()
             assert self.process.poll() is None, self.heard()

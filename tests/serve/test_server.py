@@ -213,13 +213,36 @@ def test_bad_requests_are_refused_in_the_api_s_form(server, body, headers, statu
 
 
 @pytest.mark.parametrize(
-    "path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "/etc/passwd"]
-)
+    "path",
+    [
+        "/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "/page/%2e%2e%2fapp.py", "/etc/passwd",
+        "/page/..%5capp.py", "/page/%252e%252e%252fapp.py", "/page//etc/passwd", "/page/%2fetc%2fpasswd",
+        "/page/index.html%00.js", "/page/%c0%ae%c0%ae/app.py", "/page/", "/page/..", "//etc/passwd",
+        "/v1/models/../../../etc/passwd", "/v1/models/%2fetc%2fpasswd", "/v1/models/..%2ftiny",
+    ],
+)  # fmt: skip
 def test_no_path_leads_out_of_the_page(server, path):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         reply = connection.makefile("rb").read()
     assert b" 404 " in reply.split(b"\r\n")[0]
+    assert b"root:" not in reply and b"import" not in reply
+
+
+@pytest.mark.parametrize(
+    "model", ["/etc", "../tiny", "tiny/../tiny", "%2e%2e%2ftiny", "embedded:smollm2", "hub:a/b", "tiny\0", ""]
+)
+def test_a_model_s_name_is_no_place_to_load_from(server, model):
+    with pytest.raises(openai.NotFoundError, match="there is no model"):
+        server.client.chat.completions.create(model=model, messages=HELLO)
+
+
+@BOTH
+def test_a_text_to_be_filled_in_is_refused(server, model):
+    with pytest.raises(openai.BadRequestError, match="suffix") as caught:
+        server.client.completions.create(model=model, prompt="def f(x):", suffix="return y", max_tokens=2)
+    assert caught.value.body["param"] == "suffix"
+    assert server.client.completions.create(model=model, prompt="Hi", suffix="", max_tokens=2).choices
 
 
 def test_what_a_browser_is_told(server):

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import ContextLengthError, MissingExtraError, ModelError, StillhouseError
 from .gguf_file import GgufFile, read_gguf
+from .gguf_sound import require_sound
 from .local import Prompts
 from .template import ChatTemplate
 from .thoughts import split_reasoning
@@ -47,6 +48,7 @@ class LlamaModel:
         seed: int,
         cache_prompts: bool = False,
     ) -> None:
+        require_sound(file)
         self.reference, self.fingerprint = reference, fingerprint
         self.template_hash: str | None = template.hash
         self.context_length: int | None = slot_context(file)
@@ -204,6 +206,7 @@ def _start(path: Path, context: int) -> Any:
     params.ui = False
     params.endpoint_slots = False
     params.cache_ram_mib = 0
+    params.chat_template = "chatml"  # never used; llama.cpp would run the file's own, which may never end
     params.api_keys = [secrets.token_urlsafe(32)]
     try:
         return Server(params)

@@ -3,7 +3,8 @@
 Gives templates what transformers gives them (`raise_exception`, `strftime_now`, `tojson`, loop
 controls, `{% generation %}`), with one difference: the date is fixed, because a template that
 writes today's date into the prompt would make tomorrow's run another run. The sandbox keeps
-templates from Python's internals; it does not bound the time or memory that one may take.
+templates from Python's internals; it does not bound the time or memory that one may take (see
+template_child.py).
 """
 
 from __future__ import annotations

@@ -80,15 +80,15 @@ class ChatTemplate:
         """The same, with the template's own `{% generation %}` marks left in."""
         import jinja2
 
-        from .sandbox import compile_template
-
         try:
-            return compile_template(self.source).render(
-                messages=[self._folded(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self.special_tokens,
+            return self._run(
+                {
+                    "messages": [self._folded(message) for message in messages],
+                    "add_generation_prompt": add_generation_prompt,
+                    "tools": None,
+                    "documents": None,
+                    **self.special_tokens,
+                }
             )
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
@@ -141,6 +141,19 @@ class ChatTemplate:
         ends = [tokenizer.eos_token_id, tokenizer.backend_tokenizer.token_to_id(mark) if mark else None]
         return {number for number in ends if isinstance(number, int)}
 
+    def _run(self, variables: Mapping[str, Any]) -> str:
+        from .sandbox import compile_template
+
+        return compile_template(self.source).render(**variables)
+
+    @functools.cached_property
+    def user_turn(self) -> str:
+        """One turn of a user; empty where the template refuses such a conversation."""
+        try:
+            return self.render([{"role": "user", "content": "x"}])
+        except ModelError:
+            return ""
+
     def _folded(self, message: Message) -> Message:
         """Reasoning as `<think>` text, where the template does not know the field."""
         reasoning = message.get("reasoning_content")
@@ -174,8 +187,7 @@ class _Guard:
         self.tokenizer = tokenizer
         special = added_tokens(tokenizer)
         self.marks = list(special)
-        user_turn = _one_user_turn(template)
-        self.turn_marks = [mark for mark in self.marks if special[mark] or mark in user_turn]
+        self.turn_marks = [mark for mark in self.marks if special[mark] or mark in template.user_turn]
 
     def messages(self, messages: Sequence[Message]) -> list[Message]:
         return [self._guarded(message) for message in messages]
@@ -200,6 +212,8 @@ class _Guard:
         ids += encode_piece(self.tokenizer, head, before, self.marks)
         for part in rest:
             number, _, tail = part.partition(_GUARD_END)
+            if not (number.isdecimal() and int(number) < len(self.marks)):
+                raise ModelError("the chat template writes a character that stands for no text (U+FDD0)")
             mark = self.marks[int(number)]
             ids += encode_inert(self.tokenizer, mark, self.marks)
             ids += encode_piece(self.tokenizer, tail, _GUARD, self.marks)
@@ -208,10 +222,3 @@ class _Guard:
 
 # Our own placeholders inside a message are noncharacters, which have no meaning in text; they are dropped.
 _NO_PLACEHOLDERS = dict.fromkeys(range(0xFDD0, 0xFDD5))
-
-
-def _one_user_turn(template: ChatTemplate) -> str:
-    try:
-        return template.render([{"role": "user", "content": "x"}])
-    except ModelError:
-        return ""

@@ -16,6 +16,7 @@ from ..errors import (
     ModelError,
     ModelNotFoundError,
     OutOfMemoryError,
+    StillhouseError,
     says_out_of_memory,
 )
 from ..hashing import sha256_file, sha256_json
@@ -161,6 +162,7 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
+        _require_possible(path)
         model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             path,
             dtype=getattr(torch, dtype),
@@ -169,6 +171,8 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
+    except StillhouseError:
+        raise
     except Exception as error:  # as above
         if says_out_of_memory(error):  # _loading says so
             raise
@@ -177,6 +181,24 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
         raise ModelError(f"{path} cannot be loaded: {_first_line(error)}") from error
     _require_complete(path, info)
     return _unmarked(model)
+
+
+def _require_possible(path: Path) -> None:
+    """Refuses sizes that would be built for hours, or not at all, before the weights belie them."""
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    config = config.get_text_config()
+    tensors = 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            tensors += len(weights.keys())
+    layers, context = config.num_hidden_layers, getattr(config, "max_position_embeddings", 1)
+    if layers > tensors:
+        raise ModelError(f"{path}: config.json says {layers:,} layers, and there are {tensors:,} tensors")
+    if context < 1:
+        raise ModelError(f"{path}: config.json says a context of {context} tokens")
 
 
 def require_safetensors(path: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import struct
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Server:
     def __init__(self, shelf: Shelf, *, queue: int) -> None:
         self._shelf, self._queue, self._taken = shelf, queue, 0
         self._names: weakref.WeakKeyDictionary[Any, TokenNames] = weakref.WeakKeyDictionary()
+        self._readers: weakref.WeakKeyDictionary[Any, ThreadPoolExecutor] = weakref.WeakKeyDictionary()
 
     def app(self, *, hosts: Collection[str], api_key: str | None) -> Safety:
         """The ASGI application, with all that stands before it."""
@@ -132,7 +134,8 @@ class Server:
         async def prepared() -> AsyncIterator[_Work]:
             async with self._shelf.use(asked.model) as engine:
                 sampling = sampling_of(asked, limit or engine.context_length)
-                ids = fitting(engine.prompts.ids(Asked("of this request", messages, sampling)))
+                conversation = Asked("of this request", messages, sampling)
+                ids = fitting(await self._read(engine, engine.prompts.ids, conversation))
                 scores = (asked.top_logprobs or 0) if asked.logprobs else None
                 names = self._token_names(engine) if asked.logprobs else None
                 inside = engine.prompts.opens_thought(ids)
@@ -161,7 +164,7 @@ class Server:
                 names = self._token_names(engine) if asked.logprobs is not None else None
                 wishes, choices, tokens = [], [], 0
                 for prompt in prompts:
-                    ids = text_ids(engine, prompt)
+                    ids = await self._read(engine, text_ids, engine, prompt)
                     tokens += len(ids)
                     echo = (ids, str(engine.prompts.tokenizer.decode(ids))) if asked.echo else None
                     for one in seeded(engine, asked, sampling, ids):
@@ -183,7 +186,7 @@ class Server:
                     raise CapabilityError(
                         f"{asked.model} gives no embeddings: serve its safetensors directory"
                     )
-                texts_ids = [text_ids(engine, text) for text in texts]
+                texts_ids = [await self._read(engine, text_ids, engine, text) for text in texts]
                 vectors = [await engine.embed(ids) for ids in texts_ids]
         tokens = sum(map(len, texts_ids))
         data = [
@@ -258,6 +261,13 @@ class Server:
             yield
         finally:
             self._taken -= count
+
+    async def _read(self, engine: Engine, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``work`` makes of a prompt, in a thread of this model's: a long one holds up nobody else."""
+        if engine.prompts not in self._readers:
+            self._readers[engine.prompts] = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers[engine.prompts], work, *arguments)
 
     def _token_names(self, engine: Engine) -> TokenNames:
         if engine.prompts not in self._names:

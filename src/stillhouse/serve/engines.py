@@ -91,11 +91,16 @@ def open_engine(reference: str) -> Engine:
     """
     from ..models import cpu_has_bfloat16, load_weights, parse_reference
     from ..models.llama_backend import open_llama
+    from ..models.template_child import ContainedTemplate
 
     parsed = parse_reference(reference)
     if parsed.is_gguf:
-        return LlamaEngine(open_llama(reference, seed=0, cache_prompts=True))
-    return TorchEngine(load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32"))
+        model = open_llama(reference, seed=0, cache_prompts=True)
+        model.prompts.template = ContainedTemplate.of(model.prompts.template)
+        return LlamaEngine(model)
+    weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
+    weights.template = ContainedTemplate.of(weights.template)
+    return TorchEngine(weights)
 
 
 class TorchEngine:

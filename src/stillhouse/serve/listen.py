@@ -51,6 +51,7 @@ def serve(
         import uvicorn
 
         from .app import Server
+        from .protocol import IDLE_S, PatientProtocol
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"serving needs {error.name}", hint="pip install 'stillhouse[serve]'"
@@ -74,12 +75,13 @@ def serve(
         _warn_of_others(api_key)
     settings = uvicorn.Config(
         app,
+        http=PatientProtocol,
         loop="asyncio",  # uvloop opens an io_uring, through which a user's strace does not see
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
-        timeout_keep_alive=30,
+        timeout_keep_alive=IDLE_S,
     )
     with listening:
         _ending_in_order(uvicorn.Server(settings)).run(sockets=[listening])

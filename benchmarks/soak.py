@@ -1,0 +1,312 @@
+"""``still serve`` under mixed load for minutes: is any request lost, does memory grow?
+
+    python benchmarks/soak.py --minutes 10 --out soak.json
+    python benchmarks/soak.py --minutes 0.3 --idle 2 tiny=DIRECTORY smollm2=embedded:smollm2
+
+Clients ask two models at once, one in GGUF and one in safetensors: chats whole and streamed, completions with
+log-probabilities, embeddings, answers given up before their first word and in the middle, readers that are
+slow, and requests that are wrong. For a third of the time both models are asked and for a third each one
+alone, so that the other is unloaded and loaded again.
+
+A request is answered (to its end), told (the 4xx that it is owed, 429 included) or given up by its client;
+everything else is lost: another status, a broken connection, an answer without an end, two minutes without
+any. Memory is that of the server and its children (Linux: VmRSS), sampled every second. Its growth is the
+slope of a line through the medians of whole rounds of three thirds, after a warm-up of half the time.
+
+Exit status: 1 where a request was lost, a place in the queue was not given back, the server did not end in
+order, or memory grows faster than --growth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+QUEUE = 10
+TIMEOUT_S = 120
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("models", nargs="*", help="NAME=REFERENCE: first safetensors, then GGUF")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--clients", type=int, default=12)
+    parser.add_argument("--idle", type=float, default=12, help="seconds after which a model is unloaded")
+    parser.add_argument("--growth", type=float, default=5, help="most MB a minute that memory may grow")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        models = arguments.models or [f"own={saved(directory)}", "smollm2=embedded:smollm2"]
+        found = asyncio.run(soaked(models, arguments))
+    print(json.dumps(found, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    sys.exit(bool(found["faults"]))
+
+
+def saved(directory: str) -> str:
+    """The embedded model as a safetensors directory."""
+    from stillhouse.models import load_weights
+
+    weights = load_weights("embedded:smollm2", dtype="bfloat16")
+    weights.tokenizer.chat_template = weights.template.source
+    weights.model.save_pretrained(directory)
+    weights.tokenizer.save_pretrained(directory)
+    return directory
+
+
+async def soaked(models: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a run found."""
+    command = [sys.executable, "-m", "stillhouse", "serve", *models, "--port", "0", "--queue", str(QUEUE)]
+    command += ["--idle", str(arguments.idle / 60)]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stderr=said)
+        try:
+            address = await first_line(process, said)
+            names = [model.partition("=")[0] for model in models]
+            load = Load(address, names, arguments)
+            samples: list[tuple[float, float]] = []
+            memory = asyncio.create_task(watched(process.pid, time.monotonic(), samples))
+            began = time.monotonic()
+            await load.run()
+            took = time.monotonic() - began
+            memory.cancel()
+            left = await load.places_taken()
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+        said.seek(0)
+        lines = said.read()
+    round_s = 3 * load.third_s
+    growth, medians = slope(samples, round_s, 0.5 * took)
+    faults = [f"lost: {what} ({count})" for what, count in load.lost.items()]
+    if left:
+        faults.append(f"{left} places in the queue were not given back")
+    if status or "Traceback" in lines:
+        faults.append(f"the server ended with {status}: {lines[-500:]}")
+    if growth is not None and growth > arguments.growth:
+        faults.append(f"memory grows by {growth:.2f} MB a minute; {arguments.growth:g} are allowed")
+    totals = collections.Counter(outcome for counts in load.counts.values() for outcome in counts.elements())
+    return {
+        "minutes": round(took / 60, 2),
+        "sent": sum(totals.values()),
+        **totals,
+        "by_kind": {kind: dict(counts) for kind, counts in sorted(load.counts.items())},
+        "models_loaded": lines.count(": loaded in"),
+        "models_unloaded": lines.count(": unloaded after"),
+        "memory_mb": {
+            "rounds": [round(value) for value in medians],
+            "peak": round(max(size for _, size in samples)),
+            "growth_a_minute": growth and round(growth, 2),
+        },
+        "faults": faults,
+    }
+
+
+async def first_line(process: subprocess.Popen[bytes], said: Any) -> str:
+    """The address that the server prints first."""
+    for _ in range(2000):
+        said.seek(0)
+        if "\n" in (text := said.read()):
+            return text.split()[0]
+        assert process.poll() is None, text
+        await asyncio.sleep(0.1)
+    raise TimeoutError("the server says nothing")
+
+
+async def watched(pid: int, began: float, samples: list[tuple[float, float]]) -> None:
+    """Adds seconds since the start and MB to ``samples``, for as long as it is let."""
+    while True:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        children = {child for task in tasks for child in read(task / "children").split()}
+        samples.append((time.monotonic() - began, sum(map(resident_mb, [str(pid), *children]))))
+        await asyncio.sleep(1)
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # it has ended meanwhile
+        return ""
+
+
+def resident_mb(pid: str) -> float:
+    """Memory of one process."""
+    lines = read(Path(f"/proc/{pid}/status")).splitlines()
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
+
+
+def slope(
+    samples: list[tuple[float, float]], round_s: float, warm_s: float
+) -> tuple[float | None, list[float]]:
+    """MB a minute that the medians of whole rounds grow by, and these medians; None for fewer than three."""
+    rounds: dict[int, list[float]] = collections.defaultdict(list)
+    for at, size in samples:
+        rounds[int(at / round_s)].append(size)
+    whole = sorted(number for number in rounds if (number + 1) * round_s <= samples[-1][0] + 1)
+    kept = [number for number in whole if number * round_s >= warm_s]
+    medians = {number: statistics.median(rounds[number]) for number in whole}
+    if len(kept) < 3:
+        return None, list(medians.values())
+    minutes = [number * round_s / 60 for number in kept]
+    line = statistics.linear_regression(minutes, [medians[number] for number in kept])
+    return line.slope, list(medians.values())
+
+
+class Load:
+    """Clients that ask, and what became of each request."""
+
+    def __init__(self, address: str, names: list[str], arguments: argparse.Namespace) -> None:
+        self.address, self.names = address, names
+        self.seconds, self.clients, self.seed = 60 * arguments.minutes, arguments.clients, arguments.seed
+        self.third_s = 2.5 * arguments.idle
+        self.counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        self.lost: collections.Counter[str] = collections.Counter()
+
+    async def run(self) -> None:
+        """Asks until the time is over; every request that was begun is waited for."""
+        limits = httpx.Limits(max_connections=None)
+        self.began = time.monotonic()
+        async with httpx.AsyncClient(
+            base_url=self.address, timeout=TIMEOUT_S, limits=limits, trust_env=False
+        ) as self.http:
+            await asyncio.gather(*(self.client(number) for number in range(self.clients)))
+
+    async def places_taken(self) -> int:
+        """Answers that the server believes to be under way, once it has had time to notice."""
+        async with httpx.AsyncClient(base_url=self.address, trust_env=False) as http:
+            for _ in range(100):
+                taken = (await http.get("/health")).json()["answers"]
+                if not taken:
+                    return 0
+                await asyncio.sleep(0.1)
+        return taken
+
+    async def client(self, number: int) -> None:
+        kinds: list[Callable[[str, random.Random], Awaitable[str]]] = [
+            self.chat, self.chat, self.streamed, self.streamed, self.completion, self.embedding,
+            self.given_up_at_once, self.given_up_in_the_middle, self.slowly_read, self.wrong, self.page,
+        ]  # fmt: skip
+        chance = random.Random(f"{self.seed}:{number}")
+        while (now := time.monotonic() - self.began) < self.seconds:
+            third = int(now / self.third_s) % 3
+            model = self.names[third - 1] if third else chance.choice(self.names)
+            kind = chance.choice(kinds)
+            try:
+                outcome = await kind(model, chance)
+            except Exception as error:  # whatever it is, the request is lost, and the others go on
+                outcome = "lost"
+                self.lost[f"{kind.__name__}: {type(error).__name__}: {error}"[:200]] += 1
+            self.counts[kind.__name__][outcome] += 1
+            if outcome == "told":
+                await asyncio.sleep(0.5)
+
+    async def chat(self, model: str, chance: random.Random) -> str:
+        reply = await self.http.post("/v1/chat/completions", json=asked(model, chance))
+        return ended(reply, lambda told: told["choices"][0]["finish_reason"] in ("stop", "length"))
+
+    async def streamed(self, model: str, chance: random.Random, pause_s: float = 0) -> str:
+        body = asked(model, chance) | {"stream": True}
+        async with self.http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            if reply.status_code != 200:
+                await reply.aread()
+                return ended(reply, lambda told: False)
+            last = ""
+            async for line in reply.aiter_lines():
+                last = line or last
+                await asyncio.sleep(pause_s)
+        assert last == "data: [DONE]", f"the stream ended with {last[:80]}"
+        return "answered"
+
+    async def slowly_read(self, model: str, chance: random.Random) -> str:
+        return await self.streamed(model, chance, pause_s=0.05)
+
+    async def completion(self, model: str, chance: random.Random) -> str:
+        body = {"model": model, "prompt": ["The sea is", "One, two,"], "max_tokens": 12, "logprobs": 3}
+        reply = await self.http.post("/v1/completions", json=body | {"seed": chance.randrange(2**31)})
+        return ended(reply, lambda told: len(told["choices"][1]["logprobs"]["tokens"]) > 0)
+
+    async def embedding(self, model: str, chance: random.Random) -> str:
+        body = {"model": model, "input": ["a cat", "a dog"]}
+        reply = await self.http.post("/v1/embeddings", json=body)
+        gguf = model != self.names[0]  # gives none
+        return ended(reply, lambda told: len(told["data"]) == 2, 400 if gguf else None)
+
+    async def given_up_at_once(self, model: str, chance: random.Random) -> str:
+        body = asked(model, chance) | {"max_tokens": 400, "stream": chance.random() < 0.5}
+        try:
+            async with asyncio.timeout(chance.uniform(0.01, 0.2)):
+                await self.http.post("/v1/chat/completions", json=body)
+        except TimeoutError:
+            pass
+        return "given up"
+
+    async def given_up_in_the_middle(self, model: str, chance: random.Random) -> str:
+        body = asked(model, chance) | {"max_tokens": 400, "stream": True}
+        async with self.http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            if reply.status_code != 200:
+                await reply.aread()
+                return ended(reply, lambda told: False)
+            lines = reply.aiter_lines()
+            for _ in range(chance.randint(1, 20)):
+                await anext(lines)
+        return "given up"
+
+    async def wrong(self, model: str, chance: random.Random) -> str:
+        body, status = chance.choice([
+            ({"model": model}, 400),
+            ({"model": model, "messages": [{"role": "king", "content": "x"}]}, 400),
+            (asked(model, chance) | {"temperature": 9}, 400),
+            (asked(model, chance) | {"messages": [{"role": "user", "content": "word " * 20_000}]}, 400),
+            (asked("gone", chance), 404),
+        ])  # fmt: skip
+        reply = await self.http.post("/v1/chat/completions", json=body)
+        return ended(reply, lambda told: False, status)
+
+    async def page(self, model: str, chance: random.Random) -> str:
+        reply = await self.http.get(chance.choice(["/", "/v1/models", "/openapi.json"]))
+        return "answered" if reply.status_code == 200 else ended(reply, lambda told: False)
+
+
+def asked(model: str, chance: random.Random) -> dict[str, Any]:
+    """A chat of a few words."""
+    what = chance.choice(["the sea", "a small still", "two old friends", "winter", "bread"])
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": f"Write about {what}, number {chance.randrange(100)}."}],
+        "max_tokens": chance.randint(4, 40),
+        "seed": chance.randrange(2**31),
+    }
+
+
+def ended(reply: httpx.Response, whole: Callable[[Any], bool], owed: int | None = None) -> str:
+    """``answered`` or ``told``; AssertionError for what is neither."""
+    if reply.status_code == 429 or reply.status_code == owed:
+        assert reply.json()["error"]["message"]
+        return "told"
+    assert reply.status_code == 200 and owed is None, f"status {reply.status_code}: {reply.text[:100]}"
+    assert whole(reply.json()), f"no whole answer: {reply.text[:100]}"
+    return "answered"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    main()

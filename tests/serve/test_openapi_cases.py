@@ -1,0 +1,75 @@
+"""Requests made from the served OpenAPI document, right ones and wrong ones: none is the server's fault."""
+
+import collections
+import json
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from running_server import Running
+
+pytest.importorskip("schemathesis")
+
+import schemathesis
+from schemathesis.generation import GenerationMode
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = 25
+"""Of each operation, right and wrong."""
+
+
+@pytest.fixture(scope="module")
+def server(tiny_teacher):
+    running = Running(f"tiny={tiny_teacher}")
+    yield running
+    running.client.close()
+    status, said = running.stop()
+    assert status == 0
+    assert "Traceback" not in said and "internal error" not in said, said
+
+
+def described(server):
+    """The document, with a model that exists and answers that are short, so that requests get that far."""
+    document = server.get("/openapi.json")
+    for schema in document["components"]["schemas"].values():
+        fields = schema.get("properties", {})
+        if "model" in fields:
+            fields["model"] = {"type": "string", "enum": ["tiny"]}
+        if "n" in fields:
+            fields["n"] = {"type": "integer", "minimum": 1, "maximum": 3}
+        for limit in {"max_tokens", "max_completion_tokens"} & set(fields):
+            fields[limit] = {"type": "integer", "minimum": 1, "maximum": 4}
+            schema["required"] = [*schema["required"], limit]
+    return schemathesis.openapi.from_dict(document)
+
+
+def test_the_document_lists_what_is_served(server):
+    paths = server.get("/openapi.json")["paths"]
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models"} <= set(paths)
+    assert json.loads(json.dumps(paths)) == paths
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
+def test_no_request_is_a_fault_of_the_server_s(server, mode):
+    operations = [result.ok() for result in described(server).get_all_operations()]
+    assert len(operations) == 5
+    statuses = collections.Counter()
+    for operation in operations:
+        if mode is GenerationMode.NEGATIVE and operation.method.upper() == "GET":
+            continue  # nothing of it can be wrong
+
+        @settings(
+            max_examples=EXAMPLES, derandomize=True, database=None, deadline=None,
+            phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def sound(case):
+            reply = case.call(base_url=server.address, timeout=60)
+            statuses[reply.status_code] += 1
+            assert reply.status_code < 500, (case.as_curl_command(), reply.text)
+            assert reply.status_code in (200, 400, 404, 405, 413, 415), reply.text
+
+        sound()
+    assert sum(statuses.values()) >= EXAMPLES
+    assert statuses[200 if mode is GenerationMode.POSITIVE else 400] > 10
+    assert server.idle()
