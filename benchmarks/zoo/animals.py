@@ -1,0 +1,188 @@
+"""The zoo's animals: small transformers of three architectures and tokenizers, trained here on two cores.
+
+Every trained thing is kept under a name that hashes what went into it (texts, sizes, seed, what it started
+from), so that a second run trains nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from stillhouse.hashing import sha256_json
+
+LENGTH = 128  # tokens of a training row
+ROWS = 32  # rows of a step
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An architecture with its size and its own tokenizer."""
+
+    architecture: str
+    vocabulary: int
+    hidden: int
+    layers: int
+
+
+KINDS = {
+    "llama": Kind("llama", 1024, 128, 4),
+    "qwen3": Kind("qwen3", 1536, 112, 4),
+    "gpt2": Kind("gpt2", 2048, 96, 4),
+}
+
+
+@dataclass(frozen=True)
+class Animal:
+    """One trained model and what it was made from."""
+
+    path: Path
+    kind: str
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return _model(self.path)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return _tokenizer(self.path)
+
+
+@cache
+def _model(path: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+@cache
+def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def raise_animal(
+    store: Path, kind: str, texts: Sequence[str], *, tokens: int, seed: int, start: Animal | None = None
+) -> Animal:
+    """Trains a model of ``kind`` on ``tokens`` tokens of ``texts`` (gone through again where they are fewer).
+
+    Args:
+        start: what it continues from, with that one's tokenizer; None starts from nothing, with a tokenizer
+            trained on the same texts.
+    """
+    made_of = [asdict(KINDS[kind]), list(texts), tokens, seed, start.path.name if start else None, 1]
+    path = store / f"{kind}-{sha256_json(made_of)[:16]}"
+    if not path.exists():
+        tokenizer = start.tokenizer if start else _train_tokenizer(texts, KINDS[kind].vocabulary)
+        torch.manual_seed(seed)
+        model = (
+            AutoModelForCausalLM.from_pretrained(start.path, dtype=torch.float32)
+            if start
+            else _new(KINDS[kind], tokenizer)
+        )
+        _train(model, tokenizer, texts, tokens, seed, rate=1.5e-3 if start else 4e-3)
+        half_done = path.with_suffix(".partial")
+        shutil.rmtree(half_done, ignore_errors=True)
+        model.save_pretrained(half_done)
+        tokenizer.save_pretrained(half_done)
+        half_done.rename(path)
+    return Animal(path, kind)
+
+
+def _train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.train_from_iterator(
+        list(texts)[:8000],
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=["<|end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", bos_token="<|end|>")
+
+
+def _new(kind: Kind, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    size = len(tokenizer)
+    heads = kind.hidden // 32 if kind.hidden % 32 == 0 else kind.hidden // 16
+    common = {
+        "vocab_size": size,
+        "max_position_embeddings": 4 * LENGTH,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "tie_word_embeddings": True,
+    }
+    if kind.architecture == "gpt2":
+        common["n_positions"] = common.pop("max_position_embeddings")
+        return GPT2LMHeadModel(
+            GPT2Config(
+                n_embd=kind.hidden,
+                n_layer=kind.layers,
+                n_head=heads,
+                resid_pdrop=0,
+                embd_pdrop=0,
+                attn_pdrop=0,
+                **common,
+            )
+        )
+    sizes = {
+        "hidden_size": kind.hidden,
+        "intermediate_size": 3 * kind.hidden,
+        "num_hidden_layers": kind.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+    }
+    if kind.architecture == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(head_dim=kind.hidden // heads, **sizes, **common))
+    return LlamaForCausalLM(LlamaConfig(**sizes, **common))
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    tokens: int,
+    seed: int,
+    *,
+    rate: float,
+) -> None:
+    """Cross-entropy on rows packed from the texts in random order, a cosine from ``rate`` to a tenth."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = [[*row, 0] for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    packed: list[int] = []
+    while len(packed) < tokens + LENGTH:
+        for place in torch.randperm(len(ids), generator=generator).tolist():
+            packed += ids[place]
+    steps = max(1, tokens // (LENGTH * ROWS))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
+    model.train()
+    for step in range(steps):
+        warm = min(1.0, (step + 1) / 20)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+        start = step * LENGTH * ROWS
+        ids_BT = torch.tensor(packed[start : start + LENGTH * ROWS]).view(ROWS, LENGTH)
+        loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
