@@ -80,6 +80,10 @@ class CapabilityError(StillhouseError, NotImplementedError):
     """The model cannot do what was asked of it (see ``model.can``)."""
 
 
+class SchemaError(StillhouseError, ValueError):
+    """A JSON schema for an answer is malformed, or says what cannot be enforced."""
+
+
 class ApiError(StillhouseError, ConnectionError):
     """A remote teacher kept failing after all retries."""
 

@@ -77,6 +77,55 @@ R1 = """\
 {{- '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}
 {%- endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"""
 
+QWEN_TOOLS = """\
+{%- if tools %}{{- '<|im_start|>system\\n' }}
+{%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{% endif %}
+{{- "# Tools\\n\\n<tools>" }}{% for tool in tools %}{{- '\\n' + tool | tojson }}{% endfor %}
+{{- '\\n</tools>\\n\\nCall one as <tool_call>{"name": …, "arguments": …}</tool_call>.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'system' and loop.first and tools %}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\\n' + message.content }}
+        {%- for call in message.tool_calls or [] %}
+            {%- if not loop.first or message.content %}{{- '\\n' }}{% endif %}
+            {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- call.function.arguments | tojson + '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == 'tool' %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+
+LLAMA3_TOOLS = """\
+{{- bos_token }}{% for message in messages %}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' }}
+{%- if loop.first and tools %}
+    {{- 'Functions:\\n' }}{% for tool in tools %}{{- tool | tojson }}{% endfor %}
+{%- endif %}
+{%- if message.tool_calls %}
+    {%- if message.tool_calls | length != 1 %}{{- raise_exception('one call at a time') }}{% endif %}
+    {%- set call = message.tool_calls[0].function %}
+    {{- '{"name": "' + call.name + '", "parameters": ' + call.arguments | tojson + '}<|eot_id|>' }}
+{%- else %}{{- message.content | trim + '<|eot_id|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+
+MISTRAL_TOOLS = """\
+{%- for message in messages %}
+{%- if message.role == 'user' %}
+    {%- if tools %}{{- '[AVAILABLE_TOOLS]' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}
+    {{- '[INST]' + message.content + '[/INST]' }}
+{%- elif message.tool_calls %}
+    {{- '[TOOL_CALLS] [' }}{% for call in message.tool_calls %}{{- call.function | tojson }}{% endfor %}
+    {{- ']</s>' }}
+{%- else %}{{- message.content + '</s>' }}{% endif %}
+{%- endfor %}"""
+
 MARKED = """\
 {% for message in messages %}<|im_start|>{{ message['role'] }}
 {% if message['role'] == 'assistant' %}

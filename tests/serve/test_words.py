@@ -56,6 +56,14 @@ def test_tokens_one_by_one_give_the_whole_text(text):
     assert all("\ufffd" not in piece for piece in pieces)
 
 
+def test_special_tokens_are_told_only_where_they_are_wanted():
+    tokenizer, _ = load_tokenizer("embedded:smollm2")
+    ids = tokenizer.encode("<|im_start|>a<|im_end|> b", add_special_tokens=False)
+    for shown, wanted in [((), "a b"), (("<|im_end|>",), "a<|im_end|> b")]:
+        one_by_one = Detokenizer(tokenizer, shown=shown)
+        assert "".join([*map(one_by_one.add, ids), one_by_one.end()]) == wanted
+
+
 def test_a_character_that_is_cut_off_is_told_at_the_end():
     tokenizer, _ = load_tokenizer("embedded:smollm2")
     ids = tokenizer.encode("👩", add_special_tokens=False)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from .constrained import Constraint
 from .draws import draw_with_logp
 from .fast_decoder import fast_decoder
 from .key_values import KeyValues
@@ -50,7 +51,7 @@ class Drawn:
     score: TokenScore | None
     """None where the sequence did not ask."""
     finish_reason: str | None
-    """`stop` (an end token) or `length` with the last token; None before."""
+    """`stop` (an end token, or the constraint is fulfilled) or `length` with the last token; None before."""
 
 
 @dataclass(eq=False)
@@ -62,12 +63,14 @@ class LiveSequence:
             drawn token's own log-probability.
         score_prompt: also tell those of the prompt's tokens (from the second on), in ``prompt_scores``. A
             prefix is then read again.
+        constraint: what the answer must follow. Scores stay those of the model without it.
     """
 
     prompt: tuple[int, ...]
     sampling: Sampling
     scores: int | None = None
     score_prompt: bool = False
+    constraint: Constraint | None = None
     ids: list[int] = field(default_factory=list)
     prompt_scores: list[TokenScore] = field(default_factory=list)
     cached_tokens: int = 0
@@ -196,7 +199,8 @@ class ContinuousSampler:
 
     def _draw(self, sequences: Sequence[LiveSequence], logits_BV: torch.Tensor) -> list[Drawn]:
         uniforms = torch.tensor([one._uniforms.random() for one in sequences], dtype=torch.float64)
-        tokens_B = draw_with_logp(logits_BV, [one.sampling for one in sequences], uniforms)[0].tolist()
+        allowed_BV = _allowed(sequences, logits_BV)
+        tokens_B = draw_with_logp(allowed_BV, [one.sampling for one in sequences], uniforms)[0].tolist()
         drawn = []
         for row, (one, token) in enumerate(zip(sequences, tokens_B, strict=True)):
             one.ids.append(token)
@@ -204,7 +208,11 @@ class ContinuousSampler:
             if one.scores is not None:
                 score = _scores(logits_BV[row : row + 1], [token], one.scores)[0]
             full = len(one.ids) >= one.sampling.max_tokens
-            reason = "stop" if token in self.ends else "length" if full else None
+            ended = token in self.ends
+            if one.constraint and not ended:
+                one.constraint.take(token)
+                ended = one.constraint.finished
+            reason = "stop" if ended else "length" if full else None
             drawn.append(Drawn(one, token, score, reason))
             if reason:
                 one.cancelled = True
@@ -243,6 +251,18 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
         if x != y:
             return place
     return min(len(a), len(b))
+
+
+def _allowed(sequences: Sequence[LiveSequence], logits_BV: torch.Tensor) -> torch.Tensor:
+    """The logits, with -inf for what a sequence's constraint forbids; rows without one as they are."""
+    rows = [(row, one.constraint) for row, one in enumerate(sequences) if one.constraint]
+    if not rows:
+        return logits_BV
+    logits_BV = logits_BV.clone()
+    for row, constraint in rows:
+        allowed_V = torch.from_numpy(constraint.allowed()).to(logits_BV.device)
+        logits_BV[row].masked_fill_(~allowed_V, -torch.inf)
+    return logits_BV
 
 
 def _scores(logits_NV: torch.Tensor, tokens: Sequence[int], top: int) -> list[TokenScore]:

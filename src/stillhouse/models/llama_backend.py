@@ -26,6 +26,7 @@ from .types import Can, Reply, Request, Sampling
 SLOTS = 8
 CACHE_BYTES = 2**30  # for keys and values of all slots together
 SHORTEST_CONTEXT = 2048
+EMBEDDED_TOKENS = 2048  # of one text; all are read at once, which takes memory
 _QUIET = -1
 
 
@@ -53,8 +54,10 @@ class LlamaModel:
         self.template_hash: str | None = template.hash
         self.context_length: int | None = slot_context(file)
         self.prompts = Prompts(tokenizer, template, self.context_length, seed)
-        self._cache_prompts = cache_prompts
+        self._cache_prompts, self._path = cache_prompts, file.path
         self._server = _start(file.path, self.context_length)
+        self._embedder: Any = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="llama.cpp embeddings")
         self._threads = ThreadPoolExecutor(SLOTS, thread_name_prefix="llama.cpp")
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
@@ -72,6 +75,7 @@ class LlamaModel:
         *,
         scores: int | None = None,
         schema: Mapping[str, Any] | None = None,
+        marks: Sequence[str] = (),
     ) -> None:
         """Begins one answer in a thread, as soon as a slot is free.
 
@@ -79,25 +83,22 @@ class LlamaModel:
             listen: hears each of llama.cpp's chunks (also of the prompt's progress), or the error that ends
                 the answer, in that thread; returns True to end it.
             scores: how many likeliest tokens to tell with each; None tells nothing.
-            schema: JSON schema that the answer must follow.
+            schema: JSON schema that the answer must follow, checked: llama.cpp says nothing of a wrong one.
+            marks: texts that are told even where they are special tokens.
         """
-        self._threads.submit(self._stream, list(ids), sampling, listen, scores, schema)
-
-    def _stream(
-        self,
-        ids: list[int],
-        sampling: Sampling,
-        listen: Callable[[dict[str, Any] | StillhouseError], bool],
-        scores: int | None,
-        schema: Mapping[str, Any] | None,
-    ) -> None:
-        if self._server is None or listen({}):
-            return
-        body = _body(ids, sampling, cache=self._cache_prompts) | {"stream": True, "return_progress": True}
+        body = _body(list(ids), sampling, cache=self._cache_prompts)
+        body |= {"stream": True, "return_progress": True, "preserved_tokens": list(marks)}
         if scores is not None:
             body["n_probs"] = max(1, scores)
         if schema is not None:
             body["json_schema"] = schema
+        self._threads.submit(self._stream, body, listen)
+
+    def _stream(
+        self, body: dict[str, Any], listen: Callable[[dict[str, Any] | StillhouseError], bool]
+    ) -> None:
+        if self._server is None or listen({}):
+            return
 
         def hear(chunk: Any) -> bool:
             if "error" in chunk:
@@ -112,10 +113,37 @@ class LlamaModel:
         if answer and "error" in answer:
             listen(ModelError(f"llama.cpp failed: {answer['error'].get('message')}"))
 
+    async def embed(self, ids: Sequence[int]) -> list[float]:
+        """The mean of the last hidden states, made 1 long; the first one opens the file a second time.
+
+        Raises:
+            ContextLengthError: there are more than ``EMBEDDED_TOKENS``.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._embed, list(ids))
+
+    def forget_embedder(self) -> None:
+        """Frees what only embeddings need, once those under way are done."""
+        self._reader.submit(setattr, self, "_embedder", None)
+
     async def close(self) -> None:
         """Stops llama.cpp; whoever interrupted answers under way does not wait for them."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._server = None
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._server = self._embedder = None
+
+    def _embed(self, ids: list[int]) -> list[float]:
+        limit = min(self.context_length or EMBEDDED_TOKENS, EMBEDDED_TOKENS)
+        if len(ids) > limit:
+            raise ContextLengthError(
+                f"the text has {len(ids)} tokens; llama.cpp takes {limit} for an embedding",
+                hint="Cut the text into parts.",
+            )
+        if self._embedder is None:
+            self._embedder = _start(self._path, limit, embed=True)
+        answer = self._embedder.handle_embeddings({"input": [ids]})
+        if "error" in answer:
+            raise ModelError(f"llama.cpp failed: {answer['error'].get('message')}")
+        return answer["data"][0]["embedding"]
 
     def _one(self, request: Request) -> Reply | StillhouseError:
         ids = self.prompts.ids(request)
@@ -187,20 +215,25 @@ def _slot_context(file: GgufFile) -> int:
     return min(native, max(SHORTEST_CONTEXT, CACHE_BYTES // bytes_per_token // SLOTS))
 
 
-def _start(path: Path, context: int) -> Any:
+def _start(path: Path, context: int, *, embed: bool = False) -> Any:
+    """A llama.cpp server: for answers, as many at once as there are slots, or for one embedding at a time."""
     try:
-        from xllamacpp import CommonParams, Server  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
+        import xllamacpp
     except ImportError as error:
         raise MissingExtraError(
             "generating from GGUF files with llama.cpp needs xllamacpp",
             hint="pip install 'stillhouse[gguf]', or set teacher.backend: torch.",
         ) from error
-    params = CommonParams()
+    params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
     params.model.path = str(path)
-    params.n_parallel = SLOTS
+    params.n_parallel = slots = 1 if embed else SLOTS
+    if embed:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN  # pyright: ignore[reportAttributeAccessIssue]
+        params.n_batch = params.n_ubatch = context
     if threads := wanted_threads():
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.n_ctx = context * SLOTS
+    params.n_ctx = context * slots
     params.verbosity = _QUIET
     params.warmup = False
     params.ui = False
@@ -209,7 +242,7 @@ def _start(path: Path, context: int) -> Any:
     params.chat_template = "chatml"  # never used; llama.cpp would run the file's own, which may never end
     params.api_keys = [secrets.token_urlsafe(32)]
     try:
-        return Server(params)
+        return xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
     except RuntimeError as error:
         raise ModelError(f"llama.cpp cannot load {path}: {error}", hint="Download the file again.") from error
 

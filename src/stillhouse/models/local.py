@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ContextLengthError, StillhouseError
 from .template import ChatTemplate
@@ -30,10 +30,14 @@ class Prompts:
         self.tokenizer, self.template, self.seed = tokenizer, template, seed
         self.context_length = context_length
 
-    def ids(self, request: Request) -> list[int] | StillhouseError:
-        """The prompt's ids, or why there are none."""
+    def ids(self, request: Request, *, begun: str = "", **given: Any) -> list[int] | StillhouseError:
+        """The prompt's ids, or why there are none.
+
+        Args:
+            begun, given: as of :meth:`ChatTemplate.encode_prompt`.
+        """
         try:
-            ids = self.template.encode_prompt(self.tokenizer, request.messages)
+            ids = self.template.encode_prompt(self.tokenizer, request.messages, begun=begun, **given)
         except StillhouseError as error:
             return error
         if self.context_length is not None and len(ids) >= self.context_length:

@@ -2,8 +2,7 @@
 
 Rendering is Jinja in a sandbox (see sandbox.py). Which tokens are the assistant's follows from the
 template alone (see spans.py). Text inside a message can never forge a turn: a user who types
-`<|im_end|>` gets the tokens of those characters, not the special token. Tool calls and images are
-not supported.
+`<|im_end|>` gets the tokens of those characters, not the special token. Images are not supported.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from .pieces import added_tokens, encode_inert, encode_piece
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from .tool_calls import CallForm
     from .types import Message
 
 PLAIN = """{{ bos_token }}{% for message in messages %}
@@ -65,18 +65,32 @@ class ChatTemplate:
         """Texts at which an answer ends besides the end token; base models know no end token of a turn."""
         return () if self.declared else ("\n\nUser:",)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    @functools.cached_property
+    def call_form(self) -> CallForm | None:
+        """How the model writes a call of a tool; None where the template knows none, or no form read here."""
+        from .tool_calls import call_form
+
+        return call_form(self)
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **given: Any
+    ) -> str:
         """The conversation as text.
+
+        Args:
+            given: further variables for the template, such as `tools`.
 
         Raises:
             ModelError: the template is malformed, or refuses these messages.
         """
         from .sandbox import GENERATION_END, GENERATION_START
 
-        text = self.render_marked(messages, add_generation_prompt=add_generation_prompt)
+        text = self.render_marked(messages, add_generation_prompt=add_generation_prompt, **given)
         return text.replace(GENERATION_START, "").replace(GENERATION_END, "")
 
-    def render_marked(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def render_marked(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **given: Any
+    ) -> str:
         """The same, with the template's own `{% generation %}` marks left in."""
         import jinja2
 
@@ -85,9 +99,7 @@ class ChatTemplate:
                 {
                     "messages": [self._folded(message) for message in messages],
                     "add_generation_prompt": add_generation_prompt,
-                    "tools": None,
-                    "documents": None,
-                    **self.special_tokens,
+                    **{"tools": None, "documents": None, **self.special_tokens, **given},
                 }
             )
         except jinja2.TemplateSyntaxError as error:
@@ -126,10 +138,24 @@ class ChatTemplate:
             at = end
         return ids, mask
 
-    def encode_prompt(self, tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
-        """Token ids [T] after which the model writes the next answer."""
+    def encode_prompt(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        messages: Sequence[Message],
+        *,
+        begun: str = "",
+        **given: Any,
+    ) -> list[int]:
+        """Token ids [T] after which the model writes the next answer.
+
+        Args:
+            begun: how the answer begins; the model writes the rest.
+            given: further variables for the template, such as `tools`; what they spell is plain text, too.
+        """
         guard = _Guard(tokenizer, self)
-        return guard.encode(self.render(guard.messages(messages), add_generation_prompt=True), "")
+        given = {key: guard.replaced(value, guard.marks) for key, value in given.items()}
+        text = self.render(guard.messages(messages), add_generation_prompt=True, **given)
+        return guard.encode(text + begun, "")
 
     def end_marks(self, tokenizer: PreTrainedTokenizerFast) -> set[int]:
         """Ids that end an answer: the tokenizer's end token, and what this template puts after one."""
@@ -194,9 +220,17 @@ class _Guard:
 
     def _guarded(self, message: Message) -> Message:
         marks = self.turn_marks if message.get("role") == "assistant" else self.marks
-        return {key: self._replace(value, marks) for key, value in message.items()}
+        return {
+            key: self.replaced(value, self.marks if key == "tool_calls" else marks)
+            for key, value in message.items()
+        }
 
-    def _replace(self, value: Any, marks: list[str]) -> Any:
+    def replaced(self, value: Any, marks: list[str]) -> Any:
+        """``value`` with a placeholder for each of ``marks``, also inside of lists and mappings."""
+        if isinstance(value, Mapping):
+            return {self.replaced(key, marks): self.replaced(part, marks) for key, part in value.items()}
+        if isinstance(value, list):
+            return [self.replaced(part, marks) for part in value]
         if not isinstance(value, str):
             return value
         value = value.translate(_NO_PLACEHOLDERS)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .template import ChatTemplate
 
 Message = dict[str, Any]
-"""One turn: `role`, `content`, and for assistants optionally `reasoning_content`."""
+"""One turn: `role`, `content`, and for assistants optionally `reasoning_content` and `tool_calls` (whose
+`function.arguments` are a mapping, as chat templates expect)."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..models.continuous import TokenScore
+from .calls import Call, Calls
 from .engines import Piece
 from .words import Thoughts
 
@@ -99,12 +100,20 @@ class Envelope:
 
 
 class ChatChoice:
-    """One choice of a chat completion, as it grows."""
+    """One choice of a chat completion, as it grows.
 
-    def __init__(self, index: int, *, inside: bool, names: TokenNames | None) -> None:
+    Args:
+        calls: what finds calls of tools in it; None where it may have none.
+    """
+
+    def __init__(
+        self, index: int, *, inside: bool, names: TokenNames | None, calls: Calls | None = None
+    ) -> None:
         self.index = index
         self._thoughts = Thoughts(inside=inside)
         self._names = names
+        self._calls = calls
+        self._called: list[dict[str, Any]] = []
         self._said = {"content": "", "reasoning": ""}
         self._scores: list[dict[str, Any]] = []
         self.finish_reason: str | None = None
@@ -115,20 +124,43 @@ class ChatChoice:
 
     def add(self, piece: Piece) -> list[dict[str, Any]]:
         """The chunks that ``piece`` becomes; none while it may yet be part of a mark."""
-        parts = self._thoughts.add(piece.text, end=piece.finish_reason is not None)
+        end = piece.finish_reason is not None
+        parts = self._thoughts.add(piece.text, end=end)
         scores = [self._names.chat(score) for score in piece.scores] if self._names else []
         self._scores += scores
-        self.finish_reason = piece.finish_reason
         chunks = []
         for kind, text in parts:
-            self._said[kind] += text
-            chunks.append(self._chunk({"reasoning_content" if kind == "reasoning" else kind: text}))
+            if kind == "content" and self._calls:
+                chunks += self._told(self._calls.add(text))
+            else:
+                self._said[kind] += text
+                chunks.append(self._chunk({"reasoning_content" if kind == "reasoning" else kind: text}))
+        if end and self._calls:
+            chunks += self._told(self._calls.add("", end=True))
+        calls_end_it = self._called and piece.finish_reason == "stop"
+        self.finish_reason = "tool_calls" if calls_end_it else piece.finish_reason
         if scores and not chunks:
             chunks.append(self._chunk({}))
         if scores:
             chunks[0]["logprobs"] = {"content": scores}
-        if piece.finish_reason:
-            chunks.append(self._chunk({}) | {"finish_reason": piece.finish_reason})
+        if self.finish_reason:
+            chunks.append(self._chunk({}) | {"finish_reason": self.finish_reason})
+        return chunks
+
+    def _told(self, parts: Sequence[str | Call]) -> list[dict[str, Any]]:
+        """Chunks of text, and two of each call: which tool, and its arguments."""
+        chunks = []
+        for part in parts:
+            if isinstance(part, str):
+                self._said["content"] += part
+                chunks.append(self._chunk({"content": part}))
+                continue
+            place, arguments = len(self._called), {"arguments": part.arguments}
+            head = {"id": part.id, "type": "function"}
+            self._called.append({**head, "function": {"name": part.name, **arguments}})
+            named = {"index": place, **head, "function": {"name": part.name, "arguments": ""}}
+            chunks.append(self._chunk({"tool_calls": [named]}))
+            chunks.append(self._chunk({"tool_calls": [{"index": place, "function": arguments}]}))
         return chunks
 
     def whole(self) -> dict[str, Any]:
@@ -136,6 +168,9 @@ class ChatChoice:
         message: dict[str, Any] = {"role": "assistant", "content": self._said["content"]}
         if self._said["reasoning"]:
             message["reasoning_content"] = self._said["reasoning"]
+        if self._called:
+            message["content"] = message["content"] or None
+            message["tool_calls"] = self._called
         return {
             "index": self.index,
             "message": message,

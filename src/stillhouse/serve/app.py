@@ -28,10 +28,11 @@ from ..errors import (
     ContextLengthError,
     ModelError,
     ModelNotFoundError,
+    SchemaError,
     StillhouseError,
 )
-from ..models import Request as Asked
 from .answers import ChatChoice, Envelope, Tally, TextChoice, TokenNames
+from .chats import beginning, tools_of, turns
 from .connection import EventStream, Gone, while_connected
 from .engines import Engine, Piece, Wish
 from .forward import Upstream, UpstreamError
@@ -39,7 +40,7 @@ from .openapi import description
 from .safety import BodyError, Safety, error_body, read_body
 from .schema import Addressed, ChatRequest, CompletionRequest, EmbeddingRequest
 from .shelf import Shelf
-from .wishes import Body, Refused, fitting, parsed, sampling_of, schema_of, seeded, several, text_ids, turn
+from .wishes import Body, Refused, needs, parsed, sampling_of, schema_of, seeded, several, text_ids
 
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
@@ -122,29 +123,27 @@ class Server:
 
     async def chat(self, request: Request, asked: ChatRequest) -> Response:
         """`POST /v1/chat/completions`."""
-        if asked.tools and asked.tool_choice != "none":
-            raise CapabilityError("tools are not available: this server calls no functions")
         if asked.top_logprobs and not asked.logprobs:
             raise Refused("top_logprobs needs logprobs: true", "top_logprobs")
-        schema = schema_of(asked)
-        messages = [turn(message) for message in asked.messages]
-        limit = asked.max_completion_tokens or asked.max_tokens
+        tools = await asyncio.to_thread(tools_of, asked)
+        schema = None if tools.forced else await asyncio.to_thread(schema_of, asked)
+        messages = turns(asked.messages)
 
         @contextlib.asynccontextmanager
         async def prepared() -> AsyncIterator[_Work]:
             async with self._shelf.use(asked.model) as engine:
-                sampling = sampling_of(asked, limit or engine.context_length)
-                conversation = Asked("of this request", messages, sampling)
-                ids = fitting(await self._read(engine, engine.prompts.ids, conversation))
                 scores = (asked.top_logprobs or 0) if asked.logprobs else None
                 names = self._token_names(engine) if asked.logprobs else None
-                inside = engine.prompts.opens_thought(ids)
+                begun = await self._read(engine, beginning, engine, asked, messages, tools, schema)
                 wishes = [
-                    Wish(tuple(ids), one, scores, schema=schema)
-                    for one in seeded(engine, asked, sampling, ids)
+                    Wish(begun.ids, one, scores, schema=begun.schema, marks=begun.marks)
+                    for one in seeded(engine, asked, begun.sampling, begun.ids)
                 ]
-                choices = [ChatChoice(n, inside=inside, names=names) for n in range(len(wishes))]
-                yield _Work(engine, wishes, choices, Tally(len(ids)))
+                choices = [
+                    ChatChoice(n, inside=begun.inside, names=names, calls=begun.calls())
+                    for n in range(len(wishes))
+                ]
+                yield _Work(engine, wishes, choices, Tally(len(begun.ids)))
 
         return await self._respond(
             request, asked, asked.n, prepared, ("chat.completion", "chat.completion.chunk")
@@ -161,6 +160,8 @@ class Server:
             async with self._shelf.use(asked.model) as engine:
                 sampling = sampling_of(asked, max(1, asked.max_tokens))
                 score_prompt = asked.echo and asked.logprobs is not None
+                if score_prompt:
+                    needs(engine, asked.model, "echo", "echo")
                 names = self._token_names(engine) if asked.logprobs is not None else None
                 wishes, choices, tokens = [], [], 0
                 for prompt in prompts:
@@ -179,13 +180,12 @@ class Server:
 
     async def embed(self, request: Request, asked: EmbeddingRequest) -> Response:
         """`POST /v1/embeddings`."""
+        if asked.dimensions is not None:
+            raise Refused("the number of dimensions cannot be chosen; leave it out", "dimensions")
         texts = several(asked.input)
         with self._places(len(texts)):
             async with self._shelf.use(asked.model) as engine:
-                if "embed" not in engine.can:
-                    raise CapabilityError(
-                        f"{asked.model} gives no embeddings: serve its safetensors directory"
-                    )
+                needs(engine, asked.model, "embed", "model")
                 texts_ids = [await self._read(engine, text_ids, engine, text) for text in texts]
                 vectors = [await engine.embed(ids) for ids in texts_ids]
         tokens = sum(map(len, texts_ids))
@@ -288,7 +288,7 @@ class Server:
                     headers={"retry-after": str(RETRY_AFTER_S)},
                 )  # fmt: skip
             except Refused as error:
-                return _error(400, error.message, param=error.param)
+                return _error(400, error.message, param=error.param, code=error.code)
             except BodyError as error:
                 headers = {"connection": "close"}
                 return _error(error.status, error.message, headers=headers)
@@ -399,6 +399,8 @@ def _stillhouse_error(error: StillhouseError) -> Response:
         return _error(400, str(error), param="messages", code="context_length_exceeded")
     if isinstance(error, ModelNotFoundError):
         return _error(404, str(error), param="model", code="model_not_found")
+    if isinstance(error, SchemaError):
+        return _error(400, str(error), param="response_format", code="invalid_schema")
     if isinstance(error, CapabilityError):
         return _error(400, str(error), code="unsupported")
     if isinstance(error, ApiError):

@@ -30,6 +30,8 @@ KEPT = 8
 CACHE_BYTES = 2 * 2**30
 """For keys and values of all of them together."""
 SHORTEST_CONTEXT = 1024
+EMBEDDER_IDLE_S = 300
+"""After so long without an embedding a GGUF model frees what only embeddings need."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,18 @@ class Wish:
     """How many likeliest tokens to tell with each; 0 its own log-probability only, None nothing."""
     score_prompt: bool = False
     schema: dict[str, Any] | None = None
-    """A JSON schema that the answer must follow."""
+    """What the answer must follow, as :func:`~stillhouse.models.constrained.guided` gives it."""
+    marks: tuple[str, ...] = ()
+    """Texts that are told even where the tokenizer has them as special tokens."""
+
+
+CAPABILITIES = {
+    "echo": "log-probabilities of a prompt; serve its safetensors directory",
+    "embed": "embeddings",
+    "schema": "answers by a JSON schema",
+    "tools": "tools: its chat template knows none, or writes calls in a form that is not read here",
+}
+"""What not every engine can do -> what it is called where one cannot."""
 
 
 class Engine(Protocol):
@@ -68,7 +81,7 @@ class Engine(Protocol):
     prompts: Prompts
     context_length: int
     can: frozenset[str]
-    """Of `echo` (log-probabilities of the prompt), `schema`, `embed`."""
+    """Of the keys of :data:`CAPABILITIES`."""
 
     def generate(self, wish: Wish) -> AsyncIterator[Piece]:
         """The answer, piece by piece; ended by closing the iterator."""
@@ -106,9 +119,8 @@ def open_engine(reference: str) -> Engine:
 class TorchEngine:
     """A transformers model in a thread of its own."""
 
-    can = frozenset({"echo", "embed"})
-
     def __init__(self, weights: Any, *, slots: int = SLOTS) -> None:
+        from ..models.constrained import Constraints
         from ..models.continuous import ContinuousSampler
         from ..models.local import Prompts
         from ..models.sampler import can_sample
@@ -121,10 +133,13 @@ class TorchEngine:
             )
         self.context_length = _capacity(self._model, slots + KEPT + 1)
         self.prompts = Prompts(weights.tokenizer, weights.template, self.context_length, seed=0)
+        self.can = frozenset({"echo", "embed", "schema", *_tools(self.prompts)})
         self._tokenizer = weights.tokenizer
         self._sampler = ContinuousSampler(
             self._model, weights.end_ids, slots=slots, capacity=self.context_length, kept=KEPT
         )
+        width = self._model.get_output_embeddings().weight.shape[0]
+        self._constraints = Constraints(weights.tokenizer, width, weights.end_ids)
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._listeners: dict[int, Callable[[Any], None]] = {}
         self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
@@ -133,10 +148,17 @@ class TorchEngine:
     async def generate(self, wish: Wish) -> AsyncIterator[Piece]:
         from ..models.continuous import LiveSequence
 
-        if wish.schema is not None:
-            raise CapabilityError("answers by a JSON schema are not available from safetensors; use GGUF")
         loop, heard = asyncio.get_running_loop(), asyncio.Queue()
-        sequence = LiveSequence(wish.ids, wish.sampling, scores=wish.scores, score_prompt=wish.score_prompt)
+        constraint = (
+            None if wish.schema is None else await asyncio.to_thread(self._constraints.of, wish.schema)
+        )
+        sequence = LiveSequence(
+            wish.ids,
+            wish.sampling,
+            scores=wish.scores,
+            score_prompt=wish.score_prompt,
+            constraint=constraint,
+        )
 
         def listener(event: Any) -> None:
             loop.call_soon_threadsafe(heard.put_nowait, event)
@@ -146,7 +168,7 @@ class TorchEngine:
                 self._listeners[id(sequence)] = listener
                 self._sampler.add(sequence)
 
-        text, stops = Detokenizer(self._tokenizer), Stops(wish.sampling.stop)
+        text, stops = Detokenizer(self._tokenizer, shown=wish.marks), Stops(wish.sampling.stop)
         self._jobs.put(start)
         first = True
         try:
@@ -154,6 +176,8 @@ class TorchEngine:
                 event = await heard.get()
                 if isinstance(event, Exception):
                     raise event
+                if constraint and (failure := constraint.failure):
+                    raise failure
                 said = stops.add(text.add(event.id))
                 reason = "stop" if stops.stopped else event.finish_reason
                 if reason and not stops.stopped:
@@ -236,16 +260,14 @@ class TorchEngine:
 class LlamaEngine:
     """A GGUF file in llama.cpp, which lets sequences in and out itself; a thread for each that runs."""
 
-    can = frozenset({"schema"})
-
     def __init__(self, model: Any) -> None:
         self._model = model
         self.prompts: Prompts = model.prompts
+        self.can = frozenset({"embed", "schema", *_tools(self.prompts)})
+        self._forgetting: asyncio.TimerHandle | None = None
         self.context_length: int = model.context_length
 
     async def generate(self, wish: Wish) -> AsyncIterator[Piece]:
-        if wish.score_prompt:
-            raise CapabilityError("llama.cpp gives no log-probabilities of a prompt; serve safetensors")
         loop, heard = asyncio.get_running_loop(), asyncio.Queue()
         gone = threading.Event()
 
@@ -255,7 +277,9 @@ class LlamaEngine:
                 loop.call_soon_threadsafe(heard.put_nowait, event)
             return gone.is_set()
 
-        self._model.stream(wish.ids, wish.sampling, listener, scores=wish.scores, schema=wish.schema)
+        self._model.stream(
+            wish.ids, wish.sampling, listener, scores=wish.scores, schema=wish.schema, marks=wish.marks
+        )
         try:
             while True:
                 event = await heard.get()
@@ -269,10 +293,24 @@ class LlamaEngine:
             gone.set()
 
     async def embed(self, ids: Sequence[int]) -> list[float]:
-        raise CapabilityError("this model gives no embeddings: serve its safetensors directory")
+        """The mean of the last hidden states, made 1 long."""
+        self._keep_embedder()
+        return await self._model.embed(ids)
 
     async def close(self) -> None:
+        if self._forgetting:
+            self._forgetting.cancel()
         await self._model.close()
+
+    def _keep_embedder(self) -> None:
+        if self._forgetting:
+            self._forgetting.cancel()
+        loop = asyncio.get_running_loop()
+        self._forgetting = loop.call_later(EMBEDDER_IDLE_S, self._model.forget_embedder)
+
+
+def _tools(prompts: Prompts) -> set[str]:
+    return {"tools"} if prompts.template.call_form else set()
 
 
 def _llama_piece(chunk: dict[str, Any]) -> Piece | None:

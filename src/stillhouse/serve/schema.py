@@ -14,7 +14,52 @@ Text = Annotated[str, Field(max_length=4_000_000)]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+
+
+class Function(_Body):
+    """A tool; `strict` changes nothing: a call that must be made always follows `parameters`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of its arguments; left out, any object will do."""
+
+
+class Tool(_Body):
+    """What the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class CalledFunction(_Body):
+    """Which tool was called, and how."""
+
+    name: str
+    arguments: Text
+    """A JSON object, as text."""
+
+
+class ToolCall(_Body):
+    """A call in an earlier answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class FunctionName(_Body):
+    """The name of a tool."""
+
+    name: str
+
+
+class ToolName(_Body):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class Addressed(_Body):
@@ -30,6 +75,10 @@ class Message(_Body):
     content: Text | list[dict[str, Any]] | None = None
     """Text, or parts of type `text`."""
     reasoning_content: Text | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=1000)] | None = None
+    """What the assistant called."""
+    tool_call_id: str | None = None
+    """Of a message of role `tool`: whose result it is."""
 
 
 class StreamOptions(_Body):
@@ -77,8 +126,19 @@ class ChatRequest(_Sampled):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
+    """With `json_schema`, whose `schema` the answer then follows unless it is cut off."""
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
+    """`auto` (also where nothing is said) lets the model choose; `required` and a name make it call."""
+    parallel_tool_calls: bool = True
+    """False ends the answer after its first call."""
+    reasoning_effort: Annotated[str, Field(max_length=20)] | None = None
+    """Given to the chat template; `none` also turns its thoughts off (`enable_thinking`). Without effect
+    where the template names neither."""
+    functions: Any = None
+    """Refused: send `tools`."""
+    function_call: Any = None
+    """Refused: send `tool_choice`."""
 
 
 class CompletionRequest(_Sampled):
@@ -98,3 +158,5 @@ class EmbeddingRequest(_Body):
     model: str
     input: Text | list[int] | list[Text] | list[list[int]]
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    """Refused: a model's embeddings have as many as its hidden states."""

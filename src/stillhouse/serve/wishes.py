@@ -9,20 +9,26 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import ContextLengthError, StillhouseError
+from ..errors import ContextLengthError, SchemaError, StillhouseError
 from ..models import Sampling
-from .engines import Engine
-from .schema import ChatRequest, CompletionRequest, Message
+from .engines import CAPABILITIES, Engine
+from .schema import ChatRequest, CompletionRequest
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
 class Refused(Exception):
-    """A request that makes no sense, and the field that is to blame."""
+    """A request that makes no sense or cannot be served, and the field that is to blame."""
 
-    def __init__(self, message: str, param: str | None) -> None:
+    def __init__(self, message: str, param: str | None, code: str | None = None) -> None:
         super().__init__(message)
-        self.message, self.param = message, param
+        self.message, self.param, self.code = message, param, code
+
+
+def needs(engine: Engine, model: str, capability: str, param: str) -> None:
+    """Refuses what the engine cannot do (a key of `CAPABILITIES`)."""
+    if capability not in engine.can:
+        raise Refused(f"{model} gives no {CAPABILITIES[capability]}", param, "unsupported")
 
 
 def parsed(kind: type[Body], body: bytes) -> Body:
@@ -36,19 +42,6 @@ def parsed(kind: type[Body], body: bytes) -> Body:
         raise Refused(message[:500], place) from None
     except RecursionError:
         raise Refused("the JSON is nested too deeply", None) from None
-
-
-def turn(message: Message) -> dict[str, Any]:
-    """A message as chat templates know it."""
-    content = message.content
-    if isinstance(content, list):
-        if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in content):
-            raise Refused("only parts of type text are understood", "messages")
-        content = "".join(part["text"] for part in content)
-    made = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
-    if message.reasoning_content and message.role == "assistant":
-        made["reasoning_content"] = message.reasoning_content
-    return made
 
 
 def sampling_of(asked: ChatRequest | CompletionRequest, max_tokens: int) -> Sampling:
@@ -81,11 +74,21 @@ def schema_of(asked: ChatRequest) -> dict[str, Any] | None:
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
-        return {"type": "object"}
+        return followed({"type": "object"}, "response_format")
     schema = (form.json_schema or {}).get("schema")
     if not isinstance(schema, dict):
         raise Refused("json_schema needs a schema", "response_format.json_schema.schema")
-    return schema
+    return followed(schema, "response_format.json_schema.schema")
+
+
+def followed(schema: dict[str, Any], param: str) -> dict[str, Any]:
+    """A schema that answers can be made to follow; Refused says what is wrong with it."""
+    from ..models.constrained import checked_schema
+
+    try:
+        return checked_schema(schema)
+    except SchemaError as error:
+        raise Refused(f"{param}: {error}"[:500], param) from None
 
 
 def several(given: str | list[Any]) -> list[str] | list[list[int]]:

@@ -13,10 +13,16 @@ _UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a chara
 
 
 class Detokenizer:
-    """Text of tokens one by one; joined it is the text of all of them."""
+    """Text of tokens one by one; joined it is the text of all of them.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        shown: special tokens that are part of the text; the others are not.
+    """
+
+    def __init__(self, tokenizer: Any, *, shown: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.items()
+        self._hidden = {number for number, token in added if token.special and token.content not in shown}
         self._ids: list[int] = []
         self._known = self._told = 0
 
@@ -38,7 +44,7 @@ class Detokenizer:
         return text[len(before) :]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(self._tokenizer.decode([number for number in ids if number not in self._hidden]))
 
 
 class Stops:
@@ -58,7 +64,7 @@ class Stops:
         if places:
             self.stopped, self._held = True, ""
             return held[: min(places)]
-        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
+        keep = max((overlap(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -90,7 +96,7 @@ class Thoughts:
         if self._state == "thoughts":
             thoughts, closed, rest = self._held.partition(CLOSE)
             if not closed and not end:
-                keep = _overlap(thoughts, CLOSE)
+                keep = overlap(thoughts, CLOSE)
                 thoughts, rest = thoughts[: len(thoughts) - keep], thoughts[len(thoughts) - keep :]
             if not self._shown:
                 thoughts = thoughts.lstrip()
@@ -123,6 +129,6 @@ class Thoughts:
             self._state = "thoughts" if self._inside else "plain"
 
 
-def _overlap(text: str, mark: str) -> int:
+def overlap(text: str, mark: str) -> int:
     """Characters at the end of ``text`` that begin ``mark``."""
     return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)

@@ -1,0 +1,13 @@
+"""The OpenAPI document describes the bodies as they are understood."""
+
+from stillhouse.serve.openapi import description
+
+
+def test_bodies_are_described():
+    schemas = description()["components"]["schemas"]
+    chat = schemas["ChatRequest"]["properties"]
+    assert "lets the model choose" in chat["tool_choice"]["description"]
+    assert "Refused" in chat["functions"]["description"]
+    assert "Refused" in schemas["EmbeddingRequest"]["properties"]["dimensions"]["description"]
+    assert {"Tool", "Function", "ToolCall", "ToolName", "Message"} <= set(schemas)
+    assert schemas["Function"]["properties"]["parameters"]["description"].startswith("JSON schema")
