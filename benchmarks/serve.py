@@ -2,29 +2,40 @@
 
     python benchmarks/serve.py
     python benchmarks/serve.py --cases GGUF own --rounds 5 --out serve.json
+    python benchmarks/serve.py --cases transformers --counts 32 --transformers /some/venv/bin/python
 
 SmolLM2-135M, 2 threads, chats of 31 to 60 prompt tokens and 64 new ones at temperature 0, streamed by as many
-clients at once as a case says. The contestants take turns, after one uncounted turn each:
+clients at once as a case says. The contestants take turns, after one uncounted turn each, and go first by
+turns. llama.cpp falls to a tenth of its speed beside another busy process, so a round in which processes
+other than these took more than ``ELSEWHERE`` of a core is thrown away and repeated (Linux only).
 
-- GGUF at 1 and 8 chats: ours against the server inside xllamacpp, 8 slots each, one at a time in memory.
+- GGUF at 1 and 8 chats: ours against the server inside xllamacpp, 8 slots each.
 - safetensors (bfloat16) at 8 and 32 chats: ours against ``transformers.generate`` one request after the
   other, without a server around it, which is kind to the peer: its first token is counted as one step after
   the prompt.
-- the server's own share: a request to an engine that answers at once, over a connection that stays open.
+- transformers: the same weights at 8 and 32 chats against ``transformers serve`` with continuous batching, as
+  its documentation recommends (``--continuous-batching --attn-implementation sdpa``). It needs
+  ``transformers[serving]``; ``--transformers`` names the Python that has it.
+- own: the server's own share: milliseconds of a request to an engine that answers at once, over a connection
+  that stays open; and microseconds of processor time for one streamed token at 8 chats, behind a llama.cpp
+  that only says one token after the other, every 20 ms.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +43,10 @@ from typing import Any
 import httpx
 
 NEW = 64
+ELSEWHERE = 0.1
+"""Cores that other processes may take in a round that counts."""
+TRIES = 5
+"""Rounds that are thrown away at most, for each that counts."""
 QUESTIONS = [
     f"Write a {kind} about {thing}, and begin at once."
     for kind in ("story", "letter", "short poem", "speech")
@@ -50,28 +65,55 @@ QUESTIONS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    cases = {"GGUF": gguf, "safetensors": safetensors, "own": own_share}
+    cases = {"GGUF": gguf, "safetensors": safetensors, "transformers": transformers, "own": own_share}
     parser.add_argument("--cases", nargs="*", choices=cases, default=list(cases))
+    parser.add_argument("--counts", nargs="*", type=int, help="chats at once, instead of a case's own")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--transformers", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "2"
     results: dict[str, Any] = {}
     for name in arguments.cases:
-        results[name] = cases[name](arguments.rounds)
+        results[name] = cases[name](arguments)
         print(name, json.dumps(results[name]), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps({"load": os.getloadavg(), **results}, indent=1) + "\n")
 
 
-def gguf(rounds: int) -> dict[str, Any]:
+def gguf(arguments: argparse.Namespace) -> dict[str, Any]:
     """Ours and xllamacpp's own server, over HTTP both; one process each, idle while the other works."""
     with Ours("embedded:smollm2") as ours, LlamaServer() as theirs:
-        return compare({"ours": ours.chats, "xllamacpp": theirs.chats}, [1, 8], rounds)
+        return compare({"ours": ours, "xllamacpp": theirs}, arguments.counts or [1, 8], arguments.rounds)
 
 
-def safetensors(rounds: int) -> dict[str, Any]:
+def safetensors(arguments: argparse.Namespace) -> dict[str, Any]:
     """Ours over HTTP and generate in a row."""
+    with exported() as (directory, weights), Ours(f"smollm2={directory}") as ours:
+        contestants = {"ours": ours, "generate": Sequential(weights)}
+        return compare(contestants, arguments.counts or [8, 32], arguments.rounds)
+
+
+def transformers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Ours and ``transformers serve``, over HTTP both; nothing where that is not installed."""
+    python = arguments.transformers
+    asks = (
+        "from transformers.utils import import_utils; raise SystemExit(not import_utils.is_serve_available())"
+    )
+    if subprocess.run([python, "-c", asks], check=False, stderr=subprocess.DEVNULL).returncode:
+        return {"skipped": f"{python} has no transformers[serving]"}
+    with (
+        exported() as (directory, _),
+        Ours(f"smollm2={directory}") as ours,
+        TransformersServe(python, directory) as theirs,
+    ):
+        contestants = {"ours": ours, "transformers serve": theirs}
+        return compare(contestants, arguments.counts or [8, 32], arguments.rounds)
+
+
+@contextlib.contextmanager
+def exported() -> Iterator[tuple[str, Any]]:
+    """SmolLM2's weights in bfloat16, as a directory and in memory."""
     from stillhouse.models import load_weights
 
     weights = load_weights("embedded:smollm2", dtype="bfloat16")
@@ -79,30 +121,57 @@ def safetensors(rounds: int) -> dict[str, Any]:
         weights.model.save_pretrained(directory)
         weights.tokenizer.chat_template = weights.template.source
         weights.tokenizer.save_pretrained(directory)
-        with Ours(f"smollm2={directory}") as ours:
-            return compare({"ours": ours.chats, "generate": Sequential(weights).chats}, [8, 32], rounds)
+        yield directory, weights
 
 
-Chats = Callable[[int], dict[str, float]]
-
-
-def compare(contestants: dict[str, Chats], counts: list[int], rounds: int) -> dict[str, Any]:
+def compare(contestants: dict[str, Any], counts: list[int], rounds: int) -> dict[str, Any]:
     """Medians over rounds for each number of chats, and of the rounds' ratios of tokens a second."""
     found: dict[str, Any] = {}
+    names = list(contestants)
     for count in counts:
-        for chats in contestants.values():
-            chats(count)
-        taken = [{name: chats(count) for name, chats in contestants.items()} for _ in range(rounds)]
-        names = list(contestants)
+        for contestant in contestants.values():
+            contestant.chats(min(count, 8))
+        taken, thrown = list[dict[str, Any]](), 0
+        while len(taken) < rounds and thrown < TRIES * rounds:
+            order = names if len(taken) % 2 == 0 else names[::-1]
+            turns = {name: undisturbed(contestants[name], count) for name in order}
+            if all(turns.values()):
+                taken.append(turns)
+            else:
+                thrown += 1
+        assert taken, f"other processes are busy: {thrown} rounds thrown away"
         found[f"{count} chats"] = {
             name: {key: round(statistics.median(t[name][key] for t in taken), 3) for key in taken[0][name]}
             for name in names
         } | {
             "ratio": round(
                 statistics.median(t[names[0]]["tokens_per_s"] / t[names[1]]["tokens_per_s"] for t in taken), 3
-            )
+            ),
+            "rounds": len(taken),
+            "thrown": thrown,
         }
     return found
+
+
+def undisturbed(contestant: Any, count: int) -> dict[str, float] | None:
+    """One round of ``contestant``; None where processes other than it and this one were busy."""
+    pids = {os.getpid(), contestant.pid}
+    began, other = time.perf_counter(), busy_seconds() - sum(map(seconds_of, pids))
+    told = contestant.chats(count)
+    other = busy_seconds() - sum(map(seconds_of, pids)) - other
+    return told if other < ELSEWHERE * (time.perf_counter() - began) else None
+
+
+def busy_seconds() -> float:
+    """Processor time of all processes so far, and what a virtual machine's host took (proc(5))."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def seconds_of(pid: int) -> float:
+    """Processor time that a process has taken so far (proc(5): utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def figures(started: float, ended: float, firsts: list[float], tokens: int) -> dict[str, float]:
@@ -114,12 +183,12 @@ def figures(started: float, ended: float, firsts: list[float], tokens: int) -> d
     }
 
 
-async def talk(address: str, count: int) -> dict[str, float]:
+async def talk(address: str, model: str, count: int) -> dict[str, float]:
     """``count`` clients at once, one chat each."""
 
     async def one(client: httpx.AsyncClient, question: str) -> tuple[float, int]:
         body = {
-            "model": "smollm2", "stream": True, "max_tokens": NEW, "temperature": 0,
+            "model": model, "stream": True, "max_tokens": NEW, "temperature": 0,
             "stream_options": {"include_usage": True},
             "messages": [{"role": "user", "content": question}],
         }  # fmt: skip
@@ -147,25 +216,56 @@ class _Process:
     """A server in a process of its own, that prints its address first."""
 
     command: list[str]
+    model = "smollm2"
 
     def __enter__(self) -> Any:
         self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        self.address = next(word for word in self.process.stderr.readline().split() if "http" in word)
+        self.pid = self.process.pid
+        self.address = self.read_address()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.process.terminate()
         self.process.wait()
 
+    def read_address(self) -> str:
+        assert self.process.stderr is not None
+        return next(word for word in self.process.stderr.readline().split() if "http" in word)
+
     def chats(self, count: int) -> dict[str, float]:
         """One round."""
-        return asyncio.run(talk(self.address, count))
+        return asyncio.run(talk(self.address, self.model, count))
 
 
 class Ours(_Process):
     def __init__(self, model: str) -> None:
         self.command = [sys.executable, "-m", "stillhouse", "serve", model, "--port", "0"]
+
+
+class TransformersServe(_Process):
+    """``transformers serve``; a cache of 8,192 tokens, not of 0.6 of the machine's memory."""
+
+    def __init__(self, python: str, directory: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.model = directory
+        self.command = [
+            python, "-m", "transformers.cli.transformers", "serve", directory, "--device", "cpu",
+            "--continuous-batching", "--attn-implementation", "sdpa",
+            "--cb-num-blocks", "256", "--cb-block-size", "32", "--cb-max-batch-tokens", "512",
+            "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error",
+        ]  # fmt: skip
+
+    def __enter__(self) -> Any:
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.pid = self.process.pid
+        self.address = f"http://127.0.0.1:{self.port}"
+        while self.process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{self.address}/health", trust_env=False)
+                return self
+            time.sleep(0.2)
+        raise RuntimeError(f"transformers serve ended: {' '.join(self.command)}")
 
 
 class LlamaServer(_Process):
@@ -192,10 +292,10 @@ def llama_server() -> None:
 
 
 class Sequential:
-    """``transformers.generate``, one request after the other."""
+    """``transformers.generate``, one request after the other, in this process."""
 
     def __init__(self, weights: Any) -> None:
-        self.weights = weights
+        self.weights, self.pid = weights, os.getpid()
 
     def chats(self, count: int) -> dict[str, float]:
         """One round; each waits for those before it."""
@@ -221,17 +321,36 @@ class Sequential:
         return figures(started, time.perf_counter(), firsts, tokens)
 
 
-def own_share(rounds: int) -> dict[str, float]:
-    """Milliseconds of a whole request whose engine answers at once with one token."""
+def own_share(arguments: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of a whole request whose engine answers at once, microseconds of one streamed token."""
+    return {**asyncio.run(a_request(400 * arguments.rounds)), **asyncio.run(a_token())}
+
+
+@contextlib.asynccontextmanager
+async def serving(engine: Callable[[Any], Any]) -> AsyncIterator[int]:
+    """The server in this process, with what ``engine`` makes of prompts behind it; its port."""
     import uvicorn
 
     from stillhouse.models import load_tokenizer
     from stillhouse.models.local import Prompts
     from stillhouse.serve.app import Server
-    from stillhouse.serve.engines import Piece
     from stillhouse.serve.shelf import Shelf
 
-    tokenizer, template = load_tokenizer("embedded:smollm2")
+    made = engine(Prompts(*load_tokenizer("embedded:smollm2"), 2048, 0))
+    shelf = Shelf({"smollm2": "nothing"}, idle_s=0, load=lambda reference: made)
+    app = Server(shelf, queue=8).app(hosts=["127.0.0.1"], api_key=None)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, loop="asyncio", log_level="error", access_log=False))
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    await running
+
+
+async def a_request(times: int) -> dict[str, float]:
+    """Percentiles over requests whose engine answers at once with one token."""
+    from stillhouse.serve.engines import Piece
 
     async def generate(wish: Any) -> AsyncIterator[Piece]:
         yield Piece("Hello", tokens=1, finish_reason="stop")
@@ -239,46 +358,78 @@ def own_share(rounds: int) -> dict[str, float]:
     async def close() -> None:
         pass
 
-    engine = SimpleNamespace(
-        prompts=Prompts(tokenizer, template, 2048, 0),
-        context_length=2048,
-        can=frozenset(),
-        generate=generate,
-        close=close,
-    )
+    def engine(prompts: Any) -> Any:
+        return SimpleNamespace(
+            prompts=prompts, context_length=2048, can=frozenset(), generate=generate, close=close
+        )
 
-    async def measured() -> dict[str, float]:
-        shelf = Shelf({"smollm2": "nothing"}, idle_s=0, load=lambda reference: engine)
-        app = Server(shelf, queue=8).app(hosts=["127.0.0.1"], api_key=None)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        body = json.dumps({"model": "smollm2", "messages": [{"role": "user", "content": QUESTIONS[0]}]})
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        request = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    body = json.dumps({"model": "smollm2", "messages": [{"role": "user", "content": QUESTIONS[0]}]})
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    taken = []
+    async with serving(engine) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        times = []
-        for number in range(400 * rounds):
+        for number in range(times):
             begun = time.perf_counter()
             writer.write(request)
             answer = await reader.readuntil(b"\r\n\r\n")
-            length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            await reader.readexactly(length)
+            await reader.readexactly(int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
             if number >= 100:
-                times.append(1000 * (time.perf_counter() - begun))
+                taken.append(1000 * (time.perf_counter() - begun))
         writer.close()
-        server.should_exit = True
-        await serving
-        times.sort()
-        return {"p50_ms": statistics.median(times), "p99_ms": times[int(0.99 * len(times))]}
+    taken.sort()
+    p50, p99 = statistics.median(taken), taken[int(0.99 * len(taken))]
+    return {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3)}
 
-    return {key: round(value, 3) for key, value in asyncio.run(measured()).items()}
+
+async def a_token() -> dict[str, float]:
+    """Processor time of this process for one streamed token, at 8 chats; the clients are another process."""
+    from stillhouse.serve.engines import LlamaEngine
+
+    async def clients(port: int) -> None:
+        command = [sys.executable, __file__, "talk", f"http://127.0.0.1:{port}"]
+        process = await asyncio.create_subprocess_exec(*command)
+        assert await process.wait() == 0
+
+    async with serving(lambda prompts: LlamaEngine(Metronome(prompts))) as port:
+        await clients(port)
+        begun = time.process_time()
+        await clients(port)
+        return {"token_us": round(1e6 * (time.process_time() - begun) / (8 * METRONOME_TOKENS))}
+
+
+METRONOME_TOKENS = 300
+
+
+class Metronome:
+    """What :class:`LlamaEngine` asks of llama.cpp; a token every 20 ms, 8 chats half a millisecond apart."""
+
+    context_length = 2048
+
+    def __init__(self, prompts: Any) -> None:
+        self.prompts, self.begun = prompts, 0
+        self.threads = ThreadPoolExecutor(8)
+
+    def stream(self, ids: Any, sampling: Any, listen: Callable[[Any], bool], **wishes: Any) -> None:
+        self.begun += 1
+        self.threads.submit(self.say, listen, self.begun % 8)
+
+    def say(self, listen: Callable[[Any], bool], place: int) -> None:
+        at = time.perf_counter() // 0.02 * 0.02 + place * 0.0005
+        for number in range(METRONOME_TOKENS):
+            at += 0.02
+            time.sleep(max(0.0, at - time.perf_counter()))
+            reason = "length" if number == METRONOME_TOKENS - 1 else None
+            listen({"choices": [{"text": " so", "logprobs": None, "finish_reason": reason}]})
+
+    async def close(self) -> None:
+        self.threads.shutdown()
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["llama"]:
         llama_server()
+    elif sys.argv[1:2] == ["talk"]:
+        asyncio.run(talk(sys.argv[2], "smollm2", 8))
     else:
         main()

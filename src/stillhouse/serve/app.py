@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import json
 import struct
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -311,8 +311,20 @@ class _Work:
     def __init__(self, engine: Engine, wishes: Sequence[Wish], choices: Sequence[Any], tally: Tally) -> None:
         self.engine, self.wishes, self.choices, self.tally = engine, wishes, choices, tally
 
-    async def pieces(self) -> AsyncIterator[tuple[Any, Piece]]:
+    def pieces(self) -> AsyncIterator[tuple[Any, Piece]]:
         """Pieces of all choices as they come. Closed, it ends all of them."""
+        return self._of_one() if len(self.wishes) == 1 else self._of_several()
+
+    async def _of_one(self) -> AsyncIterator[tuple[Any, Piece]]:
+        pieces = self.engine.generate(self.wishes[0])
+        try:
+            async for piece in pieces:
+                self.tally.count(piece)
+                yield self.choices[0], piece
+        finally:
+            await pieces.aclose()  # type: ignore[attr-defined]
+
+    async def _of_several(self) -> AsyncIterator[tuple[Any, Piece]]:
         heard: asyncio.Queue[tuple[Any, Piece | BaseException]] = asyncio.Queue()
 
         async def follow(choice: Any, wish: Wish) -> None:
@@ -368,7 +380,7 @@ async def _events(work: _Work, envelope: Envelope, *, usage: bool) -> AsyncItera
 
 
 def _event(data: Any) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
 class _Busy(Exception):

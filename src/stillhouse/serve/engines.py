@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -116,6 +117,34 @@ def open_engine(reference: str) -> Engine:
     return TorchEngine(weights)
 
 
+class _Post:
+    """Brings what threads say to queues of the event loop, all that came since it last looked at once."""
+
+    def __init__(self) -> None:
+        self._letters: deque[tuple[asyncio.Queue[Any], Any]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._called = False
+
+    def queue(self) -> asyncio.Queue[Any]:
+        """A queue of the loop that runs; a post serves one loop."""
+        self._loop = asyncio.get_running_loop()
+        return asyncio.Queue()
+
+    def send(self, to: asyncio.Queue[Any], letter: Any) -> None:
+        """From any thread."""
+        assert self._loop is not None
+        self._letters.append((to, letter))
+        if not self._called:
+            self._called = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._called = False  # first: a letter that comes meanwhile is delivered here or calls again
+        while self._letters:
+            to, letter = self._letters.popleft()
+            to.put_nowait(letter)
+
+
 class TorchEngine:
     """A transformers model in a thread of its own."""
 
@@ -141,17 +170,18 @@ class TorchEngine:
         width = self._model.get_output_embeddings().weight.shape[0]
         self._constraints = Constraints(weights.tokenizer, width, weights.end_ids)
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._listeners: dict[int, Callable[[Any], None]] = {}
+        self._listeners: dict[int, asyncio.Queue[Any]] = {}
+        self._post = _Post()
         self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
         self._thread.start()
 
     async def generate(self, wish: Wish) -> AsyncIterator[Piece]:
         from ..models.continuous import LiveSequence
 
-        loop, heard = asyncio.get_running_loop(), asyncio.Queue()
         constraint = (
             None if wish.schema is None else await asyncio.to_thread(self._constraints.of, wish.schema)
         )
+        heard = self._post.queue()
         sequence = LiveSequence(
             wish.ids,
             wish.sampling,
@@ -160,12 +190,9 @@ class TorchEngine:
             constraint=constraint,
         )
 
-        def listener(event: Any) -> None:
-            loop.call_soon_threadsafe(heard.put_nowait, event)
-
         def start() -> None:
             if not sequence.cancelled:
-                self._listeners[id(sequence)] = listener
+                self._listeners[id(sequence)] = heard
                 self._sampler.add(sequence)
 
         text, stops = Detokenizer(self._tokenizer, shown=wish.marks), Stops(wish.sampling.stop)
@@ -225,8 +252,8 @@ class TorchEngine:
                 if not self._do_jobs():
                     return
                 for drawn in self._sampler.step() if self._sampler.busy else ():
-                    if listener := self._listeners.get(id(drawn.sequence)):
-                        listener(drawn)
+                    if (heard := self._listeners.get(id(drawn.sequence))) is not None:
+                        self._post.send(heard, drawn)
             except Exception as error:  # whatever torch says: the answers under way fail, the server goes on
                 self._fail(error)
 
@@ -251,8 +278,8 @@ class TorchEngine:
         elif not isinstance(error, StillhouseError):
             console.warn(f"the model failed: {type(error).__name__}: {error}")
             error = ModelError(f"the model failed: {type(error).__name__}")
-        for listener in self._listeners.values():
-            listener(error)
+        for heard in self._listeners.values():
+            self._post.send(heard, error)
         self._listeners.clear()
         self._sampler.clear()
 
@@ -266,15 +293,16 @@ class LlamaEngine:
         self.can = frozenset({"embed", "schema", *_tools(self.prompts)})
         self._forgetting: asyncio.TimerHandle | None = None
         self.context_length: int = model.context_length
+        self._post = _Post()
 
     async def generate(self, wish: Wish) -> AsyncIterator[Piece]:
-        loop, heard = asyncio.get_running_loop(), asyncio.Queue()
+        heard = self._post.queue()
         gone = threading.Event()
 
         def listener(event: Any) -> bool:
             """Tells the loop what llama.cpp says; True makes it end."""
             if not gone.is_set():
-                loop.call_soon_threadsafe(heard.put_nowait, event)
+                self._post.send(heard, event)
             return gone.is_set()
 
         self._model.stream(
@@ -315,28 +343,31 @@ def _tools(prompts: Prompts) -> set[str]:
 
 def _llama_piece(chunk: dict[str, Any]) -> Piece | None:
     """A chunk of llama.cpp's; None where it says nothing of the answer (how far the prompt is read)."""
-    from ..models.continuous import TokenScore
-
     if not chunk.get("choices") or "prompt_progress" in chunk:
         return None
     choice = chunk["choices"][0]
-    told = (choice.get("logprobs") or {}).get("content") or ()
-    scores = tuple(
+    told = (choice.get("logprobs") or {}).get("content")
+    reason = choice.get("finish_reason")
+    details = chunk.get("usage", {}).get("prompt_tokens_details", {})
+    return Piece(
+        choice["text"],
+        tokens=0 if reason else 1,
+        scores=_llama_scores(told) if told else (),
+        cached_tokens=details.get("cached_tokens", 0),
+        finish_reason=reason,
+    )
+
+
+def _llama_scores(told: Sequence[dict[str, Any]]) -> tuple[TokenScore, ...]:
+    from ..models.continuous import TokenScore
+
+    return tuple(
         TokenScore(
             item["id"],
             item["logprob"],
             tuple((top["id"], top["logprob"]) for top in item.get("top_logprobs") or ()),
         )
         for item in told
-    )
-    reason = choice.get("finish_reason")
-    details = chunk.get("usage", {}).get("prompt_tokens_details", {})
-    return Piece(
-        choice["text"],
-        tokens=0 if reason else 1,
-        scores=scores,
-        cached_tokens=details.get("cached_tokens", 0),
-        finish_reason=reason,
     )
 
 
