@@ -40,8 +40,8 @@ def joined(modules: Sequence[nn.Module], dtype: torch.dtype) -> Product:
     linears: list[Any] = list(modules)
     weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
     weight = weight.detach()
-    biases = [_bias(linear, dtype) for linear in linears]
-    bias = None if biases[0] is None else torch.cat(biases)
+    biases = [bias for linear in linears if (bias := _bias(linear, dtype)) is not None]
+    bias = torch.cat(biases) if biases else None
     if not _packs(weight, dtype):
         return lambda x: F.linear(x, weight, bias)
     packed = _packed(weight, dtype)
