@@ -84,7 +84,7 @@ def _meant(model: str, *, known: bool) -> str | None:
         known: whether it tells the terms all the same, being a key or the name of a model that is not here.
     """
     from ..errors import ModelNotFoundError
-    from ..models.reference import EMBEDDED, parse_reference
+    from ..models import EMBEDDED, parse_reference
     from ..provenance import all_terms
     from ..suggest import nearest
 

@@ -26,7 +26,7 @@ import torch
 from ..console import console
 from ..errors import CapabilityError, EmptyCorpusError, StillhouseError
 from ..hashing import sha256_json
-from ..models.sampler import can_sample
+from ..models import can_sample
 from ..recipe import Objective, Train
 from ..recipe_on_policy import OnPolicy
 from .checkpoint import Checkpoints, generator_states, restore_generators, warn_of_changes

@@ -119,7 +119,7 @@ def roll_out(
         stopped: whether an answer's ids so far end it, beside ``ends``.
         seed: text that all draws depend on.
     """
-    from ..models.sampler import sample
+    from ..models import sample
 
     asked = [question for question in questions for _ in range(settings.samples)]
     sampling = [_sampling(settings, f"{seed} {i} {question.id}") for i, question in enumerate(asked)]

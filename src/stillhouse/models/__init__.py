@@ -11,43 +11,63 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api_backend import lacks_key
     from .byte_tokens import token_bytes
+    from .constrained import Constraints, checked_schema, guided
+    from .continuous import ContinuousSampler, LiveSequence, TokenScore
     from .facts import describe
     from .gguf_file import GgufFile, read_gguf
-    from .local import cut_at_stop, has_stop
+    from .llama_backend import open_llama
+    from .local import Prompts, cut_at_stop, has_stop
     from .open import open_model
     from .origin import recipe_terms, terms_of
     from .pretokenizers import pre_tokenizer_name
     from .processor import cpu_has_bfloat16
-    from .reference import Reference, parse_reference
+    from .reference import EMBEDDED, Reference, parse_reference
+    from .sampler import can_sample, sample
     from .template import ChatTemplate, compare_templates
-    from .thoughts import split_reasoning
+    from .template_child import ContainedTemplate
+    from .thoughts import CLOSE_THOUGHTS, OPEN_THOUGHTS, split_reasoning
     from .tokenizer import normal_merges, same_tokenizer, tokenizer_difference, tokenizer_from_gguf
+    from .tool_calls import CallForm
     from .torch_backend import TorchModel
     from .types import Can, Message, Model, ModelFacts, Reply, Request, Sampling, Weights
     from .weights import load_tokenizer, load_weights, require_rows, require_safetensors
 
 _HOME = {
+    "CLOSE_THOUGHTS": "thoughts",
+    "CallForm": "tool_calls",
     "Can": "types",
     "ChatTemplate": "template",
+    "Constraints": "constrained",
+    "ContainedTemplate": "template_child",
+    "ContinuousSampler": "continuous",
+    "EMBEDDED": "reference",
     "GgufFile": "gguf_file",
+    "LiveSequence": "continuous",
     "Message": "types",
     "Model": "types",
     "ModelFacts": "types",
+    "OPEN_THOUGHTS": "thoughts",
+    "Prompts": "local",
     "Reference": "reference",
     "Reply": "types",
     "Request": "types",
     "Sampling": "types",
+    "TokenScore": "continuous",
     "TorchModel": "torch_backend",
     "Weights": "types",
+    "can_sample": "sampler",
+    "checked_schema": "constrained",
     "compare_templates": "template",
     "cpu_has_bfloat16": "processor",
     "cut_at_stop": "local",
     "describe": "facts",
+    "guided": "constrained",
     "has_stop": "local",
     "lacks_key": "api_backend",
     "load_tokenizer": "weights",
     "load_weights": "weights",
     "normal_merges": "tokenizer",
+    "open_llama": "llama_backend",
     "open_model": "open",
     "parse_reference": "reference",
     "pre_tokenizer_name": "pretokenizers",
@@ -56,6 +76,7 @@ _HOME = {
     "require_rows": "weights",
     "require_safetensors": "weights",
     "same_tokenizer": "tokenizer",
+    "sample": "sampler",
     "split_reasoning": "thoughts",
     "terms_of": "origin",
     "token_bytes": "byte_tokens",
@@ -64,27 +85,41 @@ _HOME = {
 }
 
 __all__ = [
+    "CLOSE_THOUGHTS",
+    "EMBEDDED",
+    "OPEN_THOUGHTS",
+    "CallForm",
     "Can",
     "ChatTemplate",
+    "Constraints",
+    "ContainedTemplate",
+    "ContinuousSampler",
     "GgufFile",
+    "LiveSequence",
     "Message",
     "Model",
     "ModelFacts",
+    "Prompts",
     "Reference",
     "Reply",
     "Request",
     "Sampling",
+    "TokenScore",
     "TorchModel",
     "Weights",
+    "can_sample",
+    "checked_schema",
     "compare_templates",
     "cpu_has_bfloat16",
     "cut_at_stop",
     "describe",
+    "guided",
     "has_stop",
     "lacks_key",
     "load_tokenizer",
     "load_weights",
     "normal_merges",
+    "open_llama",
     "open_model",
     "parse_reference",
     "pre_tokenizer_name",
@@ -93,6 +128,7 @@ __all__ = [
     "require_rows",
     "require_safetensors",
     "same_tokenizer",
+    "sample",
     "split_reasoning",
     "terms_of",
     "token_bytes",

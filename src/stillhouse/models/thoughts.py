@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-OPEN, CLOSE = "<think>", "</think>"
-_THOUGHTS = re.compile(rf"\A\s*{OPEN}(?P<thoughts>.*?)(?:{CLOSE}(?P<answer>.*)|\Z)", re.DOTALL)
+OPEN_THOUGHTS, CLOSE_THOUGHTS = "<think>", "</think>"
+_THOUGHTS = re.compile(
+    rf"\A\s*{OPEN_THOUGHTS}(?P<thoughts>.*?)(?:{CLOSE_THOUGHTS}(?P<answer>.*)|\Z)", re.DOTALL
+)
 
 
 def split_reasoning(text: str, *, inside: bool | None = None) -> tuple[str, str | None]:
@@ -22,9 +24,9 @@ def split_reasoning(text: str, *, inside: bool | None = None) -> tuple[str, str 
         The answer without blank lines around it, and the thoughts or None where there are none.
     """
     if inside is None:
-        inside = OPEN not in text and CLOSE in text
-    if inside and not text.lstrip().startswith(OPEN):
-        text = OPEN + text
+        inside = OPEN_THOUGHTS not in text and CLOSE_THOUGHTS in text
+    if inside and not text.lstrip().startswith(OPEN_THOUGHTS):
+        text = OPEN_THOUGHTS + text
     match = _THOUGHTS.match(text)
     if match is None:
         return text, None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from .thoughts import CLOSE
+from .thoughts import CLOSE_THOUGHTS
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
@@ -92,7 +92,7 @@ def call_form(template: ChatTemplate) -> CallForm | None:
     if len(keys) != 1 or found != {"name": _NAME, keys[0]: _ARGUMENTS}:
         return None
     close, end_of_turn, more = turn[end:].partition(answered.rpartition(_ANSWER)[2])
-    opening = turn[:place].rpartition(CLOSE)[2].lstrip("\n")
+    opening = turn[:place].rpartition(CLOSE_THOUGHTS)[2].lstrip("\n")
     one_sided = bool(opening.strip()) != bool(close.strip())
     if more or not end_of_turn or one_sided or opening.rstrip().endswith("["):
         return None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..models.continuous import TokenScore
+from ..models import TokenScore
 from .calls import Call, Calls
 from .engines import Piece
 from .words import Thoughts

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.tool_calls import CallForm
+from ..models import CallForm
 from .words import overlap
 
 

@@ -7,9 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..models import Request, Sampling
-from ..models.thoughts import CLOSE
-from ..models.tool_calls import CallForm
+from ..models import CLOSE_THOUGHTS, CallForm, Request, Sampling
 from .calls import Calls, is_text
 from .engines import Engine
 from .schema import ChatRequest, Message, ToolCall, ToolName
@@ -145,7 +143,7 @@ def beginning(
     schema: dict[str, Any] | None,
 ) -> Beginning:
     """The prompt of a chat. An answer that must follow a schema, or must call, begins without thoughts."""
-    from ..models.constrained import guided
+    from ..models import guided
 
     if tools.offered or tools.mentioned:
         needs(engine, asked.model, "tools", "tools")
@@ -162,7 +160,7 @@ def beginning(
     ids = fitting(engine.prompts.ids(question, **given))
     inside = engine.prompts.opens_thought(ids)
     if schema and (inside or said):
-        begun = f"\n{CLOSE}\n\n{said}" if inside else said
+        begun = f"\n{CLOSE_THOUGHTS}\n\n{said}" if inside else said
         ids, inside = fitting(engine.prompts.ids(question, begun=begun, **given)), False
     names = tuple(tool["name"] for tool in tools.offered)
     return Beginning(tuple(ids), sampling, schema, inside, form, names, said)

@@ -20,9 +20,7 @@ from ..errors import CapabilityError, ModelError, OutOfMemoryError, StillhouseEr
 from .words import Detokenizer, Stops
 
 if TYPE_CHECKING:
-    from ..models import Sampling
-    from ..models.continuous import LiveSequence, TokenScore
-    from ..models.local import Prompts
+    from ..models import LiveSequence, Prompts, Sampling, TokenScore
 
 SLOTS = 32
 """Answers of one safetensors model under way at once; more wait."""
@@ -103,9 +101,7 @@ def open_engine(reference: str) -> Engine:
     Raises:
         StillhouseError: as :func:`stillhouse.models.load_weights`.
     """
-    from ..models import cpu_has_bfloat16, load_weights, parse_reference
-    from ..models.llama_backend import open_llama
-    from ..models.template_child import ContainedTemplate
+    from ..models import ContainedTemplate, cpu_has_bfloat16, load_weights, open_llama, parse_reference
 
     parsed = parse_reference(reference)
     if parsed.is_gguf:
@@ -149,10 +145,7 @@ class TorchEngine:
     """A transformers model in a thread of its own."""
 
     def __init__(self, weights: Any, *, slots: int = SLOTS) -> None:
-        from ..models.constrained import Constraints
-        from ..models.continuous import ContinuousSampler
-        from ..models.local import Prompts
-        from ..models.sampler import can_sample
+        from ..models import Constraints, ContinuousSampler, Prompts, can_sample
 
         self._model = weights.model
         if not can_sample(self._model):
@@ -176,7 +169,7 @@ class TorchEngine:
         self._thread.start()
 
     async def generate(self, wish: Wish) -> AsyncIterator[Piece]:
-        from ..models.continuous import LiveSequence
+        from ..models import LiveSequence
 
         constraint = (
             None if wish.schema is None else await asyncio.to_thread(self._constraints.of, wish.schema)
@@ -359,7 +352,7 @@ def _llama_piece(chunk: dict[str, Any]) -> Piece | None:
 
 
 def _llama_scores(told: Sequence[dict[str, Any]]) -> tuple[TokenScore, ...]:
-    from ..models.continuous import TokenScore
+    from ..models import TokenScore
 
     return tuple(
         TokenScore(

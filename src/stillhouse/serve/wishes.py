@@ -83,7 +83,7 @@ def schema_of(asked: ChatRequest) -> dict[str, Any] | None:
 
 def followed(schema: dict[str, Any], param: str) -> dict[str, Any]:
     """A schema that answers can be made to follow; Refused says what is wrong with it."""
-    from ..models.constrained import checked_schema
+    from ..models import checked_schema
 
     try:
         return checked_schema(schema)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ..models.thoughts import CLOSE, OPEN
+from ..models import CLOSE_THOUGHTS, OPEN_THOUGHTS
 
 Kind = Literal["content", "reasoning"]
 Part = tuple[Kind, str]
@@ -94,9 +94,9 @@ class Thoughts:
         if self._state == "head":
             self._read_head(end)
         if self._state == "thoughts":
-            thoughts, closed, rest = self._held.partition(CLOSE)
+            thoughts, closed, rest = self._held.partition(CLOSE_THOUGHTS)
             if not closed and not end:
-                keep = overlap(thoughts, CLOSE)
+                keep = overlap(thoughts, CLOSE_THOUGHTS)
                 thoughts, rest = thoughts[: len(thoughts) - keep], thoughts[len(thoughts) - keep :]
             if not self._shown:
                 thoughts = thoughts.lstrip()
@@ -123,9 +123,9 @@ class Thoughts:
     def _read_head(self, end: bool) -> None:
         blank = len(self._held) - len(self._held.lstrip())
         head = self._held[blank:]
-        if head.startswith(OPEN):
-            self._state, self._held = "thoughts", head[len(OPEN) :]
-        elif end or (head and not OPEN.startswith(head)):
+        if head.startswith(OPEN_THOUGHTS):
+            self._state, self._held = "thoughts", head[len(OPEN_THOUGHTS) :]
+        elif end or (head and not OPEN_THOUGHTS.startswith(head)):
             self._state = "thoughts" if self._inside else "plain"
 
 
