@@ -16,7 +16,7 @@ from typing import Any
 
 from ..console import console
 from ..errors import IntegrityError, ModelError, TokenizerMismatchError
-from ..models import GgufFile, read_gguf, tokenizer_difference, tokenizer_from_gguf
+from ..models import GgufFile, awake_server, read_gguf, tokenizer_difference, tokenizer_from_gguf
 from .source import Source
 from .tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
@@ -165,7 +165,7 @@ def _served(xllamacpp: Any, path: Path) -> Iterator[str]:
     params.n_ctx, params.n_parallel, params.verbosity = 64, 1, -1
     params.warmup, params.ui, params.endpoint_slots, params.no_extra_bufts = False, False, False, True
     try:
-        server = xllamacpp.Server(params)
+        server = awake_server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp cannot load what was written to {path}: {error}") from error
     yield server.listening_address

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .continuous import ContinuousSampler, LiveSequence, TokenScore
     from .facts import describe
     from .gguf_file import GgufFile, read_gguf
-    from .llama_backend import open_llama
+    from .llama_backend import awake_server, open_llama
     from .local import Prompts, cut_at_stop, has_stop
     from .open import open_model
     from .origin import recipe_terms, terms_of
@@ -55,6 +55,7 @@ _HOME = {
     "TokenScore": "continuous",
     "TorchModel": "torch_backend",
     "Weights": "types",
+    "awake_server": "llama_backend",
     "can_sample": "sampler",
     "checked_schema": "constrained",
     "compare_templates": "template",
@@ -107,6 +108,7 @@ __all__ = [
     "TokenScore",
     "TorchModel",
     "Weights",
+    "awake_server",
     "can_sample",
     "checked_schema",
     "compare_templates",

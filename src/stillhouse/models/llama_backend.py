@@ -242,9 +242,23 @@ def _start(path: Path, context: int, *, embed: bool = False) -> Any:
     params.chat_template = "chatml"  # never used; llama.cpp would run the file's own, which may never end
     params.api_keys = [secrets.token_urlsafe(32)]
     try:
-        return xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
+        return awake_server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp cannot load {path}: {error}", hint="Download the file again.") from error
+
+
+def awake_server(params: Any) -> Any:
+    """A started llama.cpp server whose loop runs.
+
+    One that is let go before its loop has begun waits for ever for the loop's end, since the loop then misses
+    the order to end. So it is asked something that only the loop answers.
+    """
+    import xllamacpp
+
+    params.endpoint_metrics = True
+    server = xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
+    server.handle_metrics()
+    return server
 
 
 def wanted_threads() -> int | None:

@@ -1,0 +1,83 @@
+"""The quick zoo, smaller: size and power of the tests on models of known lineage.
+
+Every check states the chance with which it fails although all is well; seeds are fixed, so it fails always or
+never.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from zoo import measure, quick
+from zoo.arms import ARMS
+from zoo.words import python_documentation
+
+from stillhouse.trace import power
+
+OUTPUTS, RESAMPLES, REDRAWS = 300, 4, 1000
+
+
+@pytest.fixture(scope="module")
+def place() -> quick.World:
+    return quick.world(python_documentation()[::2], n=OUTPUTS, k=RESAMPLES, seed=11)
+
+
+def raised(place: quick.World, name: str):
+    arm = next(arm for arm in ARMS if arm.name == name)
+    animal, used = quick.suspect(place, arm, seed=5)
+    return animal, used, quick.scores(animal, place)
+
+
+def test_every_arm_says_what_it_read(place):
+    for arm in ARMS:
+        _, used = quick.suspect(place, arm, seed=5)
+        assert used.sum() == round(arm.shares.get("log", 0) * OUTPUTS)
+
+
+@pytest.mark.parametrize("name", ["none", "organic 100%", "other teacher"])
+def test_size_is_nominal_whatever_was_learned_from_the_web(place, name):
+    """The rate at each level lies in the binomial's central 99.99% (of 27 checks one fails in 700 runs)."""
+    animal, _, scores_NK1 = raised(place, name)
+    ps, _, highest = measure.redrawn(scores_NK1, REDRAWS, seed=3)
+    pairs = quick.radioactivity(animal, place.log, place.account)
+    of_keys = measure.other_keys(place.account, pairs, REDRAWS, seed=3)
+    for p_values in (ps, of_keys, 1 / np.maximum(highest, 1.0)):
+        found = measure.size(p_values)
+        for level, rate in found.rates.items():
+            assert rate * REDRAWS <= measure.stats.binom.isf(5e-5, REDRAWS, level)
+    assert np.quantile(ps, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
+
+
+def test_who_read_the_log_is_found_and_who_read_others_outputs_is_not(place):
+    for name, guilty in {"distilled 20%": True, "distilled 100%": True, "mixed": True}.items():
+        assert (measure.evidence(raised(place, name)[2])["p"] < 1e-3) == guilty, name
+    for name in ("none", "organic 5%", "organic 100%", "other teacher", "shared pretraining"):
+        assert measure.evidence(raised(place, name)[2])["p"] > 1e-3, name  # each fails once in 1,000
+
+
+def test_the_power_law_holds(place):
+    """z of the dose lies within 4.5 standard deviations of what the share and the AUC predict."""
+    for name in ("distilled 5%", "distilled 20%", "distilled 100%"):
+        _, used, scores_NK1 = raised(place, name)
+        auc = measure.ranks.rank_test(scores_NK1[used]).auc
+        expected = power.predicted_z(used.mean(), OUTPUTS, RESAMPLES, auc)
+        assert measure.evidence(scores_NK1)["z"] == pytest.approx(expected, abs=4.5)
+
+
+def test_the_account_key_is_heard_in_who_read_the_log_and_the_public_key_in_who_read_others(place):
+    for name, account, public in (("distilled 100%", True, False), ("organic 100%", False, True)):
+        animal, _, _ = raised(place, name)
+        heard = []
+        for mark, outputs in ((place.account, place.log), (place.public, place.sources["organic"])):
+            pairs = quick.radioactivity(animal, outputs, mark)
+            heard.append(measure.weigh(mark, mark.scores(pairs[:, :-1], pairs[:, -1])).p_value < 1e-3)
+        assert heard == [account, public], name
+
+
+def test_the_baselines_accuse_whoever_learned_from_the_web(place):
+    """Not a goal but the reason for all this: organic exposure is enough for them."""
+    says = {
+        name: quick.examine_baselines(place, raised(place, name)[0], seed=3)["identity"]
+        for name in ("none", "organic 100%")
+    }
+    assert says == {"none": False, "organic 100%": True}
