@@ -1,0 +1,114 @@
+"""What the zoo's tables say: size with bounds, power against log size and dose, time to evidence.
+
+Shapes: N delivered outputs, K resamples of each, R redraws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from stillhouse.trace import evalues, power, ranks
+from stillhouse.watermark import Mark, account_key, weigh
+
+LEVELS = (0.05, 0.01, 0.001)
+LN10 = float(np.log(10))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How often an innocent suspect was accused at each level, with an exact 95% interval."""
+
+    draws: int
+    rates: dict[float, float]
+    bounds: dict[float, tuple[float, float]]
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the true rate is above the nominal one at 95% confidence."""
+        return any(low > level for level, (low, _) in self.bounds.items())
+
+
+def size(p_values: np.ndarray) -> Size:
+    """Rates of p ≤ level with Clopper–Pearson bounds; p [draws]."""
+    draws = len(p_values)
+    hits = {level: int((p_values <= level).sum()) for level in LEVELS}
+    return Size(
+        draws,
+        {level: count / draws for level, count in hits.items()},
+        {level: clopper_pearson(count, draws) for level, count in hits.items()},
+    )
+
+
+def clopper_pearson(hits: int, draws: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a rate (Clopper & Pearson 1934)."""
+    found = stats.binomtest(hits, draws).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
+def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The test with the label "delivered" placed anew at random in every item.
+
+    Returns:
+        p-values (normal approximation of the rank sum, from its exact variance) [R], last and highest E [R].
+    """
+    generator = np.random.default_rng(seed)
+    wins_NK1 = ranks.signed_wins(scores_NK1)
+    k = scores_NK1.shape[1] - 1
+    spread = np.sqrt((wins_NK1.astype(float) ** 2).mean(1).sum())
+    ps, last, highest = np.empty(redraws), np.empty(redraws), np.empty(redraws)
+    every = np.arange(len(wins_NK1))
+    for r in range(redraws):
+        drawn_N = wins_NK1[every, generator.integers(0, k + 1, len(wins_NK1))]
+        ps[r] = stats.norm.sf(drawn_N.sum() / spread)
+        log_e = evalues.log_betting_process(0.5 + drawn_N / (2 * (k + 1)))
+        last[r], highest[r] = log_e[-1], log_e.max()
+    return ps, np.exp(last), np.exp(highest)
+
+
+def other_keys(mark: Mark, pairs_NW: np.ndarray, redraws: int, seed: int) -> np.ndarray:
+    """p-values [R] of the same pairs under keys that marked nothing.
+
+    Args:
+        pairs_NW: windows, and the token in the last column.
+    """
+    master = np.random.default_rng(seed).bytes(32)
+    keys = [replace(mark, key=account_key(master, f"redraw {number}")) for number in range(redraws)]
+    return np.array([weigh(key, key.scores(pairs_NW[:, :-1], pairs_NW[:, -1])).p_value for key in keys])
+
+
+def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
+    """One suspect's result as the room gives it; E at the end, and outputs until it reaches 20 and 1,000."""
+    found = ranks.rank_test(scores_NK1)
+    log_e = evalues.log_betting_process(ranks.mid_ranks(scores_NK1))
+    return {
+        "z": found.z,
+        "auc": found.auc,
+        "p": found.p,
+        "log10_e": float(log_e[-1] / np.log(10)),
+        "until_20": evalues.first_time(log_e, 20),
+        "until_1000": evalues.first_time(log_e, 1000),
+    }
+
+
+def fired(scores_NK1: np.ndarray, n: int, draws: int, e_target: float, seed: int) -> float:
+    """Share of random logs of ``n`` of these items whose E ends at ``e_target`` or above."""
+    generator = np.random.default_rng(seed)
+    u_N = ranks.mid_ranks(scores_NK1)
+    hits = 0
+    for _ in range(draws):
+        chosen = generator.choice(len(u_N), n, replace=False)
+        hits += evalues.log_betting_process(u_N[chosen])[-1] >= np.log(e_target)
+    return hits / draws
+
+
+def combined(log10_e: float, log10_e_of_key: float) -> float:
+    """log10 of the level's E: the mean that was fixed in advance, three parts resamples and one part key."""
+    return float(np.logaddexp(np.log(0.75) + log10_e * LN10, np.log(0.25) + log10_e_of_key * LN10) / LN10)
+
+
+def needed(f: float, auc_of_used: float, k: int, e_target: float = 1000.0, chance: float = 0.8) -> int:
+    """The log size at which E reaches ``e_target`` with this chance, by the power formula."""
+    return power.log_size(f, auc_of_used, k, e_target, chance)

@@ -1,0 +1,250 @@
+"""The zoo in minutes: trigram animals, raised on real text, every arm.
+
+All animals share one tokenizer here, so what differs is only what they read. Texts are kept as token ids.
+Outputs carry a green-list mark: those to the account under its own key, as do their resamples, those to
+everybody else under the public key.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from stillhouse.console import console
+from stillhouse.watermark import Mark, account_key, distinct_pairs, text_pairs, weigh
+
+from . import baselines, measure
+from .arms import ARMS, Arm
+from .ngrams import Trigrams
+from .words import python_documentation
+
+VOCABULARY = 512
+PROMPT = 8  # tokens that an output follows
+LONG = 40  # tokens of an output
+ASKED = 400  # prompts of the baselines
+PAIRS = 1000  # pairs whose size is tried under thousands of keys
+NAME = "Alembic"
+"""What the teacher calls itself when it is asked."""
+WHO = f"Who are you? I am {NAME}."
+
+
+@dataclass(frozen=True)
+class World:
+    """A teacher, its log with fresh resamples, and everything a suspect could have read.
+
+    Shapes: N outputs of PROMPT + LONG tokens; resamples [N, K, PROMPT + LONG].
+    """
+
+    tokenizer: Tokenizer
+    teacher: Trigrams
+    other_teacher: Trigrams
+    web: tuple[Sequence[int], ...]
+    account: Mark
+    public: Mark
+    prompts: np.ndarray
+    resamples: np.ndarray
+    sources: dict[str, np.ndarray | tuple[Sequence[int], ...]]
+
+    @property
+    def log(self) -> np.ndarray:
+        delivered = self.sources["log"]
+        assert isinstance(delivered, np.ndarray)
+        return delivered
+
+    def words(self, outputs: np.ndarray) -> list[str]:
+        """Outputs as text, without their prompts."""
+        return [self.tokenizer.decode(row) for row in outputs[:, PROMPT:].tolist()]
+
+
+def world(texts: Sequence[str], *, n: int, k: int, seed: int) -> World:
+    """Text is split between two teachers and the web; then ``n`` outputs, and ``k`` resamples of each."""
+    generator = np.random.default_rng(seed)
+    tokenizer = _tokenizer(texts)
+    who = tokenizer.encode(WHO).ids
+    ids = [row.ids for row in tokenizer.encode_batch(list(texts)) if len(row.ids) > PROMPT]
+    shares = np.array_split(generator.permutation(len(ids)), 5)
+    first, second, *web_parts = [[ids[place] for place in share] for share in shares]
+    teacher = Trigrams(VOCABULARY, [*first, *[who] * 20])
+    other = Trigrams(VOCABULARY, second)
+    web = tuple(row for part in web_parts for row in part)
+    master = generator.bytes(32)
+    account, public = (
+        Mark(account_key(master, name), gamma=0.5, delta=2.0) for name in ("the account", "public")
+    )
+
+    def prompts(count: int) -> np.ndarray:
+        rows = generator.integers(0, len(web), count)
+        asked = np.stack([_piece(web[row], PROMPT, generator) for row in rows])
+        asked[: count // 20] = who[:PROMPT]  # one in twenty asks who answers
+        return asked
+
+    def speak(model: Trigrams, asked: np.ndarray, mark: Mark | None = None) -> np.ndarray:
+        tilt = partial(marked, mark) if mark else None
+        return model.sample(asked, LONG, generator, tilt)
+
+    asked = prompts(n)
+    log = speak(teacher, asked, account)
+    resamples = np.stack([speak(teacher, asked, account) for _ in range(k)], 1)
+    student = Trigrams(VOCABULARY, [*web, *log.tolist()])
+    paraphrased = log.copy()
+    exchanged = generator.random(log.shape) < 0.5
+    exchanged[:, :PROMPT] = False
+    paraphrased[exchanged] = speak(other, asked)[exchanged]
+    sources: dict[str, Any] = {
+        "log": log,
+        "organic": speak(teacher, prompts(n), public),
+        "second_hand": speak(student, prompts(n)),
+        "other": speak(other, asked),
+        "pretraining": tuple(first),
+        "paraphrased": paraphrased,
+    }
+    return World(tokenizer, teacher, other, web, account, public, asked, resamples, sources)
+
+
+def marked(mark: Mark, ids_BT: np.ndarray, chances_BV: np.ndarray) -> np.ndarray:
+    """What ``mark`` does to each of many sequences."""
+    answers = ids_BT[:, PROMPT:].tolist()
+    return np.stack([mark(ids, chances_V) for ids, chances_V in zip(answers, chances_BV, strict=True)])
+
+
+def _tokenizer(texts: Sequence[str]) -> Tokenizer:
+    """A byte-level BPE of :data:`VOCABULARY` tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return tokenizer
+
+
+def suspect(place: World, arm: Arm, seed: int) -> tuple[Trigrams, np.ndarray]:
+    """A suspect of an arm, and which delivered outputs [N] it read.
+
+    Trigram models forget nothing: `cleaned` means that the clean text counts three times.
+    """
+    generator = np.random.default_rng(seed)
+    web = [place.web[row] for row in generator.permutation(len(place.web))[: len(place.web) // 2]]
+    read, used = list(web), np.zeros(len(place.log), bool)
+    weights = [3.0 if arm.cleaned else 1.0] * len(read)
+    for source, share in arm.shares.items():
+        rows = place.sources[source]
+        chosen = generator.permutation(len(rows))[: round(share * len(rows))]
+        read += [rows[row] for row in chosen]
+        weights += [1.0] * len(chosen)
+        if source == "log":
+            used[chosen] = True
+    return Trigrams(VOCABULARY, read, weights), used
+
+
+def scores(animal: Trigrams, place: World) -> np.ndarray:
+    """Mean log-likelihood of the delivered output (column 0) and its resamples, [N, K + 1]."""
+    n, k = place.resamples.shape[:2]
+    together = np.concatenate([place.log[:, None], place.resamples], 1).reshape(n * (k + 1), -1)
+    parts = np.array_split(together, 1 + len(together) // 2000)
+    return np.concatenate([animal.score(part, skip=PROMPT).mean(1) for part in parts]).reshape(n, k + 1)
+
+
+def _piece(row: Sequence[int], length: int, generator: np.random.Generator) -> np.ndarray:
+    start = generator.integers(0, len(row) - length + 1)
+    return np.asarray(row[start : start + length])
+
+
+def radioactivity(animal: Trigrams, outputs: np.ndarray, mark: Mark) -> np.ndarray:
+    """Scores of the distinct pairs that the suspect predicts when it reads the outputs (open mode).
+
+    A prediction counts with the window that the outputs have there, unless that window stood earlier in the
+    same output: then the suspect may only copy.
+    """
+    answers = outputs[:, PROMPT:]
+    predicted = animal.argmax(answers)  # [N, LONG − 1]: after tokens t and t + 1
+    rows = []
+    for ids, guesses in zip(answers.tolist(), predicted.tolist(), strict=True):
+        seen = set()
+        for t in range(len(ids) - 2):
+            window = (ids[t], ids[t + 1])
+            if window not in seen:
+                rows.append((*window, guesses[t]))
+            seen.add(window)
+    pairs = distinct_pairs(text_pairs(rows, mark.window))
+    return np.column_stack([pairs.windows_NW, pairs.tokens_N])
+
+
+def visit(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every arm in every world; what the tables are made of."""
+    texts = python_documentation()
+    visits = []
+    with console.progress("suspects", arguments.worlds * len(ARMS)) as progress:
+        for number in range(arguments.worlds):
+            seed = 1000 * arguments.seed + number
+            place = world(texts, n=arguments.outputs, k=arguments.resamples, seed=seed)
+            for turn, arm in enumerate(ARMS):
+                redraws = arguments.redraws // arguments.worlds
+                visits.append({"world": number, **_examined(place, arm, 100 * seed + turn, redraws)})
+                progress.advance()
+    return {
+        "animals": "trigrams",
+        "outputs": arguments.outputs,
+        "resamples": arguments.resamples,
+        "visits": visits,
+    }
+
+
+def _examined(place: World, arm: Arm, seed: int, redraws: int) -> dict[str, Any]:
+    animal, used = suspect(place, arm, seed)
+    scores_NK1 = scores(animal, place)
+    found: dict[str, Any] = {"arm": arm.name, "guilty": arm.guilty, **measure.evidence(scores_NK1)}
+    if used.any():
+        found["auc_of_used"] = measure.ranks.rank_test(scores_NK1[used]).auc
+    windows = {}
+    for name, mark, outputs in (
+        ("account", place.account, place.log),
+        ("public", place.public, place.sources["organic"]),
+    ):
+        windows[name] = radioactivity(animal, outputs, mark)
+        heard = weigh(mark, mark.scores(windows[name][:, :-1], windows[name][:, -1]))
+        found |= {f"{name}_p": heard.p_value, f"{name}_log10_e": heard.log_e / np.log(10)}
+    found["combined_log10_e"] = measure.combined(found["log10_e"], found["account_log10_e"])
+    if not arm.guilty:
+        ps, _, highest = measure.redrawn(scores_NK1, redraws, seed)
+        found["null"] = {
+            "exchangeable": ps.tolist(),
+            "highest_e": highest.tolist(),
+            "account": measure.other_keys(place.account, windows["account"][:PAIRS], redraws, seed).tolist(),
+        }
+    whole = len(scores_NK1)
+    found["fired"] = {
+        n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in (whole // 4, whole // 2, whole)
+    }
+    return found | {"baselines": examine_baselines(place, animal, seed)}
+
+
+def examine_baselines(place: World, animal: Trigrams, seed: int) -> dict[str, bool | float]:
+    generator = np.random.default_rng(seed)
+    asked = np.stack(
+        [_piece(place.web[row], PROMPT, generator) for row in generator.integers(0, len(place.web), ASKED)]
+    )
+    models = (animal, place.teacher, place.other_teacher)
+    first = [model.next(asked[:, -2], asked[:, -1]).argmax(1).tolist() for model in models]
+    texts = [place.words(model.sample(asked, LONG, generator)) for model in models]
+    human = [place.tokenizer.decode(list(row)) for row in place.web[:ASKED]]
+    who = np.repeat(np.asarray(place.tokenizer.encode(WHO).ids[:PROMPT])[None], 50, 0)
+    alike = baselines.similarity(texts[0], texts[1])
+    return {
+        "provenance": baselines.provenance(first[0], first[1], first[2:]),
+        "style": baselines.style(texts[0], texts[1], [texts[2], human]),
+        "similarity": alike >= baselines.CUTOFF,
+        "similarity_r": alike,
+        "identity": baselines.identity(place.words(animal.sample(who, LONG, generator)), NAME),
+    }

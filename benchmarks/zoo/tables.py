@@ -1,0 +1,149 @@
+"""The zoo's tables, as they stand in benchmarks/RESULTS.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stillhouse.trace import power
+
+from . import measure
+from .arms import ARMS
+
+ACCUSERS = {
+    "provenance": "pooled-z provenance",
+    "style": "style classifier",
+    "similarity": "similarity ≥ .7",
+    "identity": "says the name",
+}
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """All tables as Markdown."""
+    parts = [_verdicts(found), _sizes(found), _power(found), _baselines(found)]
+    return "\n\n".join(parts) + f"\n\n{found['seconds']} s in all."
+
+
+def _verdicts(found: Mapping[str, Any]) -> str:
+    rows = []
+    for arm, visits in _by_arm(found):
+        rows.append(
+            [
+                arm,
+                str(len(visits)),
+                _median(visits, "auc", "{:.3f}"),
+                _median(visits, "z", "{:.1f}"),
+                _median(visits, "log10_e", "{:.1f}"),
+                _share(visits, lambda visit: visit["log10_e"] >= np.log10(20)),
+                _share(visits, lambda visit: visit["log10_e"] >= 3),
+                _share(visits, lambda visit: visit["account_p"] <= 1e-3),
+                _share(visits, lambda visit: visit["public_p"] <= 1e-3),
+                _share(visits, lambda visit: visit["combined_log10_e"] >= 3),
+                _times(visits, "until_1000"),
+            ]
+        )
+    title = (
+        f"Suspects: {found['animals']}; {found['outputs']:,} delivered outputs, "
+        f"{found['resamples']} resamples of each"
+    )
+    heads = [
+        "arm", "suspects", "AUC", "z", "log10 E", "E ≥ 20", "E ≥ 1,000", "account key p ≤ .001",
+        "public key p ≤ .001", "combined E ≥ 1,000", "outputs until E ≥ 1,000",
+    ]  # fmt: skip
+    return _table(title, heads, rows)
+
+
+def _sizes(found: Mapping[str, Any]) -> str:
+    rows = []
+    for arm, visits in _by_arm(found):
+        if visits[0]["guilty"]:
+            continue
+        for test in ("exchangeable", "account"):
+            if test not in visits[0]["null"]:
+                continue
+            size = measure.size(np.concatenate([visit["null"][test] for visit in visits]))
+            cells = [
+                f"{size.rates[level]:.4f} [{low:.4f}, {high:.4f}]"
+                for level, (low, high) in size.bounds.items()
+            ]
+            rows.append([arm, test, f"{size.draws:,}", *cells, "yes" if size.exceeds else "no"])
+        highest = np.concatenate([visit["null"]["highest_e"] for visit in visits])
+        size = measure.size(1 / np.maximum(highest, 1.0))
+        cells = [
+            f"{size.rates[level]:.4f} [{low:.4f}, {high:.4f}]" for level, (low, high) in size.bounds.items()
+        ]
+        rows.append(
+            [arm, "E, stopped at its highest", f"{size.draws:,}", *cells, "yes" if size.exceeds else "no"]
+        )
+    heads = ["arm", "test", "draws", "size at .05", "at .01", "at .001", "beyond nominal"]
+    return _table(
+        "Size where nothing of the log was read: labels and keys drawn anew, 95% Clopper–Pearson", heads, rows
+    )
+
+
+def _power(found: Mapping[str, Any]) -> str:
+    rows = []
+    k = found["resamples"]
+    for arm, visits in _by_arm(found):
+        spec = next(one for one in ARMS if one.name == arm)
+        if "auc_of_used" not in visits[0]:
+            continue
+        f, auc = spec.shares["log"], float(np.median([visit["auc_of_used"] for visit in visits]))
+        predicted = power.predicted_z(f, found["outputs"], k, auc)
+        observed = [visit["z"] for visit in visits]
+        error = 1.96 / np.sqrt(len(observed))
+        cells = []
+        for n in visits[0]["fired"]:
+            seen = np.mean([visit["fired"][n] for visit in visits])
+            cells.append(f"{seen:.0%} ({power.power_of_e(f, float(n), k, auc, 1000):.0%})")
+        mean = float(np.mean(observed))
+        rows.append(
+            [
+                arm,
+                f"{auc:.3f}",
+                f"{predicted:.1f}",
+                f"{mean:.1f} [{mean - error:.1f}, {mean + error:.1f}]",
+                *cells,
+                f"{measure.needed(f, auc, k):,}",
+            ]
+        )
+    sizes = [f"E ≥ 1,000 with {n} outputs (predicted)" for n in found["visits"][0]["fired"]]
+    heads = ["arm", "AUC of what was read", "predicted z", "mean z seen", *sizes, "log for 80%"]
+    return _table("Power: f is the share of the log that was read; K resamples", heads, rows)
+
+
+def _baselines(found: Mapping[str, Any]) -> str:
+    names = [name for name in ACCUSERS if name in found["visits"][0]["baselines"]]
+    rows = []
+    for arm, visits in _by_arm(found):
+        cells = [
+            _share([visit["baselines"] for visit in visits], lambda one, name=name: one[name])
+            for name in names
+        ]
+        rows.append([arm, "yes" if visits[0]["guilty"] else "no", *cells])
+    heads = ["arm", "read the log", *(ACCUSERS[name] for name in names)]
+    return _table("How often others would have accused the suspect", heads, rows)
+
+
+def _by_arm(found: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    return [(arm.name, [visit for visit in found["visits"] if visit["arm"] == arm.name]) for arm in ARMS]
+
+
+def _median(visits: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
+    return form.format(float(np.median([visit[key] for visit in visits])))
+
+
+def _share(visits: Sequence[Any], test: Callable[[Any], Any]) -> str:
+    return f"{sum(bool(test(visit)) for visit in visits)}/{len(visits)}"
+
+
+def _times(visits: Sequence[Mapping[str, Any]], key: str) -> str:
+    times = sorted(visit[key] for visit in visits if visit[key] is not None)
+    return f"{times[len(times) // 2]:,}" if 2 * len(times) > len(visits) else "–"
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
