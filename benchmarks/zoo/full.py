@@ -15,14 +15,14 @@ from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
-from stillhouse.trace.radioactivity import closed_transcript
-from stillhouse.trace.radioactivity import judge as judge_mark
-from stillhouse.trace.suspect import open_suspect
 
 from stillhouse.console import console
 from stillhouse.models import Sampling
 from stillhouse.models.sampler import sample
 from stillhouse.trace.log import Delivered
+from stillhouse.trace.radioactivity import closed_transcript
+from stillhouse.trace.radioactivity import judge as judge_mark
+from stillhouse.trace.suspect import open_suspect
 from stillhouse.watermark import Mark, account_key
 
 from . import baselines, measure

@@ -41,8 +41,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(read_text(Path(path)), name=str(path), overrides=overrides)
 
 
-def read_text(file: Path) -> str:
-    """The text of a recipe's file.
+def read_text(file: Path, what: str = "recipe") -> str:
+    """The text of a recipe's file, or of ``what`` else is written like one.
 
     Raises:
         RecipeError: it cannot be read; names the nearest file where there is none.
@@ -53,11 +53,11 @@ def read_text(file: Path) -> str:
         beside = {found.stem: found for found in sorted(file.parent.glob("*.y*ml"))}
         near = nearest(file.stem, beside)
         hint = f"Did you mean `{beside[near]}`?" if near else None
-        raise RecipeError(f"no such recipe: {file}", hint=hint) from error
+        raise RecipeError(f"no such {what}: {file}", hint=hint) from error
     except OSError as error:
-        raise RecipeError(f"cannot read the recipe {file}: {error.strerror}") from error
+        raise RecipeError(f"cannot read the {what} {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{file} is not a recipe: it is not UTF-8 text") from error
+        raise RecipeError(f"{file} is not a {what}: it is not UTF-8 text") from error
 
 
 def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = ()) -> Recipe:

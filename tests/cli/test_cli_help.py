@@ -13,16 +13,17 @@ from stillhouse.cli import app, main
 from stillhouse.cli.app import VERBS
 from stillhouse.cli.docs import PAGES
 from stillhouse.cli.overrides import gather_overrides
+from stillhouse.cli.trace import PARTS
 
 HEAVY = ["torch", "transformers", "pyarrow", "matplotlib", "numpy", "openai", "pydantic"]
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
+@pytest.mark.parametrize("verb", ["", *VERBS, *(f"trace {part}" for part in PARTS)])
 def test_help_imports_nothing_heavy(verb):
     code = (
         "import sys; from stillhouse.cli import main; "
-        f"status = main({[*filter(None, [verb]), '--help']}); "
+        f"status = main({[*verb.split(), '--help']}); "
         f"print(status, [name for name in {HEAVY} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -31,9 +32,12 @@ def test_help_imports_nothing_heavy(verb):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("verb", VERBS)
+EVERY = VERBS | {f"trace {part}": function for part, (function, _) in PARTS.items()}
+
+
+@pytest.mark.parametrize("verb", EVERY)
 def test_every_verb_shows_examples_that_can_be_pasted(verb, capsys):
-    assert main([verb, "--help"]) == 0
+    assert main([*verb.split(), "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     examples = [line.strip() for line in lines if line.startswith("  still ")]
     assert [line.strip() for line in lines[-len(examples) :]] == examples, "an example is broken over lines"
@@ -42,7 +46,7 @@ def test_every_verb_shows_examples_that_can_be_pasted(verb, capsys):
         command, _, _ = app.parse_args(
             gather_overrides(shlex.split(example)[1:]), exit_on_error=False, print_error=False
         )
-        assert command is VERBS[verb]
+        assert command is EVERY[verb]
 
 
 @pytest.mark.parametrize("file", PAGES)

@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError
 from .. import __version__
 from ..console import console
 from ..errors import StillhouseError, UsageError
-from . import collect, evaluate, export, plan, run, serve, terms, train, verify
+from . import collect, evaluate, export, plan, run, serve, terms, trace, train, verify
 from .failures import explain
 from .overrides import gather_overrides
 
@@ -44,6 +44,7 @@ VERBS = {
     "collect": collect.collect,
     "train": train.train,
     "eval": evaluate.evaluate,
+    "trace": trace.trace,
     "serve": serve.serve,
     "export": export.export,
     "terms": terms.terms,
@@ -57,6 +58,10 @@ for place, (name, verb) in enumerate(VERBS.items()):
         usage=getattr(sys.modules[verb.__module__], "USAGE", None),
     )
     command.default(verb)
+    for part, (function, examples) in getattr(sys.modules[verb.__module__], "PARTS", {}).items():
+        below = App(name=part, help_epilogue=examples)
+        below.default(function)
+        command.command(below)
     app.command(command)
 app.register_install_completion_command()
 

@@ -1,7 +1,7 @@
 """The reference pages, made from the code: ``python -m stillhouse.cli.docs docs``.
 
-docs/cli.md comes from the verbs, docs/recipe.md from the recipe's fields. A test
-checks that both are current.
+docs/cli.md comes from the verbs, docs/recipe.md and docs/trace-plan.md from the fields of a recipe and of a
+plan. A test checks that all are current.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..files import atomic_write
 from ..provenance import terms_page
 from ..recipe import Recipe
 from ..recipe_file import section_of
+from ..trace.plan import Plan
 from .app import EXIT_STATUS, SUMMARY, VERBS, app
 
 MADE = "<!-- Made by `make docs`; edit the code instead. -->"
@@ -46,15 +47,37 @@ YAML 1.2 rules hold: `no` and `on` are words, `1e-4` is a number, `1_000_000` ma
 key, a key given twice, a wrong type or a value out of range is refused, with its line."""
 
 
+PLAN_PREFACE = """\
+# The plan of a trace
+
+A plan is a YAML file for `still trace --plan`; [trace.md](trace.md) has an example. Keys that are left out
+have the defaults below; what the command line names (suspect, teachers, references) may be left out too. The
+resolved plan is kept in the bundle and committed before the first query. A key that is unknown or given
+twice, a wrong type or a value out of range is refused, with its line."""
+
+
 def command_page() -> str:
     """docs/cli.md: every verb with its options and examples."""
     _, *chapters = app.generate_docs(usage_name="still").split("\n## still ")
     described = dict(zip(VERBS, chapters, strict=False))  # the last chapter is --install-completion
     parts = [MADE, "# The command `still`", SUMMARY, EXIT_STATUS]
     for name, verb in VERBS.items():
-        examples = inspect.cleandoc(sys.modules[verb.__module__].EXAMPLES.removeprefix("Examples:\n"))
-        parts += [f"## still {described[name].strip()}", f"**Examples**:\n\n```console\n{examples}\n```"]
+        module = sys.modules[verb.__module__]
+        chapter, *below = described[name].replace(f"still {name} {name} ", f"still {name} ").split("\n### ")
+        parts += [f"## still {chapter.strip()}", _examples(module.EXAMPLES)]
+        for text, (_, examples) in zip(below, getattr(module, "PARTS", {}).values(), strict=True):
+            parts += [f"### {text.strip()}", _examples(examples)]
     return "\n\n".join(parts) + "\n"
+
+
+def _examples(text: str) -> str:
+    commands = inspect.cleandoc(text.removeprefix("Examples:\n"))
+    return f"**Examples**:\n\n```console\n{commands}\n```"
+
+
+def plan_page() -> str:
+    """docs/trace-plan.md: every key of a trace's plan."""
+    return "\n\n".join([MADE, PLAN_PREFACE, *_section(Plan, "")]) + "\n"
 
 
 def recipe_page() -> str:
@@ -99,6 +122,8 @@ def _default_text(field: dataclasses.Field[Any]) -> str:
         return "**required**"
     if field.default is None:
         return "–"
+    if dataclasses.is_dataclass(field.default):
+        return "`{}`"
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
     if isinstance(field.default, tuple):
@@ -143,7 +168,12 @@ def _range_text(limit: Any) -> str:
     raise AssertionError(f"no words for {limit!r}")
 
 
-PAGES = {"cli.md": command_page, "recipe.md": recipe_page, "terms-table.md": terms_page}
+PAGES = {
+    "cli.md": command_page,
+    "recipe.md": recipe_page,
+    "terms-table.md": terms_page,
+    "trace-plan.md": plan_page,
+}
 
 if __name__ == "__main__":
     for file, page in PAGES.items():

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..files import atomic_write
+from ..pages import page_template
 from . import words
 from .schema import Report
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 OBJECTIVES = {
     "cross_entropy": "cross-entropy",
@@ -48,21 +46,6 @@ def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> None:
     atomic_write(Path(run_dir) / "report.html", render_page(checked.model_dump()))
 
 
-def page_template(name: str, filters: Mapping[str, Any]) -> Template:
-    """A page of this room: everything that is not marked as markup is escaped, a missing name is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader(__package__ or "stillhouse.evaluate", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= filters
-    return environment.get_template(name)
-
-
 def render_page(report: Mapping[str, Any]) -> str:
     """The page as one HTML text; the same report gives the same page."""
     filters = {
@@ -75,7 +58,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         "seconds": _seconds,
         "estimates": lambda part: [(m, e) for m, e in part.items() if e],
     }
-    return page_template("report.html.j2", filters).render(
+    return page_template(__package__, "report.html.j2", filters).render(
         report=report,
         plots=draw(report),
         objective=OBJECTIVES.get(report["objective"], report["objective"]),

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, get_args
 
+from ..pages import page_template
 from ..study import Claim, Measure, Study
 from .intervals import interval
-from .report import page_template
 from .words import figure
 
 MEASURE_NAMES = {"pass_at_1": "pass@1", "consensus_at_k": "majority vote", "thought": "share that thinks"}
@@ -150,4 +150,4 @@ def study_page(results: Mapping[str, Any]) -> str:
 
     plots = {name: Markup(svg) for name, svg in study_plots.draw(results).items()}
     filters = {"percent": percent, "words": difference_in_words, "figure": figure}
-    return page_template("study.html.j2", filters).render(results=results, plots=plots)
+    return page_template(__package__, "study.html.j2", filters).render(results=results, plots=plots)

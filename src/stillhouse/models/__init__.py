@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .tool_calls import CallForm
     from .torch_backend import TorchModel
     from .types import Can, Message, Model, ModelFacts, Reply, Request, Sampling, Weights
-    from .weights import load_tokenizer, load_weights, require_rows, require_safetensors
+    from .weights import fingerprint_of, load_tokenizer, load_weights, require_rows, require_safetensors
 
 _HOME = {
     "CLOSE_THOUGHTS": "thoughts",
@@ -62,6 +62,7 @@ _HOME = {
     "cpu_has_bfloat16": "processor",
     "cut_at_stop": "local",
     "describe": "facts",
+    "fingerprint_of": "weights",
     "guided": "constrained",
     "has_stop": "local",
     "lacks_key": "api_backend",
@@ -115,6 +116,7 @@ __all__ = [
     "cpu_has_bfloat16",
     "cut_at_stop",
     "describe",
+    "fingerprint_of",
     "guided",
     "has_stop",
     "lacks_key",

@@ -12,8 +12,9 @@ import datetime
 import json
 import os
 import random
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from ..errors import (
@@ -27,7 +28,7 @@ from ..hashing import sha256_text
 from .reference import Reference
 from .retry import TemporaryError, retry_after, with_retries
 from .thoughts import split_reasoning
-from .types import Can, Reply, Request
+from .types import Can, Reply, Request, Sampling
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -44,6 +45,21 @@ _CONTEXT_WORDS = (
     "too long",
 )
 _CHARACTERS_PER_TOKEN = 4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an API makes of a text without a chat template."""
+
+    text: str
+    """What it wrote; with echo, the text as it read it."""
+    logps: list[float | None] | None
+    """Log-probabilities of the text's tokens in nats, where they were told; None for a token that follows
+    nothing, and instead of a number that is none."""
+    tokens: int
+    """That the provider counts, read and written."""
 
 
 class ApiModel:
@@ -74,14 +90,31 @@ class ApiModel:
         """
         return list(await asyncio.gather(*map(self._one, requests)))
 
+    async def complete(
+        self, prompt: str, sampling: Sampling, *, echo: bool = False
+    ) -> Completion | StillhouseError:
+        """Continues a text, without a chat template (`POST /completions`).
+
+        Args:
+            echo: write nothing and tell the log-probabilities of ``prompt`` itself.
+
+        Raises:
+            AuthenticationError, ModelNotFoundError: as :meth:`generate`.
+        """
+        return await self._tried(lambda: self._complete(prompt, sampling, echo))
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
 
     async def _one(self, request: Request) -> Reply | StillhouseError:
+        return await self._tried(lambda: self._ask(request))
+
+    async def _tried(self, call: Callable[[], Awaitable[T]]) -> T | StillhouseError:
+        """What ``call`` gives in the end, or why it gives nothing."""
         try:
             return await with_retries(
-                lambda: self._ask(request),
+                call,
                 retries=self._retries,
                 jitter=self._jitter,
                 on_pushback=self._count_pushback,
@@ -96,13 +129,34 @@ class ApiModel:
 
     async def _ask(self, request: Request) -> Reply:
         """One try."""
+        body, headers = await self._post(self._client.chat.completions, self._parameters(request))
+        return self._reply(request, body, headers)
+
+    async def _complete(self, prompt: str, sampling: Sampling, echo: bool) -> Completion:
+        """One try."""
+        parameters: dict[str, Any] = {
+            "model": self.name,
+            "prompt": prompt,
+            "temperature": sampling.temperature,
+        }
+        if echo:
+            parameters |= {"echo": True, "logprobs": 0, "max_tokens": 0}
+        else:
+            parameters |= {"top_p": sampling.top_p, "max_tokens": sampling.max_tokens, "seed": sampling.seed}
+        body, _ = await self._post(self._client.completions, parameters)
+        data = self._data(body)
+        try:
+            return _completion(data, prompt)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise TemporaryError(f"{self.url} answers in another form: {error!r}: {body[:80]!r}") from error
+
+    async def _post(self, endpoint: Any, parameters: dict[str, Any]) -> tuple[str, Any]:
+        """The body and headers of an answer; what is wrong is raised, passing trouble as TemporaryError."""
         import openai
 
         try:
             async with asyncio.timeout(self._timeout_s):
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    **self._parameters(request)
-                )
+                raw = await endpoint.with_raw_response.create(**parameters)
         except (TimeoutError, openai.APITimeoutError) as error:
             raise TemporaryError(
                 f"{self.url} gave no answer in {self._timeout_s:g} s", pushback=True
@@ -113,7 +167,7 @@ class ApiModel:
             raise TemporaryError(
                 f"the connection to {self.url} failed: {error.__cause__ or error}"
             ) from error
-        return self._reply(request, raw.text, raw.headers)
+        return raw.text, raw.headers
 
     def _parameters(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
@@ -163,7 +217,8 @@ class ApiModel:
             )
         return ModelError(f"{self.url} refuses the request ({status}): {message}")
 
-    def _reply(self, request: Request, body: str, headers: Any) -> Reply:
+    def _data(self, body: str, headers: Any = None) -> dict[str, Any]:
+        """The object that a body holds."""
         try:
             data = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -172,7 +227,11 @@ class ApiModel:
             raise TemporaryError(f"{self.url} answers with {type(data).__name__} instead of an object")
         if error := data.get("error"):  # some gateways report failures with status 200
             status = error.get("code") if isinstance(error, dict) else None
-            raise self._refusal(status if isinstance(status, int) else 500, body, headers)
+            raise self._refusal(status if isinstance(status, int) else 500, body, headers or {})
+        return data
+
+    def _reply(self, request: Request, body: str, headers: Any) -> Reply:
+        data = self._data(body, headers)
         choices = data.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
@@ -228,6 +287,17 @@ def _from_choice(request: Request, data: dict[str, Any], choice: dict[str, Any],
         request_id=headers.get("x-request-id") or _word(data.get("id")),
         top_logprobs=(choice.get("logprobs") or {}).get("content"),
         model=_word(data.get("model")),
+    )
+
+
+def _completion(data: dict[str, Any], prompt: str) -> Completion:
+    """The first choice of a text completion; LookupError, TypeError or ValueError where there is none."""
+    choice, usage = data["choices"][0], data.get("usage") or {}
+    told = (choice.get("logprobs") or {}).get("token_logprobs")
+    logps = None if told is None else [None if value is None else float(value) for value in told]
+    text = _text(choice.get("text")) or ""
+    return Completion(
+        text, logps, _count(usage.get("total_tokens")) or -(-len(prompt + text) // _CHARACTERS_PER_TOKEN)
     )
 
 

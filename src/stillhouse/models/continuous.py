@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .constrained import Constraint
-from .draws import draw_with_logp
+from .draws import Marker, draw_with_logp
 from .fast_decoder import fast_decoder
 from .key_values import KeyValues
 from .module_decoder import ModuleDecoder
@@ -64,6 +64,7 @@ class LiveSequence:
         score_prompt: also tell those of the prompt's tokens (from the second on), in ``prompt_scores``. A
             prefix is then read again.
         constraint: what the answer must follow. Scores stay those of the model without it.
+        marker: a watermark (:class:`stillhouse.watermark.Mark`).
     """
 
     prompt: tuple[int, ...]
@@ -71,6 +72,7 @@ class LiveSequence:
     scores: int | None = None
     score_prompt: bool = False
     constraint: Constraint | None = None
+    marker: Marker | None = None
     ids: list[int] = field(default_factory=list)
     prompt_scores: list[TokenScore] = field(default_factory=list)
     cached_tokens: int = 0
@@ -200,7 +202,9 @@ class ContinuousSampler:
     def _draw(self, sequences: Sequence[LiveSequence], logits_BV: torch.Tensor) -> list[Drawn]:
         uniforms = torch.tensor([one._uniforms.random() for one in sequences], dtype=torch.float64)
         allowed_BV = _allowed(sequences, logits_BV)
-        tokens_B = draw_with_logp(allowed_BV, [one.sampling for one in sequences], uniforms)[0].tolist()
+        settings, markers = [one.sampling for one in sequences], [one.marker for one in sequences]
+        answers = [one.ids for one in sequences]
+        tokens_B = draw_with_logp(allowed_BV, settings, uniforms, markers, answers)[0].tolist()
         drawn = []
         for row, (one, token) in enumerate(zip(sequences, tokens_B, strict=True)):
             one.ids.append(token)

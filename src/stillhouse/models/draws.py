@@ -5,8 +5,9 @@ Shapes: B sequences, V vocabulary, K likeliest tokens, N blocks of the vocabular
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -15,6 +16,10 @@ from .types import Sampling
 NUCLEUS_FIRST = 512  # likeliest tokens that are tried for the nucleus before the whole vocabulary is sorted
 BLOCK = 256  # tokens whose probabilities are summed before a draw looks at single ones
 
+Marker = Callable[[Sequence[int], np.ndarray], np.ndarray]
+"""Changes what the next token of one answer is drawn from: takes the answer's ids so far and the weights [V]
+(float64, of any sum) that its settings leave, gives weights back. See :class:`stillhouse.watermark.Mark`."""
+
 
 def draw(logits_BV: torch.Tensor, settings: Sequence[Sampling], uniforms_B: torch.Tensor) -> torch.Tensor:
     """The next token of each sequence [B]; see :func:`draw_with_logp`."""
@@ -22,7 +27,11 @@ def draw(logits_BV: torch.Tensor, settings: Sequence[Sampling], uniforms_B: torc
 
 
 def draw_with_logp(
-    logits_BV: torch.Tensor, settings: Sequence[Sampling], uniforms_B: torch.Tensor
+    logits_BV: torch.Tensor,
+    settings: Sequence[Sampling],
+    uniforms_B: torch.Tensor,
+    markers: Sequence[Marker | None] = (),
+    answers: Sequence[Sequence[int]] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The next token of each sequence and its log-probability in nats, both [B].
 
@@ -32,7 +41,12 @@ def draw_with_logp(
     min_p times the likeliest's probability (Nguyen et al. 2024, "Turning Up the Heat").
 
     The log-probability is that of the softmax at the temperature (at 1 where that is 0) over the whole
-    vocabulary, before any token is left out. Reductions are float32, sums for the draw float64.
+    vocabulary, before any token is left out, and before any mark. Reductions are float32, sums for the draw
+    float64.
+
+    Args:
+        markers: of each sequence, or none at all; they come after the settings, and not at temperature 0.
+        answers: ids so far of each sequence, for its marker.
     """
     heat = [setting.temperature or 1.0 for setting in settings]
     scaled_BV = logits_BV.float()
@@ -41,25 +55,49 @@ def draw_with_logp(
     probabilities_BV = torch.softmax(scaled_BV, dim=-1)
     uniforms_B = uniforms_B.to(logits_BV.device)
     tokens_B = torch.empty(len(settings), dtype=torch.long, device=logits_BV.device)
-    for rows, pick in _kinds(settings):
+    for rows, pick in _kinds(settings, markers):
         part_BV = probabilities_BV if len(rows) == len(settings) else probabilities_BV[rows]
         if pick == "greedy":
             tokens_B[rows] = logits_BV[rows].float().argmax(-1)
         elif pick == "whole":
             tokens_B[rows] = _inverse(part_BV, uniforms_B[rows])
+        elif pick == "marked":
+            for row in rows:
+                marker = markers[row]
+                assert marker is not None
+                left_V = _left(probabilities_BV[row], settings[row])
+                weights_V = torch.from_numpy(marker(answers[row], left_V.double().cpu().numpy()))
+                tokens_B[row] = _pick(weights_V[None], uniforms_B[row : row + 1].cpu())[0]
         else:
             tokens_B[rows] = _truncated_draw(part_BV, [settings[row] for row in rows], uniforms_B[rows])
     return tokens_B, probabilities_BV.gather(1, tokens_B[:, None]).squeeze(1).log()
 
 
-def _kinds(settings: Sequence[Sampling]) -> list[tuple[list[int], str]]:
-    """The rows that are greedy, drawn from all tokens, and drawn from some."""
+def _kinds(settings: Sequence[Sampling], markers: Sequence[Marker | None]) -> list[tuple[list[int], str]]:
+    """The rows that are greedy, marked, drawn from some tokens, and drawn from all."""
     kinds: dict[str, list[int]] = {}
     for row, setting in enumerate(settings):
-        some = setting.top_k or setting.top_p < 1 or setting.min_p > 0
-        kind = "greedy" if setting.temperature == 0 else "some" if some else "whole"
+        if setting.temperature == 0:
+            kind = "greedy"
+        elif markers and markers[row] is not None:
+            kind = "marked"
+        else:
+            kind = "some" if _leaves_out(setting) else "whole"
         kinds.setdefault(kind, []).append(row)
     return [(rows, kind) for kind, rows in kinds.items()]
+
+
+def _leaves_out(setting: Sampling) -> bool:
+    return setting.top_k > 0 or setting.top_p < 1 or setting.min_p > 0
+
+
+def _left(probabilities_V: torch.Tensor, setting: Sampling) -> torch.Tensor:
+    """The weights [V] of one row, 0 where top-k, top-p or min-p leave a token out."""
+    if not _leaves_out(setting):
+        return probabilities_V
+    sorted_V, order_V = probabilities_V.sort(descending=True)
+    kept_V = _kept(sorted_V[None], [setting])[0]
+    return torch.zeros_like(probabilities_V).scatter_(0, order_V, sorted_V * kept_V)
 
 
 def _inverse(probabilities_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ContextLengthError, StillhouseError
+from ..errors import ContextLengthError, ModelError, StillhouseError
 from .template import ChatTemplate
 from .types import Request, Sampling
 
@@ -31,13 +31,17 @@ class Prompts:
         self.context_length = context_length
 
     def ids(self, request: Request, *, begun: str = "", **given: Any) -> list[int] | StillhouseError:
-        """The prompt's ids, or why there are none.
+        """The prompt's ids, or why there are none. Without messages it is the begin token alone.
 
         Args:
             begun, given: as of :meth:`ChatTemplate.encode_prompt`.
         """
         try:
-            ids = self.template.encode_prompt(self.tokenizer, request.messages, begun=begun, **given)
+            ids = (
+                self._opening()
+                if not request.messages
+                else self.template.encode_prompt(self.tokenizer, request.messages, begun=begun, **given)
+            )
         except StillhouseError as error:
             return error
         if self.context_length is not None and len(ids) >= self.context_length:
@@ -46,6 +50,15 @@ class Prompts:
                 hint="Shorten the prompt, or use a teacher with a longer context.",
             )
         return ids
+
+    def _opening(self) -> list[int]:
+        begin = self.tokenizer.bos_token_id
+        if not isinstance(begin, int):
+            raise ModelError(
+                "this model's tokenizer has no begin token, so nothing can be written after nothing",
+                hint="Give a prompt.",
+            )
+        return [begin]
 
     def sampling(self, request: Request, prompt_tokens: int) -> Sampling:
         """The request's settings with a seed of its own and no more tokens than the context has room for."""

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from .draws import draw, draw_with_logp
+from .draws import Marker, draw, draw_with_logp
 from .fast_decoder import FastDecoder, fast_decoder
 from .key_values import KeyValues
 from .module_decoder import ModuleDecoder
@@ -57,6 +57,7 @@ class _Sequence:
     prompt: tuple[int, ...]
     setting: Sampling
     uniforms: np.random.Generator
+    marker: Marker | None = None
     ids: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     finish_reason: str | None = None
@@ -84,6 +85,7 @@ def sample(
     on_token: Callable[[int], None] | None = None,
     slots: int = SLOTS,
     stopped: Stopped | None = None,
+    markers: Sequence[Marker | None] = (),
 ) -> list[Sampled]:
     """Continues every prompt until an end token, a stop or its ``max_tokens``.
 
@@ -96,12 +98,21 @@ def sample(
         slots: sequences that run at once; the others wait for a free slot.
         stopped: called as stopped(place of the prompt, its answer's ids so far) after each token; True ends
             that answer.
+        markers: a watermark for each prompt (:class:`stillhouse.watermark.Mark`), or none at all.
     """
     if not prompts:
         return []
     everyone = [
-        _Sequence(place, tuple(prompt), setting, np.random.Generator(np.random.Philox(key=setting.seed or 0)))
-        for place, (prompt, setting) in enumerate(zip(prompts, settings, strict=True))
+        _Sequence(
+            place,
+            tuple(prompt),
+            setting,
+            np.random.Generator(np.random.Philox(key=setting.seed or 0)),
+            marker,
+        )
+        for place, (prompt, setting, marker) in enumerate(
+            zip(prompts, settings, markers or [None] * len(prompts), strict=True)
+        )
     ]
     longest = max(len(one.prompt) + one.setting.max_tokens for one in everyone)
     layers = model.config.get_text_config().num_hidden_layers
@@ -182,7 +193,13 @@ def _advance(
 ) -> None:
     """Draws one token for each and notes which have ended."""
     uniforms = torch.tensor([one.uniforms.random() for one in sequences], dtype=torch.float64)
-    tokens_B, logp_B = draw_with_logp(logits_BV, [one.setting for one in sequences], uniforms)
+    tokens_B, logp_B = draw_with_logp(
+        logits_BV,
+        [one.setting for one in sequences],
+        uniforms,
+        [one.marker for one in sequences],
+        [one.ids for one in sequences],
+    )
     for one, token, logp in zip(sequences, tokens_B.tolist(), logp_B.tolist(), strict=True):
         one.ids.append(token)
         one.logp.append(logp)

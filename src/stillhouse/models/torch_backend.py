@@ -8,7 +8,7 @@ else is in the batch, for models whose layers all attend to the whole sequence; 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from .thoughts import split_reasoning
 from .types import Can, Reply, Request, Sampling, Weights
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from .sampler import Sampled
 
 MAX_BATCH = 64
@@ -66,18 +68,13 @@ class TorchModel:
         return [result for result in results if result is not None]
 
     def _sample(self, batch: list[_Job]) -> list[Sampled]:
-        from .sampler import can_sample, sample
-
-        prompts, settings = [job.ids for job in batch], [job.sampling for job in batch]
+        settings = [job.sampling for job in batch]
         try:
-            if not can_sample(self._model):
-                return _generate_like_transformers(self._model, prompts, settings, ends=self._ends)
-            return sample(
+            return sample_any(
                 self._model,
-                prompts,
+                [job.ids for job in batch],
                 settings,
                 ends=self._ends,
-                slots=self.max_batch,
                 stopped=lambda place, ids: has_stop(self._tokenizer, ids, settings[place].stop),
             )
         except (MemoryError, RuntimeError) as error:
@@ -117,20 +114,33 @@ def open_torch(reference: str, *, seed: int) -> TorchModel:
     )
 
 
-def _generate_like_transformers(
-    model: object, prompts: list[list[int]], settings: list[Sampling], *, ends: set[int]
+def sample_any(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: Sequence[Sampling],
+    *,
+    ends: set[int],
+    stopped: Callable[[int, Sequence[int]], bool] | None = None,
 ) -> list[Sampled]:
-    """The same interface as `sampler.sample`, one request at a time through transformers' generate."""
-    return [_generate_one(model, ids, setting, ends) for ids, setting in zip(prompts, settings, strict=True)]
+    """`sampler.sample`, or for models that it does not know transformers' generate, one prompt at a time.
+
+    The latter does not ask ``stopped``: whoever has stops cuts the text.
+    """
+    from .sampler import can_sample, sample
+
+    if can_sample(model):
+        return sample(model, prompts, settings, ends=ends, slots=MAX_BATCH, stopped=stopped)
+    return [
+        _generate_one(model, list(ids), setting, ends) for ids, setting in zip(prompts, settings, strict=True)
+    ]
 
 
-def _generate_one(model: object, ids: list[int], setting: Sampling, ends: set[int]) -> Sampled:
+def _generate_one(model: PreTrainedModel, ids: list[int], setting: Sampling, ends: set[int]) -> Sampled:
     import torch
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig
 
     from .sampler import Sampled
 
-    assert isinstance(model, PreTrainedModel)
     heat = {"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p}
     if setting.min_p:
         heat["min_p"] = setting.min_p

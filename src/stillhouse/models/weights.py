@@ -19,7 +19,7 @@ from ..errors import (
     StillhouseError,
     says_out_of_memory,
 )
-from ..hashing import sha256_file, sha256_json
+from ..hashing import sha256_file, sha256_json, sha256_text
 from . import hub
 from .gguf_config import transformers_config, transformers_name, unpermute_rows
 from .gguf_file import GgufFile, read_gguf, read_tensor
@@ -79,6 +79,18 @@ def fingerprint(reference: Reference, path: Path) -> str:
         return sha256_file(path)
     wanted = [p for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model") for p in path.glob(pattern)]
     return sha256_json([[p.name, sha256_file(p)] for p in sorted(wanted)])
+
+
+def fingerprint_of(reference: str) -> str:
+    """The fingerprint that a model opened from ``reference`` would have, without opening it.
+
+    Raises:
+        ModelNotFoundError: nothing there.
+    """
+    parsed = parse_reference(reference)
+    if parsed.kind == "api":
+        return sha256_text(f"{parsed.url}#{parsed.name}")
+    return fingerprint(parsed, local_path(parsed))
 
 
 def local_path(reference: Reference) -> Path:

@@ -63,7 +63,7 @@ def read_log(path: str | Path, accounts: Sequence[str] = ()) -> Log:
         CorpusError: nothing there, a damaged file, missing columns, or no row that can be tested; says which
             and what the reasons were.
     """
-    files = _files(Path(path))
+    files = log_files(Path(path))
     rows, reasons, seen = [], Counter(), set()
     for number, raw in enumerate(_raw_rows(files)):
         row = _delivered(raw, number, path)
@@ -85,7 +85,12 @@ def read_log(path: str | Path, accounts: Sequence[str] = ()) -> Log:
     return Log(tuple(rows), dict(reasons), digest)
 
 
-def _files(path: Path) -> list[Path]:
+def log_files(path: Path) -> list[Path]:
+    """The files of a log, in the order in which they are read and hashed.
+
+    Raises:
+        CorpusError: there are none.
+    """
     if path.is_dir():
         found = sorted(path.glob("*.parquet")) or sorted((path / "corpus").glob("*.parquet"))
         if not found:

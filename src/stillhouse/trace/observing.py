@@ -1,0 +1,225 @@
+"""How each test is put to the suspect and its transcript written: the one place that knows what they need."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from ..console import console
+from ..errors import CorpusError, StillhouseError
+from ..files import read_json_lines
+from .bundle import RESAMPLES, write_transcript
+from .commit import now
+from .log import Log
+from .plan import Plan, TeacherPlan
+
+if TYPE_CHECKING:
+    from ..models import Reply, Request
+    from .suspect import Suspect
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a test is carried out on."""
+
+    plan: Plan
+    teacher: TeacherPlan
+    log: Log
+    """Of the tested and the placebo accounts."""
+    suspect: Suspect
+    directory: Path
+    """The bundle."""
+
+
+def observe(test: str, case: Case, path: Path) -> None:
+    """Asks what ``test`` asks, and writes its transcript to ``path``."""
+    begun = now()
+    table = _OBSERVERS[test](case)
+    write_transcript(path, table, begun, now())
+
+
+def _exchangeable(case: Case) -> pa.Table:
+    """The tested accounts, then the placebo accounts, each asked whole or until it may stop."""
+    from . import exchangeable
+    from .resample import read_resamples, resample
+
+    section, teacher, seed = case.plan.tests.exchangeable, case.teacher, case.plan.seed
+    assert section is not None
+    if teacher.resamples is not None:
+        resamples = read_resamples(teacher.resamples, {"log": case.log.hash})
+    else:
+        assert teacher.model is not None
+        drawn = case.directory / RESAMPLES / f"{teacher.name}.parquet"
+        resamples = resample(teacher.model, case.log, section.draws, seed, drawn)
+    logs = [_of(case.log, teacher.accounts)]
+    logs += [_of(case.log, [account]) for account in teacher.placebo_accounts]
+    with _reference(case.plan) as reference:
+        tables = [
+            exchangeable.observe(
+                case.suspect,
+                log,
+                resamples,
+                scores=[section.score],
+                reference=reference,
+                seed=seed,
+                stop_at=case.plan.stop_at,
+                public=_public_texts(case.plan),
+            )
+            for log in logs
+        ]
+    return pa.concat_tables(tables).replace_schema_metadata(tables[0].schema.metadata)
+
+
+def _radioactivity(case: Case) -> pa.Table:
+    from ..models import load_tokenizer, load_weights, open_model
+    from . import radioactivity
+
+    section, reference, seed = case.plan.tests.radioactivity, str(case.plan.suspect), case.plan.seed
+    assert section is not None and case.teacher.model is not None
+    tokenizer, _ = load_tokenizer(case.teacher.model)
+    rows = case.log.rows
+    with console.progress("radioactivity", len(rows), "outputs") as progress:
+        if section.mode == "open":
+            weights = load_weights(reference)
+            return radioactivity.observe(weights, rows, tokenizer, mode="open", progress=progress.advance)
+        model = open_model(reference, seed=seed)
+        try:
+            return radioactivity.observe(
+                model, rows, tokenizer, mode="closed", seed=seed, progress=progress.advance
+            )
+        finally:
+            asyncio.run(model.close())
+
+
+def _canaries(case: Case) -> pa.Table:
+    from . import canaries
+
+    assert case.teacher.canaries is not None
+    return canaries.observe(case.suspect, canaries.read_canaries(case.teacher.canaries))
+
+
+def _rephrasings(case: Case) -> pa.Table:
+    from . import rephrasings
+
+    section = case.plan.tests.rephrasings
+    assert section is not None and section.texts is not None
+    texts = rephrasings.read_versions(section.texts)
+    with _reference(case.plan) as reference:
+        return rephrasings.observe(case.suspect, texts, reference=reference)
+
+
+def _identity(case: Case) -> pa.Table:
+    from . import identity
+
+    section = case.plan.tests.identity
+    assert section is not None
+    return identity.observe(case.suspect.generate, section.languages)
+
+
+def _style(case: Case) -> pa.Table:
+    """The suspect's and the references' answers beside the teacher's, which the log holds."""
+    from ..models import Reply
+    from . import style
+    from .suspect import open_suspect
+
+    plan, section = case.plan, case.plan.tests.style
+    assert section is not None
+    asked = [row for row in _of(case.log, case.teacher.accounts).rows if row.prompt]
+    order = np.random.default_rng(plan.seed).permutation(len(asked))[: section.prompts]
+    rows = {asked[place].id: asked[place] for place in order}
+    others = {name: open_suspect(name, seed=plan.seed) for name in plan.references}
+    others |= {
+        other.name: open_suspect(other.model, seed=plan.seed)
+        for other in plan.teachers
+        if other.model is not None and other.name != case.teacher.name
+    }
+
+    def delivered(requests: Sequence[Request]) -> list[Reply | StillhouseError]:
+        return [Reply(rows[request.id].output, None, "stop", 0, 0) for request in requests]
+
+    models: dict[str, tuple[style.Group, style.Ask]] = {"suspect": ("suspect", case.suspect.generate)}
+    models[case.teacher.name] = ("candidate", delivered)
+    for name, model in others.items():
+        models[name] = ("reference" if name in plan.references else "candidate", model.generate)
+    table = style.observe(models, {id: row.prompt for id, row in rows.items()})
+    for model in others.values():
+        model.close()
+    return table
+
+
+def _weights(case: Case) -> pa.Table:
+    from ..models import load_weights
+    from . import weights_lineage
+
+    assert case.teacher.model is not None
+    texts = [row.output for row in case.log.rows]
+    return weights_lineage.observe(
+        load_weights(str(case.plan.suspect)), load_weights(case.teacher.model), texts
+    )
+
+
+def _training_order(case: Case) -> pa.Table:
+    from . import training_order
+
+    section = case.plan.tests.training_order
+    assert section is not None and section.texts is not None
+    try:
+        texts = [str(line["text"]) for line in read_json_lines(section.texts)]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CorpusError(f"{section.texts} does not hold JSON lines with `text`: {error}") from error
+    with _reference(case.plan) as reference:
+        return training_order.observe(case.suspect, texts, reference=reference)
+
+
+@contextmanager
+def _reference(plan: Plan) -> Iterator[Suspect | None]:
+    """The first reference model, opened; None where the plan has none."""
+    from .suspect import open_suspect
+
+    if not plan.references:
+        yield None
+        return
+    model = open_suspect(plan.references[0], seed=plan.seed)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def _of(log: Log, accounts: Sequence[str]) -> Log:
+    """The part of a log that went to some accounts; none means all.
+
+    Raises:
+        CorpusError: nothing did.
+    """
+    if not accounts:
+        return log
+    rows = tuple(row for row in log.rows if row.account in accounts)
+    if not rows:
+        raise CorpusError(f"no output in the log went to {', '.join(accounts)}")
+    return replace(log, rows=rows)
+
+
+def _public_texts(plan: Plan) -> Iterator[str] | None:
+    if not plan.public:
+        return None
+    return (Path(path).read_text("utf-8", "replace") for path in plan.public)
+
+
+_OBSERVERS: dict[str, Callable[[Case], pa.Table]] = {
+    "exchangeable": _exchangeable,
+    "radioactivity": _radioactivity,
+    "canaries": _canaries,
+    "rephrasings": _rephrasings,
+    "style": _style,
+    "identity": _identity,
+    "weights": _weights,
+    "training_order": _training_order,
+}

@@ -1,0 +1,257 @@
+"""Fresh outputs of the archived teacher for the prompts and settings of a delivered log.
+
+Nobody may be shown them before the suspect has been asked: they are what the delivered outputs are held
+against. A file of resamples is made once; whoever stops in the middle goes on from a journal beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..console import console
+from ..corpus.journal import Journal, read_journal
+from ..corpus.ngrams import words
+from ..errors import CorpusError, IntegrityError, StillhouseError
+from ..files import atomic_path
+from ..hashing import sha256_text
+from ..models import Model, Reply, Request, open_model
+from .log import Delivered, Log
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("draw", pa.int32()),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("temperature", pa.float64()),
+        ("top_p", pa.float64()),
+        ("top_k", pa.int32()),
+        ("min_p", pa.float64()),
+        ("max_tokens", pa.int32()),
+        ("seed", pa.int64()),
+        ("teacher", pa.string()),
+        ("teacher_hash", pa.string()),
+    ]
+)
+"""One fresh output: of which row of the log, 1 … K, and how it was drawn."""
+MADE_FROM = b"resampled"
+"""Key of the file's metadata: what it was made from, JSON."""
+AT_ONCE = 256
+"""Outputs drawn between two looks at the journal."""
+RUN = 13
+"""Words in a row that make a delivered output count as public."""
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Fresh outputs, by the id of the delivered one."""
+
+    texts: dict[str, list[str]]
+    teacher_hashes: tuple[str, ...]
+    seed: int
+    failed: int
+    """Draws that the teacher did not answer."""
+
+
+def resample(
+    teacher: str, log: Log, draws: int, seed: int, out: str | Path, *, allow_other_teacher: bool = False
+) -> Resamples:
+    """Draws ``draws`` outputs for every row of ``log`` and writes them to ``out`` (parquet).
+
+    Draws that are there already, in ``out`` or in the journal of a run that was killed, are not made again.
+
+    Args:
+        teacher: reference of the archived teacher.
+        seed: of all draws; each has its own, made from it, the row's id and its number.
+        allow_other_teacher: go on although the log was written by a model with another fingerprint. The
+            judge then finds an assumption broken.
+
+    Raises:
+        IntegrityError: the teacher is not the one that wrote the log.
+        CorpusError: ``out`` was made from something else, or rows share an id.
+    """
+    assert draws > 0
+    _require_unique(log)
+    out = Path(out)
+    model = open_model(teacher, seed=seed)
+    try:
+        if not allow_other_teacher:
+            require_teacher(log, model)
+        made_from = {"teacher_hash": model.fingerprint, "log": log.hash, "draws": draws, "seed": seed}
+        if not out.exists():
+            _draw(model, log, made_from, out)
+    finally:
+        asyncio.run(model.close())
+    resamples = read_resamples(out, made_from)
+    if resamples.failed:
+        console.warn(f"{resamples.failed:,} draws got no answer; their outputs have fewer resamples")
+    return resamples
+
+
+def read_resamples(path: str | Path, made_from: dict[str, Any] | None = None) -> Resamples:
+    """Reads a file that :func:`resample` wrote.
+
+    Args:
+        made_from: what it has to be made from; None takes any.
+
+    Raises:
+        CorpusError: not there, damaged, or made from something else.
+    """
+    try:
+        table = pq.read_table(path)
+        held = json.loads((table.schema.metadata or {})[MADE_FROM])
+        rows = (
+            table.select(["id", "draw", "text", "teacher_hash"]).sort_by([("draw", "ascending")]).to_pylist()
+        )
+    except (OSError, pa.ArrowException, LookupError, ValueError) as error:
+        raise CorpusError(f"{path} is no file of resamples: {error}"[:300]) from error
+    if made_from is not None and (differing := [key for key in made_from if held.get(key) != made_from[key]]):
+        told = "; ".join(f"{key} {held.get(key)} instead of {made_from[key]}" for key in differing)
+        raise CorpusError(
+            f"{path} holds other resamples: {told}",
+            hint="Give another file with --out; resamples are never overwritten.",
+        )
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        texts.setdefault(row["id"], []).append(row["text"])
+    hashes = tuple(sorted({row["teacher_hash"] for row in rows}))
+    return Resamples(texts, hashes, held["seed"], held.get("failed", 0))
+
+
+def require_teacher(log: Log, model: Model) -> None:
+    """Refuses a teacher whose fingerprint is not the one in the log; a log without any is taken.
+
+    Raises:
+        IntegrityError: naming both.
+    """
+    others = {found for found in log.teacher_hashes if found is not None and found != model.fingerprint}
+    if others:
+        raise IntegrityError(
+            f"the log was written by {', '.join(sorted(others))}, "
+            f"and {model.reference} is {model.fingerprint}",
+            hint="Name the archived version of the teacher; --allow-other-teacher draws from this one all "
+            "the same, and the report says so.",
+        )
+
+
+def log_facts(log: Log, resamples: Resamples, public: Iterable[str] | None = None) -> dict[str, Any]:
+    """What the judge cannot see in a transcript, for its table of assumptions; JSON-able.
+
+    Args:
+        public: texts that anybody could have read, to be searched for the outputs.
+    """
+    return {
+        "left_out": log.left_out,
+        "log_teachers": sorted(found or "" for found in log.teacher_hashes) or [""],
+        "resample_teachers": list(resamples.teacher_hashes),
+        "public": None if public is None else count_public([row.output for row in log.rows], public),
+    }
+
+
+def count_public(outputs: Iterable[str], texts: Iterable[str], run: int = RUN) -> dict[str, int]:
+    """How many outputs share ``run`` words in a row with any of ``texts``, case and punctuation apart."""
+    known: dict[tuple[str, ...], set[int]] = {}
+    count = 0
+    for number, output in enumerate(outputs):
+        count += 1
+        for gram in _runs(words(output), run):
+            known.setdefault(gram, set()).add(number)
+    found: set[int] = set()
+    read = 0
+    for text in texts:
+        read += 1
+        for gram in _runs(words(text), run):
+            found |= known.get(gram, set())
+    return {"found": len(found), "outputs": count, "texts": read, "words": run}
+
+
+def _runs(found: list[str], run: int) -> Iterator[tuple[str, ...]]:
+    return (tuple(found[i : i + run]) for i in range(len(found) - run + 1))
+
+
+def _draw(model: Model, log: Log, made_from: dict[str, Any], out: Path) -> None:
+    """Asks for what the journal does not hold yet, then writes the file and removes the journal."""
+    journal_path = out.with_name(f"{out.name}.journal")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lines = list(read_journal(journal_path))
+    if lines and lines[0] != made_from:
+        raise CorpusError(
+            f"{journal_path} belongs to another drawing (teacher, log, draws or seed differ)",
+            hint="Give another file with --out, or remove this journal.",
+        )
+    journal = Journal(journal_path)
+    try:
+        if not lines:
+            journal.append(made_from)
+        done = {(line["id"], line["draw"]): line for line in lines[1:]}
+        asyncio.run(_ask(model, log, made_from, journal, done))
+    finally:
+        journal.close()
+    order = {row.id: number for number, row in enumerate(log.rows)}
+    rows = sorted(done.values(), key=lambda line: (order[line["id"]], line["draw"]))
+    answered = [row for row in rows if row["text"] is not None]
+    held = made_from | {"failed": len(rows) - len(answered)}
+    schema = SCHEMA.with_metadata({MADE_FROM: json.dumps(held).encode()})
+    with atomic_path(out) as temporary:
+        pq.write_table(pa.Table.from_pylist(answered, schema=schema), temporary, compression="zstd")
+    journal_path.unlink()
+
+
+async def _ask(
+    model: Model,
+    log: Log,
+    made_from: dict[str, Any],
+    journal: Journal,
+    done: dict[tuple[str, int], dict[str, Any]],
+) -> None:
+    wanted = [(row, draw) for row in log.rows for draw in range(1, made_from["draws"] + 1)]
+    missing = [(row, draw) for row, draw in wanted if (row.id, draw) not in done]
+    with console.progress("resample", len(wanted), "outputs", done=len(done)) as progress:
+        for start in range(0, len(missing), AT_ONCE):
+            part = missing[start : start + AT_ONCE]
+            requests = [_request(row, draw, made_from["seed"]) for row, draw in part]
+            replies = await model.generate(requests)
+            for (row, draw), request, reply in zip(part, requests, replies, strict=True):
+                line = _line(model, row, draw, request, reply)
+                journal.append(line)
+                done[row.id, draw] = line
+            progress.advance(len(part))
+
+
+def _request(row: Delivered, draw: int, seed: int) -> Request:
+    drawn = int(sha256_text(f"resample {seed} {row.id} {draw}")[:8], 16) & 0x7FFFFFFF
+    return Request(f"{row.id}/{draw}", list(row.prompt), replace(row.sampling, seed=drawn))
+
+
+def _line(
+    model: Model, row: Delivered, draw: int, request: Request, reply: Reply | StillhouseError
+) -> dict[str, Any]:
+    """A row of the file; its text is None where the teacher failed."""
+    failed = isinstance(reply, StillhouseError)
+    settings = asdict(request.sampling)
+    return {
+        "id": row.id,
+        "draw": draw,
+        "text": None if failed else reply.text,
+        "finish_reason": str(reply) if failed else reply.finish_reason,
+        **{name: settings[name] for name in ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")},
+        "teacher": model.reference,
+        "teacher_hash": model.fingerprint,
+    }
+
+
+def _require_unique(log: Log) -> None:
+    ids = [row.id for row in log.rows]
+    if len(set(ids)) < len(ids):
+        twice = next(id for n, id in enumerate(ids) if id in ids[:n])
+        raise CorpusError(
+            f"several rows of the log have the id {twice!r}", hint="Give each row an id of its own, or none."
+        )

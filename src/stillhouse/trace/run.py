@@ -1,0 +1,199 @@
+"""A trace from plan to bundle: commit, ask, judge, write down, sign.
+
+A trace that was killed goes on where it was: what was asked is in its transcripts, and nothing is asked
+twice. The verdict is computed once, at the end, from all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..console import console
+from ..files import atomic_path, atomic_write, storage_errors, take_lock
+from ..hashing import sha256_file
+from ..models import parse_reference
+from ..provenance import versions
+from .access import Access, hindrances, teacher_access
+from .bundle import OPENED, PLAN, REPORT, read_transcript, started, transcript_path, write_evidence
+from .commit import COMMITMENTS, commit, now, secret_files
+from .judging import Judged, judge_all
+from .log import Log, read_log
+from .observing import Case, observe
+from .plan import Plan, TeacherPlan
+from .report import render_page
+from .schema import Commitments, CommitmentsPart, Evidence, LogPart, ModelPart, TeacherPart, evidence_text
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from .suspect import Suspect
+
+JOURNAL = "answers.journal"
+"""What an API has answered so far; the transcripts hold it in the end."""
+LIBRARIES = ("numpy", "scipy", "pyarrow", "tokenizers")
+"""Whose versions the arithmetic and the transcripts depend on, beside torch and transformers."""
+
+
+def run_trace(
+    plan: Plan, directory: Path, *, key: Ed25519PrivateKey | None = None, command: str = ""
+) -> Evidence:
+    """Carries out a resolved plan, or goes on with it, and writes the bundle.
+
+    Args:
+        key: signs the evidence.
+        command: what was typed, for the record.
+
+    Raises:
+        IntegrityError: the directory holds commitments to something else.
+        StillhouseError: a model, a log or a secret is not there or not usable.
+    """
+    from .suspect import open_suspect
+
+    lock = take_lock(directory)
+    try:
+        commitments = commit(plan, directory)
+        logs = {teacher.name: read_teacher_log(teacher) for teacher in plan.teachers}
+        suspect = open_suspect(str(plan.suspect), journal=directory / JOURNAL, seed=plan.seed)
+        try:
+            access = {teacher.name: access_to(plan, teacher, suspect) for teacher in plan.teachers}
+            for teacher in plan.teachers:
+                _observe_all(plan, teacher, logs[teacher.name], suspect, access[teacher.name], directory)
+        finally:
+            suspect.close()
+        return _conclude(plan, directory, commitments, logs, access, key, command)
+    finally:
+        os.close(lock)
+
+
+def access_to(plan: Plan, teacher: TeacherPlan, suspect: Suspect) -> Access:
+    """What there is to work with for one teacher."""
+    has_weights = teacher.model is not None and parse_reference(teacher.model).kind != "api"
+    return Access(
+        suspect=frozenset(what for what in ("generate", "logprobs", "weights") if getattr(suspect.can, what)),
+        teacher=teacher_access(teacher, has_weights=has_weights),
+        references=len(plan.references),
+    )
+
+
+def read_teacher_log(teacher: TeacherPlan) -> Log:
+    """What was delivered to the tested and the placebo accounts."""
+    return read_log(teacher.log, (*teacher.accounts, *teacher.placebo_accounts))
+
+
+def _observe_all(
+    plan: Plan, teacher: TeacherPlan, log: Log, suspect: Suspect, access: Access, directory: Path
+) -> None:
+    for test, hindrance in hindrances(plan, access).items():
+        if hindrance is not None:
+            console.info(f"{test} ({teacher.name}): not possible; it {hindrance}")
+            continue
+        path = directory / transcript_path(teacher.name, test)
+        if path.exists():
+            console.info(f"{test} ({teacher.name}): was asked before")
+            continue
+        observe(test, Case(plan, teacher, log, suspect, directory), path)
+
+
+def _conclude(
+    plan: Plan,
+    directory: Path,
+    commitments: Commitments,
+    logs: Mapping[str, Log],
+    access: Mapping[str, Access],
+    key: Ed25519PrivateKey | None,
+    command: str,
+) -> Evidence:
+    secrets = _open_secrets(plan, directory)
+    judged = judge_all(directory, plan, access, secrets)
+    evidence = Evidence(
+        name=plan.name,
+        question=plan.question,
+        created=now(),
+        suspect=_model(str(plan.suspect), commitments, access),
+        references=[_model(reference, commitments) for reference in plan.references],
+        teachers=[
+            _teacher(teacher, logs[teacher.name], access[teacher.name], judged[teacher.name], commitments)
+            for teacher in plan.teachers
+        ],
+        hard=plan.hard,
+        alpha=plan.alpha,
+        share=plan.share,
+        seed=plan.seed,
+        commitments=commitments_part(directory, commitments, judged),
+        environment=environment(),
+        command=command,
+        files={},
+    )
+    evidence = Evidence.model_validate_json(
+        evidence_text(evidence)
+    )  # keys in the order in which they lie there
+    atomic_write(directory / REPORT, render_page(evidence, (directory / PLAN).read_text("utf-8")))
+    return write_evidence(directory, evidence, key)
+
+
+def _open_secrets(plan: Plan, directory: Path) -> dict[str, bytes]:
+    """Copies the secret files into the bundle, so that commitments can be checked; their contents."""
+    contents = {}
+    for name, path in secret_files(plan).items():
+        opened = directory / OPENED / name
+        with storage_errors(opened), atomic_path(opened) as temporary:
+            shutil.copyfile(path, temporary)
+        contents[name] = opened.read_bytes()
+    return contents
+
+
+def commitments_part(
+    directory: Path, commitments: Commitments, judged: Mapping[str, Judged]
+) -> CommitmentsPart:
+    """Whether the commitments came first, by the times that they and the transcripts carry."""
+    paths = [part.transcript for found in judged.values() for part in found.tests if part.transcript]
+    times = [time for path in paths if (time := started(read_transcript(directory / path)))]
+    first = min(times, default=None)
+    in_time = first is None or commitments.created <= first
+    if first is None:
+        words = "Nothing was asked."
+    elif in_time:
+        words = f"Committed at {commitments.created}, before the first query at {first}."
+    else:
+        words = (
+            f"The commitments were made at {commitments.created}, AFTER the first query at {first}: whatever "
+            "they fix could have been chosen with an eye on the answers."
+        )
+    return CommitmentsPart(
+        sha256=sha256_file(directory / COMMITMENTS),
+        created=commitments.created,
+        first_query=first,
+        in_time=in_time,
+        words=words,
+    )
+
+
+def environment() -> dict[str, str]:
+    """What it ran on."""
+    found = {name: metadata.version(name) for name in LIBRARIES}
+    return versions() | found | {"machine": platform.machine(), "processors": str(os.cpu_count())}
+
+
+def _model(reference: str, commitments: Commitments, access: Mapping[str, Access] | None = None) -> ModelPart:
+    can = sorted(next(iter(access.values())).suspect) if access else []
+    return ModelPart(reference=reference, fingerprint=commitments.models.get(reference), can=can)
+
+
+def _teacher(
+    teacher: TeacherPlan, log: Log, access: Access, judged: Judged, commitments: Commitments
+) -> TeacherPart:
+    return TeacherPart(
+        name=teacher.name,
+        model=None if teacher.model is None else _model(teacher.model, commitments),
+        access=sorted(access.teacher),
+        log=LogPart(path=teacher.log, sha256=log.hash, rows=len(log.rows), left_out=log.left_out),
+        tests=judged.tests,
+        rungs=judged.rungs,
+        verdict=judged.verdict,
+    )

@@ -1,0 +1,143 @@
+"""A mark: how a key changes which token is drawn, and what a token is worth to whoever has the key.
+
+Three schemes. Each looks at the window, the ``window`` tokens of the answer before the one that is drawn,
+and at the pseudo-random word that the key gives every token after this window (:mod:`.pseudorandom`).
+
+- ``kgw``, the green list (Kirchenbauer et al. 2023, arXiv:2301.10226, algorithm 2): a share γ of the
+  vocabulary is green, and δ is added to the logits of the green tokens. Each token is green with probability
+  γ independently, where the paper takes γV tokens exactly: so that counts over different pairs are binomial.
+- ``gumbel`` (Aaronson 2022, "My AI Safety Lecture for UT Effective Altruism"; the exponential scheme): each
+  token has a uniform number r, and the token of the largest r^(1/p) is taken. Over keys, it is drawn with
+  probability p.
+- ``tournament`` (SynthID-Text; Dathathri et al. 2024, Nature 634:818, two candidates a match, Bernoulli(½)
+  scores): for each of ``depth`` layers, p(x) becomes p(x) (1 + g(x) − Σ g p), which is the chance to win a
+  match of two draws. Over keys, it is p again.
+
+Marks come last: temperature, top-k, top-p and min-p first, and the mark on what they leave. The first
+``window`` tokens of an answer are not marked, since nobody who has only the answer could find it; so equal
+prompts do not get equal answers. ``gumbel`` and ``tournament`` also leave a window alone that came before in
+the same answer (repeated-context masking), else its second token would not be a fresh draw. Across answers
+under one key they do repeat choices: a log marked by them is not a sample of independent draws.
+
+Nothing at temperature 0: there is no randomness to hide a mark in, and none is put there.
+
+Shapes: N pairs, W tokens of a window, V vocabulary, D layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+
+from ..errors import UsageError
+from .keys import checked_key
+from .pseudorandom import vocabulary_words, window_seeds, words
+
+Scheme = Literal["kgw", "gumbel", "tournament"]
+LAYERS = 64
+"""Bits of a word, so layers that a tournament can have."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One key's mark. Calling it is the seam of the samplers; :meth:`scores` is that of the detectors."""
+
+    key: bytes = field(repr=False)
+    scheme: Scheme = "kgw"
+    window: int = 2
+    """Tokens before the drawn one that choose its word. More are harder to forge and easier to wash out."""
+    gamma: float = 0.25
+    """Share of green tokens (kgw)."""
+    delta: float = 2.0
+    """What green tokens gain in their logits, in nats (kgw)."""
+    depth: int = 30
+    """Layers (tournament)."""
+
+    def __post_init__(self) -> None:
+        checked_key(self.key)
+        if self.scheme not in get_args(Scheme):
+            raise UsageError(
+                f"there is no watermark {self.scheme!r}", hint=f"Choose {', '.join(get_args(Scheme))}."
+            )
+        if self.window < 1:
+            raise UsageError(f"a watermark's window is 1 token or more, not {self.window}")
+        if not 0 < self.gamma < 1:
+            raise UsageError(f"gamma, the share of green tokens, lies between 0 and 1; {self.gamma} does not")
+        if not 1 <= self.depth <= LAYERS:
+            raise UsageError(f"a tournament has 1 to {LAYERS} layers, not {self.depth}")
+
+    def __call__(self, ids: Sequence[int], weights_V: np.ndarray) -> np.ndarray:
+        """Weights [V] to draw the next token from.
+
+        Args:
+            ids: the answer so far.
+            weights_V: float64, not negative, of any sum: what would be drawn from without the mark.
+        """
+        if len(ids) < self.window or (self.scheme != "kgw" and self._came_before(ids)):
+            return weights_V
+        words_V = vocabulary_words(self._seeds(np.array([ids[-self.window :]]))[0], len(weights_V))
+        if self.scheme == "kgw":
+            return weights_V * np.exp(self.delta * self._values(words_V))
+        if self.scheme == "gumbel":
+            return _only(_race_winner(weights_V, words_V), len(weights_V))
+        return _tournament(weights_V, words_V, self.depth)
+
+    def scores(self, windows_NW: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
+        """What each pair [N] counts, as float64.
+
+        kgw: 1 if green, else 0. gumbel: −log(1 − r), exponential of mean 1 under the null. tournament: how
+        many of its ``depth`` layers the token scores in, Binomial(depth, ½) under the null.
+        """
+        return self._values(words(self._seeds(windows_NW), tokens_N))
+
+    def _seeds(self, windows_NW: np.ndarray) -> np.ndarray:
+        return window_seeds(self.key, self.scheme, windows_NW)
+
+    def _values(self, words_N: np.ndarray) -> np.ndarray:
+        if self.scheme == "kgw":
+            return (words_N < np.uint64(int(self.gamma * 2**64))).astype(np.float64)
+        if self.scheme == "gumbel":
+            return -np.log1p(-_uniforms(words_N))
+        return np.bitwise_count(words_N & np.uint64(2**self.depth - 1)).astype(np.float64)
+
+    def _came_before(self, ids: Sequence[int]) -> bool:
+        last = list(ids[-self.window :])
+        return any(
+            ids[place] == last[0] and list(ids[place : place + self.window]) == last
+            for place in range(len(ids) - self.window)
+        )
+
+
+def _uniforms(words_N: np.ndarray) -> np.ndarray:
+    """Numbers strictly between 0 and 1 from the upper 53 bits."""
+    return ((words_N >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def _race_winner(weights_V: np.ndarray, words_V: np.ndarray) -> int:
+    """The token of the largest r^(1/p), the first to arrive of exponential clocks of rates p."""
+    possible = np.flatnonzero(weights_V)
+    arrivals = -np.log(_uniforms(words_V[possible])) / weights_V[possible]
+    return int(possible[arrivals.argmin()])
+
+
+def _only(token: int, size: int) -> np.ndarray:
+    weights_V = np.zeros(size)
+    weights_V[token] = 1.0
+    return weights_V
+
+
+def _tournament(weights_V: np.ndarray, words_V: np.ndarray, depth: int) -> np.ndarray:
+    possible = np.flatnonzero(weights_V)
+    chances = weights_V[possible] / weights_V[possible].sum()
+    bits_D = np.unpackbits(
+        words_V[possible].astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little"
+    )[:, :depth].T
+    for bits in np.ascontiguousarray(bits_D):
+        wins = bits.astype(np.float64)
+        chances *= wins + max(0.0, 1.0 - chances @ wins)  # their sum may exceed 1 by its last bits
+    weights_V = np.zeros(len(weights_V))
+    weights_V[possible] = chances
+    return weights_V

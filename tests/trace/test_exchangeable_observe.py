@@ -1,0 +1,145 @@
+"""From models to a transcript to a finding: a suspect that learned the log, and one that did not."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_resample import delivered, write_log
+
+from stillhouse.errors import CapabilityError, UsageError
+from stillhouse.models import load_weights
+from stillhouse.trace.exchangeable import judge, observe
+from stillhouse.trace.log import read_log
+from stillhouse.trace.resample import resample
+from stillhouse.trace.suspect import Can, open_suspect
+
+
+@pytest.fixture(scope="module")
+def case(tiny_teacher, tmp_path_factory):
+    """A log of some 60 outputs, its resamples, and a suspect that learned the first half by heart."""
+    place = tmp_path_factory.mktemp("case")
+    log = read_log(write_log(place / "log.jsonl", delivered(tiny_teacher, 60)))
+    resamples = resample(str(tiny_teacher), log, 3, 1, place / "r.parquet")
+    weights = load_weights(str(tiny_teacher))
+    model, tokenizer = weights.model, weights.tokenizer
+    documents = [
+        weights.template.encode(tokenizer, [*row.prompt, {"role": "assistant", "content": row.output}])[0]
+        for row in log.rows[:30]
+    ]
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model.train()
+    for _ in range(40):
+        for start in range(0, 30, 10):
+            part = documents[start : start + 10]
+            width = max(map(len, part))
+            ids = torch.tensor([d + [2] * (width - len(d)) for d in part])
+            labels = torch.tensor([d + [-100] * (width - len(d)) for d in part])
+            loss = model(ids, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.save_pretrained(place / "suspect")
+    tokenizer.save_pretrained(place / "suspect")
+    return log, resamples, place / "suspect"
+
+
+@pytest.mark.parametrize("score", ["loglik", "min_k", "reference", "overlap"])
+def test_who_learned_the_log_is_found_and_the_teacher_itself_is_not(case, tiny_teacher, score):
+    log, resamples, path = case
+    guilty, innocent = open_suspect(str(path)), open_suspect(str(tiny_teacher))
+    reference = innocent if score == "reference" else None
+    found = judge(observe(guilty, log, resamples, scores=[score], reference=reference), {"score": score})
+    assert found.n == len(log.rows) and found.p_value < 0.001 and found.effect["f_low"] > 0
+    if score != "reference":
+        cleared = judge(observe(innocent, log, resamples, scores=[score]), {"score": score})
+        assert cleared.p_value > 0.001
+        assert next(a for a in cleared.assumptions if "same teacher" in a.text).held is True
+    else:
+        assert next(a for a in found.assumptions if "reference model" in a.text).held is True
+    guilty.close()
+    innocent.close()
+
+
+def test_the_transcript_holds_what_was_asked_and_nothing_was_padded(case):
+    log, resamples, path = case
+    suspect = open_suspect(str(path))
+    transcript = observe(suspect, log, resamples, scores=["loglik", "min_k"], seed=4)
+    rows = transcript.to_pylist()
+    assert len(rows) == len(log.rows) * 4 and {row["account"] for row in rows} == {"north"}
+    by_id = {row.id: row for row in log.rows}
+    for row in rows[:40]:
+        delivered_row = by_id[row["id"]]
+        texts = [delivered_row.output, *resamples.texts[row["id"]]]
+        assert row["text"] == texts[row["draw"]]
+        [alone] = suspect.loglik([delivered_row.prompt], [row["text"]])
+        assert row["loglik"] == pytest.approx(alone.loglik, rel=0.02, abs=0.1)
+        assert row["tokens"] == alone.tokens
+        assert row["reference_loglik"] is None and row["overlap"] is None
+    asked = list(dict.fromkeys(row["id"] for row in rows))
+    assert asked != [row.id for row in log.rows], "the order is drawn, so that stopping early samples the log"
+    again = observe(suspect, log, resamples, scores=["loglik", "min_k"], seed=4)
+    assert again.equals(transcript)
+    suspect.close()
+
+
+def test_stopping_early_asks_less(case, monkeypatch):
+    monkeypatch.setattr("stillhouse.trace.exchangeable_transcript.FEW", 5)
+    log, resamples, path = case
+    suspect = open_suspect(str(path))
+    early = observe(suspect, log, resamples, stop_at=20.0)
+    finding = judge(early, {"stop_at": 20.0})
+    assert finding.e_value >= 20 and finding.p_value <= 1 / 20
+    asked = len(early) / 4
+    assert finding.n <= asked < len(log.rows) and asked - finding.n < 5
+    assert finding.effect["saved"] == pytest.approx(1 - finding.n / len(log.rows))
+    suspect.close()
+
+
+def test_a_resample_that_the_log_would_have_left_out_is_left_out(case):
+    """The log drops an output that repeats an earlier one to the same prompt."""
+    log, resamples, path = case
+    first, second = log.rows[0], log.rows[1]
+    twin = dataclasses.replace(second, prompt=first.prompt)
+    other = dataclasses.replace(log, rows=(first, twin))
+    texts = {first.id: resamples.texts[first.id], second.id: [first.output, *resamples.texts[second.id]]}
+    suspect = open_suspect(str(path))
+    transcript = observe(suspect, other, dataclasses.replace(resamples, texts=texts))
+    said = [row["text"] for row in transcript.to_pylist() if row["id"] == second.id and row["draw"] > 0]
+    assert first.output not in said and len(said) == 3
+    suspect.close()
+
+
+def test_what_a_suspect_cannot_do_is_said_before_it_is_asked(case, tiny_teacher):
+    log, resamples, _ = case
+    suspect = open_suspect(str(tiny_teacher))
+    with pytest.raises(UsageError, match="reference model"):
+        observe(suspect, log, resamples, scores=["reference"])
+    suspect.can = Can(generate=True, logprobs=False, weights=False)
+    with pytest.raises(CapabilityError) as refused:
+        observe(suspect, log, resamples)
+    assert "overlap" in refused.value.hint
+    suspect.close()
+
+
+def test_without_resamples_nothing_is_asked_and_the_judge_says_why(case, tiny_teacher):
+    log, resamples, _ = case
+    suspect = open_suspect(str(tiny_teacher))
+    transcript = observe(suspect, log, dataclasses.replace(resamples, texts={}))
+    assert len(transcript) == 0
+    finding = judge(transcript, {})
+    assert not finding.ran and finding.p_value is None
+    suspect.close()
+
+
+def test_public_outputs_break_an_assumption(case, tiny_teacher):
+    log, resamples, _ = case
+    suspect = open_suspect(str(tiny_teacher))
+    sentence = " ".join(f"word{n}" for n in range(13))
+    published = dataclasses.replace(log.rows[0], output=sentence)
+    log = dataclasses.replace(log, rows=(published, *log.rows[1:]))
+    for texts, held in (([f"As is known, {sentence}."], False), (["something else"], True)):
+        transcript = observe(suspect, log, resamples, public=texts)
+        found = next(a for a in judge(transcript, {}).assumptions if "not public" in a.text)
+        assert found.held is held
+    suspect.close()

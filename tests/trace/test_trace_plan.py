@@ -1,0 +1,125 @@
+"""Plans as files: what they say, what is wrong with them and where."""
+
+import dataclasses
+
+import pytest
+
+from stillhouse.errors import RecipeError, UsageError
+from stillhouse.trace.access import Access, hindrances, teacher_access
+from stillhouse.trace.plan import (
+    Exchangeable,
+    Plan,
+    PlannedTests,
+    TeacherPlan,
+    dump_plan,
+    load_plan,
+    parse_plan,
+    resolve,
+)
+
+EVERYTHING = Access(
+    suspect=frozenset({"generate", "logprobs", "weights"}),
+    teacher=frozenset({"model", "weights", "resamples", "watermark key", "canaries"}),
+    references=2,
+)
+
+
+def test_a_resolved_plan_comes_back_from_its_yaml():
+    plan = Plan(
+        name="case-7",
+        suspect="rival",
+        teachers=(TeacherPlan(name="ours", log="log.parquet", accounts=("a", "no")),),
+        references=("other",),
+        tests=PlannedTests(exchangeable=Exchangeable(surrogate_auc=(0.6, 0.7)), style=None),
+    )
+    assert parse_plan(dump_plan(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("hard: 0.5", "plan.yaml:1: hard: must be greater than 1, not 0.5"),
+        (
+            "name: a\ntests:\n  exchangable: {}",
+            "plan.yaml:3: tests.exchangable: unknown key. Did you mean `tests.exchangeable`?",
+        ),
+        (
+            "tests:\n  exchangeable:\n    score: loglike",
+            "plan.yaml:3: tests.exchangeable.score: must be one of",
+        ),
+        ("tests:\n  exchangeable:\n    surrogate_auc: [0.4]", "plan.yaml:3"),
+        ("teachers:\n- name: a/b\n  log: l", "names a directory"),
+        ("teachers:\n- {name: a, log: l}\n- {name: a, log: m}", "two teachers are named `a`"),
+        ("teachers:\n- {name: a, log: l, accounts: [x], placebo_accounts: [x]}", "both tested and a placebo"),
+        ("teachers:\n- {name: a, log: l, placebo_accounts: [x]}", "its `accounts` must be named too"),
+        ("[1]", "a plan is a mapping of keys"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(text, complaint):
+    with pytest.raises(RecipeError) as caught:
+        parse_plan(text, name="plan.yaml")
+    assert complaint in str(caught.value)
+
+
+def test_a_plan_that_is_not_there_names_the_nearest(tmp_path):
+    (tmp_path / "plan.yaml").write_text("name: a")
+    with pytest.raises(RecipeError, match="no such plan") as caught:
+        load_plan(tmp_path / "plam.yaml")
+    assert "plan.yaml" in str(caught.value.hint)
+
+
+def test_options_fill_a_plan_and_may_not_contradict_it():
+    ours = TeacherPlan(name="ours", log="log.parquet")
+    plan = resolve(Plan(), suspect="rival", teachers=[ours], references=["r"])
+    assert (plan.suspect, plan.teachers, plan.references) == ("rival", (ours,), ("r",))
+    assert resolve(plan, suspect=None, teachers=[], references=[]) == plan
+    assert resolve(plan, suspect="rival", teachers=[], references=[]) == plan
+    with pytest.raises(UsageError, match="already names its suspect"):
+        resolve(plan, suspect="another", teachers=[], references=[])
+    with pytest.raises(UsageError, match="no suspect was named"):
+        resolve(Plan(), suspect=None, teachers=[ours], references=[])
+    with pytest.raises(UsageError, match="no log was named"):
+        resolve(Plan(), suspect="rival", teachers=[], references=[])
+
+
+def test_full_access_allows_every_planned_test():
+    assert set(hindrances(Plan(), EVERYTHING).values()) == {None}
+    assert "rephrasings" not in hindrances(Plan(), EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("lost", "tests"),
+    [
+        ({"suspect": frozenset({"generate"})}, {"exchangeable", "canaries", "weights"}),
+        ({"suspect": frozenset({"logprobs"})}, {"radioactivity", "style", "identity", "weights"}),
+        ({"teacher": frozenset()}, {"exchangeable", "radioactivity", "canaries", "weights"}),
+        ({"teacher": frozenset({"resamples"})}, {"radioactivity", "canaries", "weights"}),
+        ({"references": 1}, {"style"}),
+    ],
+)
+def test_less_access_costs_the_tests_that_need_it_and_says_why(lost, tests):
+    found = hindrances(Plan(), dataclasses.replace(EVERYTHING, **lost))
+    assert {test for test, why in found.items() if why} == tests
+    assert all(why.startswith(("needs", "its score")) for why in found.values() if why)
+
+
+def test_with_text_only_the_overlap_score_is_what_remains():
+    text_only = dataclasses.replace(EVERYTHING, suspect=frozenset({"generate"}))
+    assert "overlap" in str(hindrances(Plan(), text_only)["exchangeable"])
+    plan = Plan(tests=PlannedTests(exchangeable=Exchangeable(score="overlap")))
+    assert hindrances(plan, text_only)["exchangeable"] is None
+
+
+def test_a_reference_score_needs_a_reference():
+    plan = Plan(tests=PlannedTests(exchangeable=Exchangeable(score="reference")))
+    assert "--reference" in str(
+        hindrances(plan, dataclasses.replace(EVERYTHING, references=0))["exchangeable"]
+    )
+
+
+def test_what_a_plan_gives_of_a_teacher():
+    bare = TeacherPlan(name="t", log="l")
+    assert teacher_access(bare, has_weights=False) == frozenset()
+    full = TeacherPlan(name="t", log="l", model="m", resamples="r", watermark_key="k", canaries="c")
+    assert teacher_access(full, has_weights=True) == EVERYTHING.teacher
+    assert "weights" not in teacher_access(full, has_weights=False)

@@ -1,0 +1,122 @@
+"""The evidence page: what a reader finds on it, and that nothing on it can act or be loaded."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from made_bundle import make_bundle
+
+from stillhouse.trace.bundle import read_evidence
+from stillhouse.trace.report import render_page
+from stillhouse.trace.schema import Evidence
+from stillhouse.trace.verify import verify_bundle
+from stillhouse.trace.wording import number
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, tiny_teacher):
+    directory = tmp_path_factory.mktemp("page") / "evidence"
+    make_bundle(directory, tiny_teacher)
+    return directory
+
+
+class Page(HTMLParser):
+    """Texts by section heading, and every attribute that could load something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_loads_nothing_and_runs_nothing(bundle):
+    page = Page((bundle / "report.html").read_text())
+    assert not {"script", "img", "iframe", "link", "object", "form"} & set(page.tags)
+    assert all(link.startswith("#") for link in page.links)
+
+
+def test_a_lawyer_and_a_statistician_find_what_they_look_for(bundle):
+    text = " ".join("".join(Page((bundle / "report.html").read_text()).text).split())
+    for words in (
+        "Hard evidence at level L2",
+        "What this does not show",
+        "Rival explanations that remain",
+        "the account was shared",
+        "Null hypothesis:",
+        "p-value, one-sided",
+        "Does it hold?",
+        "Words used here",
+        "still trace verify",
+        "Committed at",
+    ):
+        assert words in text
+    finding = read_evidence(bundle).teachers[0].tests[0].finding
+    assert finding is not None
+    assert number(finding.p_value) in text and number(finding.e_value) in text
+
+
+def test_four_pictures_are_described_in_words(bundle):
+    labels = re.findall(r'<svg role="img" aria-label="([^"]*)"', (bundle / "report.html").read_text())
+    assert [label.split(" ")[0] for label in labels] == ["Evidence", "Evidence", "Outputs", "21"]
+
+
+def test_what_models_and_users_wrote_is_escaped(bundle):
+    values = read_evidence(bundle).model_dump()
+    values["name"] = values["question"] = values["teachers"][0]["log"]["path"] = "<script>alert(1)</script>"
+    values["teachers"][0]["tests"][0]["finding"]["rivals"] = ["<img src=x>"]
+    page = render_page(Evidence.model_validate(values), "a: <b>")
+    assert "<script" not in page and "<img" not in page and "a: &lt;b&gt;" in page
+
+
+def test_a_test_that_did_not_run_says_why(bundle):
+    values = read_evidence(bundle).model_dump()
+    part = values["teachers"][0]["tests"][0]
+    part["finding"]["reason"] = "the suspect refused."
+    values["teachers"][0]["tests"].append(
+        {"test": "canaries", "level": "L2", "weight": 1.0, "hindrance": "needs the canaries."}
+    )
+    text = "".join(Page(render_page(Evidence.model_validate(values), "")).text)
+    assert "the suspect refused." in text and "It needs the canaries." in text
+    assert "counts as E = 1" in text
+
+
+def test_a_page_that_says_something_else_is_noticed_though_its_hash_fits(bundle, tmp_path):
+    from stillhouse.hashing import sha256_file
+    from stillhouse.trace.schema import evidence_text
+
+    copy = shutil.copytree(bundle, tmp_path / "evidence")
+    report = copy / "report.html"
+    report.write_text(report.read_text().replace("Hard evidence", "No evidence"))
+    evidence = read_evidence(copy)
+    files = evidence.files | {"report.html": sha256_file(report)}
+    (copy / "evidence.json").write_text(evidence_text(evidence.model_copy(update={"files": files})))
+    assert verify_bundle(copy).differences == ["report.html does not say what the evidence says"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (12300.4, "12,300"),
+        (2.6e-24, "2.6 × 10⁻²⁴"),
+        (1e9, "10⁹"),
+        (9.99e8, "1.0 × 10⁹"),
+        (-3.5, "−3.5"),
+        (1000, "1,000"),
+        (99.96, "100"),
+    ],
+)
+def test_numbers_as_people_read_them(value, text):
+    assert number(value) == text

@@ -1,0 +1,241 @@
+"""Ranks, e-values, power and tails, against enumeration, scipy, closed forms and simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.trace import evalues, power, ranks, tails
+
+
+def enumerated_p(scores):
+    """P(Σ c ≥ seen) by placing every label everywhere, one list comprehension at a time."""
+    values = []
+    for row in scores:
+        row = [x for x in row if not math.isnan(x)]
+        values.append([sum((x > y) - (x < y) for y in row) for x in row])
+    seen = sum(
+        next(v for x, v in zip([y for y in row if not math.isnan(y)], value, strict=True) if x == row[0])
+        for row, value in zip(scores, values, strict=True)
+    )
+    sums = [sum(choice) for choice in itertools.product(*values)]
+    return sum(s >= seen for s in sums) / len(sums)
+
+
+rows_of_three = st.lists(
+    st.lists(st.integers(0, 3).map(float), min_size=3, max_size=3), min_size=1, max_size=6
+)
+
+
+@given(rows_of_three)
+@settings(max_examples=150, deadline=None)
+def test_exact_p_is_that_of_enumeration_with_ties(rows):
+    test = ranks.rank_test(np.array(rows))
+    assert test.p_exact == pytest.approx(enumerated_p(rows), rel=1e-9)
+    assert test.p_bound >= test.p_exact * (1 - 1e-9)
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.floats(-3, 3), min_size=2, max_size=4, unique=True)), min_size=1, max_size=6
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_exact_p_where_items_have_different_numbers_of_resamples(items):
+    scores = np.full((len(items), 4), np.nan)
+    for number, (row,) in enumerate(items):
+        scores[number, : len(row)] = row
+    assert ranks.rank_test(scores).p_exact == pytest.approx(enumerated_p(scores.tolist()), rel=1e-9)
+
+
+def test_with_one_resample_the_test_is_the_sign_test():
+    scores = np.random.default_rng(1).normal(size=(200, 2)) + np.array([0.3, 0.0])
+    test = ranks.rank_test(scores)
+    wins = int((scores[:, 0] > scores[:, 1]).sum())
+    assert test.p_exact == pytest.approx(scipy.stats.binomtest(wins, 200, alternative="greater").pvalue)
+    assert test.auc == pytest.approx(wins / 200)
+
+
+def test_the_deepest_tail_is_exact_to_its_last_digits():
+    """Every output first among five: p = 5^-N, far below what a plain convolution can resolve."""
+    scores = np.tile([9.0, 1.0, 2.0, 3.0, 4.0], (300, 1))
+    test = ranks.rank_test(scores)
+    assert math.log(test.p_exact) == pytest.approx(-300 * math.log(5), rel=1e-12)
+    one_less = scores.copy()
+    one_less[0] = [3.5, 1.0, 2.0, 3.0, 4.0]  # second of five: 301 ways reach this sum
+    assert ranks.rank_test(one_less).p_exact == pytest.approx(301 * 5.0**-300, rel=1e-9)
+
+
+def test_a_large_log_agrees_with_the_normal_distribution_near_the_middle():
+    scores = np.random.default_rng(2).normal(size=(20_000, 5))
+    test = ranks.rank_test(scores)
+    assert test.p_exact == pytest.approx(test.p_normal, abs=0.005)
+    assert test.z == pytest.approx(scipy.stats.norm.isf(test.p_normal))
+    capped = ranks.rank_test(scores, lattice=1000)
+    assert capped.p_exact is None and capped.p == test.p_bound >= test.p_exact
+
+
+def test_z_is_the_textbook_one_without_ties():
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=(500, 4)) + np.array([0.2, 0, 0, 0])
+    below = (scores[:, 1:] < scores[:, :1]).sum(1)
+    n, k = 500, 3
+    textbook = (below - k / 2).sum() / math.sqrt(n * k * (k + 2) / 12)
+    assert ranks.rank_test(scores).z == pytest.approx(textbook)
+
+
+def test_infinite_scores_are_ranked():
+    scores = np.array([[np.inf, 0.0, -np.inf], [-np.inf, -np.inf, 0.0]])
+    assert ranks.signed_wins(scores)[:, 0].tolist() == [2, -1]
+
+
+def within(rejections, draws, alpha):
+    """Not above alpha beyond what chance allows: the one-sided Clopper–Pearson bound at 99.9% covers it."""
+    return tails.clopper_pearson(int(rejections), draws, 0.998)[0] <= alpha
+
+
+def test_size_of_the_exact_test_with_and_without_ties():
+    rng = np.random.default_rng(4)
+    draws, n, k = 10_000, 12, 3
+    for coarse in (False, True):
+        ps = []
+        for _ in range(draws):
+            scores = rng.normal(size=(n, k + 1))
+            ps.append(ranks.rank_test(np.round(scores) if coarse else scores).p)
+        for alpha in (0.05, 0.01, 0.001):
+            rejected = np.sum(np.array(ps) <= alpha)
+            assert within(rejected, draws, alpha), (coarse, alpha, rejected)
+        # and it is no more conservative than a discrete distribution must be
+        assert np.sum(np.array(ps) <= 0.05) > 0.04 * draws
+
+
+def test_randomised_ranks_are_uniform_and_mid_ranks_are_their_mean():
+    rng = np.random.default_rng(5)
+    scores = rng.integers(0, 3, size=(40_000, 4)).astype(float)
+    uniforms = ranks.randomised_ranks(scores, seed=7)
+    assert (uniforms > 0).all() and (uniforms <= 1).all()
+    assert scipy.stats.kstest(uniforms, "uniform").pvalue > 0.001
+    assert (ranks.randomised_ranks(scores, seed=7) == uniforms).all()
+    few = scores[:50]
+    mean = np.mean([ranks.randomised_ranks(few, seed) for seed in range(4000)], axis=0)
+    assert np.abs(mean - ranks.mid_ranks(few)).max() < 0.02
+
+
+def test_the_e_process_has_an_expectation_of_one_at_every_step():
+    """Exactly, over all 3^5 ways to place the labels; a sample's mean would miss the rare great wins."""
+    scores = np.random.default_rng(6).integers(0, 4, size=(5, 3)).astype(float)
+    everywhere = [
+        ranks.mid_ranks(np.array([np.roll(row, -place) for row, place in zip(scores, places, strict=True)]))
+        for places in itertools.product(range(3), repeat=5)
+    ]
+    processes = np.array([evalues.betting_process(values) for values in everywhere])
+    assert processes.mean(axis=0) == pytest.approx(np.ones(5))
+
+
+def test_the_e_process_keeps_its_size_under_optional_stopping():
+    rng = np.random.default_rng(6)
+    draws, n, k = 12_000, 120, 3
+    values = ranks.mid_ranks(rng.normal(size=(draws * n, k + 1))).reshape(draws, n)
+    highest = np.array([evalues.log_betting_process(row).max() for row in values])
+    for alpha in (0.05, 0.01, 0.001):  # whoever looks after every item and stops when he likes what he sees
+        assert within(np.sum(highest >= -math.log(alpha)), draws, alpha)
+    assert evalues.first_time(evalues.log_betting_process(values[0]), 1e9) is None
+
+
+def test_the_e_process_is_the_mean_of_products():
+    values = np.array([0.9, 0.2, 0.7])
+    slow = [
+        np.mean([math.prod(1 + bet * (u - 0.5) for u in values[: t + 1]) for bet in evalues.BETS])
+        for t in range(3)
+    ]
+    assert evalues.betting_process(values) == pytest.approx(slow)
+    log_e = evalues.log_betting_process(np.full(50, 0.99))
+    assert evalues.first_time(log_e, 20.0) == int(np.argmax(np.exp(log_e) >= 20)) + 1
+
+
+def test_a_bet_on_fewer_than_the_mean_loses_whatever_the_single_means():
+    """Independent items with means on both sides of m, m the average: expectation at most 1."""
+    rng = np.random.default_rng(8)
+    means = np.tile([0.1, 0.9], 20)
+    draws = (rng.random((20_000, 40)) < means).astype(float)
+    ends = np.exp([evalues.log_betting_process(row, 0.5)[-1] for row in draws])
+    assert ends.mean() < 1 + 4 * ends.std() / math.sqrt(len(ends))
+
+
+def test_calibrated_p_values_are_e_values():
+    uniform = (np.arange(2_000_000) + 0.5) / 2_000_000
+    for kappa in (0.3, 0.5, 0.8):
+        mean = np.mean(kappa * uniform ** (kappa - 1))
+        assert mean == pytest.approx(1, abs=0.01)
+        assert evalues.from_p(0.01, kappa) == pytest.approx(kappa * 0.01 ** (kappa - 1))
+    assert evalues.from_p(0.0001) == pytest.approx(50)
+    assert evalues.to_p(0.5) == 1 and evalues.to_p(40) == 1 / 40
+    assert evalues.weighted_mean([1, 100], [3, 1]) == pytest.approx(25.75)
+
+
+@given(st.lists(st.floats(0.0001, 1), min_size=1, max_size=8))
+def test_holm_against_scipy(ps):
+    """Rejecting one by one, smallest first, stops where the adjusted value passes alpha."""
+    adjusted = evalues.holm(ps)
+    for alpha in (0.01, 0.05, 0.2):
+        order, rejected = sorted(range(len(ps)), key=lambda i: ps[i]), set()
+        for step, index in enumerate(order):
+            if ps[index] * (len(ps) - step) > alpha:
+                break
+            rejected.add(index)
+        assert {i for i, p in enumerate(adjusted) if p <= alpha} == rejected
+
+
+def simulated_log(rng, n, k, f, shift):
+    """Scores of a log of which the share f was trained on."""
+    scores = rng.normal(size=(n, k + 1))
+    scores[: round(f * n), 0] += shift
+    return scores
+
+
+def test_the_power_law_matches_simulation():
+    rng = np.random.default_rng(9)
+    n, k, f, shift = 2000, 4, 0.1, 1.0
+    auc = scipy.stats.norm.cdf(shift / math.sqrt(2))
+    expected = power.predicted_z(f, n, k, auc)
+    tests = [ranks.rank_test(simulated_log(rng, n, k, f, shift), lattice=0) for _ in range(400)]
+    zs = np.array([test.z for test in tests])
+    assert abs(zs.mean() - expected) < 4 * zs.std() / 20
+    assert zs.std() == pytest.approx(1, abs=0.15)
+    seen = np.mean([test.p_normal <= 0.01 for test in tests])
+    assert seen == pytest.approx(power.power_of_p(f, n, k, auc, 0.01), abs=0.08)
+
+
+def test_a_log_of_the_computed_size_reaches_its_target():
+    rng = np.random.default_rng(10)
+    k, f, shift = 4, 0.2, 1.0
+    auc = scipy.stats.norm.cdf(shift / math.sqrt(2))
+    n = power.log_size(f, auc, k, 1000, 0.8)
+    assert power.power_of_e(f, n, k, auc, 1000) >= 0.8 > power.power_of_e(f, n - 1, k, auc, 1000)
+    reached = [
+        evalues.log_betting_process(ranks.mid_ranks(simulated_log(rng, n, k, f, shift)))[-1] >= math.log(1000)
+        for _ in range(300)
+    ]
+    assert np.mean(reached) > 0.8 - 3 * math.sqrt(0.16 / 300)
+    assert np.mean(reached) < 0.97, "the formula asks for far more than is needed"
+
+
+def test_the_detectable_effect_is_what_the_power_law_says():
+    effect = power.detectable_effect(5000, 4, 0.05, 0.8)
+    assert power.power_of_p(effect, 5000, 4, 1.0, 0.05) == pytest.approx(0.8)
+    assert power.predicted_z(0.01, 13_000_000, 10**6, 0.55) == pytest.approx(6.245, abs=0.01)
+
+
+def test_tails_against_scipy():
+    ks = np.array([0, 1, 30, 64_238, 248_200])
+    expected = scipy.stats.binom.sf(ks - 1, 248_200, 0.25)
+    assert tails.binomial_upper(ks, 248_200, 0.25) == pytest.approx(expected, rel=1e-9)
+    assert tails.binomial_upper(11, 10, 0.5) == 0
+    assert tails.gamma_upper(130.0, 100) == pytest.approx(scipy.stats.gamma.sf(130.0, 100), rel=1e-9)
+    for k, n in ((0, 300), (3, 300), (300, 300)):
+        theirs = scipy.stats.binomtest(k, n).proportion_ci(0.95, "exact")
+        assert tails.clopper_pearson(k, n) == pytest.approx((theirs.low, theirs.high))
