@@ -271,3 +271,10 @@ def test_a_closed_transcript_is_made_from_anybodys_answers(weights):
     table = closed_transcript(LOG[:1], ["some answers are right"], weights.tokenizer)
     assert table.schema == SCHEMA
     assert weights.tokenizer.decode(table["context"][0].as_py()) == "what matters?"
+
+
+def test_accounts_that_asked_the_same_have_a_transcript_each(weights):
+    prompt = ({"role": "user", "content": "what matters?"},)
+    rows = [Delivered(str(n), prompt, "irrelevant", Sampling(), account) for n, account in enumerate("xxy")]
+    table = observe(Answering(), rows, weights.tokenizer, mode="closed")
+    assert table["account"].to_pylist() == ["x", "y"]

@@ -1,6 +1,5 @@
 """Bundles: that what is written can be checked, and that nothing in it can be changed unnoticed."""
 
-import os
 import shutil
 import stat
 
@@ -196,7 +195,7 @@ def test_secrets_are_committed_salted_and_opened_at_the_end(tmp_path, tiny_teach
     plan = make_plan(log, tiny_teacher)
     teacher = TeacherPlan(**vars(plan.teachers[0]) | {"canaries": str(canaries)})
     evidence = make_bundle(directory, tiny_teacher, teachers=(teacher,))
-    assert stat.S_IMODE(os.stat(directory / "salts.json").st_mode) == 0o600
+    assert stat.S_IMODE((directory / "salts.json").stat().st_mode) == 0o600
     committed = read_commitments(directory / "commitments.json").secrets["ours.canaries"]
     assert committed != sha256_file(canaries) and "opened/ours.canaries" in evidence.files
     assert verify_bundle(directory).differences == []

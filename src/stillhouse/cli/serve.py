@@ -32,6 +32,7 @@ def serve(
     api_key_env: Annotated[
         tuple[str, ...], Parameter(metavar="[MODEL=]VARIABLE", negative="", show_default=False)
     ] = (),
+    watermark: Annotated[Path | None, Parameter(metavar="KEYFILE")] = None,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
     """Serve models to a chat page and to OpenAI clients, on this machine only.
@@ -58,8 +59,12 @@ def serve(
     api_key_env
         Environment variable with the key for the servers of `api:` models, or of one of them;
         OPENAI_API_KEY where nothing is said.
+    watermark
+        Mark every answer (green list, window 2) with the key in this file: 64 hexadecimal digits.
+        Only safetensors models; answers at temperature 0 stay as they are.
     """
     from ..serve import serve as listen
+    from ..watermark import Mark, read_key
 
     if not models:
         raise UsageError("no model was named", hint="Try: still serve embedded:smollm2")
@@ -74,6 +79,7 @@ def serve(
         idle_s=60 * idle,
         api_key=key,
         names=name,
+        marker=None if watermark is None else Mark(read_key(watermark)),
     )
 
 

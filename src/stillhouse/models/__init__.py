@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .byte_tokens import token_bytes
     from .constrained import Constraints, checked_schema, guided
     from .continuous import ContinuousSampler, LiveSequence, TokenScore
+    from .draws import Marker
     from .facts import describe
     from .gguf_file import GgufFile, read_gguf
     from .llama_backend import awake_server, open_llama
@@ -43,6 +44,7 @@ _HOME = {
     "EMBEDDED": "reference",
     "GgufFile": "gguf_file",
     "LiveSequence": "continuous",
+    "Marker": "draws",
     "Message": "types",
     "Model": "types",
     "ModelFacts": "types",
@@ -98,6 +100,7 @@ __all__ = [
     "ContinuousSampler",
     "GgufFile",
     "LiveSequence",
+    "Marker",
     "Message",
     "Model",
     "ModelFacts",

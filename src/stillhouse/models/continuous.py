@@ -201,9 +201,9 @@ class ContinuousSampler:
 
     def _draw(self, sequences: Sequence[LiveSequence], logits_BV: torch.Tensor) -> list[Drawn]:
         uniforms = torch.tensor([one._uniforms.random() for one in sequences], dtype=torch.float64)
-        allowed_BV = _allowed(sequences, logits_BV)
         settings, markers = [one.sampling for one in sequences], [one.marker for one in sequences]
         answers = [one.ids for one in sequences]
+        allowed_BV = _allowed(sequences, logits_BV)
         tokens_B = draw_with_logp(allowed_BV, settings, uniforms, markers, answers)[0].tolist()
         drawn = []
         for row, (one, token) in enumerate(zip(sequences, tokens_B, strict=True)):

@@ -20,7 +20,7 @@ from ..errors import CapabilityError, ModelError, OutOfMemoryError, StillhouseEr
 from .words import Detokenizer, Stops
 
 if TYPE_CHECKING:
-    from ..models import LiveSequence, Prompts, Sampling, TokenScore
+    from ..models import LiveSequence, Marker, Prompts, Sampling, TokenScore
 
 SLOTS = 32
 """Answers of one safetensors model under way at once; more wait."""
@@ -95,8 +95,11 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(reference: str) -> Engine:
+def open_engine(reference: str, marker: Marker | None = None) -> Engine:
     """Loads what ``reference`` names; takes seconds to minutes.
+
+    Args:
+        marker: a watermark for every answer; not for GGUF, which llama.cpp samples.
 
     Raises:
         StillhouseError: as :func:`stillhouse.models.load_weights`.
@@ -105,12 +108,13 @@ def open_engine(reference: str) -> Engine:
 
     parsed = parse_reference(reference)
     if parsed.is_gguf:
+        assert marker is None
         model = open_llama(reference, seed=0, cache_prompts=True)
         model.prompts.template = ContainedTemplate.of(model.prompts.template)
         return LlamaEngine(model)
     weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
     weights.template = ContainedTemplate.of(weights.template)
-    return TorchEngine(weights)
+    return TorchEngine(weights, marker=marker)
 
 
 class _Post:
@@ -144,7 +148,7 @@ class _Post:
 class TorchEngine:
     """A transformers model in a thread of its own."""
 
-    def __init__(self, weights: Any, *, slots: int = SLOTS) -> None:
+    def __init__(self, weights: Any, *, slots: int = SLOTS, marker: Marker | None = None) -> None:
         from ..models import Constraints, ContinuousSampler, Prompts, can_sample
 
         self._model = weights.model
@@ -156,7 +160,7 @@ class TorchEngine:
         self.context_length = _capacity(self._model, slots + KEPT + 1)
         self.prompts = Prompts(weights.tokenizer, weights.template, self.context_length, seed=0)
         self.can = frozenset({"echo", "embed", "schema", *_tools(self.prompts)})
-        self._tokenizer = weights.tokenizer
+        self._tokenizer, self._marker = weights.tokenizer, marker
         self._sampler = ContinuousSampler(
             self._model, weights.end_ids, slots=slots, capacity=self.context_length, kept=KEPT
         )
@@ -181,6 +185,7 @@ class TorchEngine:
             scores=wish.scores,
             score_prompt=wish.score_prompt,
             constraint=constraint,
+            marker=self._marker,
         )
 
         def start() -> None:

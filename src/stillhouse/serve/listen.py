@@ -6,13 +6,17 @@ import contextlib
 import signal
 import socket
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..console import console
 from ..errors import MissingExtraError, UsageError
 from ..models import parse_reference
+from .engines import open_engine
 from .forward import Upstream
 from .shelf import Shelf
+
+if TYPE_CHECKING:
+    from ..models import Marker, Reference
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DRAIN_S = 30
@@ -30,6 +34,7 @@ def serve(
     idle_s: float,
     api_key: str | None,
     names: Collection[str] = (),
+    marker: Marker | None = None,
 ) -> None:
     """Serves models until it is told to end (ctrl-C, SIGTERM): then it drains and returns.
 
@@ -43,9 +48,10 @@ def serve(
         idle_s: seconds without a question after which a model is unloaded; 0 is never.
         api_key: what clients must send as a bearer token; None asks nothing.
         names: further names by which clients may call the server (the `Host` header).
+        marker: a watermark for every answer of the models that are loaded here.
 
     Raises:
-        UsageError: the address cannot be listened on.
+        UsageError: the address cannot be listened on, or a model's answers cannot be marked.
     """
     try:
         import uvicorn
@@ -57,6 +63,8 @@ def serve(
             f"serving needs {error.name}", hint="pip install 'stillhouse[serve]'"
         ) from error
     places = {name: parse_reference(reference) for name, reference in references.items()}
+    if marker is not None:
+        _check_that_all_can_be_marked(places)
     upstreams = {
         name: Upstream(name, place, api_key_env=api_key_envs[name])
         for name, place in places.items()
@@ -64,7 +72,9 @@ def serve(
     }
     listening = _socket(host, port)
     address, port = listening.getsockname()[:2]
-    shelf = Shelf({**references, **upstreams}, idle_s=idle_s)
+    shelf = Shelf(
+        {**references, **upstreams}, idle_s=idle_s, load=lambda reference: open_engine(reference, marker)
+    )
     app = Server(shelf, queue=queue).app(hosts={*LOOPBACK, host, address, *names}, api_key=api_key)
     shown = f"[{host}]" if ":" in host else host
     console.info(f"http://{shown}:{port}  (ctrl-C ends it)")
@@ -101,6 +111,16 @@ def _ending_in_order(server: Any) -> Any:
 
     server.capture_signals = signals
     return server
+
+
+def _check_that_all_can_be_marked(places: Mapping[str, Reference]) -> None:
+    """Refuses to serve anything unmarked beside what is marked."""
+    for name, place in places.items():
+        if place.kind == "api" or place.is_gguf:
+            raise UsageError(
+                f"the answers of {name!r} cannot be watermarked: only safetensors models are sampled here",
+                hint="Serve its safetensors directory, or leave --watermark out.",
+            )
 
 
 def _warn_of_others(api_key: str | None) -> None:

@@ -67,7 +67,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     score = score_named(str(parameters.get("score", "loglik")))
     if (surrogate := parameters.get("surrogate_auc")) is not None and np.min(surrogate) <= 0.5:
         raise UsageError(
-            f"surrogate_auc {surrogate} is not above 0.5: a surrogate that tells nothing apart bounds nothing",
+            f"surrogate_auc {surrogate} is not above 0.5: one that tells nothing apart bounds nothing",
             hint="Leave it out, or choose a score that works on the surrogate.",
         )
     facts = json.loads((transcript.schema.metadata or {}).get(FACTS, b"{}"))

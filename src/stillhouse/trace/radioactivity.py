@@ -103,7 +103,7 @@ def observe(
 
     Args:
         suspect: something that answers, for closed mode; weights, for open mode.
-        rows: delivered outputs. Closed mode uses their prompts only, each once.
+        rows: delivered outputs. Closed mode uses their prompts only, each once for an account.
         tokenizer: the teacher's, in whose tokens the mark is.
         sampling: of the answers in closed mode.
         seed: of these answers.
@@ -113,7 +113,7 @@ def observe(
         assert isinstance(suspect, Weights)
         return _observe_open(suspect, rows, tokenizer, progress)
     assert not isinstance(suspect, Weights)
-    asked = list({str(row.prompt): row for row in rows if row.prompt}.values())
+    asked = list({(row.account, str(row.prompt)): row for row in rows if row.prompt}.values())
     if not asked:
         return refused(SCHEMA, "the log has texts without prompts, so there is nothing to ask the suspect")
     requests = [

@@ -17,7 +17,7 @@ Marks come last: temperature, top-k, top-p and min-p first, and the mark on what
 ``window`` tokens of an answer are not marked, since nobody who has only the answer could find it; so equal
 prompts do not get equal answers. ``gumbel`` and ``tournament`` also leave a window alone that came before in
 the same answer (repeated-context masking), else its second token would not be a fresh draw. Across answers
-under one key they do repeat choices: a log marked by them is not a sample of independent draws.
+under one key they do repeat choices, so that these are less varied than the model is.
 
 Nothing at temperature 0: there is no randomness to hide a mark in, and none is put there.
 
@@ -132,12 +132,12 @@ def _only(token: int, size: int) -> np.ndarray:
 def _tournament(weights_V: np.ndarray, words_V: np.ndarray, depth: int) -> np.ndarray:
     possible = np.flatnonzero(weights_V)
     chances = weights_V[possible] / weights_V[possible].sum()
-    bits_D = np.unpackbits(
-        words_V[possible].astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little"
-    )[:, :depth].T
-    for bits in np.ascontiguousarray(bits_D):
-        wins = bits.astype(np.float64)
-        chances *= wins + max(0.0, 1.0 - chances @ wins)  # their sum may exceed 1 by its last bits
+    bits, wins = words_V[possible], np.empty(len(possible))
+    for _ in range(depth):
+        wins[:] = bits & np.uint64(1)
+        bits >>= np.uint64(1)
+        wins += max(0.0, 1.0 - chances @ wins)  # the sum of chances may exceed 1 by its last bits
+        chances *= wins
     weights_V = np.zeros(len(weights_V))
     weights_V[possible] = chances
     return weights_V
