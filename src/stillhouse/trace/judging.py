@@ -118,11 +118,10 @@ def judge_transcript(
     """A test's finding on the accounts that are tested, and the same where there is nothing to find."""
     judge = judge_of(test)
     tested = of_accounts(transcript, teacher.accounts)
-    placebos = [
-        _placebo(f"account {account}", judge(of_accounts(transcript, [account]), arguments))
-        for account in teacher.placebo_accounts
-        if "account" in transcript.column_names
-    ]
+    placebos = []
+    for account in teacher.placebo_accounts if "account" in transcript.column_names else ():
+        blind = judge(of_accounts(transcript, [account]), arguments)
+        placebos += [_placebo(f"account {account}", blind)] if blind.ran else []
     if test == "radioactivity" and plan.placebos:
         from .radioactivity import placebo_keys
 

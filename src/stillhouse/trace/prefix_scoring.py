@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from ..distill.head import head_of
 
-PASS_TOKENS = 8192
+PASS_TOKENS = 4096
 """Tokens after the prompts in one pass, padding included."""
 SHORTEST = 8
 """Prompts of fewer tokens are not worth a pass of their own."""

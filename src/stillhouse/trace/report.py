@@ -10,8 +10,8 @@ from typing import Any
 
 from ..pages import page_template
 from .combine import CLAIMS, NOT_SHOWN
-from .schema import Evidence, FindingPart, TestPart
-from .wording import EFFECTS, LEVELS, PLAIN, TITLES, number, percent
+from .schema import Evidence, FindingPart, PlaceboPart, TestPart
+from .wording import EFFECTS, LEVELS, PLAIN, TITLES, number
 
 HELD = {True: "holds", False: "does not hold", None: "cannot be told from the data"}
 DRAWN_AS_GROWTH, DRAWN_AS_RANKS = "log10_e", "rank_counts"
@@ -26,7 +26,13 @@ def render_page(evidence: Evidence, plan: str) -> str:
     Args:
         plan: the resolved plan, YAML.
     """
-    filters = {"number": number, "percent": percent, "words": _words, "readable": _readable, "rows": _effects}
+    filters = {
+        "number": number,
+        "words": _words,
+        "readable": _readable,
+        "rows": _effects,
+        "largest": _largest,
+    }
     return page_template(__package__, "evidence.html.j2", filters).render(
         evidence=evidence,
         plan=plan,
@@ -94,6 +100,10 @@ def _interval(low: float | None, high: float | None) -> str:
     if low is not None:
         return f"at least {number(low)}"
     return "" if high is None else f"at most {number(high)}"
+
+
+def _largest(placebos: list[PlaceboPart]) -> str:
+    return number(max((p.e_value for p in placebos if p.e_value is not None), default=None))
 
 
 def _readable(key: str) -> str:

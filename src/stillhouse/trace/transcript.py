@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from ..models import Message
+if TYPE_CHECKING:
+    from .suspect import Suspect
 
 _KEY = b"reason"
 
@@ -30,38 +31,18 @@ def refusal(transcript: pa.Table) -> str | None:
     return None if reason is None else reason.decode()
 
 
-class Scored(Protocol):
-    """What a model thought of a text."""
-
-    @property
-    def tokens(self) -> int: ...
-
-    @property
-    def loglik(self) -> float:
-        """Nats, summed over the tokens; NaN where the model gave none."""
-        ...
-
-
-class Scorer(Protocol):
-    """Whoever gives log-likelihoods of texts: a suspect, or a reference model."""
-
-    def loglik(self, prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> Sequence[Scored]:
-        """One result a text, in order, each after its prompt (none: the text alone)."""
-        ...
-
-
-def scored_blind(scorer: Scorer, texts: Sequence[str]) -> tuple[list[int], list[float | None]]:
+def scored_blind(model: Suspect, texts: Sequence[str]) -> tuple[list[int], list[float | None]]:
     """Tokens and log-likelihood (None where there is none) of each text, asked in alphabetical order.
 
     So whoever answers cannot tell by the order which texts are the ones in question.
     """
     order = sorted(range(len(texts)), key=texts.__getitem__)
-    answers = scorer.loglik([()] * len(texts), [texts[i] for i in order])
+    answers = model.loglik([()] * len(texts), [texts[i] for i in order])
     tokens: list[int] = [0] * len(texts)
     logliks: list[float | None] = [None] * len(texts)
     for i, answer in zip(order, answers, strict=True):
-        tokens[i] = answer.tokens
-        logliks[i] = answer.loglik if math.isfinite(answer.loglik) else None
+        if answer is not None and math.isfinite(answer.loglik):
+            tokens[i], logliks[i] = answer.tokens, answer.loglik
     return tokens, logliks
 
 
