@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.console import console
-from stillhouse.models import Sampling
-from stillhouse.models.sampler import sample
+from stillhouse.models import Sampling, sample
 from stillhouse.trace.log import Delivered
 from stillhouse.trace.radioactivity import closed_transcript
 from stillhouse.trace.radioactivity import judge as judge_mark

@@ -131,7 +131,7 @@ def test_completions_and_embeddings(ours, upstream):
         reply = client.completions.create(
             model=model, prompt=["One, two,", "The sky"], max_tokens=4, temperature=0, logprobs=2, echo=True
         )
-        return [choice.model_dump() for choice in reply.choices]
+        return [(choice.text, choice.finish_reason, choice.logprobs.tokens) for choice in reply.choices]
 
     def embedded(client, model, form):
         reply = client.embeddings.create(model=model, input=["a cat", "a dog"], encoding_format=form)
@@ -141,8 +141,6 @@ def test_completions_and_embeddings(ours, upstream):
     assert completed(ours.client, "random") == completed(upstream.client, "tiny")
     for form in ("float", "base64"):
         assert embedded(ours.client, "random", form) == embedded(upstream.client, "tiny", form)
-    with pytest.raises(openai.BadRequestError, match="no embeddings"):
-        ours.client.embeddings.create(model="smollm2", input="x")
 
 
 def test_a_model_of_this_machine_is_answered_beside_it(ours, upstream):

@@ -55,6 +55,13 @@ def test_who_read_the_log_is_found_and_who_read_others_outputs_is_not(place):
         assert measure.evidence(raised(place, name)[2])["p"] > 1e-3, name  # each fails once in 1,000
 
 
+def test_the_room_s_exact_p_is_that_of_adding_item_after_item(place):
+    scores_NK1 = raised(place, "distilled 5%")[2]
+    wins_NK1 = measure.ranks.signed_wins(scores_NK1)
+    found = measure.ranks.rank_test(scores_NK1)
+    assert found.p == pytest.approx(measure.upper_tail(wins_NK1)[found.total + RESAMPLES * OUTPUTS], rel=1e-9)
+
+
 def test_the_power_law_holds(place):
     """z of the dose lies within 4.5 standard deviations of what the share and the AUC predict."""
     for name in ("distilled 5%", "distilled 20%", "distilled 100%"):
