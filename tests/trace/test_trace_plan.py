@@ -94,6 +94,7 @@ def test_full_access_allows_every_planned_test():
         ({"suspect": frozenset({"logprobs"})}, {"radioactivity", "style", "identity", "weights"}),
         ({"teacher": frozenset()}, {"exchangeable", "radioactivity", "canaries", "weights"}),
         ({"teacher": frozenset({"resamples"})}, {"radioactivity", "canaries", "weights"}),
+        ({"teacher": EVERYTHING.teacher - {"resamples"}}, {"exchangeable"}),
         ({"references": 1}, {"style"}),
     ],
 )

@@ -50,6 +50,11 @@ def _exchangeable(plan: Plan, access: Access) -> str | None:
         missing = missing and f"{missing} With text only, plan `tests.exchangeable.score: overlap`."
     if missing is None and not access.teacher & {"model", "resamples"}:
         return "needs the archived teacher (--teacher), or resamples that it drew (--resamples)."
+    if missing is None and "watermark key" in access.teacher and "resamples" not in access.teacher:
+        return (
+            "needs resamples that carry the log's watermark (--resamples, docs/watermark.md): drawn here "
+            "they would carry none, and whoever learned the mark anywhere would prefer what was delivered."
+        )
     if missing is None and score == "reference" and not access.references:
         return "its score `reference` needs a reference model (--reference)."
     return missing
