@@ -58,29 +58,32 @@ class Constraint:
 
     def __init__(self, matcher: Any, width: int) -> None:
         self._matcher, self._width = matcher, width
+        self.failure: ModelError | None = None
+        """Why the grammar could not be followed further (it became too large). Any thread may look; all
+        else is for the one that samples, since a matcher in use may not be asked by another."""
 
     @property
     def finished(self) -> bool:
         """Whether nothing but the end may follow; also after a failure."""
         return self._matcher.is_stopped()
 
-    @property
-    def failure(self) -> ModelError | None:
-        """Why the grammar could not be followed further (it became too large); None where it could."""
-        if not self._matcher.is_error():
-            return None
-        return ModelError(f"the JSON schema could not be followed further: {_reason(self._matcher)}")
-
     def allowed(self) -> np.ndarray:
         """Which tokens may come next [V]: end tokens where the answer may end. After a failure all."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():
+        if self._failed():
             return np.ones(self._width, bool)
         return np.unpackbits(bits, bitorder="little")[: self._width].astype(bool)
 
     def take(self, token: int) -> None:
         """Goes on by one token that was allowed."""
         self._matcher.consume_token(token)
+        self._failed()
+
+    def _failed(self) -> bool:
+        if self._matcher.is_error() and self.failure is None:
+            reason = _reason(self._matcher)
+            self.failure = ModelError(f"the JSON schema could not be followed further: {reason}")
+        return self.failure is not None
 
 
 class Constraints:

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..console import console
 from ..errors import StillhouseError
 from .safety import error_body
 
@@ -60,7 +61,10 @@ class EventStream(Response):
                 async for event in self._events:
                     await send({"type": "http.response.body", "body": event, "more_body": True})
             except Exception as error:
-                told = str(error) if isinstance(error, StillhouseError) else "internal error"
+                told = str(error)
+                if not isinstance(error, StillhouseError):  # a fault of ours: said without what was asked
+                    told = "internal error"
+                    console.warn(f"internal error: {type(error).__name__} in a stream")
                 body = b"data: " + error_body(told, "server_error") + b"\n\n"
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
