@@ -26,6 +26,8 @@ from .template import ChatTemplate
 CPU_S = 5.0
 """Of one rendering."""
 MEMORY_BYTES = 2**30
+PATIENCE_S = 1.0
+"""With a child that is to end."""
 LONGEST = 16 * 2**20
 """Characters that a template may write: twice the largest body of a request."""
 
@@ -90,12 +92,15 @@ class _Child:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):
             assert pipe is not None
             pipe.close()
-    process.wait()
+    try:
+        process.wait(PATIENCE_S)  # without a line to read it ends by itself
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def main() -> None:
