@@ -14,7 +14,7 @@ from schemathesis.generation import GenerationMode
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = 25
+EXAMPLES = 50
 """Of each operation, right and wrong."""
 
 
