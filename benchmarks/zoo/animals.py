@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -28,6 +27,8 @@ from transformers import (
 )
 
 from stillhouse.hashing import sha256_json
+
+from .vocabulary import byte_level_bpe
 
 LENGTH = 128  # tokens of a training row
 ROWS = 32  # rows of a step
@@ -105,18 +106,7 @@ def raise_animal(
 
 
 def _train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.train_from_iterator(
-        list(texts)[:8000],
-        trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=["<|end|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
+    inner = byte_level_bpe(list(texts)[:8000], size, ["<|end|>"])
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", bos_token="<|end|>")
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
-from stillhouse.trace import evalues, power, ranks
+from stillhouse.trace import evalues, power, ranks, tails
 from stillhouse.watermark import Mark, account_key, weigh
 
 LEVELS = (0.05, 0.01, 0.001)
@@ -38,14 +37,8 @@ def size(p_values: np.ndarray) -> Size:
     return Size(
         draws,
         {level: count / draws for level, count in hits.items()},
-        {level: clopper_pearson(count, draws) for level, count in hits.items()},
+        {level: tails.clopper_pearson(count, draws) for level, count in hits.items()},
     )
-
-
-def clopper_pearson(hits: int, draws: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a rate (Clopper & Pearson 1934)."""
-    found = stats.binomtest(hits, draws).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
 
 
 def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from stillhouse.console import console
 from stillhouse.watermark import Mark, account_key, distinct_pairs, text_pairs, weigh
@@ -22,6 +22,7 @@ from stillhouse.watermark import Mark, account_key, distinct_pairs, text_pairs, 
 from . import baselines, measure
 from .arms import ARMS, Arm
 from .ngrams import Trigrams
+from .vocabulary import byte_level_bpe
 from .words import python_documentation
 
 VOCABULARY = 512
@@ -65,7 +66,7 @@ class World:
 def world(texts: Sequence[str], *, n: int, k: int, seed: int) -> World:
     """Text is split between two teachers and the web; then ``n`` outputs, and ``k`` resamples of each."""
     generator = np.random.default_rng(seed)
-    tokenizer = _tokenizer(texts)
+    tokenizer = byte_level_bpe(texts, VOCABULARY)
     who = tokenizer.encode(WHO).ids
     ids = [row.ids for row in tokenizer.encode_batch(list(texts)) if len(row.ids) > PROMPT]
     shares = np.array_split(generator.permutation(len(ids)), 5)
@@ -111,22 +112,6 @@ def marked(mark: Mark, ids_BT: np.ndarray, chances_BV: np.ndarray) -> np.ndarray
     """What ``mark`` does to each of many sequences."""
     answers = ids_BT[:, PROMPT:].tolist()
     return np.stack([mark(ids, chances_V) for ids, chances_V in zip(answers, chances_BV, strict=True)])
-
-
-def _tokenizer(texts: Sequence[str]) -> Tokenizer:
-    """A byte-level BPE of :data:`VOCABULARY` tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return tokenizer
 
 
 def suspect(place: World, arm: Arm, seed: int) -> tuple[Trigrams, np.ndarray]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import StorageError
+from .errors import StillhouseError, StorageError
 
 LOCK = ".lock"
 """Held (flock) by the process that writes in a directory."""
@@ -101,6 +101,24 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
     """Writes ``data`` to ``path``: all of it or nothing."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def write_secret(path: str | Path, data: str | bytes, *, if_there: StillhouseError | None = None) -> None:
+    """Writes a file that only its owner may read.
+
+    Args:
+        if_there: raised where there is such a file already; None writes over it.
+    """
+    target = Path(path)
+    how = os.O_TRUNC if if_there is None else os.O_EXCL
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | how, 0o600)
+        except FileExistsError as error:
+            raise if_there or error from error
+        with open(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -23,6 +23,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def seed_from(text: str) -> int:
+    """A seed of 31 bits that names what is drawn: the same text, the same seed."""
+    return int(sha256_text(text)[:8], 16) & 0x7FFFFFFF
+
+
 def sha256_json(value: Any) -> str:
     """The SHA-256 of :func:`canonical_json` of ``value``."""
     return sha256_text(canonical_json(value))

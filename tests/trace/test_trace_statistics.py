@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.trace import evalues, power, ranks, tails
+from stillhouse.watermark.tails import binomial_upper, gamma_upper
 
 
 def enumerated_p(scores):
@@ -233,9 +234,9 @@ def test_the_detectable_effect_is_what_the_power_law_says():
 def test_tails_against_scipy():
     ks = np.array([0, 1, 30, 64_238, 248_200])
     expected = scipy.stats.binom.sf(ks - 1, 248_200, 0.25)
-    assert tails.binomial_upper(ks, 248_200, 0.25) == pytest.approx(expected, rel=1e-9)
-    assert tails.binomial_upper(11, 10, 0.5) == 0
-    assert tails.gamma_upper(130.0, 100) == pytest.approx(scipy.stats.gamma.sf(130.0, 100), rel=1e-9)
+    assert binomial_upper(ks, 248_200, 0.25) == pytest.approx(expected, rel=1e-9)
+    assert binomial_upper(11, 10, 0.5) == 0
+    assert gamma_upper(130.0, 100) == pytest.approx(scipy.stats.gamma.sf(130.0, 100), rel=1e-9)
     for k, n in ((0, 300), (3, 300), (300, 300)):
         theirs = scipy.stats.binomtest(k, n).proportion_ci(0.95, "exact")
         assert tails.clopper_pearson(k, n) == pytest.approx((theirs.low, theirs.high))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 from zoo import measure, quick
 from zoo.arms import ARMS
 from zoo.words import python_documentation
@@ -44,7 +45,7 @@ def test_size_is_nominal_whatever_was_learned_from_the_web(place, name):
     for p_values in (ps, of_keys, 1 / np.maximum(highest, 1.0)):
         found = measure.size(p_values)
         for level, rate in found.rates.items():
-            assert rate * REDRAWS <= measure.stats.binom.isf(5e-5, REDRAWS, level)
+            assert rate * REDRAWS <= stats.binom.isf(5e-5, REDRAWS, level)
     assert np.quantile(ps, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
 
 

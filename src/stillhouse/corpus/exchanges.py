@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..hashing import sha256_json, sha256_text
+from ..hashing import seed_from, sha256_json
 from ..models import Request, Sampling
 from ..recipe import Collect, Teacher
 from .context import Context, load_context
@@ -76,7 +76,7 @@ def _exchange(
     }
     asked = IMPORTED if prompt.is_finished else [fingerprint, context.key, sampling, seed]
     id = sha256_json([prompt.id, sample, asked])[:32]
-    drawn = int(sha256_text(f"sample {seed} {id}")[:8], 16) & 0x7FFFFFFF
+    drawn = seed_from(f"sample {seed} {id}")
     request = Request(id, context.for_teacher(prompt.messages), Sampling(**sampling, seed=drawn))
     return Exchange(id, split, prompt, sample, request, context.for_student(prompt.messages))
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..hashing import sha256_text
+from ..hashing import seed_from
 from ..models import Sampling
 from ..recipe_on_policy import OnPolicy
 from .documents import Document
@@ -152,7 +152,7 @@ def _sampling(settings: OnPolicy, seed: str) -> Sampling:
         top_k=settings.top_k,
         min_p=settings.min_p,
         max_tokens=settings.max_tokens,
-        seed=int(sha256_text(seed)[:8], 16) & 0x7FFFFFFF,
+        seed=seed_from(seed),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..console import console
-from ..hashing import sha256_text
+from ..hashing import seed_from
 from ..recipe import Evaluate
 from ..verifiers import Answer, Verifiers
 from ..verifiers.statistics import majority
@@ -94,7 +94,7 @@ def _requests(
     requests = []
     for prompt in prompts:
         for number in range(settings.samples):
-            drawn = int(sha256_text(f"evaluate {seed} {prompt.id} {number}")[:8], 16) & 0x7FFFFFFF
+            drawn = seed_from(f"evaluate {seed} {prompt.id} {number}")
             sampling = Sampling(
                 temperature=settings.temperature,
                 top_p=1.0,

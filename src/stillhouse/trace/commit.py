@@ -11,7 +11,6 @@ published where somebody else keeps the date.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from pydantic import ValidationError
 
 from .. import __version__
 from ..errors import IntegrityError, StorageError
-from ..files import atomic_write, storage_errors
+from ..files import atomic_write, write_secret
 from ..hashing import sha256_bytes, sha256_file, sha256_json, sha256_text
 from ..models import fingerprint_of
 from .log import log_files
@@ -77,7 +76,7 @@ def commit(plan: Plan, directory: Path) -> Commitments:
     salts = {name: secrets.token_hex(16) for name in secret_files(plan)}
     made = make_commitments(plan, salts)
     if salts:
-        _write_secret(directory / SALTS, json.dumps(salts, indent=2) + "\n")
+        write_secret(directory / SALTS, json.dumps(salts, indent=2) + "\n")
     atomic_write(directory / "plan.yaml", dump_plan(plan))
     atomic_write(known, json.dumps(made.model_dump(), indent=2, ensure_ascii=False) + "\n")
     return made
@@ -156,11 +155,3 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise StorageError(f"cannot read {path}, which the plan names: {error.strerror}") from error
-
-
-def _write_secret(path: Path, text: str) -> None:
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)

@@ -21,7 +21,7 @@ from ..corpus.journal import Journal, read_journal
 from ..corpus.ngrams import words
 from ..errors import CorpusError, IntegrityError, StillhouseError
 from ..files import atomic_path
-from ..hashing import sha256_text
+from ..hashing import seed_from
 from ..models import Model, Reply, Request, open_model
 from .log import Delivered, Log
 
@@ -227,7 +227,7 @@ async def _ask(
 
 
 def _request(row: Delivered, draw: int, seed: int) -> Request:
-    drawn = int(sha256_text(f"resample {seed} {row.id} {draw}")[:8], 16) & 0x7FFFFFFF
+    drawn = seed_from(f"resample {seed} {row.id} {draw}")
     return Request(f"{row.id}/{draw}", list(row.prompt), replace(row.sampling, seed=drawn))
 
 

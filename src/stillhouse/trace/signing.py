@@ -6,12 +6,11 @@ does not say.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import IntegrityError, MissingExtraError, StorageError, UsageError
-from ..files import storage_errors
+from ..files import write_secret
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -29,14 +28,7 @@ def make_key(path: Path) -> str:
 
     key = Ed25519PrivateKey.generate()
     data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError as error:
-            raise UsageError(f"{path} exists already; a key is never overwritten") from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+    write_secret(path, data, if_there=UsageError(f"{path} exists already; a key is never overwritten"))
     return public_hex(key)
 
 

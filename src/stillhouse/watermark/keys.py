@@ -8,12 +8,11 @@ evidence is.
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from ..errors import UsageError
-from ..files import storage_errors
+from ..files import write_secret
 from ..hashing import sha256_bytes
 
 BYTES = 32
@@ -91,13 +90,5 @@ def write_key(path: str | Path, key: bytes) -> None:
         UsageError: the file exists; a key that has marked something must not be lost.
         StorageError: it cannot be written.
     """
-    text = checked_key(key).hex() + "\n"
-    with storage_errors(path):
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError as error:
-            raise UsageError(
-                f"{path} exists, and keys are never overwritten", hint="Name another file."
-            ) from error
-        with open(handle, "w", encoding="ascii") as file:
-            file.write(text)
+    there = UsageError(f"{path} exists, and keys are never overwritten", hint="Name another file.")
+    write_secret(path, checked_key(key).hex() + "\n", if_there=there)

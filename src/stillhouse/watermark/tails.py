@@ -1,6 +1,7 @@
 """Exact upper tails of the marks' null distributions, and e-values by betting against them.
 
-Arrays broadcast. A p-value is never 0: below the smallest number that a float holds it is that number.
+Arrays broadcast. The chance of what can happen is never 0: below the smallest number that a float holds it is
+that number.
 
 Shapes: N sums.
 """
@@ -21,7 +22,7 @@ def binomial_upper(k: ArrayLike, n: ArrayLike, p: float) -> np.ndarray:
     """P(X ≥ k) for X ~ Binomial(n, p): the regularised incomplete beta function I_p(k, n − k + 1)."""
     k, n = np.asarray(k, np.float64), np.asarray(n, np.float64)
     tail = betainc(np.maximum(k, 1), np.maximum(n - k + 1, 1), p)
-    return np.where(k <= 0, 1.0, np.maximum(tail, SMALLEST))
+    return np.where(k <= 0, 1.0, np.where(k > n, 0.0, np.maximum(tail, SMALLEST)))
 
 
 def gamma_upper(total: ArrayLike, n: ArrayLike) -> np.ndarray:
