@@ -10,7 +10,7 @@ turns. llama.cpp falls to a tenth of its speed beside another busy process, so a
 other than these took more than ``ELSEWHERE`` of a core is thrown away and repeated (Linux only).
 
 - GGUF at 1 and 8 chats: ours against the server inside xllamacpp, 8 slots each.
-- safetensors (bfloat16) at 8 and 32 chats: ours against ``transformers.generate`` one request after the
+- safetensors (bfloat16, or float32 on a processor that only emulates that) at 8 and 32 chats: ours against ``transformers.generate`` one request after the
   other, without a server around it, which is kind to the peer: its first token is counted as one step after
   the prompt.
 - transformers: the same weights at 8 and 32 chats against ``transformers serve`` with continuous batching, as
@@ -113,10 +113,10 @@ def transformers(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def exported() -> Iterator[tuple[str, Any]]:
-    """SmolLM2's weights in bfloat16, as a directory and in memory."""
-    from stillhouse.models import load_weights
+    """SmolLM2's weights as a directory and in memory, in the type that the server gives its engine."""
+    from stillhouse.models import cpu_has_bfloat16, load_weights
 
-    weights = load_weights("embedded:smollm2", dtype="bfloat16")
+    weights = load_weights("embedded:smollm2", dtype="bfloat16" if cpu_has_bfloat16() else "float32")
     with tempfile.TemporaryDirectory() as directory:
         weights.model.save_pretrained(directory)
         weights.tokenizer.chat_template = weights.template.source

@@ -98,6 +98,7 @@ async def soaked(models: list[str], arguments: argparse.Namespace) -> dict[str, 
     round_s = 3 * load.third_s
     growth, medians = slope(samples, round_s, 0.5 * took)
     faults = [f"lost: {what} ({count})" for what, count in load.lost.items()]
+    faults += [line for line in lines.splitlines() if "internal error" in line or "the model failed" in line]
     if left:
         faults.append(f"{left} places in the queue were not given back")
     if status or "Traceback" in lines:
@@ -264,9 +265,13 @@ class Load:
             if reply.status_code != 200:
                 await reply.aread()
                 return ended(reply, lambda told: False)
-            lines = reply.aiter_lines()
+            lines, last = reply.aiter_lines(), ""
             for _ in range(chance.randint(1, 20)):
-                await anext(lines)
+                line = await anext(lines, None)
+                if line is None:  # a short answer
+                    assert last == "data: [DONE]", f"the stream ended with {last[:80]}"
+                    return "answered"
+                last = line or last
         return "given up"
 
     async def wrong(self, model: str, chance: random.Random) -> str:

@@ -79,6 +79,10 @@ class Running:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
+        return self.ended()
+
+    def ended(self):
+        """Status and words of a server that was told to end."""
         status = self.process.wait(timeout=60)
         said = self.heard()
         self.said.close()

@@ -302,7 +302,7 @@ def test_the_queue_the_key_and_the_end_are_our_own(faulty, faulty_address, envir
     running.process.send_signal(signal.SIGTERM)
     assert [chunk.choices[0].delta.content for chunk in stream] == WORDS[1:2]
     running.client.close()
-    status, said = running.stop()
+    status, said = running.ended()
     assert status == 0
     assert "authorization" not in faulty.headers[-1]
     assert OUR_KEY not in said and "no key (OPENAI_API_KEY is empty)" in " ".join(said.split())

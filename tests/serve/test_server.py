@@ -337,7 +337,7 @@ def test_a_key_is_asked_for_and_a_draining_server_finishes_its_answers(tiny_teac
     next(stream)
     running.process.send_signal(signal.SIGTERM)
     assert list(stream)[-1].choices[0].finish_reason
-    status, said = running.stop()
+    status, said = running.ended()
     assert status == 0
     assert "PRIVATE-WORDS" not in said and "secret" not in said
 

@@ -269,15 +269,16 @@ def wanted_threads() -> int | None:
 
 def _body(ids: list[int], sampling: Sampling, *, cache: bool) -> dict[str, Any]:
     """The request in llama.cpp's words; every sampler that the recipe does not know is off."""
+    greedy = sampling.temperature == 0  # then one token is left before anything looks at the whole vocabulary
     return {
         "prompt": ids,
         "n_predict": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
+        "top_k": 1 if greedy else sampling.top_k,
         "min_p": sampling.min_p,
         "repeat_penalty": 1.0,
-        "samplers": ["temperature", "top_k", "top_p", "min_p"],
+        "samplers": ["top_k"] if greedy else ["temperature", "top_k", "top_p", "min_p"],
         "seed": sampling.seed,
         "stop": list(sampling.stop),
         "cache_prompt": cache,

@@ -21,7 +21,6 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ..console import console
 from ..errors import (
     ApiError,
     CapabilityError,
@@ -32,8 +31,8 @@ from ..errors import (
     StillhouseError,
 )
 from .answers import ChatChoice, Envelope, Tally, TextChoice, TokenNames
-from .chats import beginning, tools_of, turns
-from .connection import EventStream, Gone, while_connected
+from .chats import Tools, beginning, tools_of, turns
+from .connection import EventStream, Gone, warn_of_fault, while_connected
 from .engines import Engine, Piece, Wish
 from .forward import Upstream, UpstreamError
 from .openapi import description
@@ -125,8 +124,7 @@ class Server:
         """`POST /v1/chat/completions`."""
         if asked.top_logprobs and not asked.logprobs:
             raise Refused("top_logprobs needs logprobs: true", "top_logprobs")
-        tools = await asyncio.to_thread(tools_of, asked)
-        schema = None if tools.forced else await asyncio.to_thread(schema_of, asked)
+        tools, schema = await asyncio.to_thread(_forms, asked) if _has_schemas(asked) else _forms(asked)
         messages = turns(asked.messages)
 
         @contextlib.asynccontextmanager
@@ -211,21 +209,28 @@ class Server:
         """The answer, whole or as a stream; what goes wrong before its first word is an ordinary error."""
         stack = contextlib.AsyncExitStack()
         stack.enter_context(self._places(count))
-        try:
-            work = await while_connected(request, stack.enter_async_context(prepared()))
-            if not asked.stream:
-                envelope = Envelope(kinds[0], asked.model)
-                await while_connected(request, _finish(work))
-                choices = [choice.whole() for choice in work.choices]
-                await stack.aclose()
-                return JSONResponse(envelope.around(choices, usage=work.tally.usage()))
+
+        async def whole() -> Response:
+            work = await stack.enter_async_context(prepared())
+            envelope = Envelope(kinds[0], asked.model)
+            async for choice, piece in work.pieces():
+                choice.add(piece)
+            choices = [choice.whole() for choice in work.choices]
+            await stack.aclose()
+            body = orjson.dumps(envelope.around(choices, usage=work.tally.usage()))
+            return Response(body, media_type="application/json")
+
+        async def stream() -> Response:
+            work = await stack.enter_async_context(prepared())
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
             events = _events(work, Envelope(kinds[1], asked.model), usage=usage)
-            first = await while_connected(request, anext(events))
+            return EventStream(await anext(events), events, stack)
+
+        try:
+            return await while_connected(request, stream() if asked.stream else whole())
         except BaseException:
             await stack.aclose()
             raise
-        return EventStream(first, events, stack)
 
     def _asked(self, kind: type[Body], handler: Callable[[Request, Body], Awaitable[Response]]) -> Handler:
         """``handler``, given a body of this ``kind``; one for a model of another server goes there."""
@@ -298,8 +303,8 @@ class Server:
                 )
             except StillhouseError as error:
                 return _stillhouse_error(error)
-            except Exception as error:  # a fault of ours: said without what was asked
-                console.warn(f"internal error: {type(error).__name__} in {request.url.path}")
+            except Exception as error:
+                warn_of_fault(error, request.url.path)
                 return _error(500, "internal error", kind="server_error")
 
         return answered
@@ -356,9 +361,15 @@ class _Work:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _finish(work: _Work) -> None:
-    async for choice, piece in work.pieces():
-        choice.add(piece)
+def _has_schemas(asked: ChatRequest) -> bool:
+    """Whether there is something in a chat whose check may take long."""
+    return bool(asked.tools or (asked.response_format and asked.response_format.type != "text"))
+
+
+def _forms(asked: ChatRequest) -> tuple[Tools, dict[str, Any] | None]:
+    """The tools of a chat, and the schema that its answer must follow."""
+    tools = tools_of(asked)
+    return tools, None if tools.forced else schema_of(asked)
 
 
 async def _events(work: _Work, envelope: Envelope, *, usage: bool) -> AsyncIterator[bytes]:

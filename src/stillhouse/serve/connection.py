@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +15,15 @@ from starlette.responses import Response
 from ..console import console
 from ..errors import StillhouseError
 from .safety import error_body
+
+
+def warn_of_fault(error: Exception, where: str) -> None:
+    """Says what of ours failed and at which lines, without a word of what was asked."""
+    lines = " < ".join(
+        f"{Path(frame.filename).name}:{frame.lineno}"
+        for frame in reversed(traceback.extract_tb(error.__traceback__)[-6:])
+    )
+    console.warn(f"internal error: {type(error).__name__} in {where} ({lines})")
 
 
 class Gone(Exception):
@@ -62,9 +73,9 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": event, "more_body": True})
             except Exception as error:
                 told = str(error)
-                if not isinstance(error, StillhouseError):  # a fault of ours: said without what was asked
+                if not isinstance(error, StillhouseError):
                     told = "internal error"
-                    console.warn(f"internal error: {type(error).__name__} in a stream")
+                    warn_of_fault(error, "a stream")
                 body = b"data: " + error_body(told, "server_error") + b"\n\n"
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

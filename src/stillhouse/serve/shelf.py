@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..console import console
 from ..errors import ModelNotFoundError
@@ -17,8 +17,8 @@ from .forward import Upstream
 @dataclass
 class _Place:
     reference: str
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     engine: Engine | None = None
+    loading: asyncio.Task[Engine] | None = None
     users: int = 0
     used: float = 0.0
 
@@ -46,6 +46,7 @@ class Shelf:
         """Those that other servers have; they are not loaded."""
         self._places = {name: _Place(one) for name, one in references.items() if isinstance(one, str)}
         self._idle_s, self._load = idle_s, load
+        self._one_at_a_time = asyncio.Lock()  # transformers' loading is not made for two threads
 
     @contextlib.asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Engine]:
@@ -60,20 +61,28 @@ class Shelf:
             raise ModelNotFoundError(f"there is no model {name!r} here; there is {', '.join(self.names)}")
         place.users += 1
         try:
-            async with place.lock:
-                if place.engine is None:
-                    place.engine = await self._opened(name, place.reference)
-            yield place.engine
+            yield place.engine or await self._loaded(name, place)
         finally:
             place.users -= 1
             place.used = time.monotonic()
 
-    async def _opened(self, name: str, reference: str) -> Engine:
-        started = time.monotonic()
-        engine = await asyncio.to_thread(self._load, reference)
-        seconds = time.monotonic() - started
-        console.info(f"{name}: loaded in {seconds:.1f} s, context {engine.context_length:,} tokens")
-        return engine
+    async def _loaded(self, name: str, place: _Place) -> Engine:
+        """The engine that all who wait for it get; whoever leaves meanwhile does not end the loading."""
+        if place.loading is None:
+            place.loading = asyncio.create_task(self._open(name, place))
+        return await asyncio.shield(place.loading)
+
+    async def _open(self, name: str, place: _Place) -> Engine:
+        try:
+            async with self._one_at_a_time:
+                started = time.monotonic()
+                place.engine = await asyncio.to_thread(self._load, place.reference)
+        finally:
+            place.loading = None
+        place.used = time.monotonic()
+        seconds = place.used - started
+        console.info(f"{name}: loaded in {seconds:.1f} s, context {place.engine.context_length:,} tokens")
+        return place.engine
 
     async def unload_idle(self) -> None:
         """Runs for as long as the server; unloads what has not been used."""
@@ -91,6 +100,8 @@ class Shelf:
         for upstream in self.upstreams.values():
             await upstream.close()
         for place in self._places.values():
+            if place.loading:
+                await asyncio.wait([place.loading])
             if place.engine:
                 engine, place.engine = place.engine, None
                 await engine.close()
