@@ -10,9 +10,9 @@ turns. llama.cpp falls to a tenth of its speed beside another busy process, so a
 other than these took more than ``ELSEWHERE`` of a core is thrown away and repeated (Linux only).
 
 - GGUF at 1 and 8 chats: ours against the server inside xllamacpp, 8 slots each.
-- safetensors (bfloat16, or float32 on a processor that only emulates that) at 8 and 32 chats: ours against ``transformers.generate`` one request after the
-  other, without a server around it, which is kind to the peer: its first token is counted as one step after
-  the prompt.
+- safetensors (bfloat16, or float32 on a processor that only emulates that) at 8 and 32 chats: ours against
+  ``transformers.generate`` one request after the other, without a server around it, which is kind to the
+  peer: its first token is counted as one step after the prompt.
 - transformers: the same weights at 8 and 32 chats against ``transformers serve`` with continuous batching, as
   its documentation recommends (``--continuous-batching --attn-implementation sdpa``). It needs
   ``transformers[serving]``; ``--transformers`` names the Python that has it.

@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.errors import CorpusError, IntegrityError
-from stillhouse.models import Request, Sampling, open_model
+from stillhouse.errors import CapabilityError, CorpusError, IntegrityError
+from stillhouse.models import Request, Sampling, load_tokenizer, open_model
 from stillhouse.trace.log import read_log
 from stillhouse.trace.ranks import rank_test
-from stillhouse.trace.resample import count_public, log_facts, read_resamples, resample
+from stillhouse.trace.resample import LogMark, count_public, log_facts, read_resamples, resample
+from stillhouse.watermark import Mark, account_key, detect, key_fingerprint
 
 
 def write_log(path, rows):
@@ -24,7 +26,7 @@ def write_log(path, rows):
     return path
 
 
-def delivered(teacher, count, *, temperature=1.0, max_tokens=24):
+def delivered(teacher, count, *, temperature=1.0, max_tokens=24, marks=None):
     """A log of what ``teacher`` really says."""
     model = open_model(str(teacher))
     requests = [
@@ -32,6 +34,7 @@ def delivered(teacher, count, *, temperature=1.0, max_tokens=24):
             f"row{n}",
             [{"role": "user", "content": f"{n} the still takes"}],
             Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens, seed=1000 + n),
+            marks and marks[n],
         )
         for n in range(count)
     ]
@@ -183,3 +186,83 @@ def test_a_teacher_in_llama_cpp_draws_too(tmp_path):
         assert len(texts) == 3 and len(set(texts)) > 1 and all(texts)
     again = read_resamples(tmp_path / "r.parquet", {"draws": 3, "seed": 1})
     assert again.texts == found.texts
+
+
+KEY, MASTER = b"k" * 32, b"m" * 32
+
+
+@pytest.fixture(scope="module")
+def marked_log(tiny_teacher, tmp_path_factory):
+    rows = delivered(tiny_teacher, 120, marks=[Mark(KEY)] * 120)
+    return read_log(write_log(tmp_path_factory.mktemp("marked") / "log.jsonl", rows))
+
+
+def prefers_green(mark, tokenizer, texts):
+    """The rank test of a suspect that knows nothing but what the mark prefers."""
+    scores = [
+        [detect(mark, [tokenizer.encode(text, add_special_tokens=False)]).mean for text in row]
+        for row in texts
+    ]
+    return rank_test(np.array(scores))
+
+
+def test_resamples_of_a_marked_log_carry_its_mark(tiny_teacher, marked_log, tmp_path):
+    """Whoever learned the mark elsewhere prefers a marked log to plain resamples, not to marked ones."""
+    tokenizer, _ = load_tokenizer(str(tiny_teacher))
+    mark = LogMark(Mark(KEY))
+    alike = resample(str(tiny_teacher), marked_log, 3, 7, tmp_path / "marked.parquet", mark=mark)
+    plain = resample(str(tiny_teacher), marked_log, 3, 7, tmp_path / "plain.parquet")
+    assert (alike.marks, plain.marks) == ((Mark(KEY).facts,), ())
+    assert log_facts(marked_log, alike)["resample_marks"] == [Mark(KEY).facts]
+    drawn = [tokenizer.encode(text, add_special_tokens=False) for row in alike.texts.values() for text in row]
+    assert detect(Mark(KEY), drawn).p_value < 1e-9 < 1e-3 < detect(Mark(MASTER), drawn).p_value
+    texts = {
+        name: [[row.output, *held.texts[row.id]] for row in marked_log.rows]
+        for name, held in {"alike": alike, "plain": plain}.items()
+    }
+    assert prefers_green(Mark(KEY), tokenizer, texts["plain"]).p < 1e-6
+    assert 0.001 < prefers_green(Mark(KEY), tokenizer, texts["alike"]).p_normal < 0.999
+
+
+def test_each_account_has_its_own_mark(tiny_teacher, log_path, tmp_path):
+    log = read_log(log_path)
+    rows = tuple(replace(row, account="south" if n % 2 else "north") for n, row in enumerate(log.rows))
+    log = replace(log, rows=rows)
+    tokenizer, _ = load_tokenizer(str(tiny_teacher))
+    mark = LogMark(Mark(MASTER), by_account=True)
+    found = resample(str(tiny_teacher), log, 2, 7, tmp_path / "r.parquet", mark=mark)
+    names = ("north", "south")
+    assert {one["key"] for one in found.marks} == {
+        key_fingerprint(account_key(MASTER, name)) for name in names
+    }
+    for name, other in (names, names[::-1]):
+        ids = [
+            tokenizer.encode(text, add_special_tokens=False)
+            for row in rows
+            if row.account == name
+            for text in found.texts[row.id]
+        ]
+        assert detect(Mark(account_key(MASTER, name)), ids).p_value < 1e-6
+        assert detect(Mark(account_key(MASTER, other)), ids).p_value > 1e-3
+    nameless = replace(log, rows=(replace(rows[0], account=None),))
+    with pytest.raises(CorpusError, match="tells no account"):
+        resample(str(tiny_teacher), nameless, 2, 7, tmp_path / "n.parquet", mark=mark)
+
+
+def test_marked_and_plain_resamples_are_not_taken_for_each_other(tiny_teacher, marked_log, tmp_path):
+    out, mark = tmp_path / "r.parquet", LogMark(Mark(KEY))
+    resample(str(tiny_teacher), marked_log, 1, 7, out)
+    with pytest.raises(CorpusError, match="other resamples: marks"):
+        resample(str(tiny_teacher), marked_log, 1, 7, out, mark=mark)
+    out.unlink()
+    resample(str(tiny_teacher), marked_log, 1, 7, out, mark=mark)
+    with pytest.raises(CorpusError, match="other resamples: marks"):
+        resample(str(tiny_teacher), marked_log, 1, 7, out)
+
+
+def test_a_teacher_that_others_sample_cannot_mark(marked_log, tmp_path):
+    with pytest.raises(CapabilityError, match="cannot be watermarked"):
+        resample(
+            "embedded:smollm2", marked_log, 1, 7, tmp_path / "r.parquet",
+            mark=LogMark(Mark(KEY)), allow_other_teacher=True,
+        )  # fmt: skip

@@ -19,7 +19,9 @@ from stillhouse.trace.plan import (
 
 EVERYTHING = Access(
     suspect=frozenset({"generate", "logprobs", "weights"}),
-    teacher=frozenset({"model", "weights", "resamples", "watermark key", "canaries"}),
+    teacher=frozenset(
+        {"model", "weights", "sampler", "resamples", "marked resamples", "watermark key", "canaries"}
+    ),
     references=2,
 )
 
@@ -94,7 +96,7 @@ def test_full_access_allows_every_planned_test():
         ({"suspect": frozenset({"logprobs"})}, {"radioactivity", "style", "identity", "weights"}),
         ({"teacher": frozenset()}, {"exchangeable", "radioactivity", "canaries", "weights"}),
         ({"teacher": frozenset({"resamples"})}, {"radioactivity", "canaries", "weights"}),
-        ({"teacher": EVERYTHING.teacher - {"resamples"}}, {"exchangeable"}),
+        ({"teacher": EVERYTHING.teacher - {"marked resamples"}}, {"exchangeable"}),
         ({"references": 1}, {"style"}),
     ],
 )
@@ -122,5 +124,25 @@ def test_what_a_plan_gives_of_a_teacher():
     bare = TeacherPlan(name="t", log="l")
     assert teacher_access(bare, has_weights=False) == frozenset()
     full = TeacherPlan(name="t", log="l", model="m", resamples="r", watermark_key="k", canaries="c")
-    assert teacher_access(full, has_weights=True) == EVERYTHING.teacher
-    assert "weights" not in teacher_access(full, has_weights=False)
+    given = teacher_access(full, has_weights=True, has_sampler=True, marked_resamples=True)
+    assert given == EVERYTHING.teacher
+    assert not {"weights", "sampler", "marked resamples"} & teacher_access(full, has_weights=False)
+
+
+def test_a_marked_log_needs_marked_resamples():
+    plan = Plan()
+    assert hindrances(plan, EVERYTHING)["exchangeable"] is None
+
+    def why(*without, plan=plan):
+        given = dataclasses.replace(EVERYTHING, teacher=EVERYTHING.teacher - set(without))
+        return hindrances(plan, given)["exchangeable"]
+
+    assert "still trace resample --watermark" in why("marked resamples")
+    drawn_here = ("resamples", "marked resamples")
+    assert why(*drawn_here) is None
+    assert "safetensors" in why(*drawn_here, "sampler")
+    assert why("marked resamples", "watermark key") is None
+    unknown = Plan(tests=PlannedTests(radioactivity=None))
+    assert "the kind of the log's watermark" in why(*drawn_here, plan=unknown)
+    teacher = TeacherPlan(name="t", log="l", accounts=("a",), placebo_accounts=("b",), watermark_key="k")
+    assert "--watermark-by-account" in why(*drawn_here, plan=Plan(teachers=(teacher,)))

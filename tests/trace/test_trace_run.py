@@ -13,8 +13,10 @@ from stillhouse.trace.bundle import read_transcript, transcript_path
 from stillhouse.trace.canaries import make_canaries, write_canaries
 from stillhouse.trace.plan import Plan, PlannedTests, TeacherPlan, TrainingOrder
 from stillhouse.trace.rerun import rerun_bundle, table_difference
+from stillhouse.trace.resample import read_resamples
 from stillhouse.trace.run import run_trace
 from stillhouse.trace.verify import verify_bundle
+from stillhouse.watermark import Mark
 
 OUTPUTS = 24
 
@@ -145,6 +147,27 @@ def test_secret_tests_run_with_their_placebos_and_are_opened(tmp_path, log, tiny
     rerun_bundle(directory, result)
     assert result.differences == []
     assert {path.name for path in (directory / "opened").iterdir()} == {"ours.watermark_key", "ours.canaries"}
+
+
+def test_the_resamples_of_a_marked_log_are_drawn_with_its_mark(tmp_path, log, tiny_teacher):
+    key = tmp_path / "acme.hex"
+    key.write_text("5a" * 32 + "\n")
+    (ours,) = plan_of(log, tiny_teacher).teachers
+    marked = TeacherPlan(**vars(ours) | {"watermark_key": str(key), "placebo_accounts": ()})
+    tests = PlannedTests(canaries=None, style=None, identity=None, weights=None)
+    directory = tmp_path / "evidence"
+    (teacher,) = run_trace(plan_of(log, tiny_teacher, teachers=(marked,), tests=tests), directory).teachers
+    assert [part.test for part in teacher.tests if part.hindrance is None] == ["exchangeable", "radioactivity"]
+    drawn = directory / "resamples/ours.parquet"
+    assert read_resamples(drawn).marks == (Mark(b"Z" * 32).facts,)
+    assert "resamples carry the watermark" in (directory / "report.html").read_text()
+    assert verify_bundle(directory).differences == []
+    # The same file, handed in, is known by the mark that it carries; under another key it is not.
+    given = TeacherPlan(**vars(marked) | {"resamples": str(drawn)})
+    plan = plan_of(log, tiny_teacher, teachers=(given,), tests=tests)
+    assert run._resamples_are_marked(plan, given)
+    key.write_text("5b" * 32 + "\n")
+    assert not run._resamples_are_marked(plan, given)
 
 
 def test_a_log_of_another_version_is_refused(tmp_path, log, tiny_teacher):

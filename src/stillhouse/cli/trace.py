@@ -32,7 +32,8 @@ Examples:
 RESAMPLE_EXAMPLES = """\
 Examples:
   still trace resample --teacher ours --log delivered.parquet --out r.parquet
-  still trace resample --teacher ours --log log.parquet --draws 5 --seed 7"""
+  still trace resample --teacher ours --log log.parquet --draws 5 --seed 7
+  still trace resample --teacher ours --log log.parquet --watermark mark.key"""
 VERIFY_EXAMPLES = """\
 Examples:
   still trace verify evidence
@@ -128,6 +129,8 @@ def resample(
     log: Annotated[str, Parameter(metavar="FILE")],
     draws: Annotated[int, Parameter(metavar="N")] = 3,
     seed: int = 0,
+    watermark: Annotated[Path | None, Parameter(metavar="KEYFILE")] = None,
+    watermark_by_account: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     allow_other_teacher: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     out: Annotated[Path, Parameter(metavar="FILE")] = Path("resamples.parquet"),
     output: OutputFlags = Output(),  # noqa: B008  frozen
@@ -146,6 +149,11 @@ def resample(
         Fresh outputs for each delivered one.
     seed
         Of the draws.
+    watermark
+        Mark them with this key as `still serve --watermark` does: for a log that was
+        marked so.
+    watermark_by_account
+        The key is a master key; each account of the log has its own, made from it.
     allow_other_teacher
         Go on although the log names another version of the teacher; the report says so.
     out
@@ -153,12 +161,17 @@ def resample(
     """
     if draws < 1:
         raise UsageError("--draws must be at least 1")
+    if watermark_by_account and watermark is None:
+        raise UsageError("--watermark-by-account needs the master key", hint="Give it with --watermark.")
     from ..hashing import sha256_file
     from ..trace.log import read_log
+    from ..trace.resample import LogMark
     from ..trace.resample import resample as draw
+    from ..watermark import Mark, read_key
 
     delivered = read_log(log)
-    drawn = draw(teacher, delivered, draws, seed, out, allow_other_teacher=allow_other_teacher)
+    mark = LogMark(Mark(read_key(watermark)), watermark_by_account) if watermark else None
+    drawn = draw(teacher, delivered, draws, seed, out, mark=mark, allow_other_teacher=allow_other_teacher)
     count = sum(map(len, drawn.texts.values()))
     digest = sha256_file(out)
     facts = {"file": str(out), "sha256": digest, "outputs": len(delivered.rows), "resamples": count}

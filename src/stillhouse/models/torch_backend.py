@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OutOfMemoryError, StillhouseError, says_out_of_memory
+from ..errors import CapabilityError, OutOfMemoryError, StillhouseError, says_out_of_memory
 from .local import Prompts, cut_at_stop, has_stop
 from .processor import cpu_has_bfloat16
 from .thoughts import split_reasoning
@@ -22,6 +22,7 @@ from .types import Can, Reply, Request, Sampling, Weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .draws import Marker
     from .sampler import Sampled
 
 MAX_BATCH = 64
@@ -30,16 +31,18 @@ MAX_BATCH = 64
 class TorchModel:
     """A transformers model that answers."""
 
-    can = Can(generate=True, logprobs=False, train=True)
     max_batch = MAX_BATCH
     concurrency = 1
     pushbacks = 0
 
     def __init__(self, weights: Weights, *, seed: int) -> None:
+        from .sampler import can_sample
+
         self.reference, self.fingerprint = weights.reference, weights.fingerprint
         self.template_hash: str | None = weights.template.hash
         self.context_length = getattr(weights.model.config, "max_position_embeddings", None)
         self._model, self._tokenizer = weights.model, weights.tokenizer
+        self.can = Can(generate=True, logprobs=False, train=True, mark=can_sample(weights.model))
         self._prompts = Prompts(weights.tokenizer, weights.template, self.context_length, seed)
         self._ends = weights.end_ids
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
@@ -61,7 +64,8 @@ class TorchModel:
             if isinstance(ids, StillhouseError):
                 results[place] = ids
             else:
-                jobs.append(_Job(place, ids, self._prompts.sampling(request, len(ids))))
+                sampling = self._prompts.sampling(request, len(ids))
+                jobs.append(_Job(place, ids, sampling, request.marker))
         for job, sampled in zip(jobs, self._sample(jobs), strict=True):
             results[job.place] = self._reply(job, sampled)
         assert all(result is not None for result in results)
@@ -76,6 +80,7 @@ class TorchModel:
                 settings,
                 ends=self._ends,
                 stopped=lambda place, ids: has_stop(self._tokenizer, ids, settings[place].stop),
+                markers=[job.marker for job in batch],
             )
         except (MemoryError, RuntimeError) as error:
             if says_out_of_memory(error):
@@ -103,6 +108,7 @@ class _Job:
     place: int
     ids: list[int]
     sampling: Sampling
+    marker: Marker | None
 
 
 def open_torch(reference: str, *, seed: int) -> TorchModel:
@@ -121,6 +127,7 @@ def sample_any(
     *,
     ends: set[int],
     stopped: Callable[[int, Sequence[int]], bool] | None = None,
+    markers: Sequence[Marker | None] = (),
 ) -> list[Sampled]:
     """`sampler.sample`, or for models that it does not know transformers' generate, one prompt at a time.
 
@@ -129,7 +136,9 @@ def sample_any(
     from .sampler import can_sample, sample
 
     if can_sample(model):
-        return sample(model, prompts, settings, ends=ends, slots=MAX_BATCH, stopped=stopped)
+        return sample(model, prompts, settings, ends=ends, slots=MAX_BATCH, stopped=stopped, markers=markers)
+    if any(markers):
+        raise CapabilityError("its layers look at a window only, and such a model cannot be watermarked here")
     return [
         _generate_one(model, list(ids), setting, ends) for ids, setting in zip(prompts, settings, strict=True)
     ]

@@ -14,6 +14,7 @@ from ..errors import StillhouseError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from .draws import Marker
     from .template import ChatTemplate
 
 Message = dict[str, Any]
@@ -51,6 +52,8 @@ class Request:
     id: str
     messages: list[Message]
     sampling: Sampling
+    marker: Marker | None = None
+    """A watermark for the answer, from a model that can."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Can:
     generate: bool
     logprobs: bool
     train: bool
+    mark: bool = False
+    """Whether answers may carry a watermark (`Request.marker`)."""
 
 
 class Model(Protocol):

@@ -14,21 +14,28 @@ class Access:
     suspect: frozenset[str]
     """Of `generate`, `logprobs`, `weights`."""
     teacher: frozenset[str]
-    """Of `model`, `weights`, `resamples`, `watermark key`, `canaries`."""
+    """Of `model`, `weights`, `sampler` (one of ours, which can mark), `resamples`, `marked resamples` (with
+    the watermark's key), `watermark key`, `canaries`."""
     references: int
     """Reference models."""
 
 
-def teacher_access(teacher: TeacherPlan, *, has_weights: bool) -> frozenset[str]:
+def teacher_access(
+    teacher: TeacherPlan, *, has_weights: bool, has_sampler: bool = False, marked_resamples: bool = False
+) -> frozenset[str]:
     """What the plan gives of a teacher.
 
     Args:
         has_weights: whether its model is one whose weights are on this machine.
+        has_sampler: whether they are safetensors, which are sampled here.
+        marked_resamples: whether its file of resamples carries the mark of the watermark key.
     """
     given = {
         "model": teacher.model is not None,
         "weights": teacher.model is not None and has_weights,
+        "sampler": teacher.model is not None and has_sampler,
         "resamples": teacher.resamples is not None,
+        "marked resamples": marked_resamples,
         "watermark key": teacher.watermark_key is not None,
         "canaries": teacher.canaries is not None,
     }
@@ -50,14 +57,31 @@ def _exchangeable(plan: Plan, access: Access) -> str | None:
         missing = missing and f"{missing} With text only, plan `tests.exchangeable.score: overlap`."
     if missing is None and not access.teacher & {"model", "resamples"}:
         return "needs the archived teacher (--teacher), or resamples that it drew (--resamples)."
-    if missing is None and "watermark key" in access.teacher and "resamples" not in access.teacher:
-        return (
-            "needs resamples that carry the log's watermark (--resamples, docs/watermark.md): drawn here "
-            "they would carry none, and whoever learned the mark anywhere would prefer what was delivered."
-        )
+    if missing is None and "watermark key" in access.teacher:
+        missing = _marked_resamples(plan, access)
     if missing is None and score == "reference" and not access.references:
         return "its score `reference` needs a reference model (--reference)."
     return missing
+
+
+def _marked_resamples(plan: Plan, access: Access) -> str | None:
+    if "resamples" in access.teacher:
+        if "marked resamples" in access.teacher:
+            return None
+        return (
+            "needs resamples that carry the log's watermark (`still trace resample --watermark`): these "
+            "carry none or another, and whoever learned the mark anywhere would prefer what was delivered."
+        )
+    if plan.tests.radioactivity is None:
+        return "needs the kind of the log's watermark (`tests.radioactivity` in the plan), to draw with it."
+    if "sampler" not in access.teacher:
+        return "needs the teacher's safetensors weights here, to draw resamples with the log's watermark."
+    if any(teacher.placebo_accounts and teacher.watermark_key for teacher in plan.teachers):
+        return (
+            "needs resamples of the placebo accounts under their own keys "
+            "(`still trace resample --watermark --watermark-by-account`)."
+        )
+    return None
 
 
 def _radioactivity(plan: Plan, access: Access) -> str | None:

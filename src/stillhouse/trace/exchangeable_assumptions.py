@@ -67,7 +67,11 @@ def _of_the_log(facts: Mapping[str, Any]) -> list[Assumption]:
     known = True if facts else None
     log, drawn = facts.get("log_teachers"), facts.get("resample_teachers")
     same = None if not log or not drawn or "" in log else sorted(log) == sorted(drawn)
-    public = facts.get("public")
+    public, marks = facts.get("public"), facts.get("resample_marks")
+    kinds = [f"{mark['scheme']}, window {mark['window']}, key {mark['key'][:12]}" for mark in marks or ()]
+    marked = Assumption(
+        "the resamples carry the watermark that the log carries, under the same key", True, "; ".join(kinds)
+    )
     return [
         Assumption(
             "outputs were drawn with a temperature above 0, and duplicates are removed",
@@ -87,6 +91,7 @@ def _of_the_log(facts: Mapping[str, Any]) -> list[Assumption]:
             else f"{public['found']:,} of {public['outputs']:,} outputs share {public['words']} words in a "
             f"row with one of {public['texts']:,} public texts",
         ),
+        *([marked] if marks else []),
     ]
 
 

@@ -47,8 +47,9 @@ def observe(test: str, case: Case, path: Path) -> None:
 
 def _exchangeable(case: Case) -> pa.Table:
     """The tested accounts, then the placebo accounts, each asked whole or until it may stop."""
+    from ..watermark import read_key
     from . import exchangeable
-    from .resample import read_resamples, resample
+    from .resample import LogMark, planned_mark, read_resamples, resample
 
     section, teacher, seed = case.plan.tests.exchangeable, case.teacher, case.plan.seed
     assert section is not None
@@ -56,8 +57,11 @@ def _exchangeable(case: Case) -> pa.Table:
         resamples = read_resamples(teacher.resamples, {"log": case.log.hash})
     else:
         assert teacher.model is not None
-        drawn = case.directory / RESAMPLES / f"{teacher.name}.parquet"
-        resamples = resample(teacher.model, case.log, section.draws, seed, drawn)
+        drawn, marked = case.directory / RESAMPLES / f"{teacher.name}.parquet", case.plan.tests.radioactivity
+        mark = None
+        if teacher.watermark_key is not None and marked is not None:
+            mark = LogMark(planned_mark(marked, read_key(teacher.watermark_key)))
+        resamples = resample(teacher.model, case.log, section.draws, seed, drawn, mark=mark)
     logs = [_of(case.log, teacher.accounts)]
     logs += [_of(case.log, [account]) for account in teacher.placebo_accounts]
     with _reference(case.plan) as reference:

@@ -79,6 +79,8 @@ class Radioactivity:
     """The mark: a green list, the Gumbel race, or a tournament."""
     gamma: PositiveShare = 0.25
     """Share of the vocabulary that is green (kgw)."""
+    delta: PositiveFloat = 2.0
+    """What green tokens gained in their logits, in nats (kgw); resamples that are drawn here need it."""
     depth: PositiveInt = 30
     """Layers of the tournament."""
     window: PositiveInt = 2

@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 from ..console import console
 from ..corpus.journal import Journal, read_journal
 from ..corpus.ngrams import words
-from ..errors import CorpusError, IntegrityError, StillhouseError
+from ..errors import CapabilityError, CorpusError, IntegrityError, StillhouseError
 from ..files import atomic_path
 from ..hashing import seed_from
 from ..models import Model, Reply, Request, open_model
+from ..watermark import Mark, account_key
 from .log import Delivered, Log
+from .plan import Radioactivity
 
 SCHEMA = pa.schema(
     [
@@ -59,10 +61,48 @@ class Resamples:
     seed: int
     failed: int
     """Draws that the teacher did not answer."""
+    marks: tuple[dict[str, Any], ...] = ()
+    """The watermarks that they carry (:attr:`~stillhouse.watermark.Mark.facts`), if any."""
+
+
+@dataclass(frozen=True)
+class LogMark:
+    """The watermark that every output of a log was drawn with."""
+
+    mark: Mark
+    by_account: bool = False
+    """Its key is the master key of which each account has its own."""
+
+    def of(self, row: Delivered) -> Mark:
+        """The mark of one output.
+
+        Raises:
+            CorpusError: its account's key is wanted and it tells no account.
+        """
+        if not self.by_account:
+            return self.mark
+        if row.account is None:
+            raise CorpusError(
+                f"the log's row {row.id!r} tells no account, and each account has its own key",
+                hint="Add a column `account`, or give the one key that marked all rows.",
+            )
+        return replace(self.mark, key=account_key(self.mark.key, row.account))
+
+    def facts(self, log: Log) -> list[dict[str, Any]]:
+        """All marks of a log, each once; JSON-able."""
+        found = [self.of(row).facts for row in {row.account: row for row in log.rows}.values()]
+        return sorted({one["key"]: one for one in found}.values(), key=lambda one: one["key"])
 
 
 def resample(
-    teacher: str, log: Log, draws: int, seed: int, out: str | Path, *, allow_other_teacher: bool = False
+    teacher: str,
+    log: Log,
+    draws: int,
+    seed: int,
+    out: str | Path,
+    *,
+    mark: LogMark | None = None,
+    allow_other_teacher: bool = False,
 ) -> Resamples:
     """Draws ``draws`` outputs for every row of ``log`` and writes them to ``out`` (parquet).
 
@@ -71,12 +111,14 @@ def resample(
     Args:
         teacher: reference of the archived teacher.
         seed: of all draws; each has its own, made from it, the row's id and its number.
+        mark: the watermark that the log was drawn with, for resamples that carry it too.
         allow_other_teacher: go on although the log was written by a model with another fingerprint. The
             judge then finds an assumption broken.
 
     Raises:
         IntegrityError: the teacher is not the one that wrote the log.
         CorpusError: ``out`` was made from something else, or rows share an id.
+        CapabilityError: the teacher's answers cannot be marked.
     """
     assert draws > 0
     _require_unique(log)
@@ -85,12 +127,18 @@ def resample(
     try:
         if not allow_other_teacher:
             require_teacher(log, model)
+        if mark and not model.can.mark:
+            raise CapabilityError(
+                f"the answers of {teacher} cannot be watermarked",
+                hint="Marks are put on by the sampler for safetensors weights; name those of the teacher.",
+            )
         made_from = {"teacher_hash": model.fingerprint, "log": log.hash, "draws": draws, "seed": seed}
+        made_from |= {"marks": mark.facts(log)} if mark else {}
         if not out.exists():
-            _draw(model, log, made_from, out)
+            _draw(model, log, made_from, out, mark)
     finally:
         asyncio.run(model.close())
-    resamples = read_resamples(out, made_from)
+    resamples = read_resamples(out, {"marks": None} | made_from)
     if resamples.failed:
         console.warn(f"{resamples.failed:,} draws got no answer; their outputs have fewer resamples")
     return resamples
@@ -123,7 +171,12 @@ def read_resamples(path: str | Path, made_from: dict[str, Any] | None = None) ->
     for row in rows:
         texts.setdefault(row["id"], []).append(row["text"])
     hashes = tuple(sorted({row["teacher_hash"] for row in rows}))
-    return Resamples(texts, hashes, held["seed"], held.get("failed", 0))
+    return Resamples(texts, hashes, held["seed"], held.get("failed", 0), tuple(held.get("marks", ())))
+
+
+def planned_mark(section: Radioactivity, key: bytes) -> Mark:
+    """The mark that a plan says the log carries."""
+    return Mark(key, section.scheme, section.window, section.gamma, section.delta, section.depth)
 
 
 def require_teacher(log: Log, model: Model) -> None:
@@ -152,6 +205,7 @@ def log_facts(log: Log, resamples: Resamples, public: Iterable[str] | None = Non
         "left_out": log.left_out,
         "log_teachers": sorted(found or "" for found in log.teacher_hashes) or [""],
         "resample_teachers": list(resamples.teacher_hashes),
+        "resample_marks": list(resamples.marks),
         "public": None if public is None else count_public([row.output for row in log.rows], public),
     }
 
@@ -177,7 +231,7 @@ def _runs(found: list[str], run: int) -> Iterator[tuple[str, ...]]:
     return (tuple(found[i : i + run]) for i in range(len(found) - run + 1))
 
 
-def _draw(model: Model, log: Log, made_from: dict[str, Any], out: Path) -> None:
+def _draw(model: Model, log: Log, made_from: dict[str, Any], out: Path, mark: LogMark | None) -> None:
     """Asks for what the journal does not hold yet, then writes the file and removes the journal."""
     journal_path = out.with_name(f"{out.name}.journal")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +246,7 @@ def _draw(model: Model, log: Log, made_from: dict[str, Any], out: Path) -> None:
         if not lines:
             journal.append(made_from)
         done = {(line["id"], line["draw"]): line for line in lines[1:]}
-        asyncio.run(_ask(model, log, made_from, journal, done))
+        asyncio.run(_ask(model, log, made_from, journal, done, mark))
     finally:
         journal.close()
     order = {row.id: number for number, row in enumerate(log.rows)}
@@ -211,13 +265,14 @@ async def _ask(
     made_from: dict[str, Any],
     journal: Journal,
     done: dict[tuple[str, int], dict[str, Any]],
+    mark: LogMark | None,
 ) -> None:
     wanted = [(row, draw) for row in log.rows for draw in range(1, made_from["draws"] + 1)]
     missing = [(row, draw) for row, draw in wanted if (row.id, draw) not in done]
     with console.progress("resample", len(wanted), "outputs", done=len(done)) as progress:
         for start in range(0, len(missing), AT_ONCE):
             part = missing[start : start + AT_ONCE]
-            requests = [_request(row, draw, made_from["seed"]) for row, draw in part]
+            requests = [_request(row, draw, made_from["seed"], mark) for row, draw in part]
             replies = await model.generate(requests)
             for (row, draw), request, reply in zip(part, requests, replies, strict=True):
                 line = _line(model, row, draw, request, reply)
@@ -226,9 +281,9 @@ async def _ask(
             progress.advance(len(part))
 
 
-def _request(row: Delivered, draw: int, seed: int) -> Request:
-    drawn = seed_from(f"resample {seed} {row.id} {draw}")
-    return Request(f"{row.id}/{draw}", list(row.prompt), replace(row.sampling, seed=drawn))
+def _request(row: Delivered, draw: int, seed: int, mark: LogMark | None) -> Request:
+    sampling = replace(row.sampling, seed=seed_from(f"resample {seed} {row.id} {draw}"))
+    return Request(f"{row.id}/{draw}", list(row.prompt), sampling, mark.of(row) if mark else None)
 
 
 def _line(

@@ -19,6 +19,7 @@ from ..files import atomic_path, atomic_write, storage_errors, take_lock
 from ..hashing import sha256_file
 from ..models import parse_reference
 from ..provenance import versions
+from ..watermark import read_key as read_mark_key
 from .access import Access, hindrances, teacher_access
 from .bundle import OPENED, PLAN, REPORT, read_transcript, started, transcript_path, write_evidence
 from .commit import COMMITMENTS, commit, now, secret_files
@@ -27,6 +28,7 @@ from .log import Log, read_log
 from .observing import Case, observe
 from .plan import Plan, TeacherPlan
 from .report import render_page
+from .resample import planned_mark, read_resamples
 from .schema import Commitments, CommitmentsPart, Evidence, LogPart, ModelPart, TeacherPart, evidence_text
 
 if TYPE_CHECKING:
@@ -73,12 +75,27 @@ def run_trace(
 
 def access_to(plan: Plan, teacher: TeacherPlan, suspect: Suspect) -> Access:
     """What there is to work with for one teacher."""
-    has_weights = teacher.model is not None and parse_reference(teacher.model).kind != "api"
+    place = None if teacher.model is None else parse_reference(teacher.model)
+    has_weights = place is not None and place.kind != "api"
     return Access(
         suspect=frozenset(what for what in ("generate", "logprobs", "weights") if getattr(suspect.can, what)),
-        teacher=teacher_access(teacher, has_weights=has_weights),
+        teacher=teacher_access(
+            teacher,
+            has_weights=has_weights,
+            has_sampler=has_weights and place is not None and not place.is_gguf,
+            marked_resamples=_resamples_are_marked(plan, teacher),
+        ),
         references=len(plan.references),
     )
+
+
+def _resamples_are_marked(plan: Plan, teacher: TeacherPlan) -> bool:
+    """Whether a file of resamples carries the mark that the plan's key puts on."""
+    section = plan.tests.radioactivity
+    if teacher.resamples is None or teacher.watermark_key is None or section is None:
+        return False
+    mark = planned_mark(section, read_mark_key(teacher.watermark_key))
+    return mark.facts in read_resamples(teacher.resamples).marks
 
 
 def read_teacher_log(teacher: TeacherPlan) -> Log:

