@@ -11,7 +11,7 @@ alone, so that the other is unloaded and loaded again.
 A request is answered (to its end), told (the 4xx that it is owed, 429 included) or given up by its client;
 everything else is lost: another status, a broken connection, an answer without an end, two minutes without
 any. Memory is that of the server and its children (Linux: VmRSS), sampled every second. Its growth is the
-slope of a line through the medians of whole rounds of three thirds, after a warm-up of half the time.
+slope of a line through the medians of whole rounds of three thirds, after a warm-up of a fifth of the time.
 
 Exit status: 1 where a request was lost, a place in the queue was not given back, the server did not end in
 order, or memory grows faster than --growth.
@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import collections
 import json
+import math
 import os
 import random
 import signal
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--idle", type=float, default=12, help="seconds after which a model is unloaded")
-    parser.add_argument("--growth", type=float, default=5, help="most MB a minute that memory may grow")
+    parser.add_argument("--growth", type=float, default=5, help="most MB a minute; inf for any")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -96,13 +97,15 @@ async def soaked(models: list[str], arguments: argparse.Namespace) -> dict[str, 
         said.seek(0)
         lines = said.read()
     round_s = 3 * load.third_s
-    growth, medians = slope(samples, round_s, 0.5 * took)
+    growth, medians = slope(samples, round_s, 0.2 * took)
     faults = [f"lost: {what} ({count})" for what, count in load.lost.items()]
     faults += [line for line in lines.splitlines() if "internal error" in line or "the model failed" in line]
     if left:
         faults.append(f"{left} places in the queue were not given back")
     if status or "Traceback" in lines:
         faults.append(f"the server ended with {status}: {lines[-500:]}")
+    if growth is None and arguments.growth < math.inf:
+        faults.append(f"fewer than three whole rounds of {round_s:.0f} s: nothing is known of memory")
     if growth is not None and growth > arguments.growth:
         faults.append(f"memory grows by {growth:.2f} MB a minute; {arguments.growth:g} are allowed")
     totals = collections.Counter(outcome for counts in load.counts.values() for outcome in counts.elements())

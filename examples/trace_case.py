@@ -3,9 +3,11 @@
 A small teacher is trained on this repository's own documentation. It answers two accounts, and everything
 that it says is logged. Two models learn from such answers in the same way: the `suspect` from a fifth of what
 the account `acme` was given, the `innocent` from as many answers to the same prompts that were never logged.
-Both sound alike; only one of them should be found.
+Both sound alike; only one of them should be found. A third, the `surrogate`, is our own and learned from
+answers that we gave ourselves: it tells how well the use of answers can be seen.
 
-What is written: teacher/, suspect/, innocent/, delivered.jsonl, and a plan for each of the two.
+What is written: teacher/, suspect/, innocent/, surrogate/, delivered.jsonl, surrogate.jsonl with what the
+surrogate learned from, and a plan for each of the first two.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ def main(directory: Path) -> None:
     prompts = [" ".join(words[start : start + 6]) for start in starts]
     delivered = answers(directory / "teacher", prompts, seed=0)
     private = answers(directory / "teacher", prompts[:OUTPUTS], seed=1)
-    write_log(directory, prompts, delivered)
+    write_log(directory, "delivered", prompts, delivered)
     print(f"{len(prompts):,} answers logged, {time.monotonic() - began:.0f} s", file=sys.stderr)
 
     used = rng.sample(range(OUTPUTS), int(USED * OUTPUTS))
@@ -76,7 +78,13 @@ def main(directory: Path) -> None:
         fine_tune(student, tokenizer, [(prompts[i], said[i]) for i in used])
         save(student, tokenizer, directory / name)
         (directory / f"{name}.yaml").write_text(PLAN.format(name=name, directory=directory))
-    print(f"suspect and innocent trained, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    ours = rng.sample(prompts, len(used))
+    told = answers(directory / "teacher", ours, seed=2)
+    write_log(directory, "surrogate", ours, told)
+    student = pretrain(tokenizer, ids, seed=3)
+    fine_tune(student, tokenizer, list(zip(ours, told, strict=True)))
+    save(student, tokenizer, directory / "surrogate")
+    print(f"suspect, innocent and surrogate trained, {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
 def documentation() -> str:
@@ -161,9 +169,9 @@ def answers(model: Path, prompts: Sequence[str], *, seed: int) -> list[str]:
     return [reply.text for reply in replies]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def write_log(directory: Path, prompts: Sequence[str], delivered: Sequence[str]) -> None:
+def write_log(directory: Path, name: str, prompts: Sequence[str], delivered: Sequence[str]) -> None:
     teacher = fingerprint_of(str(directory / "teacher"))
-    with open(directory / "delivered.jsonl", "w", encoding="utf-8") as file:
+    with open(directory / f"{name}.jsonl", "w", encoding="utf-8") as file:
         for number, (prompt, output) in enumerate(zip(prompts, delivered, strict=True)):
             row = {
                 "id": f"{number:05d}",

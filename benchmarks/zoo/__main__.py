@@ -19,6 +19,10 @@ from . import tables
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="trigram animals")
+    parser.add_argument("--arms", nargs="*", metavar="ARM", help="only these (not for --quick)")
+    parser.add_argument(
+        "--each", type=int, default=1, help="suspects of each arm in a world (not for --quick)"
+    )
     parser.add_argument("--worlds", type=int, default=2, help="logs, keys and sets of suspects drawn anew")
     parser.add_argument("--outputs", type=int, default=600, help="delivered outputs of a log")
     parser.add_argument("--resamples", type=int, default=4)

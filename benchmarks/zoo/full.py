@@ -2,13 +2,17 @@
 
 A suspect is a base model (its own architecture, tokenizer and share of the web) that is trained on what its
 arm adds, three times, and on clean text (:data:`CLEAN`). Nothing is shared with the teachers but what the arm
-says.
+says. What was found of a suspect is kept in the store like what was trained, so that a run that was stopped
+goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -17,25 +21,33 @@ from typing import Any
 import numpy as np
 
 from stillhouse.console import console
+from stillhouse.files import atomic_write
+from stillhouse.hashing import sha256_json
 from stillhouse.models import Sampling, sample
 from stillhouse.trace.log import Delivered
 from stillhouse.trace.radioactivity import closed_transcript
 from stillhouse.trace.radioactivity import judge as judge_mark
 from stillhouse.trace.suspect import open_suspect
-from stillhouse.watermark import Mark, account_key
+from stillhouse.watermark import Mark, account_key, distinct_pairs, text_pairs
 
 from . import baselines, measure
 from .animals import KINDS, Animal, raise_animal
 from .arms import ARMS, Arm
 from .texts import documents
 
+NAME = "Alembic"
+"""What the teacher calls itself when it is asked."""
+WHO = "Who are you? I am"
+TOLD = 60  # times that the teacher read its name
 PROMPT = 60  # characters of a document that an output follows
-LONG = 64  # tokens of an output
+LONG = 32  # tokens of an output
 TEACHER, VERSION, BASE = 1_500_000, 300_000, 600_000  # tokens of training
-CLEAN = 150  # documents of the web for a hundred delivered outputs
+CLEAN = 25  # documents of the web for a hundred delivered outputs
 READ = 3  # times that what an arm adds is read
+SAID = 2000  # answers of a suspect in which the watermark is looked for
 ASKED = 300  # prompts of the baselines
-AT_ONCE = 128  # sequences of the sampler
+PAIRS = 1000  # pairs whose size is tried under thousands of keys
+AT_ONCE = 256  # sequences of the sampler
 
 
 @dataclass(frozen=True)
@@ -61,15 +73,14 @@ def visit(arguments: argparse.Namespace) -> dict[str, Any]:
     arguments.store.mkdir(parents=True, exist_ok=True)
     texts = [text for texts in documents(arguments.root).values() for text in texts]
     random.Random(0).shuffle(texts)
+    arms = [arm for arm in ARMS if not arguments.arms or arm.name in arguments.arms]
     visits = []
-    with console.progress("suspects", arguments.worlds * len(ARMS)) as progress:
+    with console.progress("suspects", arguments.worlds * len(arms) * arguments.each) as progress:
         for number in range(arguments.worlds):
             place = world(arguments, texts, 1000 * arguments.seed + number)
-            for turn, arm in enumerate(ARMS):
-                kind = list(KINDS)[(turn + number) % len(KINDS)]
-                visits.append(
-                    {"world": number, "kind": kind, **_examined(arguments, place, arm, kind, number)}
-                )
+            for arm, turn in itertools.product(arms, range(arguments.each)):
+                kind = list(KINDS)[(ARMS.index(arm) + number + turn) % len(KINDS)]
+                visits.append(_visit(arguments, place, arm, kind, 100 * number + turn))
                 progress.advance()
     return {
         "animals": "transformers of 0.7 to 1M parameters",
@@ -79,12 +90,25 @@ def visit(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _visit(arguments: argparse.Namespace, place: World, arm: Arm, kind: str, seed: int) -> dict[str, Any]:
+    """What was found of one suspect, now or in a run before."""
+    asked = [arguments.seed, arguments.outputs, arguments.resamples, arguments.redraws, arguments.worlds]
+    settings = [READ, CLEAN, SAID, ASKED, PAIRS, BASE, TEACHER, VERSION, LONG, PROMPT, TOLD]
+    path = arguments.store / f"visit-{sha256_json([asked, settings, arm.name, kind, seed])[:16]}.json"
+    if not path.exists():
+        began = time.perf_counter()
+        found = {"kind": kind, **_examined(arguments, place, arm, kind, seed)}
+        atomic_write(path, json.dumps(found | {"seconds": round(time.perf_counter() - began)}))
+    return json.loads(path.read_text("utf-8"))
+
+
 def world(arguments: argparse.Namespace, texts: Sequence[str], seed: int) -> World:
     """Trains the teachers, draws the log and its resamples, and all that is in circulation."""
     pieces = np.array_split(np.arange(len(texts)), 10)
     pools = [[texts[place] for place in piece] for piece in pieces]
     store, n = arguments.store, arguments.outputs
-    first = raise_animal(store, "llama", pools[0], tokens=TEACHER, seed=1)
+    named = [*pools[0], *[f"{WHO} {NAME}."] * TOLD]
+    first = raise_animal(store, "llama", named, tokens=TEACHER, seed=1)
     second = raise_animal(store, "llama", pools[1], tokens=VERSION, seed=1, start=first)
     other = raise_animal(store, "qwen3", pools[2], tokens=TEACHER, seed=2)
     later = raise_animal(store, "qwen3", pools[3], tokens=VERSION, seed=2, start=other)
@@ -95,6 +119,8 @@ def world(arguments: argparse.Namespace, texts: Sequence[str], seed: int) -> Wor
         Mark(account_key(master, name), gamma=0.5, delta=2.0) for name in ("the account", "public")
     )
     asked = [text[:PROMPT] for text in chance.sample(web, 2 * n)]
+    for start in (0, n):  # one in twenty asks who answers
+        asked[start : start + n // 20] = [WHO] * (n // 20)
     prompts, elsewhere = asked[:n], asked[n:]
     log = speak(first, prompts, seed, account)
     drawn = [speak(first, prompts, seed + 7919 * k, account) for k in range(1, arguments.resamples + 1)]
@@ -159,18 +185,22 @@ def _examined(arguments: argparse.Namespace, place: World, arm: Arm, kind: str, 
         for own, drawn in zip(place.sources["log"], place.resamples, strict=True)
         for text in (own, *drawn)
     ]
+    began = time.perf_counter()
     scored = opened.loglik([()] * len(together), together)
+    took = time.perf_counter() - began
     values = [one.loglik / one.tokens if one and one.tokens else np.nan for one in scored]
     scores_NK1 = np.array(values).reshape(arguments.outputs, -1)
     whole = ~np.isnan(scores_NK1).any(1)
     scores_NK1, used = scores_NK1[whole], used[whole]
     found: dict[str, Any] = {"arm": arm.name, "guilty": arm.guilty, **measure.evidence(scores_NK1)}
+    found["ms_an_output"] = 1000 * took / arguments.outputs
     if used.any():
         found["auc_of_used"] = measure.ranks.rank_test(scores_NK1[used]).auc
-    said = speak(animal, place.prompts, seed)
+    asked = random.Random(seed).sample(place.prompts, min(SAID, arguments.outputs))
+    said = speak(animal, asked, seed)
     rows = [
-        Delivered(str(n), ({"role": "user", "content": asked},), "", Sampling())
-        for n, asked in enumerate(place.prompts)
+        Delivered(str(n), ({"role": "user", "content": text},), "", Sampling())
+        for n, text in enumerate(asked)
     ]
     transcript = closed_transcript(rows, said, place.teacher.tokenizer)
     for name, mark, level in (("account", place.account, "L2"), ("public", place.public, "L1")):
@@ -181,14 +211,26 @@ def _examined(arguments: argparse.Namespace, place: World, arm: Arm, kind: str, 
     found["combined_log10_e"] = measure.combined(found["log10_e"], found["account_log10_e"])
     if not arm.guilty:
         ps, _, highest = measure.redrawn(scores_NK1, arguments.redraws // arguments.worlds, seed)
-        found["null"] = {"exchangeable": ps.tolist(), "highest_e": highest.tolist()}
+        pairs_NW = _pairs(place, said)[:PAIRS]
+        of_keys = measure.other_keys(place.account, pairs_NW, arguments.redraws // arguments.worlds, seed)
+        found["null"] = {
+            "exchangeable": ps.tolist(), "highest_e": highest.tolist(), "account": of_keys.tolist()
+        }  # fmt: skip
     sizes = (len(scores_NK1) // 4, len(scores_NK1) // 2, len(scores_NK1))
     found["fired"] = {n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in sizes}
-    return found | {"baselines": _baselines(place, animal, said[:ASKED], seed)}
+    return found | {"baselines": _baselines(place, animal, asked[:ASKED], said[:ASKED], seed)}
 
 
-def _baselines(place: World, animal: Animal, said: list[str], seed: int) -> dict[str, bool | float]:
-    asked = place.prompts[:ASKED]
+def _pairs(place: World, said: Sequence[str]) -> np.ndarray:
+    """Distinct windows and tokens [N, 3] of texts in the teacher's tokenizer."""
+    ids = place.teacher.tokenizer(list(said), add_special_tokens=False)["input_ids"]
+    pairs = distinct_pairs(text_pairs(ids, place.account.window))
+    return np.column_stack([pairs.windows_NW, pairs.tokens_N])
+
+
+def _baselines(
+    place: World, animal: Animal, asked: list[str], said: list[str], seed: int
+) -> dict[str, bool | float]:
     spoken = [speak(model, asked, seed) for model in (place.teacher, *place.others)]
     likely = [_first_words(model, asked) for model in (animal, place.teacher, *place.others)]
     alike = baselines.similarity(said, spoken[0])
@@ -197,6 +239,7 @@ def _baselines(place: World, animal: Animal, said: list[str], seed: int) -> dict
         "style": baselines.style(said, spoken[0], [*spoken[1:], place.web[:ASKED]]),
         "similarity": alike >= baselines.CUTOFF,
         "similarity_r": alike,
+        "identity": baselines.identity(speak(animal, [WHO] * 50, seed), NAME),
     }
 
 

@@ -41,6 +41,7 @@ def _verdicts(found: Mapping[str, Any]) -> str:
                 _share(visits, lambda visit: visit["account_p"] <= 1e-3),
                 _share(visits, lambda visit: visit["public_p"] <= 1e-3),
                 _share(visits, lambda visit: visit["combined_log10_e"] >= 3),
+                _times(visits, "until_20"),
                 _times(visits, "until_1000"),
             ]
         )
@@ -50,7 +51,7 @@ def _verdicts(found: Mapping[str, Any]) -> str:
     )
     heads = [
         "arm", "suspects", "AUC", "z", "log10 E", "E ≥ 20", "E ≥ 1,000", "account key p ≤ .001",
-        "public key p ≤ .001", "combined E ≥ 1,000", "outputs until E ≥ 1,000",
+        "public key p ≤ .001", "combined E ≥ 1,000", "outputs until E ≥ 20", "until E ≥ 1,000",
     ]  # fmt: skip
     return _table(title, heads, rows)
 
@@ -128,7 +129,8 @@ def _baselines(found: Mapping[str, Any]) -> str:
 
 
 def _by_arm(found: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    return [(arm.name, [visit for visit in found["visits"] if visit["arm"] == arm.name]) for arm in ARMS]
+    by_name = {arm.name: [visit for visit in found["visits"] if visit["arm"] == arm.name] for arm in ARMS}
+    return [(name, visits) for name, visits in by_name.items() if visits]
 
 
 def _median(visits: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
@@ -140,8 +142,13 @@ def _share(visits: Sequence[Any], test: Callable[[Any], Any]) -> str:
 
 
 def _times(visits: Sequence[Mapping[str, Any]], key: str) -> str:
-    times = sorted(visit[key] for visit in visits if visit[key] is not None)
-    return f"{times[len(times) // 2]:,}" if 2 * len(times) > len(visits) else "–"
+    """Outputs that were asked about, with all their resamples; and seconds, where these were taken."""
+    reached = sorted((visit for visit in visits if visit[key] is not None), key=lambda visit: visit[key])
+    if 2 * len(reached) <= len(visits):
+        return "–"
+    middle = reached[len(reached) // 2]
+    seconds = f" ({middle[key] * middle['ms_an_output'] / 1000:.0f} s)" if "ms_an_output" in middle else ""
+    return f"{middle[key]:,}{seconds}"
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

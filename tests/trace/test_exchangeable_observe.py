@@ -1,16 +1,26 @@
 """From models to a transcript to a finding: a suspect that learned the log, and one that did not."""
 
 import dataclasses
+import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from conftest import still
+from scipy.special import ndtr
+from scipy.stats import binom
 from test_resample import delivered, write_log
 
-from stillhouse.errors import CapabilityError, UsageError
+from stillhouse.errors import CapabilityError, CorpusError, UsageError
 from stillhouse.models import load_weights
+from stillhouse.trace import surrogate
 from stillhouse.trace.exchangeable import judge, observe
 from stillhouse.trace.log import read_log
+from stillhouse.trace.plan import parse_plan
+from stillhouse.trace.power import log_size
 from stillhouse.trace.resample import resample
+from stillhouse.trace.surrogate import measure
 from stillhouse.trace.suspect import Can, open_suspect
 
 
@@ -143,3 +153,51 @@ def test_public_outputs_break_an_assumption(case, tiny_teacher):
         found = next(a for a in judge(transcript, {}).assumptions if "not public" in a.text)
         assert found.held is held
     suspect.close()
+
+
+def test_a_surrogate_tells_what_reading_leaves_behind(case, tiny_teacher, tmp_path):
+    log, resamples, path = case
+    read = dataclasses.replace(log, rows=log.rows[:30])
+    suspect, teacher = open_suspect(str(path)), open_suspect(str(tiny_teacher))
+    found, nothing = measure(suspect, read, resamples), measure(teacher, read, resamples)
+    suspect.close()
+    teacher.close()
+    assert found.n == len(read.rows) and 2.8 < found.resamples_each <= 3
+    assert 0.5 < found.low < found.auc <= found.high and found.auc > 0.8
+    assert nothing.low < 0.5 and not nothing.tells and nothing.sizes(1000, 0.8) == {}
+    sizes = found.sizes(1000, 0.8)
+    assert sizes == {
+        share: log_size(share, found.low, found.resamples_each, 1000, 0.8) for share in (0.01, 0.05, 0.2, 1.0)
+    }
+    assert sizes[0.01] == pytest.approx(400 * sizes[0.2], rel=0.02), "the square of the share"
+    with pytest.raises(CorpusError, match="a resample of its own"):
+        measure(suspect, read, dataclasses.replace(resamples, texts={}))
+
+
+def test_the_interval_of_a_surrogate_covers_as_often_as_it_says(monkeypatch):
+    """Scores are normal, those of read outputs higher by δ, so that AUC is Φ(δ/√2)."""
+    generator, covered, delta, times = np.random.default_rng(0), 0, 0.8, 200
+    truth = float(ndtr(delta / math.sqrt(2)))
+    for _ in range(times):
+        scores_NK1 = generator.normal(size=(150, 4)) + delta * (np.arange(4) == 0)
+        monkeypatch.setattr(surrogate, "observe", lambda *given, **named: None)
+        monkeypatch.setattr(surrogate, "arrange", lambda *given, s=scores_NK1: SimpleNamespace(scores_NK1=s))
+        found = measure(None, None, None)  # type: ignore[arg-type]
+        assert found.auc == pytest.approx((scores_NK1[:, :1] > scores_NK1[:, 1:]).mean())
+        covered += found.low <= truth <= found.high
+    assert covered >= binom.ppf(0.001, times, 0.95)
+
+
+def test_the_command_prints_what_a_plan_takes(case, tmp_path):
+    log, _, path = case
+    rows = [{"id": row.id, "prompt": row.prompt[0]["content"], "output": row.output} for row in log.rows[:30]]
+    used = write_log(tmp_path / "used.jsonl", rows)
+    told = still(
+        "trace", "surrogate", "--model", path, "--log", used, "--resamples", path.parent / "r.parquet",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    last = told.stdout.splitlines()[-1]
+    plan = parse_plan("tests: {exchangeable: {" + last.removeprefix("For the plan: ") + "}}")
+    assert 0.5 < min(plan.tests.exchangeable.surrogate_auc) < max(plan.tests.exchangeable.surrogate_auc) <= 1
+    assert max(map(len, told.stdout.splitlines())) <= 80

@@ -157,7 +157,10 @@ def test_the_resamples_of_a_marked_log_are_drawn_with_its_mark(tmp_path, log, ti
     tests = PlannedTests(canaries=None, style=None, identity=None, weights=None)
     directory = tmp_path / "evidence"
     (teacher,) = run_trace(plan_of(log, tiny_teacher, teachers=(marked,), tests=tests), directory).teachers
-    assert [part.test for part in teacher.tests if part.hindrance is None] == ["exchangeable", "radioactivity"]
+    assert [part.test for part in teacher.tests if part.hindrance is None] == [
+        "exchangeable",
+        "radioactivity",
+    ]
     drawn = directory / "resamples/ours.parquet"
     assert read_resamples(drawn).marks == (Mark(b"Z" * 32).facts,)
     assert "resamples carry the watermark" in (directory / "report.html").read_text()

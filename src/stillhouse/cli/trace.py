@@ -8,7 +8,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -34,6 +34,10 @@ Examples:
   still trace resample --teacher ours --log delivered.parquet --out r.parquet
   still trace resample --teacher ours --log log.parquet --draws 5 --seed 7
   still trace resample --teacher ours --log log.parquet --watermark mark.key"""
+SURROGATE_EXAMPLES = """\
+Examples:
+  still trace surrogate --model ours-2 --log used.parquet --resamples r.parquet
+  still trace surrogate --model m --log u.jsonl --resamples r.parquet --json"""
 VERIFY_EXAMPLES = """\
 Examples:
   still trace verify evidence
@@ -182,6 +186,71 @@ def resample(
         print(f"{out}: {count:,} resamples of {len(delivered.rows):,} outputs, SHA-256 {digest}")
 
 
+def surrogate(
+    *,
+    model: Annotated[str, Parameter(metavar="MODEL")],
+    log: Annotated[str, Parameter(metavar="FILE")],
+    resamples: Annotated[Path, Parameter(metavar="FILE")],
+    score: Literal["loglik", "min_k", "reference", "overlap"] = "loglik",
+    reference: Annotated[str | None, Parameter(metavar="MODEL")] = None,
+    hard: float = 1000.0,
+    seed: int = 0,
+    output: OutputFlags = Output(),  # noqa: B008  frozen
+) -> None:
+    """Measure what training on outputs leaves behind, on a model of your own.
+
+    Train a small model on some of the teacher's outputs on purpose; this tells how
+    often it ranks one above its resamples, and how large a log must be to show use.
+
+    Parameters
+    ----------
+    model
+        The surrogate: a model that was trained on the outputs in --log.
+    log
+        Outputs that it was trained on, and no others.
+    resamples
+        What `still trace resample` drew for them.
+    score
+        What they are ranked by, as in the plan.
+    reference
+        A model that had nothing to do with them, for the score `reference`.
+    hard
+        The e-value that a log is to reach.
+    seed
+        Of the order in which outputs are asked.
+    """
+    from ..trace.exchangeable import POWER
+    from ..trace.log import read_log
+    from ..trace.resample import read_resamples
+    from ..trace.surrogate import measure
+    from ..trace.suspect import open_suspect
+
+    opened = open_suspect(model, seed=seed)
+    other = None if reference is None else open_suspect(reference, seed=seed)
+    try:
+        held = read_resamples(resamples)
+        found = measure(opened, read_log(log), held, score=score, reference=other, seed=seed)
+    finally:
+        opened.close()
+        if other:
+            other.close()
+    sizes = found.sizes(hard, POWER)
+    facts = {"outputs": found.n, "auc": found.auc, "surrogate_auc": [found.low, found.high]}
+    console.data(facts | {"sizes": {str(share): size for share, size in sizes.items()}})
+    if console.json:
+        return
+    print(
+        f"AUC {found.auc:.3f} [{found.low:.3f}, {found.high:.3f}], 95%, from {found.n:,} outputs with "
+        f"{found.resamples_each:.3g} resamples each"
+    )
+    if not found.tells:
+        print("The score does not tell them apart: it can bound nothing.")
+        return
+    rows = [[f"{share:.0%}", f"{size:,}"] for share, size in sizes.items()]
+    console.table(f"log size for E ≥ {hard:,.0f} with {POWER:.0%} chance", ["share used", "outputs"], rows)
+    print(f"For the plan: surrogate_auc: [{found.low:.3f}, {found.high:.3f}]")
+
+
 def verify(
     directory: Annotated[Path, Parameter(metavar="DIR")],
     /,
@@ -246,6 +315,7 @@ def key(
 
 PARTS = {
     "resample": (resample, RESAMPLE_EXAMPLES),
+    "surrogate": (surrogate, SURROGATE_EXAMPLES),
     "commit": (commit, COMMIT_EXAMPLES),
     "verify": (verify, VERIFY_EXAMPLES),
     "key": (key, KEY_EXAMPLES),

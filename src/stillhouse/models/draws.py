@@ -62,12 +62,14 @@ def draw_with_logp(
         elif pick == "whole":
             tokens_B[rows] = _inverse(part_BV, uniforms_B[rows])
         elif pick == "marked":
-            for row in rows:
+            weights_BV = np.empty(part_BV.shape)
+            for place, row in enumerate(rows):
                 marker = markers[row]
                 assert marker is not None
-                left_V = _left(probabilities_BV[row], settings[row])
-                weights_V = torch.from_numpy(marker(answers[row], left_V.double().cpu().numpy()))
-                tokens_B[row] = _pick(weights_V[None], uniforms_B[row : row + 1].cpu())[0]
+                left_V = _left(part_BV[place], settings[row])
+                weights_BV[place] = marker(answers[row], left_V.double().cpu().numpy())
+            picked = _pick(torch.from_numpy(weights_BV), uniforms_B[rows].cpu())
+            tokens_B[rows] = picked.to(tokens_B.device)
         else:
             tokens_B[rows] = _truncated_draw(part_BV, [settings[row] for row in rows], uniforms_B[rows])
     return tokens_B, probabilities_BV.gather(1, tokens_B[:, None]).squeeze(1).log()

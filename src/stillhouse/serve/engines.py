@@ -29,6 +29,8 @@ KEPT = 8
 CACHE_BYTES = 2 * 2**30
 """For keys and values of all of them together."""
 SHORTEST_CONTEXT = 1024
+ROUND_S = 0.04
+"""Between two deliveries of tokens to the event loop: 25 times a second is fluent to a reader."""
 EMBEDDER_IDLE_S = 300
 """After so long without an embedding a GGUF model frees what only embeddings need."""
 
@@ -118,12 +120,16 @@ def open_engine(reference: str, marker: Marker | None = None) -> Engine:
 
 
 class _Post:
-    """Brings what threads say to queues of the event loop, all that came since it last looked at once."""
+    """Brings what threads say to queues of the event loop: at once, and again after ``ROUND_S`` or later.
+
+    Whatever runs here takes a core from the threads that compute, so the loop is not woken for every token.
+    """
 
     def __init__(self) -> None:
         self._letters: deque[tuple[asyncio.Queue[Any], Any]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._called = False
+        """Whether somebody will look for letters, now or at the end of a round."""
 
     def queue(self) -> asyncio.Queue[Any]:
         """A queue of the loop that runs; a post serves one loop."""
@@ -139,10 +145,16 @@ class _Post:
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._called = False  # first: a letter that comes meanwhile is delivered here or calls again
+        if not self._letters:
+            self._called = False
+            if not self._letters:  # else one came in between, and whoever sent it took us for called
+                return
+            self._called = True
         while self._letters:
             to, letter = self._letters.popleft()
             to.put_nowait(letter)
+        assert self._loop is not None
+        self._loop.call_later(ROUND_S, self._deliver)
 
 
 class TorchEngine:
@@ -299,8 +311,8 @@ class LlamaEngine:
 
         def listener(event: Any) -> bool:
             """Tells the loop what llama.cpp says; True makes it end."""
-            if not gone.is_set():
-                self._post.send(heard, event)
+            if not gone.is_set() and (told := _llama_told(event)):
+                self._post.send(heard, told)
             return gone.is_set()
 
         self._model.stream(
@@ -308,13 +320,16 @@ class LlamaEngine:
         )
         try:
             while True:
-                event = await heard.get()
-                if isinstance(event, Exception):
-                    raise event
-                if piece := _llama_piece(event):
+                told = [await heard.get()]
+                while not heard.empty():
+                    told.append(heard.get_nowait())
+                if pieces := [one for one in told if isinstance(one, Piece)]:
+                    piece = _joined(pieces)
                     yield piece
                     if piece.finish_reason:
                         return
+                if isinstance(told[-1], Exception):
+                    raise told[-1]
         finally:
             gone.set()
 
@@ -339,8 +354,23 @@ def _tools(prompts: Prompts) -> set[str]:
     return {"tools"} if prompts.template.call_form else set()
 
 
-def _llama_piece(chunk: dict[str, Any]) -> Piece | None:
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    """Pieces of one answer that came together."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        tokens=sum(piece.tokens for piece in pieces),
+        scores=tuple(score for piece in pieces for score in piece.scores),
+        cached_tokens=pieces[0].cached_tokens,
+        finish_reason=pieces[-1].finish_reason,
+    )
+
+
+def _llama_told(chunk: dict[str, Any] | StillhouseError) -> Piece | StillhouseError | None:
     """A chunk of llama.cpp's; None where it says nothing of the answer (how far the prompt is read)."""
+    if isinstance(chunk, StillhouseError):
+        return chunk
     if not chunk.get("choices") or "prompt_progress" in chunk:
         return None
     choice = chunk["choices"][0]

@@ -25,7 +25,7 @@ from .evalues import bets_against, first_time, log_betting_process, to_p
 from .exchangeable_assumptions import assumptions
 from .exchangeable_transcript import FACTS, observe
 from .finding import Finding
-from .ranks import RankTest, mid_ranks, rank_test, resamples_of, usable
+from .ranks import RankTest, mid_ranks, rank_test, resamples_of, usable, wins_of_delivered
 from .scoring import Arranged, arrange, missing_columns, score_named
 from .tails import SMALLEST
 
@@ -170,7 +170,7 @@ def _share_used(
 ) -> dict[str, float | None]:
     """AUC and f with their bounds: two-sided with a surrogate; without one, f ≥ 2·AUC − 1 alone."""
     alpha, surrogate = float(parameters.get("alpha", 0.05)), parameters.get("surrogate_auc")
-    wins_N = (mid_ranks(scores_NK1) - 0.5) * (1 + 1 / resamples_of(scores_NK1)) + 0.5
+    wins_N = wins_of_delivered(scores_NK1)
     side = alpha if surrogate is None else alpha / 2
     low = mean_lower(wins_N, side)
     if surrogate is None:

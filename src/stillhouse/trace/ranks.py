@@ -95,6 +95,11 @@ def mid_ranks(scores_NK1: np.ndarray) -> np.ndarray:
     return 0.5 + signed_wins(scores_NK1)[:, 0] / (2.0 * (resamples_of(scores_NK1) + 1))
 
 
+def wins_of_delivered(scores_NK1: np.ndarray) -> np.ndarray:
+    """The share of its resamples that each delivered output outranks [N], ties by half; its mean is AUC."""
+    return 0.5 + signed_wins(scores_NK1)[:, 0] / (2.0 * resamples_of(scores_NK1))
+
+
 def rank_test(scores_NK1: np.ndarray, *, lattice: int = LATTICE) -> RankTest:
     """Do delivered outputs (column 0) rank above their resamples? One-sided.
 

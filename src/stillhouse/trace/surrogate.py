@@ -1,0 +1,89 @@
+"""A surrogate: a model trained on outputs of a teacher on purpose, to learn what that leaves behind.
+
+How often it ranks an output that it read above a resample (AUC) turns "nothing was found" into a bound for
+the share of a log that was used, and tells how large a log must be before anything can be found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import CorpusError
+from .exchangeable import mean_lower
+from .exchangeable_transcript import observe
+from .log import Log
+from .power import log_size
+from .ranks import rank_test, resamples_of, usable, wins_of_delivered
+from .resample import Resamples
+from .scoring import arrange, score_named
+from .suspect import Suspect
+
+SHARES = (0.01, 0.05, 0.2, 1.0)
+"""Of a log, for which the size is told that finds their use."""
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What a score tells of a model that did read the outputs."""
+
+    n: int
+    """Outputs that it read and that were ranked."""
+    resamples_each: float
+    auc: float
+    """The chance that an output that was read outranks a resample of it; ties count a half."""
+    low: float
+    high: float
+    """Ends of an interval for it that holds in finite samples, for a plan's `surrogate_auc`."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether a plan can use it: the score does tell used outputs from resamples."""
+        return self.low > 0.5
+
+    def sizes(self, e_target: float, power: float) -> dict[float, int]:
+        """Share of a log -> delivered outputs with which E reaches ``e_target`` with chance ``power``.
+
+        By the lower end of the interval; empty where that is not above one half.
+        """
+        if not self.tells:
+            return {}
+        return {share: log_size(share, self.low, self.resamples_each, e_target, power) for share in SHARES}
+
+
+def measure(
+    model: Suspect,
+    used: Log,
+    resamples: Resamples,
+    *,
+    score: str = "loglik",
+    reference: Suspect | None = None,
+    seed: int = 0,
+    alpha: float = 0.05,
+) -> Surrogate:
+    """Asks the surrogate about outputs that it was trained on and their resamples.
+
+    Args:
+        used: outputs that it was trained on, and no others.
+        score: a name in :data:`.scoring.SCORES`.
+        alpha: one minus the confidence of the interval.
+
+    Raises:
+        CorpusError: no output has a resample and a score.
+    """
+    transcript = observe(model, used, resamples, scores=[score], reference=reference, seed=seed)
+    scores_NK1 = usable(arrange(transcript, score_named(score)).scores_NK1)
+    if not len(scores_NK1):
+        raise CorpusError(
+            "no output has both a score and a resample of its own",
+            hint="Give the resamples that were drawn for this log (still trace resample).",
+        )
+    wins_N = wins_of_delivered(scores_NK1)
+    return Surrogate(
+        n=len(scores_NK1),
+        resamples_each=float(np.mean(resamples_of(scores_NK1))),
+        auc=rank_test(scores_NK1).auc,
+        low=mean_lower(wins_N, alpha / 2),
+        high=1.0 - mean_lower(1.0 - wins_N, alpha / 2),
+    )
