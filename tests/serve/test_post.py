@@ -1,43 +1,68 @@
-"""Letters from threads to queues of the event loop: all arrive, in order, with few calls to the loop."""
+"""Tokens on their way from the threads that compute to the loop that sends: none lost, in order, in rounds."""
 
 import asyncio
 import threading
+import time
 
-from stillhouse.serve.engines import _Post
+from stillhouse.serve import engines
+from stillhouse.serve.engines import Piece, _joined, _Post
 
-THREADS, LETTERS = 8, 2000
 
+def test_what_many_threads_send_arrives_once_and_in_order(monkeypatch):
+    monkeypatch.setattr(engines, "ROUND_S", 0.0005)
+    each, threads = 3000, 4
 
-def test_letters_of_many_threads_arrive_in_order():
-    async def talk():
+    async def scene():
         post = _Post()
-        queues = [post.queue() for _ in range(THREADS)]
-        threads = [
-            threading.Thread(target=lambda to=to: [post.send(to, n) for n in range(LETTERS)]) for to in queues
-        ]
-        for thread in threads:
-            thread.start()
-        heard = [[await asyncio.wait_for(queue.get(), 30) for _ in range(LETTERS)] for queue in queues]
-        for thread in threads:
-            thread.join()
+        queues = [post.queue() for _ in range(threads)]
+
+        def say(to):
+            for number in range(each):
+                post.send(to, number)
+                if number % 100 == 0:
+                    time.sleep(0.0007)  # a round may end, and the next letter has to open one
+
+        senders = [threading.Thread(target=say, args=(queue,)) for queue in queues]
+        for sender in senders:
+            sender.start()
+        heard = [[await asyncio.wait_for(queue.get(), 10) for _ in range(each)] for queue in queues]
         return heard, all(queue.empty() for queue in queues)
 
-    heard, nothing_left = asyncio.run(talk())
-    assert heard == [list(range(LETTERS))] * THREADS
-    assert nothing_left
+    heard, nothing_more = asyncio.run(scene())
+    assert heard == [list(range(each))] * threads
+    assert nothing_more
 
 
-def test_a_loop_that_is_busy_is_called_once():
-    async def talk():
-        loop, calls = asyncio.get_running_loop(), []
-        post, call = _Post(), loop.call_soon_threadsafe
-        loop.call_soon_threadsafe = lambda *given: calls.append(given) or call(*given)
-        queue = post.queue()
-        for bundle in range(3):
-            sender = threading.Thread(target=lambda first=bundle: [post.send(queue, first) for _ in range(5)])
-            sender.start()
-            sender.join()  # in the loop's own thread: it is busy meanwhile
-            assert [await queue.get() for _ in range(5)] == [bundle] * 5
-        return len(calls)
+def test_the_first_letter_comes_at_once_and_the_others_in_rounds():
+    async def scene():
+        post = _Post()
+        queue, began = post.queue(), time.monotonic()
 
-    assert asyncio.run(talk()) == 3
+        def say():
+            for number in range(40):
+                post.send(queue, number)
+                time.sleep(0.005)
+
+        sender = threading.Thread(target=say)
+        sender.start()
+        await queue.get()
+        first, wakes, count = time.monotonic() - began, 1, 1
+        while count < 40:
+            await queue.get()
+            count += 1
+            while not queue.empty():
+                queue.get_nowait()
+                count += 1
+            wakes += 1
+        sender.join()
+        return first, wakes, time.monotonic() - began
+
+    first, wakes, took = asyncio.run(scene())
+    assert first < engines.ROUND_S
+    assert wakes <= 2 + took / engines.ROUND_S < 40
+
+
+def test_pieces_that_came_together_are_one_piece():
+    pieces = [Piece("a", tokens=1, cached_tokens=7), Piece("", tokens=1), Piece("b", finish_reason="stop")]
+    assert _joined(pieces) == Piece("ab", tokens=2, cached_tokens=7, finish_reason="stop")
+    assert _joined(pieces[:1]) is pieces[0]
