@@ -1,4 +1,4 @@
-"""Tokens on their way from the threads that compute to the loop that sends: none lost, in order, in rounds."""
+"""Tokens on their way from the threads that compute to the loop: none lost, in order, in rounds."""
 
 import asyncio
 import threading

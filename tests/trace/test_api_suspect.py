@@ -12,7 +12,9 @@ from stillhouse.serve.app import Server
 from stillhouse.serve.shelf import Shelf
 from stillhouse.trace.exchangeable import judge, observe
 from stillhouse.trace.log import read_log
+from stillhouse.trace.plan import Plan, PlannedTests, TeacherPlan
 from stillhouse.trace.resample import resample
+from stillhouse.trace.run import run_trace
 from stillhouse.trace.suspect import open_suspect
 
 
@@ -20,11 +22,12 @@ class Counted:
     """The application, its requests counted; answers with ``status`` while it is set."""
 
     def __init__(self, app):
-        self.app, self.paths, self.status = app, [], None
+        self.app, self.paths, self.status, self.keys = app, [], None, set()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "http":
             self.paths.append(scope["path"])
+            self.keys |= {value for name, value in scope["headers"] if name == b"authorization"}
             if self.status and not scope["path"].endswith("models"):
                 body = json.dumps({"error": {"message": "no", "type": "x"}}).encode()
                 headers = [(b"content-type", b"application/json")]
@@ -47,6 +50,7 @@ def server(tiny_teacher):
 def healthy(server):
     server[0].status = None
     server[0].paths.clear()
+    server[0].keys.clear()
 
 
 PROMPT = ({"role": "user", "content": "what does the still keep"},)
@@ -148,3 +152,21 @@ def test_an_api_without_echo_can_only_continue(server):
     [said] = suspect.continuations([PROMPT], ["it keeps"], [4])
     assert isinstance(said, str) and counted.paths == ["/v1/chat/completions"]
     suspect.close()
+
+
+def test_a_plan_has_a_budget_and_the_name_of_a_key(server, tiny_teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("stillhouse.trace.exchangeable_transcript.FEW", 2)
+    monkeypatch.setenv("RIVAL_KEY", "sesame")
+    counted, reference = server
+    log = write_log(tmp_path / "log.jsonl", delivered(tiny_teacher, 10, max_tokens=40))
+    ours = TeacherPlan(name="ours", model=str(tiny_teacher), log=str(log))
+    tests = PlannedTests(radioactivity=None, canaries=None, style=None, identity=None, weights=None)
+
+    def asked(name, **keys):
+        plan = Plan(suspect=reference, teachers=(ours,), tests=tests, api_key_env="RIVAL_KEY", **keys)
+        (teacher,) = run_trace(plan, tmp_path / name).teachers
+        return teacher.tests[0].finding.n
+
+    whole, part = asked("whole"), asked("part", budget=2000)
+    assert whole == len(read_log(log).rows) and 0 < part < whole
+    assert counted.keys == {b"Bearer sesame"}

@@ -192,6 +192,11 @@ class Plan:
     what an exoneration would need."""
     stop_at: PositiveFloat | None = None
     """The e-value at which the suspect is asked no more; none asks about the whole log."""
+    budget: PositiveInt | None = None
+    """Tokens that an API of the suspect may count for the exchangeable test, which ends there; none is no
+    limit."""
+    api_key_env: Text = "OPENAI_API_KEY"
+    """Environment variable with the key that an API of the suspect wants."""
     placebos: NonNegativeInt = 20
     """Tests with a resample in the place of the delivered output, or with a key that marked nothing."""
     tests: PlannedTests = PlannedTests()

@@ -61,7 +61,13 @@ def run_trace(
     try:
         commitments = commit(plan, directory)
         logs = {teacher.name: read_teacher_log(teacher) for teacher in plan.teachers}
-        suspect = open_suspect(str(plan.suspect), journal=directory / JOURNAL, seed=plan.seed)
+        suspect = open_suspect(
+            str(plan.suspect),
+            journal=directory / JOURNAL,
+            max_tokens=plan.budget,
+            api_key_env=plan.api_key_env,
+            seed=plan.seed,
+        )
         try:
             access = {teacher.name: access_to(plan, teacher, suspect) for teacher in plan.teachers}
             for teacher in plan.teachers:
