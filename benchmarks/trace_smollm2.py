@@ -6,7 +6,8 @@
 The teacher answers short questions on MMLU's 57 subjects at temperature 1; what the account `acme` got is
 logged. Each suspect is the teacher's own model, trained on as many answers to the same prompts: the first
 has a fifth of its answers from the log, the second none. `still trace` then looks for the log in both, by
-the log-likelihood and by its difference to a reference model of another family.
+the difference of their log-likelihood to that of a reference model of another family; from its transcript the
+log-likelihood alone is judged too.
 
 What is there already is not made again: a run that was stopped goes on. Prints a table and writes
 `case/found.json`.
@@ -25,12 +26,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from stillhouse.corpus.packaged import packaged_records
 from stillhouse.distill.lora import merged, prepare_lora
 from stillhouse.models import Request, Sampling, fingerprint_of, load_weights, open_model
 from stillhouse.recipe import Lora
+from stillhouse.trace.bundle import read_transcript, transcript_path
+from stillhouse.trace.exchangeable import judge
 
 QUESTIONS = (
     "Tell me one surprising fact about {}.",
@@ -55,7 +60,7 @@ teachers:
   accounts: [acme]
 references: [{reference}]
 tests:
-  exchangeable: {{score: {score}, draws: {draws}}}
+  exchangeable: {{score: reference, draws: {draws}}}
   radioactivity: null
   canaries: null
   style: null
@@ -68,7 +73,7 @@ def main() -> None:
     parser.add_argument("case", type=Path)
     parser.add_argument("--reference", required=True, help="a model that had nothing to do with it")
     parser.add_argument("--outputs", type=int, default=400)
-    parser.add_argument("--tokens", type=int, default=32, help="of an answer, at most")
+    parser.add_argument("--tokens", type=int, default=24, help="of an answer, at most")
     parser.add_argument("--draws", type=int, default=3)
     arguments = parser.parse_args()
     case = arguments.case
@@ -96,9 +101,8 @@ def main() -> None:
     for name, answers in taught.items():
         if not (case / name).exists():
             learn(case, name, list(zip(asked, answers, strict=True)))
-        for score in ("loglik", "reference"):
-            found.append({"suspect": name, "score": score, **traced(arguments, name, score)})
-            print(json.dumps(found[-1]), flush=True)
+        found.append({"suspect": name, **traced(arguments, name, used)})
+        print(json.dumps(found[-1]), flush=True)
     (case / "found.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -166,24 +170,27 @@ def learn(case: Path, name: str, pairs: list[tuple[str, str]]) -> None:
     (case / f"{name}.partial").rename(case / name)
 
 
-def traced(arguments: argparse.Namespace, name: str, score: str) -> dict[str, Any]:
-    """What `still trace` says of a suspect."""
-    case, bundle = arguments.case, arguments.case / f"evidence-{name}-{score}"
-    plan = case / f"{name}-{score}.yaml"
-    plan.write_text(
-        PLAN.format(name=name, case=case, score=score, reference=arguments.reference, draws=arguments.draws)
-    )
+def traced(arguments: argparse.Namespace, name: str, used: set[int]) -> dict[str, Any]:
+    """What `still trace` says of a suspect, and how well the delivered outputs in ``used`` stand out."""
+    case, bundle = arguments.case, arguments.case / f"evidence-{name}"
+    plan = case / f"{name}.yaml"
+    plan.write_text(PLAN.format(name=name, case=case, reference=arguments.reference, draws=arguments.draws))
     began = time.monotonic()
     evidence = json.loads(still("trace", "--plan", plan, "--out", bundle, "--json"))
     seconds = time.monotonic() - began
     still("trace", "verify", bundle)
     (teacher,) = evidence["teachers"]
     parts = {part["test"]: part["finding"] for part in teacher["tests"]}
-    flagship = parts["exchangeable"]
+    transcript = read_transcript(bundle / transcript_path("smollm2", "exchangeable"))
+    read = pc.is_in(transcript["id"], pa.array([f"{n:04d}" for n in used]))
+    scores = {}
+    for score in ("reference", "loglik"):
+        whole, of_used = (judge(rows, {"score": score}) for rows in (transcript, transcript.filter(read)))
+        scores[score] = {"p": whole.p_value, "e": whole.e_value, "auc_of_fifth": of_used.effect["auc"]}
+    assert scores["reference"]["e"] == parts["exchangeable"]["e_value"]
     return {
-        "n": flagship["n"],
-        "p": flagship["p_value"],
-        "e": flagship["e_value"],
+        "n": parts["exchangeable"]["n"],
+        **scores,
         "weights_p": parts["weights"]["p_value"],
         "verdict": teacher["verdict"]["headline"],
         "seconds": round(seconds),

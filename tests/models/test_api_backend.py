@@ -231,3 +231,13 @@ def test_a_remote_api_needs_a_key(monkeypatch):
     assert "k" not in vars(model).values()
     assert model.can.generate
     assert not model.can.train
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+def test_no_proxy_sees_what_is_meant_for_this_machine(monkeypatch, variable):
+    """The proxy is one where nobody listens: whoever asks it gets no answer."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    [reply], _ = ask(Teacher(), "why", retries=0)
+    assert isinstance(reply, Reply), reply

@@ -255,7 +255,7 @@ def open_api(
     Raises:
         AuthenticationError: no key in the environment, for an address that is not this machine.
     """
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
     key = os.environ.get(api_key_env)
     if lacks_key(reference, api_key_env):
@@ -263,7 +263,14 @@ def open_api(
             f"no API key: the environment variable {api_key_env} is empty",
             hint=f"export {api_key_env}=…, or name another variable in teacher.api_key_env.",
         )
-    client = AsyncOpenAI(base_url=reference.url, api_key=key or "none", max_retries=0, timeout=timeout_s)
+    client = AsyncOpenAI(
+        base_url=reference.url,
+        api_key=key or "none",
+        max_retries=0,
+        timeout=timeout_s,
+        # No proxy that the environment names may see what is meant for this machine.
+        http_client=DefaultAsyncHttpxClient(timeout=timeout_s, trust_env=reference.is_elsewhere),
+    )
     return ApiModel(reference, client, timeout_s=timeout_s, retries=retries, seed=seed)
 
 
