@@ -8,12 +8,13 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from ..console import WIDTH, console
 from ..errors import UsageError
+from . import trace_before
 from .options import Output, OutputFlags
 
 if TYPE_CHECKING:
@@ -24,29 +25,17 @@ EXAMPLES = """\
 Examples:
   still trace --suspect rival --teacher ours --log delivered.parquet
   still trace --plan plan.yaml --out evidence --sign-key signing.pem
-  still trace --suspect rival.gguf --log log.parquet --resamples r.parquet"""
+  still trace --suspect rival.gguf --log log.parquet --resamples r.parquet
+  still trace --suspect rival --texts texts.jsonl     # were my texts read?"""
 COMMIT_EXAMPLES = """\
 Examples:
   still trace commit --plan plan.yaml --out evidence
   still trace commit --suspect rival --teacher ours --log delivered.parquet"""
-RESAMPLE_EXAMPLES = """\
-Examples:
-  still trace resample --teacher ours --log delivered.parquet --out r.parquet
-  still trace resample --teacher ours --log log.parquet --draws 5 --seed 7
-  still trace resample --teacher ours --log log.parquet --watermark mark.key"""
-SURROGATE_EXAMPLES = """\
-Examples:
-  still trace surrogate --model ours-2 --log used.parquet --resamples r.parquet
-  still trace surrogate --model m --log u.jsonl --resamples r.parquet --json"""
 VERIFY_EXAMPLES = """\
 Examples:
   still trace verify evidence
   still trace verify evidence --rerun
   still trace verify evidence --public-key 5f0c --json"""
-KEY_EXAMPLES = """\
-Examples:
-  still trace key signing.pem
-  still trace key signing.pem --json"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +50,8 @@ class Asked:
     """What the teacher delivered: parquet, a corpus directory, or JSON lines."""
     resamples: Annotated[tuple[str, ...], Parameter(metavar="FILE", negative="", show_default=False)] = ()
     """What `still trace resample` drew for that log; without it, it is drawn at once."""
+    texts: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """For an author, instead of a log: your texts, of which `still trace draw` chose."""
     reference: Annotated[
         tuple[str, ...],
         Parameter(metavar="MODEL", negative="", show_default=False, consume_multiple=True),
@@ -127,130 +118,6 @@ def commit(
     console.hint("publish this hash, then give `still trace` the same options.")
 
 
-def resample(
-    *,
-    teacher: Annotated[str, Parameter(metavar="MODEL")],
-    log: Annotated[str, Parameter(metavar="FILE")],
-    draws: Annotated[int, Parameter(metavar="N")] = 3,
-    seed: int = 0,
-    watermark: Annotated[Path | None, Parameter(metavar="KEYFILE")] = None,
-    watermark_by_account: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    allow_other_teacher: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    out: Annotated[Path, Parameter(metavar="FILE")] = Path("resamples.parquet"),
-    output: OutputFlags = Output(),  # noqa: B008  frozen
-) -> None:
-    """Draw fresh outputs of the archived teacher for the prompts of a log.
-
-    They are shown to nobody, and are what delivered outputs are compared with.
-
-    Parameters
-    ----------
-    teacher
-        The archived model that wrote the log.
-    log
-        What it delivered.
-    draws
-        Fresh outputs for each delivered one.
-    seed
-        Of the draws.
-    watermark
-        Mark them with this key as `still serve --watermark` does: for a log that was
-        marked so.
-    watermark_by_account
-        The key is a master key; each account of the log has its own, made from it.
-    allow_other_teacher
-        Go on although the log names another version of the teacher; the report says so.
-    out
-        The file; begun work is taken up again.
-    """
-    if draws < 1:
-        raise UsageError("--draws must be at least 1")
-    if watermark_by_account and watermark is None:
-        raise UsageError("--watermark-by-account needs the master key", hint="Give it with --watermark.")
-    from ..hashing import sha256_file
-    from ..trace.log import read_log
-    from ..trace.resample import LogMark
-    from ..trace.resample import resample as draw
-    from ..watermark import Mark, read_key
-
-    delivered = read_log(log)
-    mark = LogMark(Mark(read_key(watermark)), watermark_by_account) if watermark else None
-    drawn = draw(teacher, delivered, draws, seed, out, mark=mark, allow_other_teacher=allow_other_teacher)
-    count = sum(map(len, drawn.texts.values()))
-    digest = sha256_file(out)
-    facts = {"file": str(out), "sha256": digest, "outputs": len(delivered.rows), "resamples": count}
-    console.data(facts | {"failed": drawn.failed, "left_out": delivered.left_out})
-    for reason, number in delivered.left_out.items():
-        console.info(f"left out: {number:,} {reason}")
-    if not console.json:
-        print(f"{out}: {count:,} resamples of {len(delivered.rows):,} outputs, SHA-256 {digest}")
-
-
-def surrogate(
-    *,
-    model: Annotated[str, Parameter(metavar="MODEL")],
-    log: Annotated[str, Parameter(metavar="FILE")],
-    resamples: Annotated[Path, Parameter(metavar="FILE")],
-    score: Literal["loglik", "min_k", "reference", "overlap"] = "loglik",
-    reference: Annotated[str | None, Parameter(metavar="MODEL")] = None,
-    hard: float = 1000.0,
-    seed: int = 0,
-    output: OutputFlags = Output(),  # noqa: B008  frozen
-) -> None:
-    """Measure what training on outputs leaves behind, on a model of your own.
-
-    Train a small model on some of the teacher's outputs on purpose; this tells how
-    often it ranks one above its resamples, and how large a log must be to show use.
-
-    Parameters
-    ----------
-    model
-        The surrogate: a model that was trained on the outputs in --log.
-    log
-        Outputs that it was trained on, and no others.
-    resamples
-        What `still trace resample` drew for them.
-    score
-        What they are ranked by, as in the plan.
-    reference
-        A model that had nothing to do with them, for the score `reference`.
-    hard
-        The e-value that a log is to reach.
-    seed
-        Of the order in which outputs are asked.
-    """
-    from ..trace.exchangeable import POWER
-    from ..trace.log import read_log
-    from ..trace.resample import read_resamples
-    from ..trace.surrogate import measure
-    from ..trace.suspect import open_suspect
-
-    opened = open_suspect(model, seed=seed)
-    other = None if reference is None else open_suspect(reference, seed=seed)
-    try:
-        held = read_resamples(resamples)
-        found = measure(opened, read_log(log), held, score=score, reference=other, seed=seed)
-    finally:
-        opened.close()
-        if other:
-            other.close()
-    sizes = found.sizes(hard, POWER)
-    facts = {"outputs": found.n, "auc": found.auc, "surrogate_auc": [found.low, found.high]}
-    console.data(facts | {"sizes": {str(share): size for share, size in sizes.items()}})
-    if console.json:
-        return
-    print(
-        f"AUC {found.auc:.3f} [{found.low:.3f}, {found.high:.3f}], 95%, from {found.n:,} outputs with "
-        f"{found.resamples_each:.3g} resamples each"
-    )
-    if not found.tells:
-        print("The score does not tell them apart: it can bound nothing.")
-        return
-    rows = [[f"{share:.0%}", f"{size:,}"] for share, size in sizes.items()]
-    console.table(f"log size for E ≥ {hard:,.0f} with {POWER:.0%} chance", ["share used", "outputs"], rows)
-    print(f"For the plan: surrogate_auc: [{found.low:.3f}, {found.high:.3f}]")
-
-
 def verify(
     directory: Annotated[Path, Parameter(metavar="DIR")],
     /,
@@ -291,41 +158,17 @@ def verify(
             print(f"{teacher.name}: {teacher.verdict.headline}")
 
 
-def key(
-    file: Annotated[Path, Parameter(metavar="FILE")],
-    /,
-    *,
-    output: OutputFlags = Output(),  # noqa: B008  frozen
-) -> None:
-    """Make a private key for signing evidence; print its public half.
-
-    Parameters
-    ----------
-    file
-        Where the private key is written, readable by you only.
-    """
-    from ..trace.signing import make_key
-
-    public = make_key(file)
-    console.data({"file": str(file), "public_key": public})
-    if not console.json:
-        print(public)
-    console.hint("publish the public key; keep the file to yourself.")
-
-
 PARTS = {
-    "resample": (resample, RESAMPLE_EXAMPLES),
-    "surrogate": (surrogate, SURROGATE_EXAMPLES),
+    **trace_before.PARTS,
     "commit": (commit, COMMIT_EXAMPLES),
     "verify": (verify, VERIFY_EXAMPLES),
-    "key": (key, KEY_EXAMPLES),
 }
 """The verbs below `still trace`, with their examples."""
 
 
 def _plan(asked: Asked) -> Plan:
     """The resolved plan: that of --plan, or the default one, with what the options name."""
-    from ..trace.plan import Plan, TeacherPlan, load_plan, resolve
+    from ..trace.plan import Plan, TeacherPlan, load_plan, of_texts, resolve
 
     if asked.teacher and len(asked.teacher) != len(asked.log):
         raise UsageError(
@@ -342,6 +185,13 @@ def _plan(asked: Asked) -> Plan:
         for name, model, log, resamples in zip(names, models, asked.log, drawn, strict=True)
     ]
     plan = Plan(name=asked.out.resolve().name) if asked.plan is None else load_plan(asked.plan)
+    if asked.texts is not None:
+        if asked.log or asked.plan:
+            raise UsageError(
+                "--texts is for a trace of its own, without --log and --plan",
+                hint="In a plan, name the texts as `tests.rephrasings.texts`.",
+            )
+        plan = of_texts(plan, asked.texts)
     return resolve(plan, suspect=asked.suspect, teachers=teachers, references=asked.reference)
 
 

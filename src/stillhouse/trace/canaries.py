@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import CorpusError, UsageError
+from ..files import write_secret
 from .evalues import from_p
 from .finding import Assumption, Finding, Level
 from .ranks import rank_test
@@ -127,10 +128,14 @@ def make_canaries(key: bytes, account: str, n: int, *, decoys: int = 99) -> list
 
 
 def write_canaries(path: str | Path, sets: Sequence[CanarySet]) -> None:
-    """JSON lines, a set each; secret."""
-    Path(path).write_text(
-        "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in sets), "utf-8"
-    )
+    """JSON lines, a set each, readable by their owner only.
+
+    Raises:
+        UsageError: the file exists; canaries that were given out must not be lost.
+    """
+    there = UsageError(f"{path} exists, and canaries are never overwritten", hint="Name another file.")
+    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in sets]
+    write_secret(path, "".join(lines), if_there=there)
 
 
 def read_canaries(path: str | Path) -> list[CanarySet]:

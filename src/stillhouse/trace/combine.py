@@ -36,6 +36,16 @@ NULLS = {
     "L1": "had not been exposed to this teacher's outputs by any route",
     "L2": "had not been trained on outputs delivered to these accounts",
 }
+OF_TEXTS = "rephrasings"
+"""The test that is about an author's texts and not about a teacher's outputs."""
+CLAIMS_OF_TEXTS = {
+    "L1": "the suspect was exposed to these texts as they were published, by whatever route",
+    "L2": "the suspect was trained on these texts as they were published",
+}
+NULLS_OF_TEXTS = {
+    "L1": "had not been exposed to these texts by any route",
+    "L2": "had not been trained on these texts as they were published",
+}
 NOT_SHOWN = (
     "Nothing here is the probability that somebody did something. Who trained the suspect, on purpose or "
     "not, and how outputs came into its training data are questions for logs and witnesses."
@@ -79,6 +89,16 @@ class Verdict:
     level: Rung | None
     headline: str
     sentence: str
+
+
+def claim(level: Rung, tests: Sequence[str]) -> str:
+    """What evidence by ``tests`` is evidence of."""
+    return (CLAIMS_OF_TEXTS if set(tests) == {OF_TEXTS} else CLAIMS)[level]
+
+
+def null(level: Rung, tests: Sequence[str]) -> str:
+    """What is not so where the claim is: follows "if it"."""
+    return (NULLS_OF_TEXTS if set(tests) == {OF_TEXTS} else NULLS)[level]
 
 
 def merged(tests: Sequence[Weighed], level: Rung) -> tuple[float, tuple[str, ...]] | None:
@@ -178,7 +198,8 @@ def _hard(rung: RungEvidence) -> Verdict:
         "hard",
         rung.level,
         f"Hard evidence at level {rung.level}",
-        f"The evidence is that {CLAIMS[rung.level]}. If it {NULLS[rung.level]}, and the assumptions hold, "
+        f"The evidence is that {claim(rung.level, rung.tests)}. "
+        f"If it {null(rung.level, rung.tests)}, and the assumptions hold, "
         f"evidence of E ≥ {number(rung.needed)} would come up in at most one of {number(rung.needed)} such "
         f"traces; here E = {number(rung.e_value)}. The explanations that remain are listed with each test.",
     )

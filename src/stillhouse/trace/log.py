@@ -2,8 +2,9 @@
 
 A log is a parquet file, or a directory of them, in the columns of a corpus
 (:mod:`stillhouse.corpus.schema`: `messages` whose last turn is the output, the sampling, `teacher_hash`),
-with `account` where an API knows it. Two shorter forms are read too: `prompt` and `output` as text instead of
-`messages`, and JSON lines with the same names.
+with `account` where an API knows it. Shorter forms are read too: `prompt` and `output` as text instead of
+`messages`, JSON lines with the same names, and an author's drawn texts (:mod:`.rephrasings`), of which the
+published versions count.
 """
 
 from __future__ import annotations
@@ -115,11 +116,19 @@ def _raw_rows(files: Iterable[Path]) -> Iterable[dict[str, Any]]:
             raise CorpusError(f"{file}: not a readable log: {error}") from error
 
 
+def _published(raw: dict[str, Any]) -> Any:
+    versions, place = raw["versions"], raw.get("published")
+    known = isinstance(versions, list) and isinstance(place, int) and 0 <= place < len(versions)
+    return versions[place] if known else None
+
+
 def _delivered(raw: dict[str, Any], number: int, path: str | Path) -> Delivered:
     if not isinstance(raw, dict):
         raise CorpusError(f"{path}: row {number} is not an object")
     messages = raw.get("messages")
-    if messages:
+    if "versions" in raw:  # an author's text, of which one version was published
+        prompt, output = [], _published(raw)
+    elif messages:
         turns = [{key: text for key, text in turn.items() if text is not None} for turn in messages]
         prompt, output = turns[:-1], turns[-1].get("content")
     else:

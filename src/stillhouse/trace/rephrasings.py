@@ -21,7 +21,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import CorpusError, UsageError
+from ..files import write_secret
 from .evalues import from_p
 from .finding import Assumption, Finding, Level
 from .ranks import rank_test
@@ -98,6 +99,40 @@ def read_versions(path: str | Path) -> list[Versions]:
     if len({text.id for text in texts}) < len(texts):
         raise CorpusError(f"{path}: two texts have the same id")
     return texts
+
+
+def read_unpublished(path: str | Path) -> list[tuple[str, tuple[str, ...]]]:
+    """Ids and versions from JSON lines, before one of each is chosen.
+
+    Raises:
+        CorpusError: the file cannot be read, or a line is no such object.
+    """
+    try:
+        lines = [line for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+        raws = [json.loads(line) for line in lines]
+        ready = [json.dumps(raw | {"published": 0, "draw_key": None}) for raw in raws]
+    except (OSError, ValueError, TypeError) as error:
+        raise CorpusError(f"{path}: the texts cannot be read: {error}") from error
+    texts = [_read_text(line, f"{path}:{number}") for number, line in enumerate(ready, 1)]
+    if not texts or len({text.id for text in texts}) < len(texts):
+        raise CorpusError(f"{path}: it holds no texts, or two with the same id")
+    return [(text.id, text.versions) for text in texts]
+
+
+def draw_all(texts: Sequence[tuple[str, tuple[str, ...]]], key: bytes) -> list[Versions]:
+    """Chooses a version of each text by lot; see :func:`draw`."""
+    return [Versions(id, versions, draw(key, id, len(versions)), key.hex()) for id, versions in texts]
+
+
+def write_versions(path: str | Path, texts: Sequence[Versions]) -> None:
+    """JSON lines, a text each, readable by their owner only: they hold the key.
+
+    Raises:
+        UsageError: the file exists; what decided a publication must not be lost.
+    """
+    there = UsageError(f"{path} exists, and drawn texts are never overwritten", hint="Name another --out.")
+    lines = [json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts]
+    write_secret(path, "".join(lines), if_there=there)
 
 
 def observe(suspect: Suspect, texts: Sequence[Versions], *, reference: Suspect | None = None) -> pa.Table:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..pages import page_template
-from .combine import CLAIMS, NOT_SHOWN
+from .combine import NOT_SHOWN, OF_TEXTS, claim
 from .schema import Evidence, FindingPart, PlaceboPart, TestPart
-from .wording import EFFECTS, LEVELS, PLAIN, TITLES, number
+from .wording import EFFECTS, LEVEL_OF_TEXTS, LEVELS, PLAIN, TITLES, number
 
 HELD = {True: "holds", False: "does not hold", None: "cannot be told from the data"}
 DRAWN_AS_GROWTH, DRAWN_AS_RANKS = "log10_e", "rank_counts"
@@ -39,11 +39,22 @@ def render_page(evidence: Evidence, plan: str) -> str:
         plots=_draw(evidence),
         titles=TITLES,
         plain=PLAIN,
-        levels=LEVELS,
-        claims=CLAIMS,
+        level=_level,
+        of_texts=_of_texts,
+        claim=claim,
         not_shown=NOT_SHOWN,
         held=HELD,
     )
+
+
+def _level(part: Any) -> str:
+    """What a test's level says, of texts or of outputs."""
+    return LEVEL_OF_TEXTS if part.test == OF_TEXTS else LEVELS[part.level]
+
+
+def _of_texts(teacher: Any) -> bool:
+    """Whether only an author's texts were asked about."""
+    return {part.test for part in teacher.tests} == {OF_TEXTS}
 
 
 def _draw(evidence: Evidence) -> dict[str, Any]:

@@ -60,6 +60,7 @@ LEVELS = {
     "exhibit": "shows nothing by itself",
     "weights": "made from the teacher's own weights",
 }
+LEVEL_OF_TEXTS = "trained on these texts as they were published"
 EFFECTS = {
     "auc": "AUC: how often a delivered output outranks a resample (½ without training)",
     "f": "Share f of the log that was used",
