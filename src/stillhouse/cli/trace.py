@@ -26,7 +26,7 @@ Examples:
   still trace --suspect rival --teacher ours --log delivered.parquet
   still trace --plan plan.yaml --out evidence --sign-key signing.pem
   still trace --suspect rival.gguf --log log.parquet --resamples r.parquet
-  still trace --suspect rival --texts texts.jsonl     # were my texts read?"""
+  still trace --suspect rival --texts texts.jsonl"""
 COMMIT_EXAMPLES = """\
 Examples:
   still trace commit --plan plan.yaml --out evidence

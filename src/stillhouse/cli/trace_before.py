@@ -26,9 +26,8 @@ Examples:
   still trace canaries --key k --account acme --account zeta --count 40"""
 DRAW_EXAMPLES = """\
 Examples:
-  openssl rand -hex 32 > author.key && chmod 600 author.key
-  still trace draw versions.jsonl --key author.key --out texts.jsonl
-  still trace --suspect MODEL --texts texts.jsonl"""
+  still trace draw versions.jsonl --key author.key
+  still trace draw poems.jsonl --key author.key --out texts.jsonl --json"""
 KEY_EXAMPLES = """\
 Examples:
   still trace key signing.pem
