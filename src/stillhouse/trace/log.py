@@ -118,8 +118,9 @@ def _raw_rows(files: Iterable[Path]) -> Iterable[dict[str, Any]]:
 
 def _published(raw: dict[str, Any]) -> Any:
     versions, place = raw["versions"], raw.get("published")
-    known = isinstance(versions, list) and isinstance(place, int) and 0 <= place < len(versions)
-    return versions[place] if known else None
+    if not isinstance(versions, list) or not isinstance(place, int) or not 0 <= place < len(versions):
+        return None
+    return versions[place]
 
 
 def _delivered(raw: dict[str, Any], number: int, path: str | Path) -> Delivered:

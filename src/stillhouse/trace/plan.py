@@ -228,12 +228,19 @@ def dump_plan(plan: Plan) -> str:
 
 def of_texts(plan: Plan, texts: str) -> Plan:
     """The plan of an author, who asks about published texts and about nothing else."""
-    others = dict.fromkeys(plan.tests.wanted)
     return dataclasses.replace(
         plan,
         question="Was the suspect trained on the published versions of these texts?",
         teachers=(TeacherPlan(name="texts", log=texts),),
-        tests=PlannedTests(**others | {"rephrasings": Rephrasings(texts=texts)}),
+        tests=PlannedTests(
+            exchangeable=None,
+            radioactivity=None,
+            canaries=None,
+            rephrasings=Rephrasings(texts=texts),
+            style=None,
+            identity=None,
+            weights=None,
+        ),
     )
 
 
