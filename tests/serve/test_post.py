@@ -33,33 +33,26 @@ def test_what_many_threads_send_arrives_once_and_in_order(monkeypatch):
     assert nothing_more
 
 
-def test_the_first_letter_comes_at_once_and_the_others_in_rounds():
+def test_the_first_letter_comes_at_once_and_the_next_ones_together_in_their_round(monkeypatch):
+    monkeypatch.setattr(engines, "ROUND_S", 1.0)
+
     async def scene():
         post = _Post()
         queue, began = post.queue(), time.monotonic()
-
-        def say():
-            for number in range(40):
-                post.send(queue, number)
-                time.sleep(0.005)
-
-        sender = threading.Thread(target=say)
-        sender.start()
+        post.send(queue, 0)
         await queue.get()
-        first, wakes, count = time.monotonic() - began, 1, 1
-        while count < 40:
-            await queue.get()
-            count += 1
-            while not queue.empty():
-                queue.get_nowait()
-                count += 1
-            wakes += 1
-        sender.join()
-        return first, wakes, time.monotonic() - began
+        first = time.monotonic() - began
+        for number in (1, 2, 3):
+            post.send(queue, number)
+        heard = [await queue.get()]
+        second = time.monotonic() - began
+        while not queue.empty():
+            heard.append(queue.get_nowait())
+        return first, second, heard
 
-    first, wakes, took = asyncio.run(scene())
-    assert first < engines.ROUND_S
-    assert wakes <= 2 + took / engines.ROUND_S < 40
+    first, second, heard = asyncio.run(scene())
+    assert first < 0.9 < second
+    assert heard == [1, 2, 3]
 
 
 def test_pieces_that_came_together_are_one_piece():
