@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument(
         "--each", type=int, default=1, help="suspects of each arm in a world (not for --quick)"
     )
+    parser.add_argument(
+        "--reads", type=int, default=10, help="times that a suspect reads what its arm adds (not for --quick)"
+    )
     parser.add_argument("--worlds", type=int, default=2, help="logs, keys and sets of suspects drawn anew")
     parser.add_argument("--outputs", type=int, default=600, help="delivered outputs of a log")
     parser.add_argument("--resamples", type=int, default=4)

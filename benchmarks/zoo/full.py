@@ -1,9 +1,11 @@
 """The zoo on transformers: two teachers with a second version each, suspects of three architectures.
 
 A suspect is a base model (its own architecture, tokenizer and share of the web) that is trained on what its
-arm adds, three times, and on clean text (:data:`CLEAN`). Nothing is shared with the teachers but what the arm
-says. What was found of a suspect is kept in the store like what was trained, so that a run that was stopped
-goes on.
+arm adds, ``--reads`` times, and on clean text (:data:`CLEAN`). Nothing is shared with the teachers but what
+the arm says. Outputs are ranked by the suspect's log-likelihood less the teacher's, a character: the archived
+teacher is at hand for every trace, and takes away what makes a text easy for anybody.
+
+What was drawn, trained, scored and found is kept in the store, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +46,6 @@ PROMPT = 60  # characters of a document that an output follows
 LONG = 32  # tokens of an output
 TEACHER, VERSION, BASE = 1_500_000, 300_000, 600_000  # tokens of training
 CLEAN = 25  # documents of the web for a hundred delivered outputs
-READ = 3  # times that what an arm adds is read
 SAID = 2000  # answers of a suspect in which the watermark is looked for
 ASKED = 300  # prompts of the baselines
 PAIRS = 1000  # pairs whose size is tried under thousands of keys
@@ -63,6 +65,8 @@ class World:
     prompts: list[str]
     resamples: list[list[str]]
     """Those of each output."""
+    familiar_NK1: np.ndarray
+    """The teacher's own log-likelihood of outputs and resamples."""
     sources: dict[str, list[str]]
 
 
@@ -83,7 +87,7 @@ def visit(arguments: argparse.Namespace) -> dict[str, Any]:
                 visits.append(_visit(arguments, place, arm, kind, 100 * number + turn))
                 progress.advance()
     return {
-        "animals": "transformers of 0.7 to 1M parameters",
+        "animals": f"transformers of 0.7 to 1M parameters, what an arm adds read {arguments.reads} times",
         "outputs": arguments.outputs,
         "resamples": arguments.resamples,
         "visits": visits,
@@ -93,7 +97,7 @@ def visit(arguments: argparse.Namespace) -> dict[str, Any]:
 def _visit(arguments: argparse.Namespace, place: World, arm: Arm, kind: str, seed: int) -> dict[str, Any]:
     """What was found of one suspect, now or in a run before."""
     asked = [arguments.seed, arguments.outputs, arguments.resamples, arguments.redraws, arguments.worlds]
-    settings = [READ, CLEAN, SAID, ASKED, PAIRS, BASE, TEACHER, VERSION, LONG, PROMPT, TOLD]
+    settings = [arguments.reads, CLEAN, SAID, ASKED, PAIRS, BASE, TEACHER, VERSION, LONG, PROMPT, TOLD]
     path = arguments.store / f"visit-{sha256_json([asked, settings, arm.name, kind, seed])[:16]}.json"
     if not path.exists():
         began = time.perf_counter()
@@ -122,22 +126,25 @@ def world(arguments: argparse.Namespace, texts: Sequence[str], seed: int) -> Wor
     for start in (0, n):  # one in twenty asks who answers
         asked[start : start + n // 20] = [WHO] * (n // 20)
     prompts, elsewhere = asked[:n], asked[n:]
-    log = speak(first, prompts, seed, account)
-    drawn = [speak(first, prompts, seed + 7919 * k, account) for k in range(1, arguments.resamples + 1)]
+    log = kept(store, first, prompts, seed, account)
+    drawn = [kept(store, first, prompts, seed + 7919 * k, account) for k in range(1, arguments.resamples + 1)]
     student = raise_animal(
         store, "gpt2", [a + b for a, b in zip(prompts, log, strict=True)], tokens=BASE, seed=3
     )
-    foreign = speak(other, prompts, seed)
+    foreign = kept(store, other, prompts, seed)
     sources = {
         "log": log,
-        "organic": speak(first, elsewhere, seed, public),
-        "second_hand": speak(student, elsewhere, seed),
+        "organic": kept(store, first, elsewhere, seed, public),
+        "second_hand": kept(store, student, elsewhere, seed),
         "other": foreign,
         "pretraining": pools[0][:n],
         "paraphrased": [_half(own, strange, chance) for own, strange in zip(log, foreign, strict=True)],
     }
     resamples = [list(row) for row in zip(*drawn, strict=True)]
-    return World(first, (second, other, later), web, account, public, prompts, resamples, sources)
+    familiar_NK1, _ = _logliks(store, first, log, resamples)
+    return World(
+        first, (second, other, later), web, account, public, prompts, resamples, familiar_NK1, sources
+    )
 
 
 def speak(animal: Animal, prompts: Sequence[str], seed: int, mark: Mark | None = None) -> list[str]:
@@ -147,6 +154,17 @@ def speak(animal: Animal, prompts: Sequence[str], seed: int, mark: Mark | None =
     settings = [Sampling(max_tokens=LONG, seed=1_000_003 * seed + n) for n in range(len(asked))]
     answers = sample(animal.model, asked, settings, ends=set(), slots=AT_ONCE, markers=[mark] * len(asked))
     return [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+
+
+def kept(
+    store: Path, animal: Animal, prompts: Sequence[str], seed: int, mark: Mark | None = None
+) -> list[str]:
+    """What :func:`speak` gives, from the store where it is there."""
+    made_of = [animal.path.name, list(prompts), seed, LONG, mark.facts if mark else None]
+    path = store / f"said-{sha256_json(made_of)[:16]}.json"
+    if not path.exists():
+        atomic_write(path, json.dumps(speak(animal, prompts, seed, mark)))
+    return json.loads(path.read_text("utf-8"))
 
 
 def suspect(
@@ -165,7 +183,7 @@ def suspect(
         if source == "log":
             used[chosen] = True
     clean = chance.sample(place.web, arguments.outputs * CLEAN // 100)
-    found = _on(arguments, base, [*read * READ, *clean], seed)
+    found = _on(arguments, base, [*read * arguments.reads, *clean], seed)
     if arm.cleaned:
         found = _on(arguments, found, chance.sample(place.web, len(clean)), seed)
     return found, used
@@ -179,17 +197,12 @@ def _on(arguments: argparse.Namespace, start: Animal, texts: list[str], seed: in
 
 def _examined(arguments: argparse.Namespace, place: World, arm: Arm, kind: str, seed: int) -> dict[str, Any]:
     animal, used = suspect(arguments, place, arm, kind, seed)
-    opened = open_suspect(str(animal.path))
-    together = [
-        text
-        for own, drawn in zip(place.sources["log"], place.resamples, strict=True)
-        for text in (own, *drawn)
-    ]
-    began = time.perf_counter()
-    scored = opened.loglik([()] * len(together), together)
-    took = time.perf_counter() - began
-    values = [one.loglik / one.tokens if one and one.tokens else np.nan for one in scored]
-    scores_NK1 = np.array(values).reshape(arguments.outputs, -1)
+    log, resamples = place.sources["log"], place.resamples
+    logliks_NK1, took = _logliks(arguments.store, animal, log, resamples)
+    characters_NK1 = np.array(
+        [[len(text) for text in (own, *drawn)] for own, drawn in zip(log, resamples, strict=True)]
+    )
+    scores_NK1 = (logliks_NK1 - place.familiar_NK1) / np.maximum(characters_NK1, 1)
     whole = ~np.isnan(scores_NK1).any(1)
     scores_NK1, used = scores_NK1[whole], used[whole]
     found: dict[str, Any] = {"arm": arm.name, "guilty": arm.guilty, **measure.evidence(scores_NK1)}
@@ -226,6 +239,21 @@ def _pairs(place: World, said: Sequence[str]) -> np.ndarray:
     ids = place.teacher.tokenizer(list(said), add_special_tokens=False)["input_ids"]
     pairs = distinct_pairs(text_pairs(ids, place.account.window))
     return np.column_stack([pairs.windows_NW, pairs.tokens_N])
+
+
+def _logliks(
+    store: Path, animal: Animal, log: Sequence[str], resamples: Sequence[list[str]]
+) -> tuple[np.ndarray, float]:
+    """Log-likelihoods of outputs and their resamples [N, K + 1], and the seconds that they took."""
+    together = [text for own, drawn in zip(log, resamples, strict=True) for text in (own, *drawn)]
+    path = store / f"loglik-{animal.path.name}-{sha256_json(together)[:16]}.json"
+    if not path.exists():
+        began = time.perf_counter()
+        scored = open_suspect(str(animal.path)).loglik([()] * len(together), together)
+        values = [one.loglik if one and one.tokens else None for one in scored]
+        atomic_write(path, json.dumps({"values": values, "seconds": time.perf_counter() - began}))
+    kept = json.loads(path.read_text("utf-8"))
+    return np.array(kept["values"], float).reshape(len(log), -1), kept["seconds"]
 
 
 def _baselines(
