@@ -47,6 +47,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.timeout(900)  # a minute and a half where nothing else runs
 def test_every_arm_runs_with_random_weights_under_the_hubs_names(tmp_path, monkeypatch):
     pytest.importorskip("reasoning_gym")
     from huggingface_hub import constants
