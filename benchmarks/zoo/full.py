@@ -252,8 +252,8 @@ def _logliks(
         scored = open_suspect(str(animal.path)).loglik([()] * len(together), together)
         values = [one.loglik if one and one.tokens else None for one in scored]
         atomic_write(path, json.dumps({"values": values, "seconds": time.perf_counter() - began}))
-    kept = json.loads(path.read_text("utf-8"))
-    return np.array(kept["values"], float).reshape(len(log), -1), kept["seconds"]
+    scores = json.loads(path.read_text("utf-8"))
+    return np.array(scores["values"], float).reshape(len(log), -1), scores["seconds"]
 
 
 def _baselines(

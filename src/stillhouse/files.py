@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,12 @@ def write_secret(path: str | Path, data: str | bytes, *, if_there: StillhouseErr
 def write_json(path: str | Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_secret_lines(path: str | Path, rows: Iterable[Any], *, if_there: StillhouseError) -> None:
+    """:func:`write_secret` of JSON lines, one for each row."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_secret(path, "".join(lines), if_there=if_there)
 
 
 def read_json(path: str | Path) -> Any:

@@ -7,6 +7,45 @@ import time
 from stillhouse.serve import engines
 from stillhouse.serve.engines import Piece, _joined, _Post
 
+THREADS, LETTERS = 8, 2000
+
+
+def test_letters_of_many_threads_arrive_in_order():
+    async def talk():
+        post = _Post()
+        queues = [post.queue() for _ in range(THREADS)]
+        threads = [
+            threading.Thread(target=lambda to=to: [post.send(to, n) for n in range(LETTERS)]) for to in queues
+        ]
+        for thread in threads:
+            thread.start()
+        heard = [[await asyncio.wait_for(queue.get(), 30) for _ in range(LETTERS)] for queue in queues]
+        for thread in threads:
+            thread.join()
+        return heard, all(queue.empty() for queue in queues)
+
+    heard, nothing_left = asyncio.run(talk())
+    assert heard == [list(range(LETTERS))] * THREADS
+    assert nothing_left
+
+
+def test_a_loop_that_is_busy_is_called_once():
+    """The first bundle calls it; the others come within its rounds, for which nobody calls."""
+
+    async def talk():
+        loop, calls = asyncio.get_running_loop(), []
+        post, call = _Post(), loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *given: calls.append(given) or call(*given)
+        queue = post.queue()
+        for bundle in range(3):
+            sender = threading.Thread(target=lambda first=bundle: [post.send(queue, first) for _ in range(5)])
+            sender.start()
+            sender.join()  # in the loop's own thread: it is busy meanwhile
+            assert [await queue.get() for _ in range(5)] == [bundle] * 5
+        return len(calls)
+
+    assert asyncio.run(talk()) == 1
+
 
 def test_what_many_threads_send_arrives_once_and_in_order(monkeypatch):
     monkeypatch.setattr(engines, "ROUND_S", 0.0005)

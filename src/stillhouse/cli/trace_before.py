@@ -227,10 +227,10 @@ def draw(
         Versions, choice and key: secret until a trace is published.
     """
     from ..hashing import sha256_file
-    from ..trace.rephrasings import draw_all, read_unpublished, write_versions
+    from ..trace.rephrasings import draw_all, read_versions, write_versions
     from ..watermark import read_key
 
-    drawn = draw_all(read_unpublished(versions), read_key(key))
+    drawn = draw_all(read_versions(versions, chosen=False), read_key(key))
     write_versions(out, drawn)
     digest = sha256_file(out)
     chosen = {one.id: one.published for one in drawn}

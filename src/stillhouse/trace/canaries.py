@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import CorpusError, UsageError
-from ..files import write_secret
+from ..files import write_secret_lines
 from .evalues import from_p
 from .finding import Assumption, Finding, Level
 from .ranks import rank_test
@@ -134,8 +134,7 @@ def write_canaries(path: str | Path, sets: Sequence[CanarySet]) -> None:
         UsageError: the file exists; canaries that were given out must not be lost.
     """
     there = UsageError(f"{path} exists, and canaries are never overwritten", hint="Name another file.")
-    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in sets]
-    write_secret(path, "".join(lines), if_there=there)
+    write_secret_lines(path, map(asdict, sets), if_there=there)
 
 
 def read_canaries(path: str | Path) -> list[CanarySet]:

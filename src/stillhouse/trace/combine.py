@@ -16,7 +16,7 @@ No verdict says how likely it is that somebody did something: that needs a prior
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,14 +91,19 @@ class Verdict:
     sentence: str
 
 
+def of_texts(tests: Iterable[str]) -> bool:
+    """Whether nothing but an author's texts was asked about."""
+    return set(tests) == {OF_TEXTS}
+
+
 def claim(level: Rung, tests: Sequence[str]) -> str:
     """What evidence by ``tests`` is evidence of."""
-    return (CLAIMS_OF_TEXTS if set(tests) == {OF_TEXTS} else CLAIMS)[level]
+    return (CLAIMS_OF_TEXTS if of_texts(tests) else CLAIMS)[level]
 
 
 def null(level: Rung, tests: Sequence[str]) -> str:
     """What is not so where the claim is: follows "if it"."""
-    return (NULLS_OF_TEXTS if set(tests) == {OF_TEXTS} else NULLS)[level]
+    return (NULLS_OF_TEXTS if of_texts(tests) else NULLS)[level]
 
 
 def merged(tests: Sequence[Weighed], level: Rung) -> tuple[float, tuple[str, ...]] | None:

@@ -21,7 +21,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import CorpusError, UsageError
-from ..files import write_secret
+from ..files import write_secret_lines
 from .evalues import from_p
 from .finding import Assumption, Finding, Level
 from .ranks import rank_test
@@ -83,8 +83,12 @@ def draw(key: bytes, id: str, versions: int) -> int:
     return int.from_bytes(hmac.new(key, id.encode(), hashlib.sha256).digest()[:8], "big") % versions
 
 
-def read_versions(path: str | Path) -> list[Versions]:
+def read_versions(path: str | Path, *, chosen: bool = True) -> list[Versions]:
     """Texts from JSON lines: objects with `id`, `versions`, `published` and perhaps `draw_key`.
+
+    Args:
+        chosen: False where none has been published yet: only `id` and `versions` are read, and blank lines
+            do not count.
 
     Raises:
         CorpusError: the file cannot be read, or a line is no such object.
@@ -93,7 +97,11 @@ def read_versions(path: str | Path) -> list[Versions]:
         lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise CorpusError(f"{path}: the texts cannot be read: {error}") from error
-    texts = [_read_text(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    texts = [
+        _read_text(line, f"{path}:{number}", chosen)
+        for number, line in enumerate(lines, 1)
+        if chosen or line.strip()
+    ]
     if not texts:
         raise CorpusError(f"{path} holds no texts")
     if len({text.id for text in texts}) < len(texts):
@@ -101,27 +109,11 @@ def read_versions(path: str | Path) -> list[Versions]:
     return texts
 
 
-def read_unpublished(path: str | Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Ids and versions from JSON lines, before one of each is chosen.
-
-    Raises:
-        CorpusError: the file cannot be read, or a line is no such object.
-    """
-    try:
-        lines = [line for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-        raws = [json.loads(line) for line in lines]
-        ready = [json.dumps(raw | {"published": 0, "draw_key": None}) for raw in raws]
-    except (OSError, ValueError, TypeError) as error:
-        raise CorpusError(f"{path}: the texts cannot be read: {error}") from error
-    texts = [_read_text(line, f"{path}:{number}") for number, line in enumerate(ready, 1)]
-    if not texts or len({text.id for text in texts}) < len(texts):
-        raise CorpusError(f"{path}: it holds no texts, or two with the same id")
-    return [(text.id, text.versions) for text in texts]
-
-
-def draw_all(texts: Sequence[tuple[str, tuple[str, ...]]], key: bytes) -> list[Versions]:
-    """Chooses a version of each text by lot; see :func:`draw`."""
-    return [Versions(id, versions, draw(key, id, len(versions)), key.hex()) for id, versions in texts]
+def draw_all(texts: Sequence[Versions], key: bytes) -> list[Versions]:
+    """The texts with the version of each that the lot chooses; see :func:`draw`."""
+    return [
+        replace(text, published=draw(key, text.id, len(text.versions)), draw_key=key.hex()) for text in texts
+    ]
 
 
 def write_versions(path: str | Path, texts: Sequence[Versions]) -> None:
@@ -131,8 +123,7 @@ def write_versions(path: str | Path, texts: Sequence[Versions]) -> None:
         UsageError: the file exists; what decided a publication must not be lost.
     """
     there = UsageError(f"{path} exists, and drawn texts are never overwritten", hint="Name another --out.")
-    lines = [json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts]
-    write_secret(path, "".join(lines), if_there=there)
+    write_secret_lines(path, map(asdict, texts), if_there=there)
 
 
 def observe(suspect: Suspect, texts: Sequence[Versions], *, reference: Suspect | None = None) -> pa.Table:
@@ -301,10 +292,11 @@ def _assumptions(table: _Table, drawn: bool) -> tuple[Assumption, ...]:
     )
 
 
-def _read_text(line: str, where: str) -> Versions:
+def _read_text(line: str, where: str, chosen: bool) -> Versions:
     try:
         raw = json.loads(line)
-        versions, published, key = raw["versions"], raw["published"], raw.get("draw_key")
+        versions = raw["versions"]
+        published, key = (raw["published"], raw.get("draw_key")) if chosen else (0, None)
         if not isinstance(versions, list) or not all(isinstance(text, str) for text in versions):
             raise ValueError("`versions` must be a list of texts")
         if len(set(versions)) < max(2, len(versions)):

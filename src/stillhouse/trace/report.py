@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..pages import page_template
-from .combine import NOT_SHOWN, OF_TEXTS, claim
+from .combine import NOT_SHOWN, OF_TEXTS, claim, of_texts
 from .schema import Evidence, FindingPart, PlaceboPart, TestPart
 from .wording import EFFECTS, LEVEL_OF_TEXTS, LEVELS, PLAIN, TITLES, number
 
@@ -40,7 +40,7 @@ def render_page(evidence: Evidence, plan: str) -> str:
         titles=TITLES,
         plain=PLAIN,
         level=_level,
-        of_texts=_of_texts,
+        of_texts=of_texts,
         claim=claim,
         not_shown=NOT_SHOWN,
         held=HELD,
@@ -50,11 +50,6 @@ def render_page(evidence: Evidence, plan: str) -> str:
 def _level(part: Any) -> str:
     """What a test's level says, of texts or of outputs."""
     return LEVEL_OF_TEXTS if part.test == OF_TEXTS else LEVELS[part.level]
-
-
-def _of_texts(teacher: Any) -> bool:
-    """Whether only an author's texts were asked about."""
-    return {part.test for part in teacher.tests} == {OF_TEXTS}
 
 
 def _draw(evidence: Evidence) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def read_resamples(path: str | Path, made_from: dict[str, Any] | None = None) ->
     """
     try:
         table = pq.read_table(path)
-        held = json.loads((table.schema.metadata or {})[MADE_FROM])
+        held = _made_from(table.schema)
         rows = (
             table.select(["id", "draw", "text", "teacher_hash"]).sort_by([("draw", "ascending")]).to_pylist()
         )
@@ -172,6 +172,22 @@ def read_resamples(path: str | Path, made_from: dict[str, Any] | None = None) ->
         texts.setdefault(row["id"], []).append(row["text"])
     hashes = tuple(sorted({row["teacher_hash"] for row in rows}))
     return Resamples(texts, hashes, held["seed"], held.get("failed", 0), tuple(held.get("marks", ())))
+
+
+def read_marks(path: str | Path) -> tuple[dict[str, Any], ...]:
+    """The watermarks that a file of resamples says it carries, without reading them.
+
+    Raises:
+        CorpusError: not there, or not such a file.
+    """
+    try:
+        return tuple(_made_from(pq.read_schema(path)).get("marks", ()))
+    except (OSError, pa.ArrowException, LookupError, ValueError) as error:
+        raise CorpusError(f"{path} is no file of resamples: {error}"[:300]) from error
+
+
+def _made_from(schema: pa.Schema) -> dict[str, Any]:
+    return json.loads((schema.metadata or {})[MADE_FROM])
 
 
 def planned_mark(section: Radioactivity, key: bytes) -> Mark:

@@ -28,7 +28,7 @@ from .log import Log, read_log
 from .observing import Case, observe
 from .plan import Plan, TeacherPlan
 from .report import render_page
-from .resample import planned_mark, read_resamples
+from .resample import planned_mark, read_marks
 from .schema import Commitments, CommitmentsPart, Evidence, LogPart, ModelPart, TeacherPart, evidence_text
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _resamples_are_marked(plan: Plan, teacher: TeacherPlan) -> bool:
     if teacher.resamples is None or teacher.watermark_key is None or section is None:
         return False
     mark = planned_mark(section, read_mark_key(teacher.watermark_key))
-    return mark.facts in read_resamples(teacher.resamples).marks
+    return mark.facts in read_marks(teacher.resamples)
 
 
 def read_teacher_log(teacher: TeacherPlan) -> Log:

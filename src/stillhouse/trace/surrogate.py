@@ -15,7 +15,7 @@ from .exchangeable import mean_lower
 from .exchangeable_transcript import observe
 from .log import Log
 from .power import log_size
-from .ranks import rank_test, resamples_of, usable, wins_of_delivered
+from .ranks import resamples_of, usable, wins_of_delivered
 from .resample import Resamples
 from .scoring import arrange, score_named
 from .suspect import Suspect
@@ -83,7 +83,7 @@ def measure(
     return Surrogate(
         n=len(scores_NK1),
         resamples_each=float(np.mean(resamples_of(scores_NK1))),
-        auc=rank_test(scores_NK1).auc,
+        auc=float(wins_N.mean()),
         low=mean_lower(wins_N, alpha / 2),
         high=1.0 - mean_lower(1.0 - wins_N, alpha / 2),
     )
