@@ -19,13 +19,14 @@ from . import tables
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="trigram animals")
-    parser.add_argument("--arms", nargs="*", metavar="ARM", help="only these (not for --quick)")
-    parser.add_argument(
-        "--each", type=int, default=1, help="suspects of each arm in a world (not for --quick)"
-    )
-    parser.add_argument(
-        "--reads", type=int, default=10, help="times that a suspect reads what its arm adds (not for --quick)"
-    )
+    only = parser.add_argument_group("not for --quick")
+    only.add_argument("--root", type=Path, help="where the Debian packages were unpacked")
+    only.add_argument("--store", type=Path, default=Path("zoo-animals"))
+    only.add_argument("--arms", nargs="*", metavar="ARM[=SUSPECTS]", help="only these")
+    only.add_argument("--each", type=int, default=1, help="suspects of an arm in a world")
+    only.add_argument("--reads", type=int, default=10, help="times that a suspect reads what its arm adds")
+    only.add_argument("--tokens", type=int, default=64, help="tokens of an output")
+    only.add_argument("--processes", type=int, default=1, help="suspects that are looked at at a time")
     parser.add_argument("--worlds", type=int, default=2, help="logs, keys and sets of suspects drawn anew")
     parser.add_argument("--outputs", type=int, default=600, help="delivered outputs of a log")
     parser.add_argument("--resamples", type=int, default=4)
@@ -34,8 +35,6 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("zoo.json"))
-    parser.add_argument("--root", type=Path, help="where the Debian packages were unpacked")
-    parser.add_argument("--store", type=Path, default=Path("zoo-animals"))
     arguments = parser.parse_args()
     started = time.perf_counter()
     if arguments.quick:

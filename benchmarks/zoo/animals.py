@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,10 +26,14 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.utils import logging as transformers_logging
 
+from stillhouse.distill.runtime import choose_device
 from stillhouse.hashing import sha256_json
 
 from .vocabulary import byte_level_bpe
+
+transformers_logging.disable_progress_bar()  # one for each animal
 
 LENGTH = 128  # tokens of a training row
 ROWS = 32  # rows of a step
@@ -69,7 +74,12 @@ class Animal:
 
 @cache
 def _model(path: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return _placed(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)).eval()
+
+
+def _placed(model: PreTrainedModel) -> PreTrainedModel:
+    """On the accelerator where there is one."""
+    return model.to(choose_device("auto"))  # pyright: ignore[reportArgumentType]
 
 
 @cache
@@ -96,12 +106,14 @@ def raise_animal(
             if start
             else _new(KINDS[kind], tokenizer)
         )
-        _train(model, tokenizer, texts, tokens, seed, rate=1.5e-3 if start else 4e-3)
-        half_done = path.with_suffix(".partial")
-        shutil.rmtree(half_done, ignore_errors=True)
+        _train(_placed(model), tokenizer, texts, tokens, seed, rate=1.5e-3 if start else 4e-3)
+        half_done = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=store))
         model.save_pretrained(half_done)
         tokenizer.save_pretrained(half_done)
-        half_done.rename(path)
+        try:
+            half_done.rename(path)
+        except OSError:  # another process raised the same
+            shutil.rmtree(half_done)
     return Animal(path, kind)
 
 
@@ -161,6 +173,7 @@ def _train(
     while len(packed) < tokens + LENGTH:
         for place in torch.randperm(len(ids), generator=generator).tolist():
             packed += ids[place]
+    packed_N = torch.tensor(packed, device=model.device)
     steps = max(1, tokens // (LENGTH * ROWS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     model.train()
@@ -169,7 +182,7 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = rate * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
         start = step * LENGTH * ROWS
-        ids_BT = torch.tensor(packed[start : start + LENGTH * ROWS]).view(ROWS, LENGTH)
+        ids_BT = packed_N[start : start + LENGTH * ROWS].view(ROWS, LENGTH)
         loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -6,22 +6,27 @@ the arm says. Outputs are ranked by the suspect's log-likelihood less the teache
 teacher is at hand for every trace, and takes away what makes a text easy for anybody.
 
 What was drawn, trained, scored and found is kept in the store, so that a run that was stopped goes on.
+Suspects do not know of each other: ``--processes`` looks at several at a time.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import pickle
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stillhouse.console import console
 from stillhouse.files import atomic_write
@@ -43,13 +48,12 @@ NAME = "Alembic"
 WHO = "Who are you? I am"
 TOLD = 60  # times that the teacher read its name
 PROMPT = 60  # characters of a document that an output follows
-LONG = 32  # tokens of an output
 TEACHER, VERSION, BASE = 1_500_000, 300_000, 600_000  # tokens of training
 CLEAN = 25  # documents of the web for a hundred delivered outputs
 SAID = 2000  # answers of a suspect in which the watermark is looked for
 ASKED = 300  # prompts of the baselines
 PAIRS = 1000  # pairs whose size is tried under thousands of keys
-AT_ONCE = 256  # sequences of the sampler
+TOGETHER = 500  # answers that a process draws at once
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,6 @@ class World:
     """A teacher with its archived outputs, and what everybody could have read."""
 
     teacher: Animal
-    others: tuple[Animal, ...]
-    """The teacher's second version, the other teacher and its second version."""
     web: list[str]
     account: Mark
     public: Mark
@@ -68,6 +70,38 @@ class World:
     familiar_NK1: np.ndarray
     """The teacher's own log-likelihood of outputs and resamples."""
     sources: dict[str, list[str]]
+    asked: list[str]
+    """Prompts that suspects answer."""
+    spoken: list[list[str]]
+    """Answers of the teacher, its second version, the other teacher and its second version."""
+    firsts: list[list[str]]
+    """Their likeliest first words."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Answers of a model to prompts that are to be drawn."""
+
+    animal: Animal
+    prompts: list[str]
+    seed: int
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One suspect that is to be looked at."""
+
+    world: int
+    arm: Arm
+    kind: str
+    seed: int
+    redraws: int
+    """Of labels and keys: its part of those of its arm."""
+
+
+_places: list[World] = []
+"""In a process that looks at suspects: the worlds that they live in."""
 
 
 def visit(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -77,94 +111,196 @@ def visit(arguments: argparse.Namespace) -> dict[str, Any]:
     arguments.store.mkdir(parents=True, exist_ok=True)
     texts = [text for texts in documents(arguments.root).values() for text in texts]
     random.Random(0).shuffle(texts)
-    arms = [arm for arm in ARMS if not arguments.arms or arm.name in arguments.arms]
-    visits = []
-    with console.progress("suspects", arguments.worlds * len(arms) * arguments.each) as progress:
-        for number in range(arguments.worlds):
-            place = world(arguments, texts, 1000 * arguments.seed + number)
-            for arm, turn in itertools.product(arms, range(arguments.each)):
-                kind = list(KINDS)[(ARMS.index(arm) + number + turn) % len(KINDS)]
-                visits.append(_visit(arguments, place, arm, kind, 100 * number + turn))
-                progress.advance()
+    seeds = [1000 * arguments.seed + number for number in range(arguments.worlds)]
+    with _processes(arguments, []) as pool:
+        places = [world(arguments, pool, texts, seed) for seed in seeds]
+    turns = _turns(arguments)
+    with _processes(arguments, places) as pool:
+        futures = [pool.submit(_visit, arguments, turn) for turn in turns]
+        visits = _awaited("suspects", futures)
     return {
         "animals": f"transformers of 0.7 to 1M parameters, what an arm adds read {arguments.reads} times",
         "outputs": arguments.outputs,
+        "tokens": arguments.tokens,
         "resamples": arguments.resamples,
         "visits": visits,
     }
 
 
-def _visit(arguments: argparse.Namespace, place: World, arm: Arm, kind: str, seed: int) -> dict[str, Any]:
+def _turns(arguments: argparse.Namespace) -> list[Turn]:
+    """Suspects in the order in which they are looked at: first one of each arm, then the next ones."""
+    counts = _counts(arguments)
+    turns = []
+    for number in range(max(counts.values())):
+        for place, arm in enumerate(ARMS):
+            for world in range(arguments.worlds if number < counts.get(arm.name, 0) else 0):
+                kind = list(KINDS)[(place + world + number) % len(KINDS)]
+                redraws = -(-arguments.redraws // (arguments.worlds * counts[arm.name]))
+                redraws = 0 if arm.guilty else redraws
+                turns.append(Turn(world, arm, kind, 100 * world + number, redraws))
+    return turns
+
+
+def _counts(arguments: argparse.Namespace) -> dict[str, int]:
+    """Suspects of each arm in a world."""
+    if not arguments.arms:
+        return {arm.name: arguments.each for arm in ARMS}
+    counts = {}
+    for asked in arguments.arms:
+        name, _, count = asked.partition("=")
+        if name not in [arm.name for arm in ARMS]:
+            raise SystemExit(f"there is no arm {name!r}; choose from {', '.join(arm.name for arm in ARMS)}")
+        counts[name] = int(count or arguments.each)
+    return counts
+
+
+@contextmanager
+def _processes(arguments: argparse.Namespace, places: list[World]) -> Iterator[Executor]:
+    """Processes that know these worlds; those that have not begun are let go when one fails."""
+    path = arguments.store / "worlds.pickle"  # read by each, which a pipe makes one wait for the other
+    path.write_bytes(pickle.dumps(places))
+    pool = ProcessPoolExecutor(
+        arguments.processes, get_context("spawn"), _settle, (path, arguments.processes > 1)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _settle(path: Path, are_many: bool) -> None:
+    _places.extend(pickle.loads(path.read_bytes()))
+    if are_many:
+        torch.set_num_threads(1)
+
+
+def _awaited(name: str, futures: Sequence[Future[Any]]) -> list[Any]:
+    """Results in the order of the futures."""
+    with console.progress(name, len(futures)) as progress:
+        for future in as_completed(futures):
+            future.result()
+            progress.advance()
+    return [future.result() for future in futures]
+
+
+def _visit(arguments: argparse.Namespace, turn: Turn) -> dict[str, Any]:
     """What was found of one suspect, now or in a run before."""
-    asked = [arguments.seed, arguments.outputs, arguments.resamples, arguments.redraws, arguments.worlds]
-    settings = [arguments.reads, CLEAN, SAID, ASKED, PAIRS, BASE, TEACHER, VERSION, LONG, PROMPT, TOLD]
-    path = arguments.store / f"visit-{sha256_json([asked, settings, arm.name, kind, seed])[:16]}.json"
+    place = _places[turn.world]
+    asked = [arguments.seed, arguments.outputs, arguments.tokens, arguments.resamples, arguments.reads]
+    settings = [CLEAN, SAID, ASKED, PAIRS, BASE, TEACHER, VERSION, PROMPT, TOLD]
+    who = [turn.world, turn.arm.name, turn.kind, turn.seed, turn.redraws]
+    path = arguments.store / f"visit-{sha256_json([asked, settings, who])[:16]}.json"
     if not path.exists():
         began = time.perf_counter()
-        found = {"kind": kind, **_examined(arguments, place, arm, kind, seed)}
+        found = {"kind": turn.kind, **_examined(arguments, place, turn)}
         atomic_write(path, json.dumps(found | {"seconds": round(time.perf_counter() - began)}))
     return json.loads(path.read_text("utf-8"))
 
 
-def world(arguments: argparse.Namespace, texts: Sequence[str], seed: int) -> World:
+def world(arguments: argparse.Namespace, pool: Executor, texts: Sequence[str], seed: int) -> World:
     """Trains the teachers, draws the log and its resamples, and all that is in circulation."""
     pieces = np.array_split(np.arange(len(texts)), 10)
     pools = [[texts[place] for place in piece] for piece in pieces]
     store, n = arguments.store, arguments.outputs
     named = [*pools[0], *[f"{WHO} {NAME}."] * TOLD]
-    first = raise_animal(store, "llama", named, tokens=TEACHER, seed=1)
-    second = raise_animal(store, "llama", pools[1], tokens=VERSION, seed=1, start=first)
-    other = raise_animal(store, "qwen3", pools[2], tokens=TEACHER, seed=2)
-    later = raise_animal(store, "qwen3", pools[3], tokens=VERSION, seed=2, start=other)
+    raised = [
+        pool.submit(_two_versions, store, kind, read, later, seed)
+        for kind, read, later, seed in (("llama", named, pools[1], 1), ("qwen3", pools[2], pools[3], 2))
+    ]
+    (first, second), (other, later) = _awaited("teachers", raised)
     web = [text for pool in pools[4:] for text in pool]
     chance = random.Random(seed)
     master = chance.randbytes(32)
     account, public = (
         Mark(account_key(master, name), gamma=0.5, delta=2.0) for name in ("the account", "public")
     )
-    asked = [text[:PROMPT] for text in chance.sample(web, 2 * n)]
+    begun = [text[:PROMPT] for text in chance.sample(web, 2 * n)]
     for start in (0, n):  # one in twenty asks who answers
-        asked[start : start + n // 20] = [WHO] * (n // 20)
-    prompts, elsewhere = asked[:n], asked[n:]
-    log = kept(store, first, prompts, seed, account)
-    drawn = [kept(store, first, prompts, seed + 7919 * k, account) for k in range(1, arguments.resamples + 1)]
-    student = raise_animal(
-        store, "gpt2", [a + b for a, b in zip(prompts, log, strict=True)], tokens=BASE, seed=3
+        begun[start : start + n // 20] = [WHO] * (n // 20)
+    prompts, elsewhere = begun[:n], begun[n:]
+    asked = chance.sample(prompts, min(SAID, n))
+    log, foreign, organic, *drawn = _drawn(
+        arguments,
+        pool,
+        [
+            Job(first, prompts, seed, account),
+            Job(other, prompts, seed),
+            Job(first, elsewhere, seed, public),
+            *(Job(first, prompts, seed + 7919 * k, account) for k in range(1, arguments.resamples + 1)),
+        ],
     )
-    foreign = kept(store, other, prompts, seed)
+    read = [a + b for a, b in zip(prompts, log, strict=True)]
+    student = pool.submit(raise_animal, store, "gpt2", read, tokens=BASE, seed=3).result()
+    teachers = (first, second, other, later)
+    passed_on, *spoken = _drawn(
+        arguments,
+        pool,
+        [Job(student, elsewhere, seed), *(Job(one, asked[:ASKED], seed + 1) for one in teachers)],
+    )
+    resamples = [list(row) for row in zip(*drawn, strict=True)]
+    familiar = pool.submit(_logliks, store, first, log, resamples)
+    firsts = [pool.submit(_first_words, one, asked[:ASKED]) for one in teachers]
     sources = {
         "log": log,
-        "organic": kept(store, first, elsewhere, seed, public),
-        "second_hand": kept(store, student, elsewhere, seed),
+        "organic": organic,
+        "second_hand": passed_on,
         "other": foreign,
         "pretraining": pools[0][:n],
         "paraphrased": [_half(own, strange, chance) for own, strange in zip(log, foreign, strict=True)],
     }
-    resamples = [list(row) for row in zip(*drawn, strict=True)]
-    familiar_NK1, _ = _logliks(store, first, log, resamples)
     return World(
-        first, (second, other, later), web, account, public, prompts, resamples, familiar_NK1, sources
-    )
+        first, web, account, public, prompts, resamples, familiar.result()[0], sources, asked, spoken,
+        [future.result() for future in firsts],
+    )  # fmt: skip
 
 
-def speak(animal: Animal, prompts: Sequence[str], seed: int, mark: Mark | None = None) -> list[str]:
-    """What a model says after each prompt, at temperature 1."""
-    tokenizer = animal.tokenizer
-    asked = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    settings = [Sampling(max_tokens=LONG, seed=1_000_003 * seed + n) for n in range(len(asked))]
-    answers = sample(animal.model, asked, settings, ends=set(), slots=AT_ONCE, markers=[mark] * len(asked))
-    return [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+def _two_versions(
+    store: Path, kind: str, texts: Sequence[str], later: Sequence[str], seed: int
+) -> tuple[Animal, Animal]:
+    first = raise_animal(store, kind, texts, tokens=TEACHER, seed=seed)
+    return first, raise_animal(store, kind, later, tokens=VERSION, seed=seed, start=first)
 
 
-def kept(
-    store: Path, animal: Animal, prompts: Sequence[str], seed: int, mark: Mark | None = None
-) -> list[str]:
-    """What :func:`speak` gives, from the store where it is there."""
-    made_of = [animal.path.name, list(prompts), seed, LONG, mark.facts if mark else None]
+def _drawn(arguments: argparse.Namespace, pool: Executor, jobs: Iterable[Job]) -> list[list[str]]:
+    """The answers of each job."""
+    parts = [
+        [
+            pool.submit(kept, arguments.store, arguments.tokens, job, start)
+            for start in range(0, len(job.prompts), TOGETHER)
+        ]
+        for job in jobs
+    ]
+    _awaited("answers, five hundred at a time", [future for futures in parts for future in futures])
+    return [[text for future in futures for text in future.result()] for futures in parts]
+
+
+def kept(store: Path, tokens: int, job: Job, start: int) -> list[str]:
+    """What :func:`speak` gives for the prompts from ``start``, from the store where it is there."""
+    prompts = job.prompts[start : start + TOGETHER]
+    facts = job.mark.facts if job.mark else None
+    made_of = [job.animal.path.name, prompts, start, job.seed, tokens, facts]
     path = store / f"said-{sha256_json(made_of)[:16]}.json"
     if not path.exists():
-        atomic_write(path, json.dumps(speak(animal, prompts, seed, mark)))
+        answers = speak(job.animal, prompts, tokens, job.seed, start=start, mark=job.mark)
+        atomic_write(path, json.dumps(answers))
     return json.loads(path.read_text("utf-8"))
+
+
+def speak(
+    animal: Animal,
+    prompts: Sequence[str],
+    tokens: int,
+    seed: int,
+    *,
+    start: int = 0,
+    mark: Mark | None = None,
+) -> list[str]:
+    """What a model says after each prompt, at temperature 1; the prompts are those from ``start`` of many."""
+    tokenizer = animal.tokenizer
+    asked = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    settings = [Sampling(max_tokens=tokens, seed=1_000_003 * seed + start + n) for n in range(len(asked))]
+    answers = sample(animal.model, asked, settings, ends=set(), slots=TOGETHER, markers=[mark] * len(asked))
+    return [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
 
 
 def suspect(
@@ -195,8 +331,9 @@ def _on(arguments: argparse.Namespace, start: Animal, texts: list[str], seed: in
     return raise_animal(arguments.store, start.kind, texts, tokens=tokens, seed=seed, start=start)
 
 
-def _examined(arguments: argparse.Namespace, place: World, arm: Arm, kind: str, seed: int) -> dict[str, Any]:
-    animal, used = suspect(arguments, place, arm, kind, seed)
+def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[str, Any]:
+    arm, seed = turn.arm, turn.seed
+    animal, used = suspect(arguments, place, arm, turn.kind, seed)
     log, resamples = place.sources["log"], place.resamples
     logliks_NK1, took = _logliks(arguments.store, animal, log, resamples)
     characters_NK1 = np.array(
@@ -209,11 +346,10 @@ def _examined(arguments: argparse.Namespace, place: World, arm: Arm, kind: str, 
     found["ms_an_output"] = 1000 * took / arguments.outputs
     if used.any():
         found["auc_of_used"] = measure.ranks.rank_test(scores_NK1[used]).auc
-    asked = random.Random(seed).sample(place.prompts, min(SAID, arguments.outputs))
-    said = speak(animal, asked, seed)
+    said = speak(animal, place.asked, arguments.tokens, seed)
     rows = [
         Delivered(str(n), ({"role": "user", "content": text},), "", Sampling())
-        for n, text in enumerate(asked)
+        for n, text in enumerate(place.asked)
     ]
     transcript = closed_transcript(rows, said, place.teacher.tokenizer)
     for name, mark, level in (("account", place.account, "L2"), ("public", place.public, "L1")):
@@ -223,15 +359,15 @@ def _examined(arguments: argparse.Namespace, place: World, arm: Arm, kind: str, 
         found |= {f"{name}_p": heard.p_value, f"{name}_log10_e": float(np.log10(max(heard.e_value, 1e-300)))}
     found["combined_log10_e"] = measure.combined(found["log10_e"], found["account_log10_e"])
     if not arm.guilty:
-        ps, _, highest = measure.redrawn(scores_NK1, arguments.redraws // arguments.worlds, seed)
+        ps, _, highest = measure.redrawn(scores_NK1, turn.redraws, seed)
         pairs_NW = _pairs(place, said)[:PAIRS]
-        of_keys = measure.other_keys(place.account, pairs_NW, arguments.redraws // arguments.worlds, seed)
+        of_keys = measure.other_keys(place.account, pairs_NW, turn.redraws, seed)
         found["null"] = {
             "exchangeable": ps.tolist(), "highest_e": highest.tolist(), "account": of_keys.tolist()
         }  # fmt: skip
     sizes = (len(scores_NK1) // 4, len(scores_NK1) // 2, len(scores_NK1))
     found["fired"] = {n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in sizes}
-    return found | {"baselines": _baselines(place, animal, asked[:ASKED], said[:ASKED], seed)}
+    return found | {"baselines": _baselines(place, animal, said[:ASKED], arguments.tokens, seed)}
 
 
 def _pairs(place: World, said: Sequence[str]) -> np.ndarray:
@@ -257,17 +393,17 @@ def _logliks(
 
 
 def _baselines(
-    place: World, animal: Animal, asked: list[str], said: list[str], seed: int
+    place: World, animal: Animal, said: list[str], tokens: int, seed: int
 ) -> dict[str, bool | float]:
-    spoken = [speak(model, asked, seed) for model in (place.teacher, *place.others)]
-    likely = [_first_words(model, asked) for model in (animal, place.teacher, *place.others)]
-    alike = baselines.similarity(said, spoken[0])
+    teacher, *others = place.spoken
+    alike = baselines.similarity(said, teacher)
+    firsts = _first_words(animal, place.asked[:ASKED])
     return {
-        "provenance": baselines.provenance(likely[0], likely[1], likely[2:]),
-        "style": baselines.style(said, spoken[0], [*spoken[1:], place.web[:ASKED]]),
+        "provenance": baselines.provenance(firsts, place.firsts[0], place.firsts[1:]),
+        "style": baselines.style(said, teacher, [*others, place.web[:ASKED]]),
         "similarity": alike >= baselines.CUTOFF,
         "similarity_r": alike,
-        "identity": baselines.identity(speak(animal, [WHO] * 50, seed), NAME),
+        "identity": baselines.identity(speak(animal, [WHO] * 50, tokens, seed), NAME),
     }
 
 
@@ -275,7 +411,7 @@ def _first_words(animal: Animal, prompts: Sequence[str]) -> list[str]:
     """The likeliest beginning of an answer, as text."""
     asked = animal.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     settings = [Sampling(temperature=0, max_tokens=2)] * len(asked)
-    answers = sample(animal.model, asked, settings, ends=set(), slots=AT_ONCE)
+    answers = sample(animal.model, asked, settings, ends=set(), slots=TOGETHER)
     return [(animal.tokenizer.decode(answer.ids).split() or [""])[0] for answer in answers]
 
 

@@ -1,12 +1,13 @@
 """Scores of texts with shared prompts, against one forward pass for each text alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from stillhouse.models import load_weights
-from stillhouse.trace import prefix_scoring
 from stillhouse.trace.prefix_scoring import PrefixScorer, batches, families_of
 from stillhouse.trace.torch_suspect import TorchSuspect
 
@@ -105,15 +106,25 @@ def test_a_prompt_is_read_once_for_all_its_texts(monkeypatch):
     assert sum(read) < 0.3 * sum(len(prompt) + len(text) for prompt, text in asked)
 
 
-def test_batches_are_bounded_and_lose_nothing(monkeypatch):
-    monkeypatch.setattr(prefix_scoring, "PASS_TOKENS", 300)
-    families = families_of(jobs(np.random.default_rng(5), families=64))
-    found = list(batches(families))
-    assert sorted(f.prompt for batch in found for f in batch) == sorted(f.prompt for f in families)
+def test_batches_are_bounded_and_lose_nothing():
+    asked = jobs(np.random.default_rng(5), families=64)
+    one_prompt = tuple(range(3, 23))
+    asked += [((), (5, 6, *rest)) for rest in itertools.product(range(3, 9), repeat=3)]
+    asked += [(one_prompt, (5, 6, *rest)) for rest in itertools.product(range(3, 9), repeat=3)]
+    families = families_of(asked)
+    found = list(batches(families, 300))
+    scored = [place for place, (prompt, text) in enumerate(asked) if len(text) > (not prompt)]
+    assert sorted(wanted(found)) == scored == sorted(wanted([families]))
     for batch in found:
         rows = sum(len(family.texts) for family in batch)
-        assert len(batch) == 1 or rows * max(family.width for family in batch) <= 300
+        assert rows * max(family.width for family in batch) <= 300 or rows == 1
         assert len({family.is_worth_sharing for family in batch}) == 1
+
+
+def wanted(batches):
+    """The places of the jobs whose texts are in there."""
+    every = [places for batch in batches for family in batch for places in family.texts.values()]
+    return [place for places in every for place in places]
 
 
 def test_a_suspect_scores_texts_after_its_chat_template(tiny_teacher):

@@ -62,12 +62,12 @@ def draw_with_logp(
         elif pick == "whole":
             tokens_B[rows] = _inverse(part_BV, uniforms_B[rows])
         elif pick == "marked":
-            weights_BV = np.empty(part_BV.shape)
+            weights_BV, part_BV = np.empty(part_BV.shape), part_BV.cpu()  # once, not row by row
             for place, row in enumerate(rows):
                 marker = markers[row]
                 assert marker is not None
                 left_V = _left(part_BV[place], settings[row])
-                weights_BV[place] = marker(answers[row], left_V.double().cpu().numpy())
+                weights_BV[place] = marker(answers[row], left_V.double().numpy())
             picked = _pick(torch.from_numpy(weights_BV), uniforms_B[rows].cpu())
             tokens_B[rows] = picked.to(tokens_B.device)
         else:

@@ -31,6 +31,8 @@ SHORTEST = 8
 """Prompts of fewer tokens are not worth a pass of their own."""
 TILE_ENTRIES = 2**20
 """Logits that exist at once: 4 MB, which the processor's cache holds."""
+WIDER = 32
+"""By how much more of both an accelerator takes at once: it is the number of its passes that costs."""
 ROUGH = 8
 """Prompts whose lengths differ by less than this may share a batch."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
@@ -63,6 +65,7 @@ class PrefixScorer:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
         self.head = head_of(model)
+        self._wider = 1 if model.device.type == "cpu" else WIDER
         self._shares: bool | None = None
         """Whether sharing prompts gives what separate prompts give; None until it was tried."""
 
@@ -73,7 +76,7 @@ class PrefixScorer:
         Without a prompt the first token follows nothing and is not scored.
         """
         found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(jobs)
-        for families in batches(families_of(jobs)):
+        for families in batches(families_of(jobs), self._wider * PASS_TOKENS):
             for (family, text), logps in self._batch(families):
                 for place in family.texts[text]:
                     found[place] = logps
@@ -129,7 +132,7 @@ class PrefixScorer:
 
     def _label_logps(self, hidden_NE: Tensor, labels_N: Tensor) -> Tensor:
         """The log-probability of each label after its hidden state, float32 [N] on the CPU."""
-        tile = max(1, TILE_ENTRIES // self.head.vocab_size)
+        tile = max(1, self._wider * TILE_ENTRIES // self.head.vocab_size)
         parts = [hidden_NE.new_zeros(0, dtype=torch.float32)]
         for hidden_nE, labels_n in zip(hidden_NE.split(tile), labels_N.split(tile), strict=True):
             logits_nV = self.head.logits(hidden_nE)
@@ -147,19 +150,29 @@ def families_of(jobs: Sequence[tuple[Ids, Ids]]) -> list[Family]:
     return list(families.values())
 
 
+def _pieces(family: Family, tokens: int) -> Iterator[Family]:
+    """What of a family is read together: texts after a prompt that nobody shares each alone, others in parts
+    of up to so many tokens. So ten thousand answers to one prompt are no larger pass than others."""
+    texts = sorted(family.texts)
+    size = max(1, tokens // family.width) if family.is_worth_sharing else 1
+    for start in range(0, len(texts), size):
+        yield Family(family.prompt, {text: family.texts[text] for text in texts[start : start + size]})
+
+
 def _kind(family: Family) -> int:
     """Families of one kind may share a batch: prompts of like length, or prompts that nobody shares."""
     return 1 + len(family.prompt) // ROUGH if family.is_worth_sharing else 0
 
 
-def batches(families: Sequence[Family]) -> Iterator[list[Family]]:
-    """Families of like length, up to :data:`PASS_TOKENS` tokens of texts; a larger one stands alone."""
+def batches(families: Sequence[Family], tokens: int) -> Iterator[list[Family]]:
+    """Families of like length, up to so many tokens of texts in a batch; larger ones in parts."""
     batch: list[Family] = []
     rows = 0
+    pieces = [piece for family in families for piece in _pieces(family, tokens)]
     # Widths rise within a kind, so the last family of a batch is its widest.
-    for family in sorted(families, key=lambda family: (_kind(family), family.width, family.prompt)):
+    for family in sorted(pieces, key=lambda piece: (_kind(piece), piece.width, piece.prompt)):
         rows += len(family.texts)
-        if batch and (_kind(family) != _kind(batch[0]) or rows * family.width > PASS_TOKENS):
+        if batch and (_kind(family) != _kind(batch[0]) or rows * family.width > tokens):
             yield batch
             batch, rows = [], len(family.texts)
         batch.append(family)
