@@ -7,7 +7,7 @@ from loopback import bound_server, running
 from test_resample import delivered, write_log
 
 from stillhouse.errors import ApiError, CorpusError
-from stillhouse.models import ChatTemplate, load_weights
+from stillhouse.models import ChatTemplate, Reply, Request, Sampling, load_weights
 from stillhouse.serve.app import Server
 from stillhouse.serve.shelf import Shelf
 from stillhouse.trace.exchangeable import judge, observe
@@ -170,3 +170,32 @@ def test_a_plan_has_a_budget_and_the_name_of_a_key(server, tiny_teacher, tmp_pat
     whole, part = asked("whole"), asked("part", budget=2000)
     assert whole == len(read_log(log).rows) and 0 < part < whole
     assert counted.keys == {b"Bearer sesame"}
+
+
+def requests(count):
+    sampling = Sampling(max_tokens=8, seed=1)
+    return [Request(str(n), [{"role": "user", "content": f"what is {n}"}], sampling) for n in range(count)]
+
+
+def test_answers_are_kept_like_everything_else(server, tmp_path):
+    counted, reference = server
+    first = open_suspect(reference, journal=tmp_path / "answers.jsonl")
+    said, used = [reply.text for reply in first.generate(requests(5))], first.tokens
+    first.close()
+    counted.paths.clear()
+    second = open_suspect(reference, journal=tmp_path / "answers.jsonl")
+    again = second.generate(requests(6))
+    assert [reply.text for reply in again[:5]] == said and second.tokens > used > 0
+    assert counted.paths.count("/v1/chat/completions") == 1
+    second.close()
+
+
+def test_answers_end_with_the_budget_and_say_so(server, capsys):
+    suspect = open_suspect(server[1], max_tokens=150)
+    replies = suspect.generate(requests(40))
+    kept = [reply for reply in replies if isinstance(reply, Reply)]
+    assert 0 < len(kept) < 40 and suspect.tokens <= 150 * 1.25
+    assert all("budget of 150 tokens" in str(reply) for reply in replies if not isinstance(reply, Reply))
+    assert capsys.readouterr().err.count("budget of 150 tokens") == 1
+    assert suspect.loglik([PROMPT], ["long enough to be more than what is left of it " * 9]) == [None]
+    suspect.close()

@@ -106,6 +106,37 @@ def test_stopping_early_asks_less(case, monkeypatch):
     suspect.close()
 
 
+def test_a_suspect_that_was_stopped_in_the_middle_is_asked_only_the_rest(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("stillhouse.trace.exchangeable_transcript.MANY", 16)
+    log, resamples, path = case
+    suspect, journal = open_suspect(str(path)), tmp_path / "exchangeable-0.journal"
+    whole, loglik, sizes = observe(suspect, log, resamples), suspect.loglik, []
+
+    def counting(prompts, texts):
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        sizes.append(len(texts))
+        return loglik(prompts, texts)
+
+    monkeypatch.setattr(suspect, "loglik", counting)
+    with pytest.raises(KeyboardInterrupt):
+        observe(suspect, log, resamples, journal=journal)
+    with journal.open("ab") as file:
+        file.write(b'{"part": [{"id": "tor')  # killed in the middle of a line
+    sizes.clear()
+    sizes.append(0)
+    with pytest.raises(KeyboardInterrupt):
+        observe(suspect, log, resamples, journal=journal)  # one part more
+    monkeypatch.setattr(suspect, "loglik", loglik)
+    resumed = observe(suspect, log, resamples, journal=journal)
+    assert resumed.equals(whole, check_metadata=True)
+    asked = []
+    monkeypatch.setattr(suspect, "loglik", lambda *texts: asked.append(texts) or loglik(*texts))
+    assert observe(suspect, log, resamples, journal=journal).equals(whole) and not asked
+    assert observe(suspect, log, resamples, seed=1, journal=journal).num_rows == whole.num_rows
+    assert asked, "in another order they are other questions"
+
+
 def test_a_resample_that_the_log_would_have_left_out_is_left_out(case):
     """The log drops an output that repeats an earlier one to the same prompt."""
     log, resamples, path = case

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import numpy as np
@@ -14,10 +13,17 @@ from marked_students import VOCABULARY, WINDOW, Student, Teacher, closed_table, 
 from scipy import stats
 
 from stillhouse.errors import ModelError, UsageError
-from stillhouse.models import Can, Reply, Sampling, Weights, load_tokenizer, load_weights
+from stillhouse.models import Reply, Sampling, Weights, load_tokenizer, load_weights
 from stillhouse.trace.finding import Finding
 from stillhouse.trace.log import Delivered
-from stillhouse.trace.radioactivity import SCHEMA, closed_transcript, judge, observe, placebo_keys
+from stillhouse.trace.radioactivity import (
+    SCHEMA,
+    closed_transcript,
+    judge,
+    observe_closed,
+    observe_open,
+    placebo_keys,
+)
 from stillhouse.watermark import Mark
 
 TEACHER = Teacher(0)
@@ -204,7 +210,7 @@ def test_open_mode_writes_down_the_suspects_likeliest_tokens(weights, monkeypatc
         "stillhouse.trace.radioactivity.FORWARD_TOKENS", 64
     )  # more than one pass, with padding
     done = []
-    table = observe(weights, LOG, weights.tokenizer, mode="open", progress=done.append)
+    table = observe_open(weights, LOG, weights.tokenizer, progress=done.append)
     assert sum(done) == 3
     for row, delivered in zip(table.to_pylist(), LOG, strict=True):
         assert row["tokens"] == weights.tokenizer.encode(delivered.output, add_special_tokens=False)
@@ -217,32 +223,25 @@ def test_open_mode_writes_down_the_suspects_likeliest_tokens(weights, monkeypatc
 
 
 def test_open_mode_refuses_another_tokenizer_and_says_what_works(weights):
-    table = observe(weights, LOG, load_tokenizer("embedded:smollm2")[0], mode="open")
+    table = observe_open(weights, LOG, load_tokenizer("embedded:smollm2")[0])
     finding = judge(table, parameters(bytes(32)))
     assert finding.p_value is None
     assert "Closed mode works with any" in str(finding.reason)
 
 
 class Answering:
-    """A suspect behind an API: two at a time, and one prompt that it does not answer."""
-
-    reference, fingerprint, template_hash, context_length = "api:x#y", "", None, None
-    can, max_batch, concurrency, pushbacks = Can(generate=True, logprobs=False, train=False), 1, 2, 0
+    """A suspect that does not answer one of the prompts."""
 
     def __init__(self) -> None:
-        self.asked, self.running, self.most = [], 0, 0
+        self.asked = []
 
-    async def generate(self, requests):
-        self.running += 1
-        self.most = max(self.most, self.running)
-        await asyncio.sleep(0.01)
-        self.running -= 1
+    def __call__(self, requests):
         self.asked += requests
-        text = requests[0].messages[-1]["content"]
-        return [ModelError("no") if text == "1" else Reply(f"the {text} is an answer", None, "stop", 1, 4)]
-
-    async def close(self):
-        pass
+        texts = [request.messages[-1]["content"] for request in requests]
+        return [
+            ModelError("no") if text == "1" else Reply(f"the {text} is an answer", None, "stop", 1, 4)
+            for text in texts
+        ]
 
 
 def test_closed_mode_asks_each_prompt_once_and_keeps_what_went_wrong(weights):
@@ -251,8 +250,7 @@ def test_closed_mode_asks_each_prompt_once_and_keeps_what_went_wrong(weights):
         for n in range(9)
     ]
     suspect = Answering()
-    table = observe(suspect, rows, weights.tokenizer, mode="closed", sampling=Sampling(max_tokens=7), seed=2)
-    assert suspect.most == 2
+    table = observe_closed(suspect, rows, weights.tokenizer, sampling=Sampling(max_tokens=7), seed=2)
     assert len({request.sampling.seed for request in suspect.asked}) == len(suspect.asked) == len(table) == 5
     assert all(request.sampling.max_tokens == 7 for request in suspect.asked)
     for number, row in enumerate(table.to_pylist()):
@@ -263,7 +261,7 @@ def test_closed_mode_asks_each_prompt_once_and_keeps_what_went_wrong(weights):
     finding = judge(table, parameters(bytes(32)))
     assert finding.assumptions[-1].held is False
     assert "4 of 5" in finding.assumptions[-1].evidence
-    alone = observe(suspect, LOG[1:2], weights.tokenizer, mode="closed")
+    alone = observe_closed(suspect, LOG[1:2], weights.tokenizer)
     assert "nothing to ask" in str(judge(alone, parameters(bytes(32))).reason)
 
 
@@ -276,5 +274,5 @@ def test_a_closed_transcript_is_made_from_anybodys_answers(weights):
 def test_accounts_that_asked_the_same_have_a_transcript_each(weights):
     prompt = ({"role": "user", "content": "what matters?"},)
     rows = [Delivered(str(n), prompt, "irrelevant", Sampling(), account) for n, account in enumerate("xxy")]
-    table = observe(Answering(), rows, weights.tokenizer, mode="closed")
+    table = observe_closed(Answering(), rows, weights.tokenizer)
     assert table["account"].to_pylist() == ["x", "y"]

@@ -133,8 +133,8 @@ def test_a_marked_log_needs_marked_resamples():
     plan = Plan()
     assert hindrances(plan, EVERYTHING)["exchangeable"] is None
 
-    def why(*without, plan=plan):
-        given = dataclasses.replace(EVERYTHING, teacher=EVERYTHING.teacher - set(without))
+    def why(*without, plan=plan, more=()):
+        given = dataclasses.replace(EVERYTHING, teacher=(EVERYTHING.teacher - set(without)) | set(more))
         return hindrances(plan, given)["exchangeable"]
 
     assert "still trace resample --watermark" in why("marked resamples")
@@ -144,5 +144,8 @@ def test_a_marked_log_needs_marked_resamples():
     assert why("marked resamples", "watermark key") is None
     unknown = Plan(tests=PlannedTests(radioactivity=None))
     assert "the kind of the log's watermark" in why(*drawn_here, plan=unknown)
-    teacher = TeacherPlan(name="t", log="l", accounts=("a",), placebo_accounts=("b",), watermark_key="k")
-    assert "--watermark-by-account" in why(*drawn_here, plan=Plan(teachers=(teacher,)))
+    with_placebos = TeacherPlan(name="t", log="l", accounts=("a",), placebo_accounts=("b",))
+    assert "placebo accounts" in teacher_access(with_placebos, has_weights=True)
+    assert "--watermark-by-account" in why(*drawn_here, more=["placebo accounts"])
+    others = Plan(teachers=(with_placebos, TeacherPlan(name="u", log="l", watermark_key="k")))
+    assert why(*drawn_here, plan=others) is None, "the placebo accounts are another teacher's"

@@ -169,8 +169,11 @@ def test_the_resamples_of_a_marked_log_are_drawn_with_its_mark(tmp_path, log, ti
     given = TeacherPlan(**vars(marked) | {"resamples": str(drawn)})
     plan = plan_of(log, tiny_teacher, teachers=(given,), tests=tests)
     assert run._resamples_are_marked(plan, given)
+    of_key = plan_of(log, tiny_teacher, teachers=(given,), tests=PlannedTests(radioactivity=None))
+    assert run._resamples_are_marked(of_key, given), "without a planned kind of mark the key tells"
     key.write_text("5b" * 32 + "\n")
     assert not run._resamples_are_marked(plan, given)
+    assert not run._resamples_are_marked(of_key, given)
 
 
 def test_a_log_of_another_version_is_refused(tmp_path, log, tiny_teacher):

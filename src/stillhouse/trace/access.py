@@ -15,7 +15,7 @@ class Access:
     """Of `generate`, `logprobs`, `weights`."""
     teacher: frozenset[str]
     """Of `model`, `weights`, `sampler` (one of ours, which can mark), `resamples`, `marked resamples` (with
-    the watermark's key), `watermark key`, `canaries`."""
+    the watermark's key), `watermark key`, `canaries`, `placebo accounts`."""
     references: int
     """Reference models."""
 
@@ -38,6 +38,7 @@ def teacher_access(
         "marked resamples": marked_resamples,
         "watermark key": teacher.watermark_key is not None,
         "canaries": teacher.canaries is not None,
+        "placebo accounts": bool(teacher.placebo_accounts),
     }
     return frozenset(name for name, there in given.items() if there)
 
@@ -76,7 +77,7 @@ def _marked_resamples(plan: Plan, access: Access) -> str | None:
         return "needs the kind of the log's watermark (`tests.radioactivity` in the plan), to draw with it."
     if "sampler" not in access.teacher:
         return "needs the teacher's safetensors weights here, to draw resamples with the log's watermark."
-    if any(teacher.placebo_accounts and teacher.watermark_key for teacher in plan.teachers):
+    if "placebo accounts" in access.teacher:
         return (
             "needs resamples of the placebo accounts under their own keys "
             "(`still trace resample --watermark --watermark-by-account`)."

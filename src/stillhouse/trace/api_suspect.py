@@ -6,7 +6,8 @@ is written out plainly (`User:` … `Assistant:`). The tokenizer is unknown, so 
 and as many tokens as it has are taken off the front.
 
 Every answer is in the journal before the next is looked at. An answer that was journalled is never asked for
-again, and its tokens count towards the budget.
+again, and its tokens count towards the budget. What the budget no longer allows is not asked: texts that are
+scored together are asked all or not at all, answers one by one.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..console import console
 from ..corpus.journal import Journal, read_journal
 from ..corpus.pace import Pace
 from ..errors import ApiError, CorpusError, ModelError, ModelNotFoundError, StillhouseError
@@ -40,6 +43,15 @@ GO_ON = "Go on with the following text where it stops, word for word as you know
 Answer = dict[str, Any]
 
 
+class _Job(NamedTuple):
+    """What is to be asked."""
+
+    text: str
+    call: Callable[[str], Coroutine[Any, Any, Answer | StillhouseError]]
+    answer: int = 0
+    """Tokens that the answer may have."""
+
+
 class ApiSuspect:
     """A model that somebody serves."""
 
@@ -51,7 +63,11 @@ class ApiSuspect:
         self._model = model
         self._pace, self._pushbacks, self._failed_in_a_row = Pace(concurrency), model.pushbacks, 0
         self._answers: dict[str, Answer] = {}
-        self._bytes = 0
+        self._refused: dict[str, StillhouseError] = {}
+        """Why there is no answer, of what was asked in this process."""
+        self._read, self._bytes, self._expected, self._said_so = 0, 0, 0.0, False
+        self._template: float | None = None
+        """Tokens that the server puts around a conversation; None until an answer told."""
         self._plain = ChatTemplate.plain()
         self._journal = None if journal is None else self._opened(journal)
         self._loop = asyncio.new_event_loop()
@@ -66,7 +82,11 @@ class ApiSuspect:
         """The log-likelihood of each text after its prompt, written out plainly."""
         before = [self._written_out(prompt) for prompt in prompts]
         whole = [start + text for start, text in zip(before, texts, strict=True)]
-        self._ask({_key("echo", text): (text, self._echo) for text in [*before, *whole] if text})
+        jobs = {_key("echo", text): _Job(text, self._echo) for text in [*before, *whole] if text}
+        if not self.affords([job.text for key, job in jobs.items() if key not in self._answers]):
+            self._exhausted()
+            return [None] * len(texts)
+        self._ask(jobs)
         scored: list[Scored | None] = []
         for start, text in zip(before, whole, strict=True):
             prompt_logps = self._answers.get(_key("echo", start), {}).get("logps") if start else []
@@ -85,20 +105,27 @@ class ApiSuspect:
         for prompt, beginning, length in zip(prompts, beginnings, lengths, strict=True):
             key = _key("continue", [list(prompt), beginning, length])
             keys.append(key)
-            jobs[key] = (beginning, self._continuing(prompt, beginning, length))
+            jobs[key] = _Job(beginning, self._continuing(prompt, beginning, length))
         self._ask(jobs)
         return [self._answers.get(key, {}).get("said") for key in keys]
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
-        """Answers, one for each request, in order."""
-        return self._loop.run_until_complete(self._model.generate(requests))
+        """Answers, one for each request, in order; an error where the budget does not allow one."""
+        keys, jobs = [], {}
+        for request in requests:
+            key = _key("answer", [list(request.messages), asdict(request.sampling)])
+            text = "".join(str(turn.get("content") or "") for turn in request.messages)
+            keys.append(key)
+            jobs[key] = _Job(text, self._answering(request), request.sampling.max_tokens)
+        self._ask(jobs)
+        return [
+            Reply(**self._answers[key]["reply"]) if key in self._answers else self._refused[key]
+            for key in keys
+        ]
 
     def affords(self, texts: Sequence[str]) -> bool:
         """Whether the budget holds for these texts, if they cost as many tokens a byte as those before."""
-        if self.max_tokens is None:
-            return True
-        rate = self.tokens / self._bytes if self._bytes else TOKENS_PER_BYTE
-        return self.tokens + rate * sum(len(text.encode()) for text in texts) <= self.max_tokens
+        return self._allows(sum(self._cost(text) for text in texts))
 
     def close(self) -> None:
         """Closes connections and journal."""
@@ -106,6 +133,28 @@ class ApiSuspect:
         self._loop.close()
         if self._journal is not None:
             self._journal.close()
+
+    def _allows(self, cost: float) -> bool:
+        return self.max_tokens is None or self.tokens + self._expected + cost <= self.max_tokens
+
+    def _cost(self, text: str) -> float:
+        """Tokens that a text is taken to have, by those that were read before."""
+        return len(text.encode()) * (self._read / self._bytes if self._bytes else TOKENS_PER_BYTE)
+
+    def _cost_of_answer(self, job: _Job) -> float:
+        return TOKENS_PER_BYTE * len(job.text.encode()) + (self._template or 0) + job.answer
+
+    def _limit(self, job: _Job) -> int:
+        """How many may be under way: the first answer alone, where a budget has to know what one costs."""
+        unknown = job.answer and self.max_tokens is not None and self._template is None
+        return 1 if unknown else self._pace.limit
+
+    def _exhausted(self) -> ModelError:
+        error = ModelError(f"{self.reference}: the budget of {self.max_tokens:,} tokens allows no more")
+        if not self._said_so:
+            console.warn(str(error))
+        self._said_so = True
+        return error
 
     def _written_out(self, prompt: Prompt) -> str:
         return self._plain.render(list(prompt), add_generation_prompt=True) if prompt else ""
@@ -129,7 +178,12 @@ class ApiSuspect:
     def _remember(self, line: Answer) -> None:
         self._answers[line["key"]] = line
         self.tokens += line["tokens"]
-        self._bytes += line["bytes"]
+        if "reply" in line:
+            around = line["reply"]["prompt_tokens"] - TOKENS_PER_BYTE * line["bytes"]
+            self._template = max(self._template or 0.0, around)
+        else:
+            self._read += line["tokens"]
+            self._bytes += line["bytes"]
 
     def _probed(self) -> tuple[bool, bool]:
         """Whether the API continues texts, and tells the log-probabilities of given ones."""
@@ -169,7 +223,16 @@ class ApiSuspect:
 
         return completed if self.completes else chatted
 
-    def _ask(self, jobs: dict[str, tuple[str, Callable[[str], Coroutine[Any, Any, Any]]]]) -> None:
+    def _answering(self, request: Request) -> Callable[[str], Coroutine[Any, Any, Answer | StillhouseError]]:
+        async def answered(_: str) -> Answer | StillhouseError:
+            [reply] = await self._model.generate([request])
+            if isinstance(reply, StillhouseError):
+                return reply
+            return {"reply": asdict(reply), "tokens": reply.prompt_tokens + reply.completion_tokens}
+
+        return answered
+
+    def _ask(self, jobs: dict[str, _Job]) -> None:
         """Asks what is not answered yet; a text that is refused stays unanswered.
 
         Raises:
@@ -177,20 +240,30 @@ class ApiSuspect:
             AuthenticationError: the key was refused.
         """
         self._loop.run_until_complete(
-            self._ask_all(deque((key, *job) for key, job in jobs.items() if key not in self._answers))
+            self._ask_all(deque((key, job) for key, job in jobs.items() if key not in self._answers))
         )
 
-    async def _ask_all(self, waiting: deque[tuple[str, str, Any]]) -> None:
-        under_way: dict[asyncio.Task[Any], tuple[str, str]] = {}
+    async def _ask_all(self, waiting: deque[tuple[str, _Job]]) -> None:
+        under_way: dict[asyncio.Task[Any], tuple[str, str, float]] = {}
         try:
             while waiting or under_way:
-                while waiting and len(under_way) < self._pace.limit:
-                    key, text, call = waiting.popleft()
-                    under_way[asyncio.ensure_future(call(text))] = (key, text)
+                while waiting and len(under_way) < self._limit(waiting[0][1]):
+                    key, job = waiting.popleft()
+                    cost = self._cost_of_answer(job) if job.answer else self._cost(job.text)
+                    if job.answer and not self._allows(cost):
+                        self._refused[key] = self._exhausted()
+                        continue
+                    self._expected += cost
+                    under_way[asyncio.ensure_future(job.call(job.text))] = (key, job.text, cost)
+                if not under_way:
+                    break
                 done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    self._take(*under_way.pop(task), task.result(), len(under_way))
+                    key, text, cost = under_way.pop(task)
+                    self._expected -= cost
+                    self._take(key, text, task.result(), len(under_way))
         finally:
+            self._expected = 0.0
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
@@ -207,7 +280,9 @@ class ApiSuspect:
                 f"the last: {result}",
                 hint="What was answered is kept; run the same command again when the server is well.",
             )
-        if not isinstance(result, StillhouseError):
+        if isinstance(result, StillhouseError):
+            self._refused[key] = result
+        else:
             line = {"key": key, "bytes": len(text.encode()), **result}
             if self._journal is not None:
                 self._journal.append(line)

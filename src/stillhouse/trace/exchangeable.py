@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import UsageError
+from ..watermark.tails import e_value
 from . import power
 from .evalues import bets_against, first_time, log_betting_process, to_p
 from .exchangeable_assumptions import assumptions
@@ -88,7 +89,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     test = rank_test(scores_NK1)
     k = float(np.mean(resamples_of(scores_NK1)))
     # Whoever may stop early has p from the e-process: the permutation p-value is for a size fixed before.
-    p_value = test.p if stop_at is None else max(SMALLEST, to_p(_exp(float(log_e_N.max()))))
+    p_value = test.p if stop_at is None else max(SMALLEST, to_p(e_value(log_e_N.max())))
     log_size = facts.get("log_size") or asked
     effect: dict[str, float | None] = {
         "auc": test.auc,
@@ -109,7 +110,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         statistic=f"z of the ranks of the delivered outputs among their resamples, by {score.words}",
         value=test.z,
         p_value=p_value,
-        e_value=_exp(float(log_e_N[-1])),
+        e_value=e_value(log_e_N[-1]),
         effect=effect,
         assumptions=assumptions(transcript, arranged, facts, test, early=stop_at is not None),
         rivals=RIVALS,
@@ -224,11 +225,6 @@ def _why_none(transcript: pa.Table, arranged: Arranged) -> str:
 
 def _not_run(parameters: Mapping[str, Any], reason: str) -> Finding:
     return Finding(NAME, LEVEL, NULL, n=0, rivals=RIVALS, parameters=dict(parameters), reason=reason)
-
-
-def _exp(log: float) -> float:
-    """The largest float where it would be infinite."""
-    return math.exp(min(log, math.log(np.finfo(np.float64).max) - 1e-9))
 
 
 def _series(scores_NK1: np.ndarray, log_e_N: np.ndarray) -> dict[str, list[float]]:

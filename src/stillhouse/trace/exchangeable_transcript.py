@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..errors import CapabilityError, UsageError
 from ..hashing import sha256_json
 from .evalues import first_time, log_betting_process
 from .log import Delivered, Log
+from .parts import Parts
 from .ranks import mid_ranks, usable
 from .resample import Resamples, log_facts
 from .scoring import Score, arrange, halves, min_k, overlap, score_named
@@ -36,7 +38,7 @@ TRANSCRIPT = pa.schema(
         ("overlap", pa.float64()),
     ]
 )
-MANY, FEW = 2048, 64
+MANY, FEW = 512, 64
 """Outputs asked at once: of a model in memory, where batches are long; where it may end soon, or costs."""
 CHARACTERS_PER_TOKEN = 3
 """A continuation gets a token for so many characters of the true rest: more than it needs, as a rule."""
@@ -65,6 +67,7 @@ def observe(
     stop_at: float | None = None,
     public: Iterable[str] | None = None,
     progress: Progress | None = None,
+    journal: Path | None = None,
 ) -> pa.Table:
     """Asks the suspect about every delivered output and its resamples; the transcript that `judge` takes.
 
@@ -77,6 +80,7 @@ def observe(
             it prefers neither.
         stop_at: give it to `judge` too.
         public: texts that anybody could have read, to be searched for the outputs.
+        journal: where answers are kept as they come; with them it goes on.
 
     Raises:
         UsageError: there is no such score, or `reference` without a reference model.
@@ -91,13 +95,20 @@ def observe(
     parts: list[pa.Table] = []
     size = FEW if stop_at is not None or not suspect.can.weights else MANY
     shown = console.progress("trace", len(items), "outputs")
-    with contextlib.nullcontext(progress) if progress else shown as bar:
+    models = [model and model.fingerprint for model in (suspect, reference)]
+    questions = [models, sorted(columns), size, [[item.row.id, *item.texts] for item in items]]
+    with (
+        contextlib.nullcontext(progress) if progress else shown as bar,
+        contextlib.closing(Parts(journal, questions)) as answered,
+    ):
         for start in range(0, len(items), size):
             chunk = items[start : start + size]
-            if not suspect.affords([text for item in chunk for text in item.texts]):
+            texts = [text for item in chunk for text in item.texts]
+            if not answered.knows_next and not suspect.affords(texts):
                 console.warn(f"the budget ends after {start:,} of {len(items):,} outputs")
                 break
-            parts.append(_asked(suspect, reference, chunk, columns))
+            rows = answered.next(lambda chunk=chunk: _asked(suspect, reference, chunk, columns).to_pylist())
+            parts.append(pa.Table.from_pylist(rows, TRANSCRIPT))
             bar.advance(len(chunk))
             if stop_at is not None and _reached(pa.concat_tables(parts), wanted[0], stop_at):
                 break

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from ..errors import StillhouseError, UsageError
+from ..errors import UsageError
 from ..models import Reply, Request, Sampling
 from .finding import Assumption, Finding, Level
+from .suspect import Ask
 from .tails import clopper_pearson
 
 NAME = "identity"
@@ -142,9 +143,6 @@ VENDORS: Mapping[str, str] = {
 """What names a vendor, by regular expression. Case matters: Spanish *llama* is no model, nor *meta*.
 ASCII boundaries, because Japanese and Korean put their particles right after a name."""
 _SENTENCE = re.compile(r"[^.!?。！？؟\n]+(?:\.\d[^.!?。！？؟\n]*)*")
-
-Ask = Callable[[Sequence[Request]], Sequence[Reply | StillhouseError]]
-"""Puts requests to a model: one result each, in order."""
 
 
 def observe(ask: Ask, languages: Sequence[str] = (), *, max_tokens: int = 200) -> pa.Table:

@@ -15,13 +15,15 @@ import pyarrow as pa
 from ..console import console
 from ..errors import CorpusError, StillhouseError
 from ..files import read_json_lines
-from .bundle import RESAMPLES, write_transcript
+from .bundle import RESAMPLES, TRANSCRIPTS, write_transcript
 from .commit import now
 from .log import Log
+from .parts import in_parts
 from .plan import Plan, TeacherPlan
+from .suspect import Ask
 
 if TYPE_CHECKING:
-    from ..models import Reply, Request
+    from ..models import Model, Reply, Request
     from .suspect import Suspect
 
 
@@ -37,12 +39,25 @@ class Case:
     directory: Path
     """The bundle."""
 
+    def journal(self, test: str, number: int = 0) -> Path:
+        """Where answers of a test under way are kept; gone when its transcript is there."""
+        return self.directory / TRANSCRIPTS / self.teacher.name / f"{test}-{number}.journal"
+
+    def asking(self, test: str, ask: Ask, number: int = 0) -> Ask:
+        """Puts a test's requests to a model on this machine, so that it goes on after an end in the middle.
+
+        What an API answers is in the suspect's own journal.
+        """
+        return in_parts(f"{test} ({self.teacher.name})", ask, self.journal(test, number))
+
 
 def observe(test: str, case: Case, path: Path) -> None:
     """Asks what ``test`` asks, and writes its transcript to ``path``."""
     begun = now()
     table = _OBSERVERS[test](case)
     write_transcript(path, table, begun, now())
+    for journal in path.parent.glob(f"{test}-*.journal"):
+        journal.unlink()
 
 
 def _exchangeable(case: Case) -> pa.Table:
@@ -75,31 +90,58 @@ def _exchangeable(case: Case) -> pa.Table:
                 seed=seed,
                 stop_at=case.plan.stop_at,
                 public=_public_texts(case.plan),
+                journal=case.journal("exchangeable", number),
             )
-            for log in logs
+            for number, log in enumerate(logs)
         ]
     return pa.concat_tables(tables).replace_schema_metadata(tables[0].schema.metadata)
 
 
 def _radioactivity(case: Case) -> pa.Table:
-    from ..models import load_tokenizer, load_weights, open_model
+    from ..models import load_tokenizer, load_weights
     from . import radioactivity
 
-    section, reference, seed = case.plan.tests.radioactivity, str(case.plan.suspect), case.plan.seed
+    section, reference = case.plan.tests.radioactivity, str(case.plan.suspect)
     assert section is not None and case.teacher.model is not None
     tokenizer, _ = load_tokenizer(case.teacher.model)
     rows = case.log.rows
-    with console.progress("radioactivity", len(rows), "outputs") as progress:
-        if section.mode == "open":
-            weights = load_weights(reference)
-            return radioactivity.observe(weights, rows, tokenizer, mode="open", progress=progress.advance)
-        model = open_model(reference, seed=seed)
-        try:
-            return radioactivity.observe(
-                model, rows, tokenizer, mode="closed", seed=seed, progress=progress.advance
+    if section.mode == "open":
+        with console.progress("radioactivity", len(rows), "outputs") as progress:
+            return radioactivity.observe_open(
+                load_weights(reference), rows, tokenizer, progress=progress.advance
             )
-        finally:
-            asyncio.run(model.close())
+    with _answering(case) as ask:
+        ask = case.asking("radioactivity", ask) if case.suspect.can.weights else ask
+        return radioactivity.observe_closed(ask, rows, tokenizer, seed=case.plan.seed)
+
+
+@contextmanager
+def _answering(case: Case) -> Iterator[Ask]:
+    """How the suspect is asked for many answers: a GGUF file as llama.cpp runs it, which is quicker."""
+    from ..models import open_model, parse_reference
+
+    reference = str(case.plan.suspect)
+    if not parse_reference(reference).is_gguf:
+        yield case.suspect.generate
+        return
+    model = open_model(reference, seed=case.plan.seed)
+    try:
+        yield lambda requests: asyncio.run(_answers(model, requests))
+    finally:
+        asyncio.run(model.close())
+
+
+async def _answers(model: Model, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
+    """An answer to each request, as many at once as the model takes."""
+    gate = asyncio.Semaphore(model.concurrency)
+
+    async def some(batch: Sequence[Request]) -> list[Reply | StillhouseError]:
+        async with gate:
+            return list(await model.generate(batch))
+
+    size = model.max_batch
+    batches = [requests[place : place + size] for place in range(0, len(requests), size)]
+    return [reply for replies in await asyncio.gather(*map(some, batches)) for reply in replies]
 
 
 def _canaries(case: Case) -> pa.Table:
@@ -124,7 +166,10 @@ def _identity(case: Case) -> pa.Table:
 
     section = case.plan.tests.identity
     assert section is not None
-    return identity.observe(case.suspect.generate, section.languages)
+    ask = case.suspect.generate
+    return identity.observe(
+        case.asking("identity", ask) if case.suspect.can.weights else ask, section.languages
+    )
 
 
 def _style(case: Case) -> pa.Table:
@@ -148,10 +193,14 @@ def _style(case: Case) -> pa.Table:
     def delivered(requests: Sequence[Request]) -> list[Reply | StillhouseError]:
         return [Reply(rows[request.id].output, None, "stop", 0, 0) for request in requests]
 
-    models: dict[str, tuple[style.Group, style.Ask]] = {"suspect": ("suspect", case.suspect.generate)}
+    def asking(model: Suspect, number: int) -> Ask:
+        return case.asking("style", model.generate, number) if model.can.weights else model.generate
+
+    models: dict[str, tuple[style.Group, Ask]] = {"suspect": ("suspect", asking(case.suspect, 0))}
     models[case.teacher.name] = ("candidate", delivered)
-    for name, model in others.items():
-        models[name] = ("reference" if name in plan.references else "candidate", model.generate)
+    for number, (name, model) in enumerate(others.items(), 1):
+        group = "reference" if name in plan.references else "candidate"
+        models[name] = (group, asking(model, number))
     table = style.observe(models, {id: row.prompt for id, row in rows.items()})
     for model in others.values():
         model.close()

@@ -193,7 +193,7 @@ class Plan:
     stop_at: PositiveFloat | None = None
     """The e-value at which the suspect is asked no more; none asks about the whole log."""
     budget: PositiveInt | None = None
-    """Tokens that an API of the suspect may count for the exchangeable test, which ends there; none is no
+    """Tokens that an API of the suspect may count in all; what they do not allow is not asked. None is no
     limit."""
     api_key_env: Text = "OPENAI_API_KEY"
     """Environment variable with the key that an API of the suspect wants."""

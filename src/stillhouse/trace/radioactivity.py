@@ -10,7 +10,7 @@ to what the key made likely there (Sander et al. 2024, arXiv:2402.14904). Two wa
   that came before in the same context are left out: there the suspect can copy what followed, mark and all,
   without ever having learned it.
 
-Each pair of window and token counts once over the whole transcript. Neither :func:`observe` nor the
+Each pair of window and token counts once over the whole transcript. Neither who observes nor the
 transcript knows the key; :func:`judge` cuts the pairs from the raw token ids, so whoever is given the key can
 count again, with another window too.
 
@@ -22,17 +22,16 @@ Shapes: N pairs, T tokens of a text, B texts of a batch, V vocabulary.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from ..errors import StillhouseError
-from ..models import Model, Request, Sampling, Weights, tokenizer_difference
+from ..models import Reply, Request, Sampling, Weights, tokenizer_difference
 from ..watermark import (
     Detection,
     Mark,
@@ -45,6 +44,7 @@ from ..watermark import (
 )
 from .finding import Assumption, Finding, Level
 from .log import Delivered
+from .suspect import Ask
 from .transcript import refusal, refused
 
 if TYPE_CHECKING:
@@ -89,38 +89,81 @@ _RIVALS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def observe(
-    suspect: Model | Weights,
+def observe_closed(
+    ask: Ask,
     rows: Sequence[Delivered],
     tokenizer: PreTrainedTokenizerFast,
     *,
-    mode: Literal["open", "closed"],
     sampling: Sampling = Sampling(max_tokens=256),  # noqa: B008  frozen
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
-    """The suspect's tokens, in a table of :data:`SCHEMA`; a row for each delivered output, or each prompt.
+    """What the suspect writes, in a table of :data:`SCHEMA`; a row for each prompt and account.
 
     Args:
-        suspect: something that answers, for closed mode; weights, for open mode.
-        rows: delivered outputs. Closed mode uses their prompts only, each once for an account.
+        ask: puts requests to the suspect.
+        rows: delivered outputs, of which only the prompts are used.
         tokenizer: the teacher's, in whose tokens the mark is.
-        sampling: of the answers in closed mode.
+        sampling: of the answers.
         seed: of these answers.
-        progress: called with the number of rows just done.
     """
-    if mode == "open":
-        assert isinstance(suspect, Weights)
-        return _observe_open(suspect, rows, tokenizer, progress)
-    assert not isinstance(suspect, Weights)
     asked = list({(row.account, str(row.prompt)): row for row in rows if row.prompt}.values())
     if not asked:
         return refused(SCHEMA, "the log has texts without prompts, so there is nothing to ask the suspect")
     requests = [
         Request(row.id, list(row.prompt), replace(sampling, seed=_seed(seed, row.id))) for row in asked
     ]
-    replies = asyncio.run(_answers(suspect, requests, progress))
-    return closed_transcript(asked, replies, tokenizer)
+    answers = [reply.text if isinstance(reply, Reply) else reply for reply in ask(requests)]
+    return closed_transcript(asked, answers, tokenizer)
+
+
+def observe_open(
+    suspect: Weights,
+    rows: Sequence[Delivered],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> pa.Table:
+    """What the suspect finds likeliest after each token of the delivered texts, in a table of :data:`SCHEMA`.
+
+    Args:
+        tokenizer: the teacher's, in whose tokens the mark is; the suspect's has to be the same.
+        progress: called with the number of texts just read.
+    """
+    if difference := tokenizer_difference(suspect.tokenizer, tokenizer):
+        return refused(
+            SCHEMA,
+            f"open mode needs the teacher's tokenizer in the suspect, and it has another: {difference}. "
+            "Closed mode works with any.",
+        )
+    longest = getattr(suspect.model.config, "max_position_embeddings", None)
+    texts = []
+    for row in rows:
+        context = suspect.template.encode_prompt(tokenizer, row.prompt) if row.prompt else []
+        ids = _encode(tokenizer, row.output)
+        texts.append((context[:longest], ids[: None if longest is None else max(0, longest - len(context))]))
+    predicted: list[list[int]] = [[] for _ in texts]
+    order = sorted(
+        (place for place, (_, ids) in enumerate(texts) if ids), key=lambda place: _length(texts[place])
+    )
+    for batch in _batches(order, [_length(text) for text in texts]):
+        likeliest = _likeliest(suspect, [texts[place][0] + texts[place][1] for place in batch])
+        for place, ids_T in zip(batch, likeliest, strict=True):
+            predicted[place] = ids_T[len(texts[place][0]) : _length(texts[place])].tolist()
+        if progress:
+            progress(len(batch))
+    made = [
+        {
+            "id": row.id,
+            "account": row.account,
+            "mode": "open",
+            "context": context,
+            "tokens": ids,
+            "predicted": likely,
+            "text": row.output,
+        }
+        for row, (context, ids), likely in zip(rows, texts, predicted, strict=True)
+    ]
+    return pa.Table.from_pylist(made, SCHEMA)
 
 
 def closed_transcript(
@@ -324,49 +367,6 @@ def _series(mark: Mark, scores_N: np.ndarray) -> dict[str, list[float]]:
     return {"pairs": places.astype(float).tolist(), "log10_e": log10_e.tolist()}
 
 
-def _observe_open(
-    suspect: Weights,
-    rows: Sequence[Delivered],
-    tokenizer: PreTrainedTokenizerFast,
-    progress: Callable[[int], None] | None,
-) -> pa.Table:
-    if difference := tokenizer_difference(suspect.tokenizer, tokenizer):
-        return refused(
-            SCHEMA,
-            f"open mode needs the teacher's tokenizer in the suspect, and it has another: {difference}. "
-            "Closed mode works with any.",
-        )
-    longest = getattr(suspect.model.config, "max_position_embeddings", None)
-    texts = []
-    for row in rows:
-        context = suspect.template.encode_prompt(tokenizer, row.prompt) if row.prompt else []
-        ids = _encode(tokenizer, row.output)
-        texts.append((context[:longest], ids[: None if longest is None else max(0, longest - len(context))]))
-    predicted: list[list[int]] = [[] for _ in texts]
-    order = sorted(
-        (place for place, (_, ids) in enumerate(texts) if ids), key=lambda place: _length(texts[place])
-    )
-    for batch in _batches(order, [_length(text) for text in texts]):
-        likeliest = _likeliest(suspect, [texts[place][0] + texts[place][1] for place in batch])
-        for place, ids_T in zip(batch, likeliest, strict=True):
-            predicted[place] = ids_T[len(texts[place][0]) : _length(texts[place])].tolist()
-        if progress:
-            progress(len(batch))
-    made = [
-        {
-            "id": row.id,
-            "account": row.account,
-            "mode": "open",
-            "context": context,
-            "tokens": ids,
-            "predicted": likely,
-            "text": row.output,
-        }
-        for row, (context, ids), likely in zip(rows, texts, predicted, strict=True)
-    ]
-    return pa.Table.from_pylist(made, SCHEMA)
-
-
 def _length(text: tuple[list[int], list[int]]) -> int:
     return len(text[0]) + len(text[1])
 
@@ -392,24 +392,6 @@ def _likeliest(suspect: Weights, texts: Sequence[list[int]]) -> torch.Tensor:
     mask_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in texts]).to(ids_BT)
     with torch.inference_mode():
         return suspect.model(input_ids=ids_BT, attention_mask=mask_BT).logits.argmax(-1).cpu()
-
-
-async def _answers(
-    suspect: Model, requests: Sequence[Request], progress: Callable[[int], None] | None
-) -> list[str | StillhouseError]:
-    """What the suspect says to each request, as many at once as it takes."""
-    gate = asyncio.Semaphore(suspect.concurrency)
-
-    async def some(batch: Sequence[Request]) -> list[str | StillhouseError]:
-        async with gate:
-            replies = await suspect.generate(batch)
-        if progress:
-            progress(len(batch))
-        return [reply if isinstance(reply, StillhouseError) else reply.text for reply in replies]
-
-    size = suspect.max_batch
-    batches = [requests[place : place + size] for place in range(0, len(requests), size)]
-    return [answer for answers in await asyncio.gather(*map(some, batches)) for answer in answers]
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -49,7 +49,7 @@ def rerun_bundle(directory: Path, result: Verification) -> None:
     if not exact:
         why = "an API was asked" if not local else f"other {', '.join(others)} than recorded"
         result.notes.append(f"asked again, but not to be equal bit for bit: {why}")
-    suspect = open_suspect(str(plan.suspect), seed=plan.seed)
+    suspect = open_suspect(str(plan.suspect), api_key_env=plan.api_key_env, seed=plan.seed)
     try:
         for teacher, recorded in zip(plan.teachers, evidence.teachers, strict=True):
             for part in recorded.tests:

@@ -24,18 +24,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from ..errors import StillhouseError
 from ..hashing import sha256_json
 from ..models import Message, Reply, Request, Sampling
 from .evalues import from_p
 from .finding import Assumption, Finding, Level
+from .suspect import Ask
 
 NAME = "style"
 LEVEL: Level = "L0"
@@ -66,9 +66,6 @@ MOST_RUNS = 20_000
 PRIOR = 0.5
 """Added to every count."""
 _MARK = re.compile(r"\w+|[^\w\s]|\n+")
-
-Ask = Callable[[Sequence[Request]], Sequence[Reply | StillhouseError]]
-"""Puts requests to a model: one result each, in order."""
 
 
 def observe(

@@ -6,7 +6,7 @@ never guessed: an API is asked once whether it tells the log-probabilities of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,8 @@ from ..models import Message, Reply, Request, parse_reference
 
 Prompt = Sequence[Message]
 """The turns before a text; empty where it stands alone."""
+Ask = Callable[[Sequence[Request]], Sequence[Reply | StillhouseError]]
+"""Puts requests to a model; for each, in order, an answer or why there is none."""
 
 
 @dataclass(frozen=True)
