@@ -357,14 +357,10 @@ def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[s
         heard = judge_mark(transcript, parameters)
         assert heard.p_value is not None and heard.e_value is not None
         found |= {f"{name}_p": heard.p_value, f"{name}_log10_e": float(np.log10(max(heard.e_value, 1e-300)))}
-    found["combined_log10_e"] = measure.combined(found["log10_e"], found["account_log10_e"])
+    found["combined_log10_e"] = float(measure.combined(found["log10_e"], found["account_log10_e"]))
     if not arm.guilty:
-        ps, _, highest = measure.redrawn(scores_NK1, turn.redraws, seed)
         pairs_NW = _pairs(place, said)[:PAIRS]
-        of_keys = measure.other_keys(place.account, pairs_NW, turn.redraws, seed)
-        found["null"] = {
-            "exchangeable": ps.tolist(), "highest_e": highest.tolist(), "account": of_keys.tolist()
-        }  # fmt: skip
+        found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, turn.redraws, seed)
     sizes = (len(scores_NK1) // 4, len(scores_NK1) // 2, len(scores_NK1))
     found["fired"] = {n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in sizes}
     return found | {"baselines": _baselines(place, animal, said[:ASKED], arguments.tokens, seed)}

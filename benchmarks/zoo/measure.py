@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from stillhouse.trace import evalues, power, ranks, tails
 from stillhouse.watermark import Mark, account_key, weigh
@@ -70,15 +71,31 @@ def upper_tail(wins_NK1: np.ndarray) -> np.ndarray:
     return np.minimum(1.0, mass[::-1].cumsum()[::-1])
 
 
-def other_keys(mark: Mark, pairs_NW: np.ndarray, redraws: int, seed: int) -> np.ndarray:
-    """p-values [R] of the same pairs under keys that marked nothing.
+def other_keys(mark: Mark, pairs_NW: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """p-values and log10 E, both [R], of the same pairs under keys that marked nothing.
 
     Args:
         pairs_NW: windows, and the token in the last column.
     """
     master = np.random.default_rng(seed).bytes(32)
     keys = [replace(mark, key=account_key(master, f"redraw {number}")) for number in range(redraws)]
-    return np.array([weigh(key, key.scores(pairs_NW[:, :-1], pairs_NW[:, -1])).p_value for key in keys])
+    heard = [weigh(key, key.scores(pairs_NW[:, :-1], pairs_NW[:, -1])) for key in keys]
+    return np.array([one.p_value for one in heard]), np.array([one.log_e for one in heard]) / LN10
+
+
+def null_draws(
+    scores_NK1: np.ndarray, mark: Mark, pairs_NW: np.ndarray, redraws: int, seed: int
+) -> dict[str, list[float]]:
+    """What the tests say where labels and keys are drawn anew: p-values, 1 / E of both together, highest E."""
+    ps, last, highest = redrawn(scores_NK1, redraws, seed)
+    of_keys, log10_e_of_keys = other_keys(mark, pairs_NW, redraws, seed)
+    together = combined(np.log10(np.maximum(last, 1e-300)), log10_e_of_keys)
+    return {
+        "exchangeable": ps.tolist(),
+        "account": of_keys.tolist(),
+        "combined": np.minimum(1.0, 10.0 ** -np.asarray(together)).tolist(),
+        "highest_e": highest.tolist(),
+    }
 
 
 def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
@@ -106,9 +123,10 @@ def fired(scores_NK1: np.ndarray, n: int, draws: int, e_target: float, seed: int
     return hits / draws
 
 
-def combined(log10_e: float, log10_e_of_key: float) -> float:
+def combined(log10_e: ArrayLike, log10_e_of_key: ArrayLike) -> np.ndarray:
     """log10 of the level's E: the mean that was fixed in advance, three parts resamples and one part key."""
-    return float(np.logaddexp(np.log(0.75) + log10_e * LN10, np.log(0.25) + log10_e_of_key * LN10) / LN10)
+    of_resamples, of_key = (np.asarray(part, float) * LN10 for part in (log10_e, log10_e_of_key))
+    return np.logaddexp(np.log(0.75) + of_resamples, np.log(0.25) + of_key) / LN10
 
 
 def needed(f: float, auc_of_used: float, k: int, e_target: float = 1000.0, chance: float = 0.8) -> int:

@@ -200,14 +200,10 @@ def _examined(place: World, arm: Arm, seed: int, redraws: int) -> dict[str, Any]
         windows[name] = radioactivity(animal, outputs, mark)
         heard = weigh(mark, mark.scores(windows[name][:, :-1], windows[name][:, -1]))
         found |= {f"{name}_p": heard.p_value, f"{name}_log10_e": heard.log_e / np.log(10)}
-    found["combined_log10_e"] = measure.combined(found["log10_e"], found["account_log10_e"])
+    found["combined_log10_e"] = float(measure.combined(found["log10_e"], found["account_log10_e"]))
     if not arm.guilty:
-        ps, _, highest = measure.redrawn(scores_NK1, redraws, seed)
-        found["null"] = {
-            "exchangeable": ps.tolist(),
-            "highest_e": highest.tolist(),
-            "account": measure.other_keys(place.account, windows["account"][:PAIRS], redraws, seed).tolist(),
-        }
+        pairs_NW = windows["account"][:PAIRS]
+        found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, redraws, seed)
     whole = len(scores_NK1)
     found["fired"] = {
         n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in (whole // 4, whole // 2, whole)

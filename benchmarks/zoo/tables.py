@@ -12,6 +12,12 @@ from stillhouse.trace import power
 from . import measure
 from .arms import ARMS
 
+NULLS = {
+    "exchangeable": "resamples: exact p",
+    "account": "account key: exact p",
+    "combined": "both: 1 / combined E",
+    "highest_e": "resamples: E, stopped at its highest",
+}
 ACCUSERS = {
     "provenance": "pooled-z provenance",
     "style": "style classifier",
@@ -61,23 +67,15 @@ def _sizes(found: Mapping[str, Any]) -> str:
     for arm, visits in _by_arm(found):
         if visits[0]["guilty"]:
             continue
-        for test in ("exchangeable", "account"):
-            if test not in visits[0]["null"]:
-                continue
-            size = measure.size(np.concatenate([visit["null"][test] for visit in visits]))
+        nulls = {name: np.concatenate([visit["null"][name] for visit in visits]) for name in NULLS}
+        nulls["highest_e"] = 1 / np.maximum(nulls["highest_e"], 1.0)
+        for name, p_values in nulls.items():
+            size = measure.size(p_values)
             cells = [
                 f"{size.rates[level]:.4f} [{low:.4f}, {high:.4f}]"
                 for level, (low, high) in size.bounds.items()
             ]
-            rows.append([arm, test, f"{size.draws:,}", *cells, "yes" if size.exceeds else "no"])
-        highest = np.concatenate([visit["null"]["highest_e"] for visit in visits])
-        size = measure.size(1 / np.maximum(highest, 1.0))
-        cells = [
-            f"{size.rates[level]:.4f} [{low:.4f}, {high:.4f}]" for level, (low, high) in size.bounds.items()
-        ]
-        rows.append(
-            [arm, "E, stopped at its highest", f"{size.draws:,}", *cells, "yes" if size.exceeds else "no"]
-        )
+            rows.append([arm, NULLS[name], f"{size.draws:,}", *cells, "yes" if size.exceeds else "no"])
     heads = ["arm", "test", "draws", "size at .05", "at .01", "at .001", "beyond nominal"]
     return _table(
         "Size where nothing of the log was read: labels and keys drawn anew, 95% Clopper–Pearson", heads, rows
