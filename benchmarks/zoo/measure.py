@@ -86,7 +86,7 @@ def other_keys(mark: Mark, pairs_NW: np.ndarray, redraws: int, seed: int) -> tup
 def null_draws(
     scores_NK1: np.ndarray, mark: Mark, pairs_NW: np.ndarray, redraws: int, seed: int
 ) -> dict[str, list[float]]:
-    """What the tests say where labels and keys are drawn anew: p-values, 1 / E of both together, highest E."""
+    """What the tests say where labels and keys are drawn anew: p, 1 / E of both together, highest E."""
     ps, last, highest = redrawn(scores_NK1, redraws, seed)
     of_keys, log10_e_of_keys = other_keys(mark, pairs_NW, redraws, seed)
     together = combined(np.log10(np.maximum(last, 1e-300)), log10_e_of_keys)
