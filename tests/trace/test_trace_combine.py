@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.trace.combine import Weighed, climb, merged, verdict
+from stillhouse.trace.combine import Weighed, climb, merged, same_weights, verdict
 from stillhouse.trace.evalues import holm
 from stillhouse.trace.finding import Finding
 from stillhouse.trace.tails import clopper_pearson
@@ -117,6 +117,21 @@ def test_the_verdicts_are_the_words_that_were_fixed():
     assert headline(weighed("a", "L2", 1.0, f_high=0.3, power=0.41)) == "Inconclusive (power 41%)"
     assert headline(weighed("a", "L2", 5e3, f_high=0.03)) == "Hard evidence at level L2"
     assert headline() == "Inconclusive (power unknown)"
+
+
+def test_the_weights_are_a_claim_beside_the_ladder():
+    teachers = {
+        "ours": [weighed("weights", "weights", 9e3), weighed("training_order", "weights", 1.0)],
+        "other": [weighed("weights", "weights", 1.9e3)],
+        "api": [weighed("a", "L2", 9e9)],
+    }
+    found = same_weights(teachers, 1000)
+    assert list(found) == ["ours"], "two teachers with weights: each needs twice as much"
+    assert "E = 4,500" in found["ours"] and "2,000 is called hard" in found["ours"]
+    assert list(same_weights({"other": teachers["other"]}, 1000)) == ["other"]
+    rungs = climb(teachers, 1000)["ours"]
+    said = verdict(rungs, teachers["ours"], share=0.05, alpha=0.05, of_weights=found["ours"])
+    assert rungs == [] and said.outcome == "inconclusive" and said.sentence.endswith(found["ours"])
 
 
 @pytest.mark.parametrize("e", [0.0, 1.0, 30.0, 5e3])

@@ -17,7 +17,7 @@ No verdict says how likely it is that somebody did something: that needs a prior
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .evalues import weighted_mean
@@ -46,6 +46,9 @@ NULLS_OF_TEXTS = {
     "L1": "had not been exposed to these texts by any route",
     "L2": "had not been trained on these texts as they were published",
 }
+WEIGHTS = "weights"
+"""The level of tests that compare the models themselves."""
+CLAIM_OF_WEIGHTS = "the suspect was made from this teacher's own weights, or both from the same"
 NOT_SHOWN = (
     "Nothing here is the probability that somebody did something. Who trained the suspect, on purpose or "
     "not, and how outputs came into its training data are questions for logs and witnesses."
@@ -156,8 +159,33 @@ def climb(teachers: Mapping[str, Sequence[Weighed]], hard: float) -> dict[str, l
     }
 
 
+def same_weights(teachers: Mapping[str, Sequence[Weighed]], hard: float) -> dict[str, str]:
+    """What is said of teachers whose weights are those that the suspect was made from, by name.
+
+    A claim of its own, beside the ladder. Tests of it are merged by their mean, and each of several teachers
+    needs that many times more.
+    """
+    found = {}
+    for name, tests in teachers.items():
+        e_values = [t.e_value for t in tests if t.level == WEIGHTS]
+        if e_values:
+            found[name] = float(weighted_mean(e_values, [1.0] * len(e_values)))
+    needed = hard * len(found)
+    return {
+        name: f"Apart from that, there is hard evidence that {CLAIM_OF_WEIGHTS} (E = {number(e_value)}, and "
+        f"{number(needed)} is called hard). That shows nothing of what either was trained on."
+        for name, e_value in found.items()
+        if e_value >= needed
+    }
+
+
 def verdict(
-    rungs: Sequence[RungEvidence], tests: Sequence[Weighed], *, share: float, alpha: float
+    rungs: Sequence[RungEvidence],
+    tests: Sequence[Weighed],
+    *,
+    share: float,
+    alpha: float,
+    of_weights: str | None = None,
 ) -> Verdict:
     """The verdict on one teacher.
 
@@ -166,7 +194,15 @@ def verdict(
         tests: what they were made of; their effects hold the bound and the power.
         share: the smallest share of the log that would matter.
         alpha: one minus the confidence of the bound.
+        of_weights: its part of :func:`same_weights`, which ends the sentence.
     """
+    found = _on_the_ladder(rungs, tests, share, alpha)
+    return replace(found, sentence=f"{found.sentence} {of_weights}") if of_weights else found
+
+
+def _on_the_ladder(
+    rungs: Sequence[RungEvidence], tests: Sequence[Weighed], share: float, alpha: float
+) -> Verdict:
     if claimed := [rung for rung in rungs if rung.claimed]:
         return _hard(claimed[-1])
     most = _effect(tests, "f_high")

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from .access import Access, hindrances
 from .bundle import read_transcript, transcript_path
-from .combine import Weighed, climb, verdict
+from .combine import Weighed, climb, same_weights, verdict
 from .finding import Finding, Judge, Level
 from .plan import Plan, TeacherPlan
 from .schema import PlaceboPart, RungPart, TestPart, VerdictPart, finding_of, finding_part, finite_e
@@ -73,10 +73,16 @@ def judge_all(
     weighed = {
         name: [_weighed(part) for part in parts if part.hindrance is None] for name, parts in tests.items()
     }
-    rungs = climb(weighed, plan.hard)
+    rungs, of_weights = climb(weighed, plan.hard), same_weights(weighed, plan.hard)
     judged = {}
     for name, parts in tests.items():
-        found = verdict(rungs[name], weighed[name], share=plan.share, alpha=plan.alpha)
+        found = verdict(
+            rungs[name],
+            weighed[name],
+            share=plan.share,
+            alpha=plan.alpha,
+            of_weights=of_weights.get(name),
+        )
         judged[name] = Judged(
             tests=parts,
             rungs=[RungPart.model_validate(dataclasses.asdict(rung)) for rung in rungs[name]],
