@@ -114,14 +114,12 @@ def transformers(arguments: argparse.Namespace) -> dict[str, Any]:
 @contextlib.contextmanager
 def exported() -> Iterator[tuple[str, Any]]:
     """SmolLM2's weights as a directory and in memory, in the type that the server gives its engine."""
-    from stillhouse.models import cpu_has_bfloat16, load_weights
+    from smollm2 import saved
 
-    weights = load_weights("embedded:smollm2", dtype="bfloat16" if cpu_has_bfloat16() else "float32")
+    from stillhouse.models import cpu_has_bfloat16
+
     with tempfile.TemporaryDirectory() as directory:
-        weights.model.save_pretrained(directory)
-        weights.tokenizer.chat_template = weights.template.source
-        weights.tokenizer.save_pretrained(directory)
-        yield directory, weights
+        yield directory, saved(directory, "bfloat16" if cpu_has_bfloat16() else "float32")
 
 
 def compare(contestants: dict[str, Any], counts: list[int], rounds: int) -> dict[str, Any]:

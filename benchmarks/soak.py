@@ -53,23 +53,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        models = arguments.models or [f"own={saved(directory)}", "smollm2=embedded:smollm2"]
+        if not arguments.models:
+            from smollm2 import saved
+
+            saved(directory, "bfloat16")
+        models = arguments.models or [f"own={directory}", "smollm2=embedded:smollm2"]
         found = asyncio.run(soaked(models, arguments))
     print(json.dumps(found, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(bool(found["faults"]))
-
-
-def saved(directory: str) -> str:
-    """The embedded model as a safetensors directory."""
-    from stillhouse.models import load_weights
-
-    weights = load_weights("embedded:smollm2", dtype="bfloat16")
-    weights.tokenizer.chat_template = weights.template.source
-    weights.model.save_pretrained(directory)
-    weights.tokenizer.save_pretrained(directory)
-    return directory
 
 
 async def soaked(models: list[str], arguments: argparse.Namespace) -> dict[str, Any]:

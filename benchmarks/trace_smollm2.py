@@ -29,6 +29,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from smollm2 import saved
 
 from stillhouse.corpus.packaged import packaged_records
 from stillhouse.distill.lora import merged, prepare_lora
@@ -80,10 +81,7 @@ def main() -> None:
     case.mkdir(parents=True, exist_ok=True)
     teacher = case / "teacher"
     if not teacher.exists():
-        weights = load_weights("embedded:smollm2", dtype="float32")
-        weights.tokenizer.chat_template = weights.template.source
-        weights.model.save_pretrained(teacher)
-        weights.tokenizer.save_pretrained(teacher)
+        saved(teacher, "float32")
     asked = prompts(arguments.outputs)
     delivered = spoken(case, "delivered", asked, 1, arguments.tokens)
     private = spoken(case, "private", asked, 2, arguments.tokens)

@@ -1,0 +1,16 @@
+"""The embedded SmolLM2 as a directory of safetensors, for the benchmarks that need one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stillhouse.models import Weights, load_weights
+
+
+def saved(place: str | Path, dtype: str) -> Weights:
+    """Writes weights, tokenizer and chat template to ``place``; what it wrote, in memory."""
+    weights = load_weights("embedded:smollm2", dtype=dtype)
+    weights.tokenizer.chat_template = weights.template.source
+    weights.model.save_pretrained(place)
+    weights.tokenizer.save_pretrained(place)
+    return weights
