@@ -89,14 +89,16 @@ def _power(found: Mapping[str, Any]) -> str:
         spec = next(one for one in ARMS if one.name == arm)
         if "auc_of_used" not in visits[0]:
             continue
-        f, auc = spec.shares["log"], float(np.median([visit["auc_of_used"] for visit in visits]))
-        predicted = power.predicted_z(f, found["outputs"], k, auc)
+        f, aucs = spec.shares["log"], [visit["auc_of_used"] for visit in visits]
+        auc = float(np.median(aucs))
+        predicted = np.mean([power.predicted_z(f, found["outputs"], k, own) for own in aucs])
         observed = [visit["z"] for visit in visits]
         error = 1.96 / np.sqrt(len(observed))
         cells = []
         for n in visits[0]["fired"]:
             seen = np.mean([visit["fired"][n] for visit in visits])
-            cells.append(f"{seen:.0%} ({power.power_of_e(f, float(n), k, auc, 1000):.0%})")
+            law = np.mean([power.power_of_e(f, float(n), k, own, 1000) for own in aucs])
+            cells.append(f"{seen:.0%} ({law:.0%})")
         mean = float(np.mean(observed))
         rows.append(
             [
@@ -109,7 +111,14 @@ def _power(found: Mapping[str, Any]) -> str:
             ]
         )
     sizes = [f"E ≥ 1,000 with {n} outputs (predicted)" for n in found["visits"][0]["fired"]]
-    heads = ["arm", "AUC of what was read", "predicted z", "mean z seen", *sizes, "log for 80%"]
+    heads = [
+        "arm",
+        "AUC of what was read (median)",
+        "predicted z (mean)",
+        "mean z seen",
+        *sizes,
+        "log for 80%",
+    ]
     return _table("Power: f is the share of the log that was read; K resamples", heads, rows)
 
 
