@@ -55,6 +55,8 @@ class _Job(NamedTuple):
 class ApiSuspect:
     """A model that somebody serves."""
 
+    parameters: int | None = None
+
     def __init__(
         self, model: ApiModel, journal: Path | None, *, max_tokens: int | None, concurrency: int = CONCURRENCY
     ) -> None:

@@ -39,7 +39,9 @@ TRANSCRIPT = pa.schema(
     ]
 )
 MANY, FEW = 512, 64
-"""Outputs asked at once: of a model in memory, where batches are long; where it may end soon, or costs."""
+"""Outputs asked at once: of a small model in memory; of others, where it may end soon, or costs."""
+SMALL = 2**24
+"""Parameters of a model that is small: many outputs take it less than a minute."""
 CHARACTERS_PER_TOKEN = 3
 """A continuation gets a token for so many characters of the true rest: more than it needs, as a rule."""
 
@@ -93,7 +95,8 @@ def observe(
     _require_able(suspect, reference, columns)
     items = _items(log, resamples, seed)
     parts: list[pa.Table] = []
-    size = FEW if stop_at is not None or not suspect.can.weights else MANY
+    small = suspect.parameters is not None and suspect.parameters <= SMALL
+    size = MANY if small and stop_at is None else FEW
     shown = console.progress("trace", len(items), "outputs")
     models = [model and model.fingerprint for model in (suspect, reference)]
     questions = [models, sorted(columns), size, [[item.row.id, *item.texts] for item in items]]

@@ -20,7 +20,7 @@ from ..hashing import sha256_json
 from ..models import Reply, Request
 from .suspect import Ask
 
-TOGETHER = 256
+TOGETHER = 128
 """Answers of a part: more than run at once, so that few slots are idle."""
 _TOLD = ("text", "reasoning", "finish_reason", "prompt_tokens", "completion_tokens")
 

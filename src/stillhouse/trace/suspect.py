@@ -52,6 +52,11 @@ class Suspect(Protocol):
     """As a model's: of weights and tokenizer, or of an API's address and name."""
     can: Can
 
+    @property
+    def parameters(self) -> int | None:
+        """How many a model on this machine has."""
+        ...
+
     def loglik(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Scored | None]:
         """The log-likelihood of each text after its prompt; None where there is none (no room, refused).
 

@@ -27,7 +27,7 @@ class TorchSuspect:
         weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
         weights.model.to(choose_device("auto"))  # pyright: ignore[reportArgumentType]
         self.reference, self.fingerprint = weights.reference, weights.fingerprint
-        self.weights = weights
+        self.weights, self.parameters = weights, weights.model.num_parameters()
         self.context_length: int | None = getattr(weights.model.config, "max_position_embeddings", None)
         self._seed = seed
         self._scorer = PrefixScorer(weights.model)
