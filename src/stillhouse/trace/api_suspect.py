@@ -115,7 +115,7 @@ class ApiSuspect:
         """Answers, one for each request, in order; an error where the budget does not allow one."""
         keys, jobs = [], {}
         for request in requests:
-            key = _key("answer", [list(request.messages), asdict(request.sampling)])
+            key = _key("answer", [request.id, list(request.messages), asdict(request.sampling)])
             text = "".join(str(turn.get("content") or "") for turn in request.messages)
             keys.append(key)
             jobs[key] = _Job(text, self._answering(request), request.sampling.max_tokens)
