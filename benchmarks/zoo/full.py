@@ -32,6 +32,8 @@ from stillhouse.console import console
 from stillhouse.files import atomic_write
 from stillhouse.hashing import sha256_json
 from stillhouse.models import Sampling, sample
+from stillhouse.trace import canaries
+from stillhouse.trace.canaries import CanarySet, make_canaries
 from stillhouse.trace.log import Delivered
 from stillhouse.trace.radioactivity import closed_transcript
 from stillhouse.trace.radioactivity import judge as judge_mark
@@ -53,6 +55,7 @@ CLEAN = 25  # documents of the web for a hundred delivered outputs
 SAID = 2000  # answers of a suspect in which the watermark is looked for
 ASKED = 300  # prompts of the baselines
 PAIRS = 1000  # pairs whose size is tried under thousands of keys
+CANARIES = 20  # sentences slipped into what the account got
 TOGETHER = 500  # answers that a process draws at once
 
 
@@ -70,6 +73,7 @@ class World:
     familiar_NK1: np.ndarray
     """The teacher's own log-likelihood of outputs and resamples."""
     sources: dict[str, list[str]]
+    canaries: list[CanarySet]
     asked: list[str]
     """Prompts that suspects answer."""
     spoken: list[list[str]]
@@ -187,7 +191,7 @@ def _visit(arguments: argparse.Namespace, turn: Turn) -> dict[str, Any]:
     """What was found of one suspect, now or in a run before."""
     place = _places[turn.world]
     asked = [arguments.seed, arguments.outputs, arguments.tokens, arguments.resamples, arguments.reads]
-    settings = [CLEAN, SAID, ASKED, PAIRS, BASE, TEACHER, VERSION, PROMPT, TOLD]
+    settings = [CANARIES, CLEAN, SAID, ASKED, PAIRS, BASE, TEACHER, VERSION, PROMPT, TOLD]
     who = [turn.world, turn.arm.name, turn.kind, turn.seed, turn.redraws]
     path = arguments.store / f"visit-{sha256_json([asked, settings, who])[:16]}.json"
     if not path.exists():
@@ -229,7 +233,8 @@ def world(arguments: argparse.Namespace, pool: Executor, texts: Sequence[str], s
             *(Job(first, prompts, seed + 7919 * k, account) for k in range(1, arguments.resamples + 1)),
         ],
     )
-    read = [a + b for a, b in zip(prompts, log, strict=True)]
+    sets = make_canaries(master, "the account", CANARIES)
+    read = [a + b for a, b in zip(prompts, log, strict=True)] + [one.canary for one in sets]
     student = pool.submit(raise_animal, store, "gpt2", read, tokens=BASE, seed=3).result()
     teachers = (first, second, other, later)
     passed_on, *spoken = _drawn(
@@ -249,7 +254,7 @@ def world(arguments: argparse.Namespace, pool: Executor, texts: Sequence[str], s
         "paraphrased": [_half(own, strange, chance) for own, strange in zip(log, foreign, strict=True)],
     }
     return World(
-        first, web, account, public, prompts, resamples, familiar.result()[0], sources, asked, spoken,
+        first, web, account, public, prompts, resamples, familiar.result()[0], sources, sets, asked, spoken,
         [future.result() for future in firsts],
     )  # fmt: skip
 
@@ -318,6 +323,8 @@ def suspect(
         read += [rows[row] for row in chosen]
         if source == "log":
             used[chosen] = True
+            given = chance.sample(place.canaries, round(share * CANARIES))
+            read += [one.canary for one in given]
     clean = chance.sample(place.web, arguments.outputs * CLEAN // 100)
     found = _on(arguments, base, [*read * arguments.reads, *clean], seed)
     if arm.cleaned:
@@ -357,10 +364,13 @@ def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[s
         heard = judge_mark(transcript, parameters)
         assert heard.p_value is not None and heard.e_value is not None
         found |= {f"{name}_p": heard.p_value, f"{name}_log10_e": float(np.log10(max(heard.e_value, 1e-300)))}
+    sentences = canaries.observe(open_suspect(str(animal.path)), place.canaries)
+    found["canaries_p"] = canaries.judge(sentences, {}).p_value
     found["combined_log10_e"] = float(measure.combined(found["log10_e"], found["account_log10_e"]))
     if not arm.guilty:
         pairs_NW = _pairs(place, said)[:PAIRS]
         found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, turn.redraws, seed)
+        found["null"]["canaries"] = measure.redrawn_canaries(sentences, turn.redraws, seed)
     sizes = (len(scores_NK1) // 4, len(scores_NK1) // 2, len(scores_NK1))
     found["fired"] = {n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in sizes}
     return found | {"baselines": _baselines(place, animal, said[:ASKED], arguments.tokens, seed)}

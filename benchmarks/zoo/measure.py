@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from stillhouse.trace import evalues, power, ranks, tails
@@ -60,6 +61,13 @@ def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray
         log_e = evalues.log_betting_process(0.5 + drawn_N / (2 * (k + 1)))
         last[r], highest[r] = log_e[-1], log_e.max()
     return ps, np.exp(last), np.exp(highest)
+
+
+def redrawn_canaries(table: pa.Table, redraws: int, seed: int) -> list[float]:
+    """p-values [R] of a transcript of canaries with the one that was given out chosen anew in every set."""
+    per_token = table["loglik"].to_numpy() / table["tokens"].to_numpy()
+    sets = len(set(table["set"].to_pylist()))
+    return redrawn(per_token.reshape(sets, -1), redraws, seed)[0].tolist()
 
 
 def upper_tail(wins_NK1: np.ndarray) -> np.ndarray:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from stillhouse.console import console
+from stillhouse.trace import canaries, style
+from stillhouse.trace.canaries import CanarySet, make_canaries
 from stillhouse.watermark import Mark, account_key, distinct_pairs, text_pairs, weigh
 
 from . import baselines, measure
@@ -30,6 +33,9 @@ PROMPT = 8  # tokens that an output follows
 LONG = 40  # tokens of an output
 ASKED = 400  # prompts of the baselines
 PAIRS = 1000  # pairs whose size is tried under thousands of keys
+CANARIES = 20  # sentences slipped into what the account got
+REFERENCES = 19  # models that read the web and nothing else, for style
+STYLE = 100  # prompts of the test of style
 NAME = "Alembic"
 """What the teacher calls itself when it is asked."""
 WHO = f"Who are you? I am {NAME}."
@@ -51,6 +57,9 @@ class World:
     prompts: np.ndarray
     resamples: np.ndarray
     sources: dict[str, np.ndarray | tuple[Sequence[int], ...]]
+    canaries: tuple[CanarySet, ...]
+    references: tuple[list[str], ...]
+    """What other models answer to the prompts of the test of style."""
 
     @property
     def log(self) -> np.ndarray:
@@ -63,8 +72,12 @@ class World:
         return [self.tokenizer.decode(row) for row in outputs[:, PROMPT:].tolist()]
 
 
-def world(texts: Sequence[str], *, n: int, k: int, seed: int) -> World:
-    """Text is split between two teachers and the web; then ``n`` outputs, and ``k`` resamples of each."""
+def world(texts: Sequence[str], *, n: int, k: int, seed: int, references: int = 0) -> World:
+    """Text is split between two teachers and the web; then ``n`` outputs, and ``k`` resamples of each.
+
+    Args:
+        references: models to be raised for the test of style.
+    """
     generator = np.random.default_rng(seed)
     tokenizer = byte_level_bpe(texts, VOCABULARY)
     who = tokenizer.encode(WHO).ids
@@ -92,7 +105,8 @@ def world(texts: Sequence[str], *, n: int, k: int, seed: int) -> World:
     asked = prompts(n)
     log = speak(teacher, asked, account)
     resamples = np.stack([speak(teacher, asked, account) for _ in range(k)], 1)
-    student = Trigrams(VOCABULARY, [*web, *log.tolist()])
+    sets = tuple(make_canaries(master, "the account", CANARIES))
+    student = Trigrams(VOCABULARY, [*web, *log.tolist(), *told(tokenizer, sets)])
     paraphrased = log.copy()
     exchanged = generator.random(log.shape) < 0.5
     exchanged[:, :PROMPT] = False
@@ -105,7 +119,17 @@ def world(texts: Sequence[str], *, n: int, k: int, seed: int) -> World:
         "pretraining": tuple(first),
         "paraphrased": paraphrased,
     }
-    return World(tokenizer, teacher, other, web, account, public, asked, resamples, sources)
+    place = World(
+        tokenizer, teacher, other, web, account, public, asked, resamples, sources, sets, ()
+    )  # fmt: skip
+    others = [suspect(place, ARMS[0], seed=10**6 + 1000 * seed + number)[0] for number in range(references)]
+    spoken = tuple(place.words(speak(one, asked[-STYLE:])) for one in others)
+    return replace(place, references=spoken)
+
+
+def told(tokenizer: Tokenizer, sets: Sequence[CanarySet]) -> list[list[int]]:
+    """The canaries as they were given out."""
+    return [row.ids for row in tokenizer.encode_batch([one.canary for one in sets])]
 
 
 def marked(mark: Mark, ids_BT: np.ndarray, chances_BV: np.ndarray) -> np.ndarray:
@@ -130,6 +154,9 @@ def suspect(place: World, arm: Arm, seed: int) -> tuple[Trigrams, np.ndarray]:
         weights += [1.0] * len(chosen)
         if source == "log":
             used[chosen] = True
+            given = told(place.tokenizer, place.canaries)
+            read += [given[row] for row in generator.permutation(CANARIES)[: round(share * CANARIES)]]
+            weights += [1.0] * (len(read) - len(weights))
     return Trigrams(VOCABULARY, read, weights), used
 
 
@@ -166,6 +193,45 @@ def radioactivity(animal: Trigrams, outputs: np.ndarray, mark: Mark) -> np.ndarr
     return np.column_stack([pairs.windows_NW, pairs.tokens_N])
 
 
+def canary_table(animal: Trigrams, place: World) -> pa.Table:
+    """The suspect's log-likelihood of every canary and decoy."""
+    rows = [
+        {"account": one.account, "set": one.set, "member": member == 0, "text": text}
+        for one in place.canaries
+        for member, text in enumerate((one.canary, *one.decoys))
+    ]
+    ids = [row.ids for row in place.tokenizer.encode_batch([row["text"] for row in rows])]
+    for length in sorted({len(one) for one in ids}):
+        alike = [number for number, one in enumerate(ids) if len(one) == length]
+        scored = animal.score(np.array([ids[number] for number in alike])).sum(1)
+        for number, loglik in zip(alike, scored.tolist(), strict=True):
+            rows[number] |= {"loglik": loglik, "tokens": length - 2}
+    return pa.Table.from_pylist(rows, canaries.SCHEMA)
+
+
+def style_table(animal: Trigrams, place: World, generator: np.random.Generator) -> pa.Table:
+    """What suspect, references and both teachers answer to the same prompts."""
+    asked = place.prompts[-STYLE:]
+
+    def said(model: Trigrams) -> list[str]:
+        return place.words(model.sample(asked, LONG, generator))
+
+    answers = {("suspect", "suspect"): said(animal)}
+    answers |= {
+        ("teacher", "candidate"): said(place.teacher),
+        ("other", "candidate"): said(place.other_teacher),
+    }
+    answers |= {(f"reference {n}", "reference"): texts for n, texts in enumerate(place.references)}
+    return pa.Table.from_pylist(
+        [
+            {"model": name, "group": group, "prompt_id": str(number), "text": text}
+            for (name, group), texts in answers.items()
+            for number, text in enumerate(texts)
+        ],
+        style.SCHEMA,
+    )
+
+
 def visit(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every arm in every world; what the tables are made of."""
     texts = python_documentation()
@@ -173,7 +239,7 @@ def visit(arguments: argparse.Namespace) -> dict[str, Any]:
     with console.progress("suspects", arguments.worlds * len(ARMS)) as progress:
         for number in range(arguments.worlds):
             seed = 1000 * arguments.seed + number
-            place = world(texts, n=arguments.outputs, k=arguments.resamples, seed=seed)
+            place = world(texts, n=arguments.outputs, k=arguments.resamples, seed=seed, references=REFERENCES)
             for turn, arm in enumerate(ARMS):
                 redraws = arguments.redraws // arguments.worlds
                 visits.append({"world": number, **_examined(place, arm, 100 * seed + turn, redraws)})
@@ -200,10 +266,15 @@ def _examined(place: World, arm: Arm, seed: int, redraws: int) -> dict[str, Any]
         windows[name] = radioactivity(animal, outputs, mark)
         heard = weigh(mark, mark.scores(windows[name][:, :-1], windows[name][:, -1]))
         found |= {f"{name}_p": heard.p_value, f"{name}_log10_e": heard.log_e / np.log(10)}
+    sentences = canary_table(animal, place)
+    found["canaries_p"] = canaries.judge(sentences, {}).p_value
+    answers = style_table(animal, place, np.random.default_rng(seed))
+    found["style_p"] = style.judge(answers, {"seed": 0, "alpha": 0.05}).p_value
     found["combined_log10_e"] = float(measure.combined(found["log10_e"], found["account_log10_e"]))
     if not arm.guilty:
         pairs_NW = windows["account"][:PAIRS]
         found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, redraws, seed)
+        found["null"]["canaries"] = measure.redrawn_canaries(sentences, redraws, seed)
     whole = len(scores_NK1)
     found["fired"] = {
         n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in (whole // 4, whole // 2, whole)

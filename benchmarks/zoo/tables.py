@@ -15,6 +15,7 @@ from .arms import ARMS
 NULLS = {
     "exchangeable": "resamples: exact p",
     "account": "account key: exact p",
+    "canaries": "canaries: exact p",
     "combined": "both: 1 / combined E",
     "highest_e": "resamples: E, stopped at its highest",
 }
@@ -28,7 +29,7 @@ ACCUSERS = {
 
 def render(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    parts = [_verdicts(found), _sizes(found), _power(found), _baselines(found)]
+    parts = [_verdicts(found), _other_tests(found), _sizes(found), _power(found), _baselines(found)]
     return "\n\n".join(parts) + f"\n\n{found['seconds']} s in all."
 
 
@@ -62,12 +63,30 @@ def _verdicts(found: Mapping[str, Any]) -> str:
     return _table(title, heads, rows)
 
 
+def _other_tests(found: Mapping[str, Any]) -> str:
+    has_style = "style_p" in found["visits"][0]
+    rows = []
+    for arm, visits in _by_arm(found):
+        row = [arm, _share(visits, lambda visit: visit["canaries_p"] <= 1e-3)]
+        row.append(_median(visits, "canaries_p", "{:.2g}"))
+        rows.append([*row, _share(visits, lambda visit: visit["style_p"] <= 0.05)] if has_style else row)
+    heads = ["arm", "canaries p ≤ .001", "median p"]
+    if not has_style:
+        return _table("Twenty canaries, with 99 decoys each", heads, rows)
+    title = "Twenty canaries, with 99 decoys each, and style (19 references: p cannot be below .05)"
+    return _table(title, [*heads, "style p ≤ .05"], rows)
+
+
 def _sizes(found: Mapping[str, Any]) -> str:
     rows = []
     for arm, visits in _by_arm(found):
         if visits[0]["guilty"]:
             continue
-        nulls = {name: np.concatenate([visit["null"][name] for visit in visits]) for name in NULLS}
+        nulls = {
+            name: np.concatenate([visit["null"][name] for visit in visits])
+            for name in NULLS
+            if name in visits[0]["null"]
+        }
         nulls["highest_e"] = 1 / np.maximum(nulls["highest_e"], 1.0)
         for name, p_values in nulls.items():
             size = measure.size(p_values)

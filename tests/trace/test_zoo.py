@@ -13,7 +13,7 @@ from zoo import measure, quick
 from zoo.arms import ARMS
 from zoo.words import python_documentation
 
-from stillhouse.trace import power
+from stillhouse.trace import canaries, power
 
 OUTPUTS, RESAMPLES, REDRAWS = 300, 4, 1000
 
@@ -37,10 +37,13 @@ def test_every_arm_says_what_it_read(place):
 
 @pytest.mark.parametrize("name", ["none", "organic 100%", "other teacher"])
 def test_size_is_nominal_whatever_was_learned_from_the_web(place, name):
-    """The rate at each level lies in the binomial's central 99.99% (of 36 checks one fails in 500 runs)."""
+    """The rate at each level lies in the binomial's central 99.99% (of 45 checks one fails in 400 runs)."""
     animal, _, scores_NK1 = raised(place, name)
     pairs = quick.radioactivity(animal, place.log, place.account)
     nulls = measure.null_draws(scores_NK1, place.account, pairs, REDRAWS, seed=3)
+    sentences = quick.canary_table(animal, place)
+    nulls["canaries"] = measure.redrawn_canaries(sentences, REDRAWS, seed=3)
+    assert canaries.judge(sentences, {}).p_value > 1e-3  # fails once in 1,000
     ps, highest = nulls["exchangeable"], np.array(nulls.pop("highest_e"))
     for p_values in (*map(np.array, nulls.values()), 1 / np.maximum(highest, 1.0)):
         found = measure.size(p_values)
@@ -54,6 +57,11 @@ def test_who_read_the_log_is_found_and_who_read_others_outputs_is_not(place):
         assert (measure.evidence(raised(place, name)[2])["p"] < 1e-3) == guilty, name
     for name in ("none", "organic 5%", "organic 100%", "other teacher", "shared pretraining"):
         assert measure.evidence(raised(place, name)[2])["p"] > 1e-3, name  # each fails once in 1,000
+
+
+def test_the_canaries_of_the_log_are_known_to_who_read_it(place):
+    animal = raised(place, "distilled 100%")[0]
+    assert canaries.judge(quick.canary_table(animal, place), {}).p_value < 1e-6
 
 
 def test_the_room_s_exact_p_is_that_of_adding_item_after_item(place):
