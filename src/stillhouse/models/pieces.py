@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # SentencePiece tokenizers write a space before a text's first word; a piece in mid-text must not get one.
-# This control character is a token of its own there (byte fallback) and merges with nothing.
-_CONTEXT, _CONTEXT_TOKEN = "\x01", "<0x01>"
+# This control character is a token of its own there (by byte fallback, or as itself in the vocabulary of Gemma,
+# which has both) and merges with nothing.
+_CONTEXT, _BYTE_FALLBACK = "\x01", "<0x01>"
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -33,14 +34,11 @@ def encode_piece(
     """
     if not piece:
         return []
-    context_id = tokenizer.backend_tokenizer.token_to_id(_CONTEXT_TOKEN)
-    if context_id is None or not before:
+    if tokenizer.backend_tokenizer.token_to_id(_BYTE_FALLBACK) is None or not before:
         return encode_text(tokenizer, piece)
-    mark = next((mark for mark in marks if before.endswith(mark)), None)
-    last = tokenizer.backend_tokenizer.token_to_id(mark) if mark else context_id
-    assert last is not None
-    ids = encode_text(tokenizer, (mark or _CONTEXT) + piece)
-    return ids[ids.index(last) + 1 :]
+    context = next((mark for mark in marks if before.endswith(mark)), _CONTEXT)
+    ids = encode_text(tokenizer, context + piece)
+    return ids[ids.index(encode_text(tokenizer, context)[-1]) + 1 :]
 
 
 def encode_inert(tokenizer: PreTrainedTokenizerFast, mark: str, marks: Sequence[str]) -> list[int]:
