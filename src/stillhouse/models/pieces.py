@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # SentencePiece tokenizers write a space before a text's first word; a piece in mid-text must not get one.
-# This control character is a token of its own there (by byte fallback, or as itself in the vocabulary of Gemma,
+# This control character is a token of its own there (by byte fallback, or as itself in Gemma's vocabulary,
 # which has both) and merges with nothing.
 _CONTEXT, _BYTE_FALLBACK = "\x01", "<0x01>"
 
