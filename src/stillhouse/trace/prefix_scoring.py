@@ -31,6 +31,8 @@ SHORTEST = 8
 """Prompts of fewer tokens are not worth a pass of their own."""
 TILE_ENTRIES = 2**20
 """Logits that exist at once: 4 MB, which the processor's cache holds."""
+TILE_TOKENS = 128
+"""Tokens of a tile at least: with fewer, reading the head's weights takes longer than multiplying by them."""
 WIDER = 32
 """By how much more of both an accelerator takes at once: it is the number of its passes that costs."""
 ROUGH = 8
@@ -132,7 +134,7 @@ class PrefixScorer:
 
     def _label_logps(self, hidden_NE: Tensor, labels_N: Tensor) -> Tensor:
         """The log-probability of each label after its hidden state, float32 [N] on the CPU."""
-        tile = max(1, self._wider * TILE_ENTRIES // self.head.vocab_size)
+        tile = max(TILE_TOKENS, self._wider * TILE_ENTRIES // self.head.vocab_size)
         parts = [hidden_NE.new_zeros(0, dtype=torch.float32)]
         for hidden_nE, labels_n in zip(hidden_NE.split(tile), labels_N.split(tile), strict=True):
             logits_nV = self.head.logits(hidden_nE)
