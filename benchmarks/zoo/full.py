@@ -161,7 +161,7 @@ def _counts(arguments: argparse.Namespace) -> dict[str, int]:
 @contextmanager
 def _processes(arguments: argparse.Namespace, places: list[World]) -> Iterator[Executor]:
     """Processes that know these worlds; those that have not begun are let go when one fails."""
-    path = arguments.store / "worlds.pickle"  # read by each, which a pipe makes one wait for the other
+    path = arguments.store / "worlds.pickle"  # not through a pipe: each would begin after the one before
     path.write_bytes(pickle.dumps(places))
     pool = ProcessPoolExecutor(
         arguments.processes, get_context("spawn"), _settle, (path, arguments.processes > 1)
@@ -369,8 +369,7 @@ def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[s
     found["combined_log10_e"] = float(measure.combined(found["log10_e"], found["account_log10_e"]))
     if not arm.guilty:
         pairs_NW = _pairs(place, said)[:PAIRS]
-        found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, turn.redraws, seed)
-        found["null"]["canaries"] = measure.redrawn_canaries(sentences, turn.redraws, seed)
+        found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, sentences, turn.redraws, seed)
     sizes = (len(scores_NK1) // 4, len(scores_NK1) // 2, len(scores_NK1))
     found["fired"] = {n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in sizes}
     return found | {"baselines": _baselines(place, animal, said[:ASKED], arguments.tokens, seed)}

@@ -92,7 +92,12 @@ def other_keys(mark: Mark, pairs_NW: np.ndarray, redraws: int, seed: int) -> tup
 
 
 def null_draws(
-    scores_NK1: np.ndarray, mark: Mark, pairs_NW: np.ndarray, redraws: int, seed: int
+    scores_NK1: np.ndarray,
+    mark: Mark,
+    pairs_NW: np.ndarray,
+    canaries: pa.Table,
+    redraws: int,
+    seed: int,
 ) -> dict[str, list[float]]:
     """What the tests say where labels and keys are drawn anew: p, 1 / E of both together, highest E."""
     ps, last, highest = redrawn(scores_NK1, redraws, seed)
@@ -101,7 +106,8 @@ def null_draws(
     return {
         "exchangeable": ps.tolist(),
         "account": of_keys.tolist(),
-        "combined": np.minimum(1.0, 10.0 ** -np.asarray(together)).tolist(),
+        "canaries": redrawn_canaries(canaries, redraws, seed),
+        "combined": np.minimum(1.0, 10.0**-together).tolist(),
         "highest_e": highest.tolist(),
     }
 

@@ -273,8 +273,7 @@ def _examined(place: World, arm: Arm, seed: int, redraws: int) -> dict[str, Any]
     found["combined_log10_e"] = float(measure.combined(found["log10_e"], found["account_log10_e"]))
     if not arm.guilty:
         pairs_NW = windows["account"][:PAIRS]
-        found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, redraws, seed)
-        found["null"]["canaries"] = measure.redrawn_canaries(sentences, redraws, seed)
+        found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, sentences, redraws, seed)
     whole = len(scores_NK1)
     found["fired"] = {
         n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in (whole // 4, whole // 2, whole)

@@ -82,11 +82,7 @@ def _sizes(found: Mapping[str, Any]) -> str:
     for arm, visits in _by_arm(found):
         if visits[0]["guilty"]:
             continue
-        nulls = {
-            name: np.concatenate([visit["null"][name] for visit in visits])
-            for name in NULLS
-            if name in visits[0]["null"]
-        }
+        nulls = {name: np.concatenate([visit["null"][name] for visit in visits]) for name in NULLS}
         nulls["highest_e"] = 1 / np.maximum(nulls["highest_e"], 1.0)
         for name, p_values in nulls.items():
             size = measure.size(p_values)

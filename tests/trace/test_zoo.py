@@ -40,9 +40,8 @@ def test_size_is_nominal_whatever_was_learned_from_the_web(place, name):
     """The rate at each level lies in the binomial's central 99.99% (of 45 checks one fails in 400 runs)."""
     animal, _, scores_NK1 = raised(place, name)
     pairs = quick.radioactivity(animal, place.log, place.account)
-    nulls = measure.null_draws(scores_NK1, place.account, pairs, REDRAWS, seed=3)
     sentences = quick.canary_table(animal, place)
-    nulls["canaries"] = measure.redrawn_canaries(sentences, REDRAWS, seed=3)
+    nulls = measure.null_draws(scores_NK1, place.account, pairs, sentences, REDRAWS, seed=3)
     assert canaries.judge(sentences, {}).p_value > 1e-3  # fails once in 1,000
     ps, highest = nulls["exchangeable"], np.array(nulls.pop("highest_e"))
     for p_values in (*map(np.array, nulls.values()), 1 / np.maximum(highest, 1.0)):

@@ -43,11 +43,14 @@ class Case:
         """Where answers of a test under way are kept; gone when its transcript is there."""
         return self.directory / TRANSCRIPTS / self.teacher.name / f"{test}-{number}.journal"
 
-    def asking(self, test: str, ask: Ask, number: int = 0) -> Ask:
-        """Puts a test's requests to a model on this machine, so that it goes on after an end in the middle.
+    def asking(self, test: str, model: Suspect, ask: Ask | None = None, number: int = 0) -> Ask:
+        """Puts a test's requests to a model, by ``ask`` or else by its own `generate`.
 
-        What an API answers is in the suspect's own journal.
+        On this machine it goes on after an end in the middle; what an API answers is in its own journal.
         """
+        ask = ask or model.generate
+        if not model.can.weights:
+            return ask
         return in_parts(f"{test} ({self.teacher.name})", ask, self.journal(test, number))
 
 
@@ -111,7 +114,7 @@ def _radioactivity(case: Case) -> pa.Table:
                 load_weights(reference), rows, tokenizer, progress=progress.advance
             )
     with _answering(case) as ask:
-        ask = case.asking("radioactivity", ask) if case.suspect.can.weights else ask
+        ask = case.asking("radioactivity", case.suspect, ask)
         return radioactivity.observe_closed(ask, rows, tokenizer, seed=case.plan.seed)
 
 
@@ -166,10 +169,7 @@ def _identity(case: Case) -> pa.Table:
 
     section = case.plan.tests.identity
     assert section is not None
-    ask = case.suspect.generate
-    return identity.observe(
-        case.asking("identity", ask) if case.suspect.can.weights else ask, section.languages
-    )
+    return identity.observe(case.asking("identity", case.suspect), section.languages)
 
 
 def _style(case: Case) -> pa.Table:
@@ -193,14 +193,11 @@ def _style(case: Case) -> pa.Table:
     def delivered(requests: Sequence[Request]) -> list[Reply | StillhouseError]:
         return [Reply(rows[request.id].output, None, "stop", 0, 0) for request in requests]
 
-    def asking(model: Suspect, number: int) -> Ask:
-        return case.asking("style", model.generate, number) if model.can.weights else model.generate
-
-    models: dict[str, tuple[style.Group, Ask]] = {"suspect": ("suspect", asking(case.suspect, 0))}
+    models: dict[str, tuple[style.Group, Ask]] = {"suspect": ("suspect", case.asking("style", case.suspect))}
     models[case.teacher.name] = ("candidate", delivered)
     for number, (name, model) in enumerate(others.items(), 1):
         group = "reference" if name in plan.references else "candidate"
-        models[name] = (group, asking(model, number))
+        models[name] = (group, case.asking("style", model, number=number))
     table = style.observe(models, {id: row.prompt for id, row in rows.items()})
     for model in others.values():
         model.close()
