@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from stillhouse.trace import evalues, power, ranks, tails
+from stillhouse.trace import canaries, evalues, power, ranks, tails
 from stillhouse.watermark import Mark, account_key, weigh
 
 LEVELS = (0.05, 0.01, 0.001)
@@ -52,13 +52,13 @@ def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray
     generator = np.random.default_rng(seed)
     wins_NK1 = ranks.signed_wins(scores_NK1)
     k = scores_NK1.shape[1] - 1
-    tail = upper_tail(wins_NK1)
+    tail, paid_BNK1 = upper_tail(wins_NK1), ranks.payoffs(scores_NK1)
     ps, last, highest = np.empty(redraws), np.empty(redraws), np.empty(redraws)
     every = np.arange(len(wins_NK1))
     for r in range(redraws):
-        drawn_N = wins_NK1[every, generator.integers(0, k + 1, len(wins_NK1))]
-        ps[r] = tail[drawn_N.sum() + k * len(wins_NK1)]
-        log_e = evalues.log_betting_process(0.5 + drawn_N / (2 * (k + 1)))
+        labels_N = generator.integers(0, k + 1, len(wins_NK1))
+        ps[r] = tail[wins_NK1[every, labels_N].sum() - len(wins_NK1) * wins_NK1.min()]
+        log_e = evalues.log_betting_process(paid_BNK1[:, every, labels_N])
         last[r], highest[r] = log_e[-1], log_e.max()
     return ps, np.exp(last), np.exp(highest)
 
@@ -67,15 +67,17 @@ def redrawn_canaries(table: pa.Table, redraws: int, seed: int) -> list[float]:
     """p-values [R] of a transcript of canaries with the one that was given out chosen anew in every set."""
     per_token = table["loglik"].to_numpy() / table["tokens"].to_numpy()
     sets = len(set(table["set"].to_pylist()))
-    return redrawn(per_token.reshape(sets, -1), redraws, seed)[0].tolist()
+    steps_NK1 = canaries.values(per_token.reshape(sets, -1))
+    tail = upper_tail(steps_NK1)
+    labels_RN = np.random.default_rng(seed).integers(0, steps_NK1.shape[1], (redraws, sets))
+    return tail[steps_NK1[np.arange(sets), labels_RN].sum(1) - sets * steps_NK1.min()].tolist()
 
 
-def upper_tail(wins_NK1: np.ndarray) -> np.ndarray:
-    """P(sum ≥ s) for s from −K·N to K·N, by adding one item after the other: slow, obvious, ours alone."""
-    k = wins_NK1.shape[1] - 1
-    mass = np.ones(1)
-    for wins in wins_NK1:
-        mass = np.convolve(mass, np.bincount(wins + k, minlength=2 * k + 1) / (k + 1))
+def upper_tail(values_NK1: np.ndarray) -> np.ndarray:
+    """P(sum ≥ s), s from N times the least value on, by adding item after item: slow, obvious, ours alone."""
+    mass, span = np.ones(1), np.ptp(values_NK1) + 1
+    for values in values_NK1 - values_NK1.min():
+        mass = np.convolve(mass, np.bincount(values, minlength=span) / len(values))
     return np.minimum(1.0, mass[::-1].cumsum()[::-1])
 
 
@@ -115,7 +117,7 @@ def null_draws(
 def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
     """One suspect's result as the room gives it; E at the end, and outputs until it reaches 20 and 1,000."""
     found = ranks.rank_test(scores_NK1)
-    log_e = evalues.log_betting_process(ranks.mid_ranks(scores_NK1))
+    log_e = evalues.log_betting_process(ranks.payoffs(scores_NK1)[:, :, 0])
     return {
         "z": found.z,
         "auc": found.auc,
@@ -129,11 +131,11 @@ def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
 def fired(scores_NK1: np.ndarray, n: int, draws: int, e_target: float, seed: int) -> float:
     """Share of random logs of ``n`` of these items whose E ends at ``e_target`` or above."""
     generator = np.random.default_rng(seed)
-    u_N = ranks.mid_ranks(scores_NK1)
+    paid_BN = ranks.payoffs(scores_NK1)[:, :, 0]
     hits = 0
     for _ in range(draws):
-        chosen = generator.choice(len(u_N), n, replace=False)
-        hits += evalues.log_betting_process(u_N[chosen])[-1] >= np.log(e_target)
+        chosen = generator.choice(len(scores_NK1), n, replace=False)
+        hits += evalues.log_betting_process(paid_BN[:, chosen])[-1] >= np.log(e_target)
     return hits / draws
 
 

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats
 
@@ -83,8 +84,33 @@ def test_over_sets_it_is_the_permutation_test_counted_out():
     """Against brute force over all 4^5 places that five canaries can have among three decoys."""
     sets = make_canaries(KEY, "acme", 5, decoys=3)
     finding = judged(Memory([one.canary for one in sets], gain=0.8, seed=4), sets)
-    totals = [sum(2 * place - 3 for place in places) for places in itertools.product(range(4), repeat=5)]
-    assert finding.p_value == pytest.approx(np.mean([total >= finding.value for total in totals]))
+    # The log of "a fifth rank like the best of a hundred draws" over "all rank like any", in steps of 1/300.
+    log_ratios = np.log(0.8 + 0.2 * 4 * stats.betabinom(3, 100, 1).pmf(range(4)))
+    steps = np.rint(300 * log_ratios)
+    totals = [sum(steps[place] for place in places) for places in itertools.product(range(4), repeat=5)]
+    assert finding.p_value == pytest.approx(np.mean([total >= 300 * finding.value - 0.5 for total in totals]))
+
+
+def test_a_few_of_many_are_found_where_they_are_known_by_heart():
+    """Four of twenty were read, and the other sixteen rank like any: the sum of ranks does not see it."""
+    sets = make_canaries(KEY, "acme", 20)
+    transcript = canaries.observe(Memory([one.canary for one in sets[::5]], gain=20, seed=1), sets)
+    finding = canaries.judge(transcript, {})
+    assert finding.p_value < 1e-4
+    assert finding.e_value > 100
+    assert finding.effect["z"] < 2.5
+
+
+def test_its_e_value_has_an_expectation_of_one_at_most():
+    """Exactly: the mean over every place that each of two canaries can have among its nine decoys."""
+    sets = make_canaries(KEY, "acme", 2, decoys=9)
+    table = canaries.observe(Memory(seed=3), sets)
+    column = table.schema.get_field_index("member")
+    es = []
+    for places in itertools.product(range(10), repeat=2):
+        members = pa.array([row == place for place in places for row in range(10)])
+        es.append(canaries.judge(table.set_column(column, "member", members), {}).e_value)
+    assert np.mean(es) == pytest.approx(1)
 
 
 def test_remembered_canaries_are_found_and_a_placebo_account_is_not():

@@ -37,7 +37,8 @@ def test_the_finding_is_that_of_ranks_and_bets():
     scores = used_log(np.random.default_rng(2), 300, 3, 0.2, 1.0)
     finding = judge(transcript(scores), MIN_K | {"seed": 5})
     assert finding.p_value == ranks.rank_test(scores).p_exact == finding.effect["p_exact"]
-    assert finding.e_value == pytest.approx(evalues.betting_process(ranks.mid_ranks(scores))[-1])
+    log_e = evalues.log_betting_process(ranks.payoffs(scores)[:, :, 0])[-1]
+    assert finding.e_value == pytest.approx(math.exp(log_e))
     assert sum(finding.series["rank_counts"]) == 300
     assert finding.series["log10_e"][-1] == pytest.approx(math.log10(finding.e_value))
     json.dumps([finding.parameters, finding.effect, finding.series])
@@ -59,7 +60,7 @@ def test_stopping_early_saves_and_its_p_is_one_over_e():
     scores = used_log(np.random.default_rng(4), 4000, 4, 0.5, 1.5)
     whole = judge(transcript(scores), MIN_K)
     early = judge(transcript(scores), MIN_K | {"stop_at": 1000.0})
-    process = evalues.betting_process(ranks.mid_ranks(scores))
+    process = np.exp(evalues.log_betting_process(ranks.payoffs(scores)[:, :, 0]))
     first = int(np.argmax(process >= 1000)) + 1
     assert early.n == early.effect["stopped_after"] == first
     assert early.effect["saved"] == pytest.approx(1 - first / 4000) and early.effect["saved"] > 0.5

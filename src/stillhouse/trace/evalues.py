@@ -13,40 +13,28 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-BETS = tuple(1.9 / 2**n for n in range(11))
-"""Stakes λ of :func:`betting_process`, 1.9 down to 0.0019. The nearest stake has at least 8/9 of the growth
-of the best one in between, and averaging over eleven costs a factor of 11 at most."""
+SHARES = tuple(0.95 / 2**n for n in range(11))
+"""Shares of the capital that :func:`log_betting_process` stakes, .95 down to .00093. The nearest one has at
+least 8/9 of the growth of the best one in between."""
 
 
-def log_betting_process(values_N: ArrayLike, mean: float = 0.5) -> np.ndarray:
-    """The natural logarithm of :func:`betting_process`, which does not overflow.
+def log_betting_process(payoffs: ArrayLike) -> np.ndarray:
+    """ln E_t [N] of the running e-process: the mean over gamblers of ∏ (1 − f + f·payoffᵢ), i ≤ t.
+
+    Each begins with a capital of 1 and stakes the share f of what he has in every round. Whoever bets on a
+    fair game has an expected capital of 1, whenever he stops. There is a gambler for every bet and every f in
+    :data:`SHARES`; that nobody knows which of them is right costs a factor of their number at most.
 
     Args:
-        values_N: each in [0, 1], with a conditional expectation of at most ``mean`` under the null.
-        mean: between 0 and 1.
+        payoffs: of a stake of 1, [N] or [bets, N]: not negative, and with an expectation of at most 1 under
+            the null given all before it.
     """
-    gains_N = np.asarray(values_N, np.float64) - mean
-    stakes = bets_against(mean)
-    log_e_N = np.full(len(gains_N), -np.inf)
-    for stake in stakes:
-        np.logaddexp(log_e_N, np.cumsum(np.log1p(stake * gains_N)), out=log_e_N)
-    return log_e_N - math.log(len(stakes))
-
-
-def betting_process(uniforms_N: ArrayLike) -> np.ndarray:
-    """The running e-process E_t [N]: the mean over :data:`BETS` of ∏ (1 + λ (U_i − ½)), i ≤ t.
-
-    Capital that begins at 1 and is staked, in each round, on U above a half. Whoever bets on a fair game has
-    an expected capital of 1, whenever he stops. Needed of U: in [0, 1], and a mean of at most ½ given all
-    before it; uniform ranks and mid-ranks both do.
-    """
-    with np.errstate(over="ignore"):
-        return np.exp(log_betting_process(uniforms_N))
-
-
-def bets_against(mean: float) -> list[float]:
-    """The stakes on a variable in [0, 1] of this mean: capital stays positive, since λ · mean < 1."""
-    return [stake * 0.5 / mean for stake in BETS]
+    payoffs_BN = np.atleast_2d(np.asarray(payoffs, np.float64))
+    log_e_N = np.full(payoffs_BN.shape[1], -np.inf)
+    for payoffs_N in payoffs_BN:
+        for share in SHARES:
+            np.logaddexp(log_e_N, np.cumsum(np.log1p(share * (payoffs_N - 1))), out=log_e_N)
+    return log_e_N - math.log(len(payoffs_BN) * len(SHARES))
 
 
 def first_time(log_e_N: np.ndarray, at: float) -> int | None:

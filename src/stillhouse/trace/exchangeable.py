@@ -22,11 +22,11 @@ import pyarrow as pa
 from ..errors import UsageError
 from ..watermark.tails import e_value
 from . import power
-from .evalues import bets_against, first_time, log_betting_process, to_p
+from .evalues import SHARES, first_time, log_betting_process, to_p
 from .exchangeable_assumptions import assumptions
 from .exchangeable_transcript import FACTS, observe
 from .finding import Finding
-from .ranks import RankTest, mid_ranks, rank_test, resamples_of, usable, wins_of_delivered
+from .ranks import RankTest, mid_ranks, payoffs, rank_test, resamples_of, usable, wins_of_delivered
 from .scoring import Arranged, arrange, missing_columns, score_named
 from .tails import SMALLEST
 
@@ -81,7 +81,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     asked = len(scores_NK1)
     if not asked:
         return _not_run(parameters, _why_none(transcript, arranged))
-    log_e_N = log_betting_process(mid_ranks(scores_NK1))
+    log_e_N = log_betting_process(payoffs(scores_NK1)[:, :, 0])
     stop_at = parameters.get("stop_at")
     stopped = None if stop_at is None else first_time(log_e_N, float(stop_at))
     n = stopped or len(log_e_N)
@@ -149,15 +149,15 @@ def mean_lower(values_N: np.ndarray, alpha: float) -> float:
     """A lower bound, with confidence 1 − alpha, of the average expectation of independent values in [0, 1].
 
     The smallest mean against which betting does not win 1/alpha (Waudby-Smith & Ramdas 2023,
-    arXiv:2010.09686). Holds in finite samples, and also where the expectations differ: the product of
-    1 + λ (μᵢ − m) is at most 1 when the μᵢ average to m or less.
+    arXiv:2010.09686), where a value v pays v / m. Holds in finite samples, and also where the expectations
+    differ: the product of 1 − f + f·μᵢ / m is at most 1 when the μᵢ average to m or less.
     """
     values, counts = np.unique(values_N, return_counts=True)
+    shares_S1 = np.array(SHARES)[:, None]
 
     def log_capital(mean: float) -> float:
-        stakes = np.array(bets_against(mean))
-        logs = np.log1p(stakes[:, None] * (values - mean)) @ counts
-        return float(np.logaddexp.reduce(logs)) - math.log(len(stakes))
+        logs = np.log1p(shares_S1 * (values / mean - 1)) @ counts
+        return float(np.logaddexp.reduce(logs)) - math.log(len(SHARES))
 
     low, high, needed = 0.0, 1.0, -math.log(alpha)
     for _ in range(50):

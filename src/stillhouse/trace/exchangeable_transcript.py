@@ -18,7 +18,7 @@ from ..hashing import sha256_json
 from .evalues import first_time, log_betting_process
 from .log import Delivered, Log
 from .parts import Parts
-from .ranks import mid_ranks, usable
+from .ranks import payoffs, usable
 from .resample import Resamples, log_facts
 from .scoring import Score, arrange, halves, min_k, overlap, score_named
 from .suspect import Prompt, Suspect
@@ -186,4 +186,6 @@ def _overlaps(suspect: Suspect, prompts: Sequence[Prompt], texts: Sequence[str])
 
 def _reached(transcript: pa.Table, score: Score, stop_at: float) -> bool:
     scores_NK1 = usable(arrange(transcript, score).scores_NK1)
-    return len(scores_NK1) > 0 and first_time(log_betting_process(mid_ranks(scores_NK1)), stop_at) is not None
+    if not len(scores_NK1):
+        return False
+    return first_time(log_betting_process(payoffs(scores_NK1)[:, :, 0]), stop_at) is not None

@@ -1,15 +1,20 @@
 """What a log can show before it is tested, and what it could have shown when it showed nothing.
 
-One quantity rules: z ≈ (2·AUC − 1) · f · √(3NK / (K + 2)), where f is the share of the log that was trained
-on and AUC the chance that a trained output outranks one of its K resamples. Its derivation is in
-docs/trace-statistics.md.
+The rank test's z ≈ (2·AUC − 1) · f · √(3NK / (K + 2)), where f is the share of the log that was trained on
+and AUC the chance that a trained output outranks one of its K resamples. The e-process counts first places
+for more, and makes more of many resamples. Both are derived in docs/trace-statistics.md.
 """
 
 from __future__ import annotations
 
 import math
 
-from .evalues import BETS
+import numpy as np
+
+from .evalues import SHARES
+from .ranks import BETS, odds
+
+GAMBLERS = len(BETS) * len(SHARES)
 
 
 def predicted_z(f: float, n: float, k: float, auc: float) -> float:
@@ -32,15 +37,19 @@ def power_of_p(f: float, n: float, k: float, auc: float, alpha: float) -> float:
 
 
 def power_of_e(f: float, n: float, k: float, auc: float, e_target: float) -> float:
-    """The chance that the e-process ends at ``e_target`` or above.
+    """The chance that the e-process ends at ``e_target`` or above, at least, up to the normal approximation.
 
-    The best stake in hindsight earns exp(Z²/2), where Z has mean z and variance 1, and the average over the
-    stakes keeps at least the share of one of them: Φ(z − √(2 ln(E · number of stakes))). A lower bound up to
-    the normal approximation and the coarseness of the stakes.
+    Trained outputs are taken to rank like the best of auc / (1 − auc) draws (:func:`.ranks.odds`). A gambler
+    whose capital grows by g nats an output with variance v has ln E = n·g ± √(n·v), and the mean over
+    gamblers keeps at least his part of it: Φ((n·g − ln(E · gamblers)) / √(n·v)), of the best one's.
+
+    Args:
+        k: rounded to a whole number.
     """
     from scipy.special import ndtr
 
-    return float(ndtr(predicted_z(f, n, k, auc) - _needed(e_target)))
+    g_G, v_G = _growth(f, k, auc)
+    return float(ndtr((n * g_G - math.log(e_target * GAMBLERS)) / np.sqrt(n * v_G)).max())
 
 
 def log_size(f: float, auc: float, k: float, e_target: float, power: float) -> int:
@@ -48,8 +57,12 @@ def log_size(f: float, auc: float, k: float, e_target: float, power: float) -> i
     from scipy.special import ndtri
 
     assert f > 0 and auc > 0.5
-    z = _needed(e_target) + float(ndtri(power))
-    return math.ceil((z / predicted_z(f, 1, k, auc)) ** 2)
+    g_G, v_G = _growth(f, k, auc)
+    winning = g_G > 0
+    g_G, spread_G = g_G[winning], float(ndtri(power)) * np.sqrt(v_G[winning])
+    needed = math.log(e_target * GAMBLERS)
+    roots_G = (spread_G + np.sqrt(spread_G**2 + 4 * g_G * needed)) / (2 * g_G)  # √n: n·g − spread·√n = needed
+    return math.ceil(roots_G.min() ** 2)
 
 
 def detectable_effect(n: float, k: float, alpha: float, power: float) -> float:
@@ -62,5 +75,10 @@ def detectable_effect(n: float, k: float, alpha: float, power: float) -> float:
     return float(ndtri(power) - ndtri(alpha)) / predicted_z(1.0, n, k, 1.0)
 
 
-def _needed(e_target: float) -> float:
-    return math.sqrt(2 * math.log(e_target * len(BETS)))
+def _growth(f: float, k: float, auc: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of what an output adds to the logarithm of each gambler's capital."""
+    k, auc = max(1, round(k)), min(auc, 1 - 1e-9)
+    chance_R = (1 - f + f * odds(k, auc / (1 - auc))) / (k + 1)
+    logs_GR = np.log([1 - share + share * odds(k, bet) for bet in BETS for share in SHARES])
+    g_G = logs_GR @ chance_R
+    return g_G, logs_GR**2 @ chance_R - g_G**2
