@@ -36,9 +36,8 @@ from stillhouse.trace import canaries
 from stillhouse.trace.canaries import CanarySet, make_canaries
 from stillhouse.trace.log import Delivered
 from stillhouse.trace.radioactivity import closed_transcript
-from stillhouse.trace.radioactivity import judge as judge_mark
 from stillhouse.trace.suspect import open_suspect
-from stillhouse.watermark import Mark, account_key, distinct_pairs, text_pairs
+from stillhouse.watermark import Mark, account_key
 
 from . import baselines, measure
 from .animals import KINDS, Animal, raise_animal
@@ -54,8 +53,8 @@ TEACHER, VERSION, BASE = 1_500_000, 300_000, 600_000  # tokens of training
 CLEAN = 25  # documents of the web for a hundred delivered outputs
 SAID = 2000  # answers of a suspect in which the watermark is looked for
 ASKED = 300  # prompts of the baselines
-PAIRS = 1000  # pairs whose size is tried under thousands of keys
 CANARIES = 20  # sentences slipped into what the account got
+FINDINGS = 2  # version of what is found, for the store
 TOGETHER = 500  # answers that a process draws at once
 
 
@@ -191,7 +190,7 @@ def _visit(arguments: argparse.Namespace, turn: Turn) -> dict[str, Any]:
     """What was found of one suspect, now or in a run before."""
     place = _places[turn.world]
     asked = [arguments.seed, arguments.outputs, arguments.tokens, arguments.resamples, arguments.reads]
-    settings = [CANARIES, CLEAN, SAID, ASKED, PAIRS, BASE, TEACHER, VERSION, PROMPT, TOLD]
+    settings = [CANARIES, CLEAN, SAID, ASKED, measure.PAIRS, BASE, TEACHER, VERSION, PROMPT, TOLD, FINDINGS]
     who = [turn.world, turn.arm.name, turn.kind, turn.seed, turn.redraws]
     path = arguments.store / f"visit-{sha256_json([asked, settings, who])[:16]}.json"
     if not path.exists():
@@ -359,27 +358,18 @@ def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[s
         for n, text in enumerate(place.asked)
     ]
     transcript = closed_transcript(rows, said, place.teacher.tokenizer)
-    for name, mark, level in (("account", place.account, "L2"), ("public", place.public, "L1")):
-        parameters = {"key": mark.key.hex(), "level": level, "scheme": "kgw", "window": 2, "gamma": 0.5}
-        heard = judge_mark(transcript, parameters)
-        assert heard.p_value is not None and heard.e_value is not None
-        found |= {f"{name}_p": heard.p_value, f"{name}_log10_e": float(np.log10(max(heard.e_value, 1e-300)))}
+    found |= measure.heard("account", transcript, place.account)
+    found |= measure.heard("public", transcript, place.public)
     sentences = canaries.observe(open_suspect(str(animal.path)), place.canaries)
     found["canaries_p"] = canaries.judge(sentences, {}).p_value
     found["combined_log10_e"] = float(measure.combined(found["log10_e"], found["account_log10_e"]))
     if not arm.guilty:
-        pairs_NW = _pairs(place, said)[:PAIRS]
-        found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, sentences, turn.redraws, seed)
+        found["null"] = measure.null_draws(
+            scores_NK1, transcript, place.account, sentences, turn.redraws, seed
+        )
     sizes = (len(scores_NK1) // 4, len(scores_NK1) // 2, len(scores_NK1))
     found["fired"] = {n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in sizes}
     return found | {"baselines": _baselines(place, animal, said[:ASKED], arguments.tokens, seed)}
-
-
-def _pairs(place: World, said: Sequence[str]) -> np.ndarray:
-    """Distinct windows and tokens [N, 3] of texts in the teacher's tokenizer."""
-    ids = place.teacher.tokenizer(list(said), add_special_tokens=False)["input_ids"]
-    pairs = distinct_pairs(text_pairs(ids, place.account.window))
-    return np.column_stack([pairs.windows_NW, pairs.tokens_N])
 
 
 def _logliks(

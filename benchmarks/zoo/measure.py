@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from stillhouse.trace import canaries, evalues, power, ranks, tails
-from stillhouse.watermark import Mark, account_key, weigh
+from stillhouse.trace import canaries, evalues, power, radioactivity, ranks, tails
+from stillhouse.watermark import Mark, Pairs, account_key, weigh
 
 LEVELS = (0.05, 0.01, 0.001)
+PAIRS = 1000
+"""Whose size is tried under thousands of keys."""
 LN10 = float(np.log(10))
 
 
@@ -81,34 +83,47 @@ def upper_tail(values_NK1: np.ndarray) -> np.ndarray:
     return np.minimum(1.0, mass[::-1].cumsum()[::-1])
 
 
-def other_keys(mark: Mark, pairs_NW: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """p-values and log10 E, both [R], of the same pairs under keys that marked nothing.
+def heard(name: str, transcript: pa.Table, mark: Mark) -> dict[str, float]:
+    """What the test of radioactivity says of a key: p and log10 E, under ``name``."""
+    settings = {"scheme": mark.scheme, "window": mark.window, "gamma": mark.gamma}
+    found = radioactivity.judge(transcript, {"key": mark.key.hex(), "level": "L2", **settings})
+    assert found.p_value is not None and found.e_value is not None
+    return {f"{name}_p": found.p_value, f"{name}_log10_e": float(np.log10(max(found.e_value, 1e-300)))}
 
-    Args:
-        pairs_NW: windows, and the token in the last column.
-    """
+
+def other_keys(mark: Mark, pairs: Pairs, redraws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """p-values and log10 E, both [R], of the same pairs under keys that marked nothing."""
     master = np.random.default_rng(seed).bytes(32)
     keys = [replace(mark, key=account_key(master, f"redraw {number}")) for number in range(redraws)]
-    heard = [weigh(key, key.scores(pairs_NW[:, :-1], pairs_NW[:, -1])) for key in keys]
+    heard = [weigh(key, key.scores(pairs.windows_NW, pairs.tokens_N)) for key in keys]
     return np.array([one.p_value for one in heard]), np.array([one.log_e for one in heard]) / LN10
 
 
 def null_draws(
     scores_NK1: np.ndarray,
+    transcript: pa.Table,
     mark: Mark,
-    pairs_NW: np.ndarray,
-    canaries: pa.Table,
+    sentences: pa.Table,
     redraws: int,
     seed: int,
 ) -> dict[str, list[float]]:
-    """What the tests say where labels and keys are drawn anew: p, 1 / E of both together, highest E."""
+    """What the tests say where labels and keys are drawn anew: p, 1 / E of both together, highest E.
+
+    Args:
+        scores_NK1: of delivered outputs and their resamples.
+        transcript: of radioactivity.
+        mark: what the keys are drawn anew for.
+        sentences: the transcript of the canaries.
+    """
+    pairs, _ = radioactivity.scored_pairs(transcript, mark.window)
+    pairs = Pairs(pairs.windows_NW[:PAIRS], pairs.tokens_N[:PAIRS])
     ps, last, highest = redrawn(scores_NK1, redraws, seed)
-    of_keys, log10_e_of_keys = other_keys(mark, pairs_NW, redraws, seed)
+    of_keys, log10_e_of_keys = other_keys(mark, pairs, redraws, seed)
     together = combined(np.log10(np.maximum(last, 1e-300)), log10_e_of_keys)
     return {
         "exchangeable": ps.tolist(),
         "account": of_keys.tolist(),
-        "canaries": redrawn_canaries(canaries, redraws, seed),
+        "canaries": redrawn_canaries(sentences, redraws, seed),
         "combined": np.minimum(1.0, 10.0**-together).tolist(),
         "highest_e": highest.tolist(),
     }

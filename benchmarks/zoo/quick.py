@@ -11,16 +11,17 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
 from stillhouse.console import console
-from stillhouse.trace import canaries, style
+from stillhouse.trace import canaries, radioactivity, style
 from stillhouse.trace.canaries import CanarySet, make_canaries
-from stillhouse.watermark import Mark, account_key, distinct_pairs, text_pairs, weigh
+from stillhouse.trace.suspect import Scored, Suspect
+from stillhouse.watermark import Mark, account_key
 
 from . import baselines, measure
 from .arms import ARMS, Arm
@@ -32,7 +33,6 @@ VOCABULARY = 512
 PROMPT = 8  # tokens that an output follows
 LONG = 40  # tokens of an output
 ASKED = 400  # prompts of the baselines
-PAIRS = 1000  # pairs whose size is tried under thousands of keys
 CANARIES = 20  # sentences slipped into what the account got
 REFERENCES = 19  # models that read the web and nothing else, for style
 STYLE = 100  # prompts of the test of style
@@ -173,40 +173,39 @@ def _piece(row: Sequence[int], length: int, generator: np.random.Generator) -> n
     return np.asarray(row[start : start + length])
 
 
-def radioactivity(animal: Trigrams, outputs: np.ndarray, mark: Mark) -> np.ndarray:
-    """Scores of the distinct pairs that the suspect predicts when it reads the outputs (open mode).
+@dataclass(frozen=True)
+class Asked:
+    """A trigram model as a trace asks a suspect for the log-likelihood of texts."""
 
-    A prediction counts with the window that the outputs have there, unless that window stood earlier in the
-    same output: then the suspect may only copy.
-    """
+    animal: Trigrams
+    tokenizer: Tokenizer
+
+    def loglik(self, prompts: Sequence[object], texts: Sequence[str]) -> list[Scored | None]:
+        ids = [row.ids for row in self.tokenizer.encode_batch(list(texts))]
+        scored: list[Scored | None] = [None] * len(ids)
+        for length in sorted({len(row) for row in ids}):
+            alike = [place for place, row in enumerate(ids) if len(row) == length]
+            for place, logp in zip(alike, self.animal.score(np.array([ids[n] for n in alike])), strict=True):
+                scored[place] = Scored(len(logp), float(logp.sum()), logp.astype(np.float32))
+        return scored
+
+
+def read_out(animal: Trigrams, outputs: np.ndarray) -> pa.Table:
+    """What the suspect finds likeliest after each token of the outputs: open radioactivity's transcript."""
     answers = outputs[:, PROMPT:]
-    predicted = animal.argmax(answers)  # [N, LONG − 1]: after tokens t and t + 1
-    rows = []
-    for ids, guesses in zip(answers.tolist(), predicted.tolist(), strict=True):
-        seen = set()
-        for t in range(len(ids) - 2):
-            window = (ids[t], ids[t + 1])
-            if window not in seen:
-                rows.append((*window, guesses[t]))
-            seen.add(window)
-    pairs = distinct_pairs(text_pairs(rows, mark.window))
-    return np.column_stack([pairs.windows_NW, pairs.tokens_N])
-
-
-def canary_table(animal: Trigrams, place: World) -> pa.Table:
-    """The suspect's log-likelihood of every canary and decoy."""
+    predicted = np.column_stack([np.zeros(len(answers), int), animal.argmax(answers)])
+    columns = {"context": [[]] * len(answers), "tokens": answers.tolist(), "predicted": predicted.tolist()}
+    same = {"account": "the account", "mode": "open", "text": "", "error": None}
     rows = [
-        {"account": one.account, "set": one.set, "member": member == 0, "text": text}
-        for one in place.canaries
-        for member, text in enumerate((one.canary, *one.decoys))
+        same | {"id": str(n)} | {name: column[n] for name, column in columns.items()}
+        for n in range(len(answers))
     ]
-    ids = [row.ids for row in place.tokenizer.encode_batch([row["text"] for row in rows])]
-    for length in sorted({len(one) for one in ids}):
-        alike = [number for number, one in enumerate(ids) if len(one) == length]
-        scored = animal.score(np.array([ids[number] for number in alike])).sum(1)
-        for number, loglik in zip(alike, scored.tolist(), strict=True):
-            rows[number] |= {"loglik": loglik, "tokens": length - 2}
-    return pa.Table.from_pylist(rows, canaries.SCHEMA)
+    return pa.Table.from_pylist(rows, radioactivity.SCHEMA)
+
+
+def sentences_of(animal: Trigrams, place: World) -> pa.Table:
+    """The suspect's log-likelihood of every canary and decoy."""
+    return canaries.observe(cast(Suspect, Asked(animal, place.tokenizer)), place.canaries)
 
 
 def style_table(animal: Trigrams, place: World, generator: np.random.Generator) -> pa.Table:
@@ -258,22 +257,21 @@ def _examined(place: World, arm: Arm, seed: int, redraws: int) -> dict[str, Any]
     found: dict[str, Any] = {"arm": arm.name, "guilty": arm.guilty, **measure.evidence(scores_NK1)}
     if used.any():
         found["auc_of_used"] = measure.ranks.rank_test(scores_NK1[used]).auc
-    windows = {}
-    for name, mark, outputs in (
-        ("account", place.account, place.log),
-        ("public", place.public, place.sources["organic"]),
+    read = read_out(animal, place.log)
+    organic = place.sources["organic"]
+    assert isinstance(organic, np.ndarray)
+    for name, transcript, mark in (
+        ("account", read, place.account),
+        ("public", read_out(animal, organic), place.public),
     ):
-        windows[name] = radioactivity(animal, outputs, mark)
-        heard = weigh(mark, mark.scores(windows[name][:, :-1], windows[name][:, -1]))
-        found |= {f"{name}_p": heard.p_value, f"{name}_log10_e": heard.log_e / np.log(10)}
-    sentences = canary_table(animal, place)
+        found |= measure.heard(name, transcript, mark)
+    sentences = sentences_of(animal, place)
     found["canaries_p"] = canaries.judge(sentences, {}).p_value
     answers = style_table(animal, place, np.random.default_rng(seed))
     found["style_p"] = style.judge(answers, {"seed": 0, "alpha": 0.05}).p_value
     found["combined_log10_e"] = float(measure.combined(found["log10_e"], found["account_log10_e"]))
     if not arm.guilty:
-        pairs_NW = windows["account"][:PAIRS]
-        found["null"] = measure.null_draws(scores_NK1, place.account, pairs_NW, sentences, redraws, seed)
+        found["null"] = measure.null_draws(scores_NK1, read, place.account, sentences, redraws, seed)
     whole = len(scores_NK1)
     found["fired"] = {
         n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in (whole // 4, whole // 2, whole)

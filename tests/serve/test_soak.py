@@ -29,5 +29,5 @@ def test_twenty_seconds_of_mixed_load_lose_nothing(tiny_teacher, tmp_path):
     assert found["sent"] == found["answered"] + found["told"] + found["given up"] > 50
     assert sum(sum(counts.values()) for counts in found["by_kind"].values()) == found["sent"]
     assert len(found["by_kind"]) >= 8
-    # Whether the last ones are still there depends on how long the end takes, beside an idle time of a second.
+    # Whether the last ones are still there depends on how long the end takes, against an idle second.
     assert found["models_loaded"] >= max(2, found["models_unloaded"])

@@ -39,9 +39,9 @@ def test_every_arm_says_what_it_read(place):
 def test_size_is_nominal_whatever_was_learned_from_the_web(place, name):
     """The rate at each level lies in the binomial's central 99.99% (of 45 checks one fails in 400 runs)."""
     animal, _, scores_NK1 = raised(place, name)
-    pairs = quick.radioactivity(animal, place.log, place.account)
-    sentences = quick.canary_table(animal, place)
-    nulls = measure.null_draws(scores_NK1, place.account, pairs, sentences, REDRAWS, seed=3)
+    sentences = quick.sentences_of(animal, place)
+    read = quick.read_out(animal, place.log)
+    nulls = measure.null_draws(scores_NK1, read, place.account, sentences, REDRAWS, seed=3)
     assert canaries.judge(sentences, {}).p_value > 1e-3  # fails once in 1,000
     ps, highest = nulls["exchangeable"], np.array(nulls.pop("highest_e"))
     for p_values in (*map(np.array, nulls.values()), 1 / np.maximum(highest, 1.0)):
@@ -60,7 +60,7 @@ def test_who_read_the_log_is_found_and_who_read_others_outputs_is_not(place):
 
 def test_the_canaries_of_the_log_are_known_to_who_read_it(place):
     animal = raised(place, "distilled 100%")[0]
-    assert canaries.judge(quick.canary_table(animal, place), {}).p_value < 1e-6
+    assert canaries.judge(quick.sentences_of(animal, place), {}).p_value < 1e-6
 
 
 def test_the_room_s_exact_p_is_that_of_adding_item_after_item(place):
@@ -82,11 +82,10 @@ def test_the_power_law_holds(place):
 def test_the_account_key_is_heard_in_who_read_the_log_and_the_public_key_in_who_read_others(place):
     for name, account, public in (("distilled 100%", True, False), ("organic 100%", False, True)):
         animal, _, _ = raised(place, name)
-        heard = []
-        for mark, outputs in ((place.account, place.log), (place.public, place.sources["organic"])):
-            pairs = quick.radioactivity(animal, outputs, mark)
-            heard.append(measure.weigh(mark, mark.scores(pairs[:, :-1], pairs[:, -1])).p_value < 1e-3)
-        assert heard == [account, public], name
+        found = {}
+        for key, outputs in (("account", place.log), ("public", place.sources["organic"])):
+            found |= measure.heard(key, quick.read_out(animal, outputs), getattr(place, key))
+        assert [found["account_p"] < 1e-3, found["public_p"] < 1e-3] == [account, public], name
 
 
 def test_the_baselines_accuse_whoever_learned_from_the_web(place):

@@ -204,7 +204,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     """
     mark = _mark(parameters)
     level: Level = parameters["level"]
-    pairs, left_out = _pairs(transcript, mark.window)
+    pairs, left_out = scored_pairs(transcript, mark.window)
     if not len(pairs):
         return Finding(NAME, level, _null(mark), 0, parameters=parameters, reason=_reason(transcript, mark))
     placebos = parameters.get("placebo_keys") or placebo_keys(parameters.get("seed", 0))
@@ -258,7 +258,7 @@ def _weighed(mark: Mark, pairs: Pairs) -> tuple[np.ndarray, Detection]:
     return scores_N, weigh(mark, scores_N)
 
 
-def _pairs(transcript: pa.Table, window: int) -> tuple[Pairs, int]:
+def scored_pairs(transcript: pa.Table, window: int) -> tuple[Pairs, int]:
     """Distinct pairs of all rows, and how many were left out because their window was in context."""
     windows, tokens, left_out = [], [], 0
     columns = (transcript[name].to_pylist() for name in ("context", "tokens", "predicted"))
