@@ -2,8 +2,8 @@
 
 A suspect is a base model (its own architecture, tokenizer and share of the web) that is trained on what its
 arm adds, ``--reads`` times, and on clean text (:data:`CLEAN`). Nothing is shared with the teachers but what
-the arm says. Outputs are ranked by the suspect's log-likelihood less the teacher's, a character: the archived
-teacher is at hand for every trace, and takes away what makes a text easy for anybody.
+the arm says. Outputs are ranked by the score `teacher`, the suspect's log-likelihood less the teacher's own:
+the archived teacher is at hand for most traces, and takes away what makes a text easy for anybody.
 
 What was drawn, trained, scored and found is kept in the store, so that a run that was stopped goes on.
 Suspects do not know of each other: ``--processes`` looks at several at a time.
@@ -342,10 +342,7 @@ def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[s
     animal, used = suspect(arguments, place, arm, turn.kind, seed)
     log, resamples = place.sources["log"], place.resamples
     logliks_NK1, took = _logliks(arguments.store, animal, log, resamples)
-    characters_NK1 = np.array(
-        [[len(text) for text in (own, *drawn)] for own, drawn in zip(log, resamples, strict=True)]
-    )
-    scores_NK1 = (logliks_NK1 - place.familiar_NK1) / np.maximum(characters_NK1, 1)
+    scores_NK1 = (logliks_NK1 - place.familiar_NK1) / np.maximum(_tokens(place), 1)
     whole = ~np.isnan(scores_NK1).any(1)
     scores_NK1, used = scores_NK1[whole], used[whole]
     found: dict[str, Any] = {"arm": arm.name, "guilty": arm.guilty, **measure.evidence(scores_NK1)}
@@ -370,6 +367,13 @@ def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[s
     sizes = (len(scores_NK1) // 4, len(scores_NK1) // 2, len(scores_NK1))
     found["fired"] = {n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in sizes}
     return found | {"baselines": _baselines(place, animal, said[:ASKED], arguments.tokens, seed)}
+
+
+def _tokens(place: World) -> np.ndarray:
+    """The teacher's tokens in outputs and their resamples [N, K + 1]."""
+    together = [[own, *drawn] for own, drawn in zip(place.sources["log"], place.resamples, strict=True)]
+    encoded = place.teacher.tokenizer([text for row in together for text in row], add_special_tokens=False)
+    return np.array([len(ids) for ids in encoded["input_ids"]]).reshape(len(together), -1)
 
 
 def _logliks(

@@ -201,11 +201,13 @@ def test_every_score_is_what_its_words_say():
         "total": SCORES["total"].compute(loglik),
         "per_character": SCORES["per_character"].compute(loglik, np.array([length, length])),
         "reference": SCORES["reference"].compute(loglik, reference, np.array([length, length])),
+        "teacher": SCORES["teacher"].compute(loglik, reference, np.array([5, 0])),
     }
     assert computed["loglik"].tolist() == [-3.0, -2.5]
     assert computed["total"].tolist() == [-30.0, -20.0]
     assert computed["per_character"].tolist() == [-30.0 / length, -20.0 / length]
     assert computed["reference"].tolist() == [10.0 / length, 0.0]
+    assert computed["teacher"][0] == 2.0 and np.isnan(computed["teacher"][1])
     assert min_k([-1, -9, -2, -7, -3, -4, -5, -6, -8, -10]) == -9.5
     assert min_k([-1.0]) == -1.0
 

@@ -54,18 +54,19 @@ def case(tiny_teacher, tmp_path_factory):
     return log, resamples, place / "suspect"
 
 
-@pytest.mark.parametrize("score", ["loglik", "min_k", "reference", "overlap"])
+@pytest.mark.parametrize("score", ["loglik", "min_k", "reference", "teacher", "overlap"])
 def test_who_learned_the_log_is_found_and_the_teacher_itself_is_not(case, tiny_teacher, score):
     log, resamples, path = case
     guilty, innocent = open_suspect(str(path)), open_suspect(str(tiny_teacher))
     reference = innocent if score == "reference" else None
-    found = judge(observe(guilty, log, resamples, scores=[score], reference=reference), {"score": score})
+    table = observe(guilty, log, resamples, scores=[score], reference=reference, teacher=innocent)
+    found = judge(table, {"score": score})
     assert found.n == len(log.rows) and found.p_value < 0.001 and found.effect["f_low"] > 0
-    if score != "reference":
+    if score not in ("reference", "teacher"):
         cleared = judge(observe(innocent, log, resamples, scores=[score]), {"score": score})
         assert cleared.p_value > 0.001
         assert next(a for a in cleared.assumptions if "same teacher" in a.text).held is True
-    else:
+    if score == "reference":
         assert next(a for a in found.assumptions if "reference model" in a.text).held is True
     guilty.close()
     innocent.close()
@@ -156,6 +157,8 @@ def test_what_a_suspect_cannot_do_is_said_before_it_is_asked(case, tiny_teacher)
     suspect = open_suspect(str(tiny_teacher))
     with pytest.raises(UsageError, match="reference model"):
         observe(suspect, log, resamples, scores=["reference"])
+    with pytest.raises(UsageError, match="needs the archived teacher"):
+        observe(suspect, log, resamples, scores=["teacher"])
     suspect.can = Can(generate=True, logprobs=False, weights=False)
     with pytest.raises(CapabilityError) as refused:
         observe(suspect, log, resamples)

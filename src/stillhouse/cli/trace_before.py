@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -98,8 +99,9 @@ def surrogate(
     model: Annotated[str, Parameter(metavar="MODEL")],
     log: Annotated[str, Parameter(metavar="FILE")],
     resamples: Annotated[Path, Parameter(metavar="FILE")],
-    score: Literal["loglik", "min_k", "reference", "overlap"] = "loglik",
+    score: Literal["loglik", "min_k", "reference", "teacher", "overlap"] = "loglik",
     reference: Annotated[str | None, Parameter(metavar="MODEL")] = None,
+    teacher: Annotated[str | None, Parameter(metavar="MODEL")] = None,
     hard: float = 1000.0,
     seed: int = 0,
     output: OutputFlags = Output(),  # noqa: B008  frozen
@@ -121,6 +123,8 @@ def surrogate(
         What they are ranked by, as in the plan.
     reference
         A model that had nothing to do with them, for the score `reference`.
+    teacher
+        The archived teacher, for the score `teacher`.
     hard
         The e-value that a log is to reach.
     seed
@@ -132,15 +136,14 @@ def surrogate(
     from ..trace.surrogate import measure
     from ..trace.suspect import open_suspect
 
-    opened = open_suspect(model, seed=seed)
-    other = None if reference is None else open_suspect(reference, seed=seed)
-    try:
-        held = read_resamples(resamples)
-        found = measure(opened, read_log(log), held, score=score, reference=other, seed=seed)
-    finally:
-        opened.close()
-        if other:
-            other.close()
+    held, read = read_resamples(resamples), read_log(log)
+    with ExitStack() as stack:
+        opened, other, itself = (
+            None if name is None else stack.enter_context(closing(open_suspect(name, seed=seed)))
+            for name in (model, reference, teacher)
+        )
+        assert opened is not None
+        found = measure(opened, read, held, score=score, reference=other, teacher=itself, seed=seed)
     sizes = found.sizes(hard, POWER)
     facts = {"outputs": found.n, "auc": found.auc, "surrogate_auc": [found.low, found.high]}
     console.data(facts | {"sizes": {str(share): size for share, size in sizes.items()}})

@@ -62,6 +62,8 @@ def _exchangeable(plan: Plan, access: Access) -> str | None:
         missing = _marked_resamples(plan, access)
     if missing is None and score == "reference" and not access.references:
         return "its score `reference` needs a reference model (--reference)."
+    if missing is None and score == "teacher" and "weights" not in access.teacher:
+        return "its score `teacher` needs the archived teacher on this machine (--teacher)."
     return missing
 
 

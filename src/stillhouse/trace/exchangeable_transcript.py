@@ -35,6 +35,8 @@ TRANSCRIPT = pa.schema(
         ("loglik", pa.float64()),
         ("min_k", pa.float64()),
         ("reference_loglik", pa.float64()),
+        ("teacher_loglik", pa.float64()),
+        ("teacher_tokens", pa.int32()),
         ("overlap", pa.float64()),
     ]
 )
@@ -65,6 +67,7 @@ def observe(
     *,
     scores: Sequence[str] = ("loglik",),
     reference: Suspect | None = None,
+    teacher: Suspect | None = None,
     seed: int = 0,
     stop_at: float | None = None,
     public: Iterable[str] | None = None,
@@ -80,25 +83,28 @@ def observe(
         scores: names in :data:`.scoring.SCORES`; what they need is measured.
         reference: a model that had nothing to do with the log, for the score `reference`, and to check that
             it prefers neither.
+        teacher: the archived teacher itself, for the score `teacher`.
         stop_at: give it to `judge` too.
         public: texts that anybody could have read, to be searched for the outputs.
         journal: where answers are kept as they come; with them it goes on.
 
     Raises:
-        UsageError: there is no such score, or `reference` without a reference model.
-        CapabilityError: the suspect cannot do what a score needs.
+        UsageError: there is no such score, or `reference` or `teacher` without that model.
+        CapabilityError: a model cannot do what a score needs.
     """
     wanted = [score_named(name) for name in scores]
     columns = {column for score in wanted for column in score.columns}
     if reference is not None:
         columns.add("reference_loglik")
-    _require_able(suspect, reference, columns)
+    if "teacher_loglik" not in columns:
+        teacher = None
+    _require_able(suspect, reference, teacher, columns)
     items = _items(log, resamples, seed)
     parts: list[pa.Table] = []
     small = suspect.parameters is not None and suspect.parameters <= SMALL
     size = MANY if small and stop_at is None else FEW
     shown = console.progress("trace", len(items), "outputs")
-    models = [model and model.fingerprint for model in (suspect, reference)]
+    models = [model and model.fingerprint for model in (suspect, reference, teacher)]
     questions = [models, sorted(columns), size, [[item.row.id, *item.texts] for item in items]]
     with (
         contextlib.nullcontext(progress) if progress else shown as bar,
@@ -110,7 +116,9 @@ def observe(
             if not answered.knows_next and not suspect.affords(texts):
                 console.warn(f"the budget ends after {start:,} of {len(items):,} outputs")
                 break
-            rows = answered.next(lambda chunk=chunk: _asked(suspect, reference, chunk, columns).to_pylist())
+            rows = answered.next(
+                lambda chunk=chunk: _asked(suspect, reference, teacher, chunk, columns).to_pylist()
+            )
             parts.append(pa.Table.from_pylist(rows, TRANSCRIPT))
             bar.advance(len(chunk))
             if stop_at is not None and _reached(pa.concat_tables(parts), wanted[0], stop_at):
@@ -120,7 +128,9 @@ def observe(
     return transcript.replace_schema_metadata({FACTS: json.dumps(facts).encode()})
 
 
-def _require_able(suspect: Suspect, reference: Suspect | None, columns: set[str]) -> None:
+def _require_able(
+    suspect: Suspect, reference: Suspect | None, teacher: Suspect | None, columns: set[str]
+) -> None:
     if columns & {"loglik", "min_k"} and not suspect.can.logprobs:
         raise CapabilityError(
             f"{suspect.reference} tells no log-probabilities of a given text",
@@ -130,8 +140,11 @@ def _require_able(suspect: Suspect, reference: Suspect | None, columns: set[str]
         raise CapabilityError(f"{suspect.reference} does not continue a text")
     if "reference_loglik" in columns and reference is None:
         raise UsageError("the score `reference` needs a reference model", hint="Give one with --reference.")
-    if reference is not None and not reference.can.logprobs:
-        raise CapabilityError(f"{reference.reference} tells no log-probabilities of a given text")
+    if "teacher_loglik" in columns and teacher is None:
+        raise UsageError("the score `teacher` needs the archived teacher", hint="Give it with --teacher.")
+    for model in (reference, teacher):
+        if model is not None and not model.can.logprobs:
+            raise CapabilityError(f"{model.reference} tells no log-probabilities of a given text")
 
 
 def _items(log: Log, resamples: Resamples, seed: int) -> list[_Item]:
@@ -152,14 +165,18 @@ def _items(log: Log, resamples: Resamples, seed: int) -> list[_Item]:
 
 
 def _asked(
-    suspect: Suspect, reference: Suspect | None, items: Sequence[_Item], columns: set[str]
+    suspect: Suspect,
+    reference: Suspect | None,
+    teacher: Suspect | None,
+    items: Sequence[_Item],
+    columns: set[str],
 ) -> pa.Table:
     """The rows of some items."""
     rows = [(item.row, draw, text) for item in items for draw, text in enumerate(item.texts)]
     prompts, texts = [row.prompt for row, _, _ in rows], [text for _, _, text in rows]
     absent: list[Any] = [None] * len(rows)
     scored = suspect.loglik(prompts, texts) if columns & {"loglik", "min_k"} else absent
-    theirs = reference.loglik(prompts, texts) if reference is not None else absent
+    theirs, ours = (model.loglik(prompts, texts) if model else absent for model in (reference, teacher))
     shared = _overlaps(suspect, prompts, texts) if "overlap" in columns else absent
     return pa.table(
         {
@@ -171,6 +188,8 @@ def _asked(
             "loglik": [one and one.loglik for one in scored],
             "min_k": [one and min_k(one.token_logps) for one in scored],
             "reference_loglik": [one and one.loglik for one in theirs],
+            "teacher_loglik": [one and one.loglik for one in ours],
+            "teacher_tokens": [one and one.tokens for one in ours],
             "overlap": shared,
         },
         schema=TRANSCRIPT,

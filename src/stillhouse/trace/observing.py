@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +82,8 @@ def _exchangeable(case: Case) -> pa.Table:
         resamples = resample(teacher.model, case.log, section.draws, seed, drawn, mark=mark)
     logs = [_of(case.log, teacher.accounts)]
     logs += [_of(case.log, [account]) for account in teacher.placebo_accounts]
-    with _reference(case.plan) as reference:
+    archived = teacher.model if section.score == "teacher" else None
+    with _reference(case.plan) as reference, _opened(archived, case.plan) as itself:
         tables = [
             exchangeable.observe(
                 case.suspect,
@@ -90,6 +91,7 @@ def _exchangeable(case: Case) -> pa.Table:
                 resamples,
                 scores=[section.score],
                 reference=reference,
+                teacher=itself,
                 seed=seed,
                 stop_at=case.plan.stop_at,
                 public=_public_texts(case.plan),
@@ -228,15 +230,19 @@ def _training_order(case: Case) -> pa.Table:
         return training_order.observe(case.suspect, texts, reference=reference)
 
 
-@contextmanager
-def _reference(plan: Plan) -> Iterator[Suspect | None]:
+def _reference(plan: Plan) -> AbstractContextManager[Suspect | None]:
     """The first reference model, opened; None where the plan has none."""
+    return _opened(plan.references[0] if plan.references else None, plan)
+
+
+@contextmanager
+def _opened(model_reference: str | None, plan: Plan) -> Iterator[Suspect | None]:
     from .suspect import open_suspect
 
-    if not plan.references:
+    if model_reference is None:
         yield None
         return
-    model = open_suspect(plan.references[0], seed=plan.seed)
+    model = open_suspect(model_reference, seed=plan.seed)
     try:
         yield model
     finally:

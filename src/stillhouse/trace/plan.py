@@ -22,7 +22,7 @@ from ..recipe_rules import directory_name
 from ..recipe_types import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Text
 from ..yaml_lines import dump_yaml, read_yaml
 
-Score = Literal["loglik", "min_k", "reference", "overlap"]
+Score = Literal["loglik", "min_k", "reference", "teacher", "overlap"]
 QUESTION = "Was the suspect trained on outputs that the teacher delivered to these accounts?"
 
 
@@ -56,8 +56,8 @@ class Exchangeable:
     """Its share in the mean of its level."""
     score: Score = "loglik"
     """What the delivered output and its resamples are ranked by: the suspect's log-likelihood, that of its
-    least likely tokens, the difference to a reference model's, or (text only) the overlap with what it
-    writes."""
+    least likely tokens, the difference to a reference model's or to the teacher's own, or (text only) the
+    overlap with what it writes."""
     draws: PositiveInt = 3
     """Resamples of each delivered output."""
     surrogate_auc: tuple[Annotated[float, Gt(0.5), Le(1.0)], ...] = ()
@@ -293,3 +293,5 @@ def _broken_rules(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "tests.exchangeable.surrogate_auc", "must be one number, or the two ends of an interval"
     if exchangeable and exchangeable.score == "reference" and plan.suspect and not plan.references:
         yield "tests.exchangeable.score", "`reference` needs a model in `references`"
+    if exchangeable and exchangeable.score == "teacher" and any(one.model is None for one in plan.teachers):
+        yield "tests.exchangeable.score", "`teacher` needs the `model` of every teacher"

@@ -119,9 +119,9 @@ def payoffs(scores_NK1: np.ndarray, bets: Sequence[float] = BETS) -> np.ndarray:
     for k in np.unique(k_N).tolist():
         rows = k_N == k
         low, ties = below_NK1[rows], np.maximum(equal_NK1[rows], 1)
-        for paid_NK1, best_of in zip(paid_BNK1, bets, strict=True):
+        for bet, best_of in enumerate(bets):
             up_to = np.concatenate([[0.0], np.cumsum(odds(k, best_of))])
-            paid_NK1[rows] = (up_to[low + ties] - up_to[low]) / ties
+            paid_BNK1[bet, rows] = (up_to[low + ties] - up_to[low]) / ties
     return np.where(np.isnan(scores_NK1), 0.0, paid_BNK1)
 
 

@@ -100,6 +100,12 @@ SCORES = {
         "the suspect's log-likelihood of the text less a reference model's, per character",
         "the suspect's log-probabilities and a reference model's (--reference)",
     ),
+    "teacher": Score(
+        ("loglik", "teacher_loglik", "teacher_tokens"),
+        lambda loglik, teacher, tokens: _per_token(loglik - teacher, tokens),
+        "the suspect's log-likelihood of the text less the teacher's own, per token of the teacher",
+        "the suspect's log-probabilities and the archived teacher's (--teacher)",
+    ),
     "overlap": Score(
         ("overlap",),
         lambda shared: shared,
@@ -107,7 +113,7 @@ SCORES = {
         "a suspect that continues a text",
     ),
 }
-"""By name. `reference` is per character, so that the two models may have different tokenizers."""
+"""By name. `reference` is per character and `teacher` per token of the teacher: the tokenizers may differ."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def measure(
     *,
     score: str = "loglik",
     reference: Suspect | None = None,
+    teacher: Suspect | None = None,
     seed: int = 0,
     alpha: float = 0.05,
 ) -> Surrogate:
@@ -67,12 +68,15 @@ def measure(
     Args:
         used: outputs that it was trained on, and no others.
         score: a name in :data:`.scoring.SCORES`.
+        reference: for the score of that name, as is ``teacher``.
         alpha: one minus the confidence of the interval.
 
     Raises:
         CorpusError: no output has a resample and a score.
     """
-    transcript = observe(model, used, resamples, scores=[score], reference=reference, seed=seed)
+    transcript = observe(
+        model, used, resamples, scores=[score], reference=reference, teacher=teacher, seed=seed
+    )
     scores_NK1 = usable(arrange(transcript, score_named(score)).scores_NK1)
     if not len(scores_NK1):
         raise CorpusError(
