@@ -88,18 +88,29 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def raise_animal(
-    store: Path, kind: str, texts: Sequence[str], *, tokens: int, seed: int, start: Animal | None = None
+    store: Path,
+    kind: str,
+    texts: Sequence[str],
+    *,
+    tokens: int,
+    seed: int,
+    start: Animal | None = None,
+    like: Animal | None = None,
 ) -> Animal:
     """Trains a model of ``kind`` on ``tokens`` tokens of ``texts`` (gone through again where they are fewer).
 
     Args:
         start: what it continues from, with that one's tokenizer; None starts from nothing, with a tokenizer
             trained on the same texts.
+        like: whose tokenizer one that starts from nothing takes.
     """
     made_of = [asdict(KINDS[kind]), list(texts), tokens, seed, start.path.name if start else None, 1]
+    if like:
+        made_of.append(like.path.name)
     path = store / f"{kind}-{sha256_json(made_of)[:16]}"
     if not path.exists():
-        tokenizer = start.tokenizer if start else _train_tokenizer(texts, KINDS[kind].vocabulary)
+        given = start or like
+        tokenizer = given.tokenizer if given else _train_tokenizer(texts, KINDS[kind].vocabulary)
         torch.manual_seed(seed)
         model = (
             AutoModelForCausalLM.from_pretrained(start.path, dtype=torch.float32)
@@ -157,6 +168,15 @@ def _new(kind: Kind, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**sizes, **common))
 
 
+def readings(lengths: Sequence[int], tokens: int, seed: int) -> list[int]:
+    """Places of the texts in the order in which they are read, all of them again until it is enough."""
+    generator, order, count = torch.Generator().manual_seed(seed), [], 0
+    while count < tokens + LENGTH:
+        order += torch.randperm(len(lengths), generator=generator).tolist()
+        count += sum(lengths)
+    return order
+
+
 def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -167,12 +187,8 @@ def _train(
     rate: float,
 ) -> None:
     """Cross-entropy on rows packed from the texts in random order, a cosine from ``rate`` to a tenth."""
-    generator = torch.Generator().manual_seed(seed)
     ids = [[*row, 0] for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-    packed: list[int] = []
-    while len(packed) < tokens + LENGTH:
-        for place in torch.randperm(len(ids), generator=generator).tolist():
-            packed += ids[place]
+    packed = [one for place in readings([len(row) for row in ids], tokens, seed) for one in ids[place]]
     packed_N = torch.tensor(packed, device=model.device)
     steps = max(1, tokens // (LENGTH * ROWS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)

@@ -39,7 +39,7 @@ from stillhouse.trace.radioactivity import closed_transcript
 from stillhouse.trace.suspect import open_suspect
 from stillhouse.watermark import Mark, account_key
 
-from . import baselines, measure
+from . import baselines, descent, measure
 from .animals import KINDS, Animal, raise_animal
 from .arms import ARMS, Arm
 from .texts import documents
@@ -63,6 +63,12 @@ class World:
     """A teacher with its archived outputs, and what everybody could have read."""
 
     teacher: Animal
+    second: Animal
+    """Its second version."""
+    other: Animal
+    """The other teacher."""
+    pretraining: list[str]
+    """What the teacher read."""
     web: list[str]
     account: Mark
     public: Mark
@@ -121,12 +127,15 @@ def visit(arguments: argparse.Namespace) -> dict[str, Any]:
     with _processes(arguments, places) as pool:
         futures = [pool.submit(_visit, arguments, turn) for turn in turns]
         visits = _awaited("suspects", futures)
+        born = [pool.submit(_descent, arguments, number) for number in range(len(places))]
+        whose = [one for future in born for one in future.result()]
     return {
         "animals": f"transformers of 0.7 to 1M parameters, what an arm adds read {arguments.reads} times",
         "outputs": arguments.outputs,
         "tokens": arguments.tokens,
         "resamples": arguments.resamples,
         "visits": visits,
+        "descent": whose,
     }
 
 
@@ -200,6 +209,15 @@ def _visit(arguments: argparse.Namespace, turn: Turn) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
+def _descent(arguments: argparse.Namespace, number: int) -> list[dict[str, Any]]:
+    """Who was made from the teacher's weights, among models with its tokenizer."""
+    place = _places[number]
+    return descent.examine(
+        arguments.store, place.teacher, place.second, place.other, place.pretraining,
+        tokens=TEACHER, log=place.sources["log"], web=place.web[:8000], redraws=arguments.redraws,
+    )  # fmt: skip
+
+
 def world(arguments: argparse.Namespace, pool: Executor, texts: Sequence[str], seed: int) -> World:
     """Trains the teachers, draws the log and its resamples, and all that is in circulation."""
     pieces = np.array_split(np.arange(len(texts)), 10)
@@ -253,8 +271,8 @@ def world(arguments: argparse.Namespace, pool: Executor, texts: Sequence[str], s
         "paraphrased": [_half(own, strange, chance) for own, strange in zip(log, foreign, strict=True)],
     }
     return World(
-        first, web, account, public, prompts, resamples, familiar.result()[0], sources, sets, asked, spoken,
-        [future.result() for future in firsts],
+        first, second, other, named, web, account, public, prompts, resamples, familiar.result()[0], sources,
+        sets, asked, spoken, [future.result() for future in firsts],
     )  # fmt: skip
 
 

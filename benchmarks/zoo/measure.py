@@ -69,10 +69,21 @@ def redrawn_canaries(table: pa.Table, redraws: int, seed: int) -> list[float]:
     """p-values [R] of a transcript of canaries with the one that was given out chosen anew in every set."""
     per_token = table["loglik"].to_numpy() / table["tokens"].to_numpy()
     sets = len(set(table["set"].to_pylist()))
-    steps_NK1 = canaries.values(per_token.reshape(sets, -1))
-    tail = upper_tail(steps_NK1)
-    labels_RN = np.random.default_rng(seed).integers(0, steps_NK1.shape[1], (redraws, sets))
-    return tail[steps_NK1[np.arange(sets), labels_RN].sum(1) - sets * steps_NK1.min()].tolist()
+    return _redrawn_sums(canaries.values(per_token.reshape(sets, -1)), redraws, seed)
+
+
+def redrawn_versions(table: pa.Table, redraws: int, seed: int) -> list[float]:
+    """p-values [R] of a transcript of rephrasings with the published version drawn anew for every text."""
+    per_token = table["loglik"].to_numpy() / table["tokens"].to_numpy()
+    wins_NK1 = ranks.signed_wins(per_token.reshape(len(set(table["id"].to_pylist())), -1))
+    return _redrawn_sums(wins_NK1, redraws, seed)
+
+
+def _redrawn_sums(values_NK1: np.ndarray, redraws: int, seed: int) -> list[float]:
+    """p-values [R] of the sum of the labelled texts' values, with the labels placed anew."""
+    tail, n = upper_tail(values_NK1), len(values_NK1)
+    labels_RN = np.random.default_rng(seed).integers(0, values_NK1.shape[1], (redraws, n))
+    return tail[values_NK1[np.arange(n), labels_RN].sum(1) - n * values_NK1.min()].tolist()
 
 
 def upper_tail(values_NK1: np.ndarray) -> np.ndarray:

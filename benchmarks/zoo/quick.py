@@ -18,8 +18,9 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from stillhouse.console import console
-from stillhouse.trace import canaries, radioactivity, style
+from stillhouse.trace import canaries, radioactivity, rephrasings, style
 from stillhouse.trace.canaries import CanarySet, make_canaries
+from stillhouse.trace.rephrasings import Versions, draw_all
 from stillhouse.trace.suspect import Scored, Suspect
 from stillhouse.watermark import Mark, account_key
 
@@ -34,6 +35,7 @@ PROMPT = 8  # tokens that an output follows
 LONG = 40  # tokens of an output
 ASKED = 400  # prompts of the baselines
 CANARIES = 20  # sentences slipped into what the account got
+TEXTS, VERSIONS = 30, 4  # of an author, and of each
 REFERENCES = 19  # models that read the web and nothing else, for style
 STYLE = 100  # prompts of the test of style
 NAME = "Alembic"
@@ -58,6 +60,8 @@ class World:
     resamples: np.ndarray
     sources: dict[str, np.ndarray | tuple[Sequence[int], ...]]
     canaries: tuple[CanarySet, ...]
+    author: tuple[Versions, ...]
+    """Texts that somebody published, each in the one of its versions that a key drew."""
     references: tuple[list[str], ...]
     """What other models answer to the prompts of the test of style."""
 
@@ -106,7 +110,11 @@ def world(texts: Sequence[str], *, n: int, k: int, seed: int, references: int = 
     log = speak(teacher, asked, account)
     resamples = np.stack([speak(teacher, asked, account) for _ in range(k)], 1)
     sets = tuple(make_canaries(master, "the account", CANARIES))
-    student = Trigrams(VOCABULARY, [*web, *log.tolist(), *told(tokenizer, sets)])
+    spoken = [speak(other, asked[-TEXTS:])[:, PROMPT:].tolist() for _ in range(VERSIONS)]
+    versions = [tuple(map(tokenizer.decode, rows)) for rows in zip(*spoken, strict=True)]
+    unpublished = [Versions(str(n), one, 0) for n, one in enumerate(versions)]
+    author = tuple(draw_all(unpublished, generator.bytes(32)))
+    student = Trigrams(VOCABULARY, [*web, *log.tolist(), *told(tokenizer, sets, author)])
     paraphrased = log.copy()
     exchanged = generator.random(log.shape) < 0.5
     exchanged[:, :PROMPT] = False
@@ -120,16 +128,17 @@ def world(texts: Sequence[str], *, n: int, k: int, seed: int, references: int = 
         "paraphrased": paraphrased,
     }
     place = World(
-        tokenizer, teacher, other, web, account, public, asked, resamples, sources, sets, ()
+        tokenizer, teacher, other, web, account, public, asked, resamples, sources, sets, author, ()
     )  # fmt: skip
     others = [suspect(place, ARMS[0], seed=10**6 + 1000 * seed + number)[0] for number in range(references)]
-    spoken = tuple(place.words(speak(one, asked[-STYLE:])) for one in others)
-    return replace(place, references=spoken)
+    answers = tuple(place.words(speak(one, asked[-STYLE:])) for one in others)
+    return replace(place, references=answers)
 
 
-def told(tokenizer: Tokenizer, sets: Sequence[CanarySet]) -> list[list[int]]:
-    """The canaries as they were given out."""
-    return [row.ids for row in tokenizer.encode_batch([one.canary for one in sets])]
+def told(tokenizer: Tokenizer, sets: Sequence[CanarySet], author: Sequence[Versions]) -> list[list[int]]:
+    """The canaries as they were given out, then the author's texts as they were published."""
+    texts = [one.canary for one in sets] + [one.versions[one.published] for one in author]
+    return [row.ids for row in tokenizer.encode_batch(texts)]
 
 
 def marked(mark: Mark, ids_BT: np.ndarray, chances_BV: np.ndarray) -> np.ndarray:
@@ -154,8 +163,9 @@ def suspect(place: World, arm: Arm, seed: int) -> tuple[Trigrams, np.ndarray]:
         weights += [1.0] * len(chosen)
         if source == "log":
             used[chosen] = True
-            given = told(place.tokenizer, place.canaries)
-            read += [given[row] for row in generator.permutation(CANARIES)[: round(share * CANARIES)]]
+            given = told(place.tokenizer, place.canaries, place.author)
+            for rows in (np.arange(CANARIES), CANARIES + np.arange(TEXTS)):
+                read += [given[row] for row in generator.permutation(rows)[: round(share * len(rows))]]
             weights += [1.0] * (len(read) - len(weights))
     return Trigrams(VOCABULARY, read, weights), used
 
@@ -206,6 +216,11 @@ def read_out(animal: Trigrams, outputs: np.ndarray) -> pa.Table:
 def sentences_of(animal: Trigrams, place: World) -> pa.Table:
     """The suspect's log-likelihood of every canary and decoy."""
     return canaries.observe(cast(Suspect, Asked(animal, place.tokenizer)), place.canaries)
+
+
+def versions_of(animal: Trigrams, place: World) -> pa.Table:
+    """That of every version of the author's texts."""
+    return rephrasings.observe(cast(Suspect, Asked(animal, place.tokenizer)), place.author)
 
 
 def style_table(animal: Trigrams, place: World, generator: np.random.Generator) -> pa.Table:
@@ -267,11 +282,14 @@ def _examined(place: World, arm: Arm, seed: int, redraws: int) -> dict[str, Any]
         found |= measure.heard(name, transcript, mark)
     sentences = sentences_of(animal, place)
     found["canaries_p"] = canaries.judge(sentences, {}).p_value
+    published = versions_of(animal, place)
+    found["rephrasings_p"] = rephrasings.judge(published, {}).p_value
     answers = style_table(animal, place, np.random.default_rng(seed))
     found["style_p"] = style.judge(answers, {"seed": 0, "alpha": 0.05}).p_value
     found["combined_log10_e"] = float(measure.combined(found["log10_e"], found["account_log10_e"]))
     if not arm.guilty:
         found["null"] = measure.null_draws(scores_NK1, read, place.account, sentences, redraws, seed)
+        found["null"]["rephrasings"] = measure.redrawn_versions(published, redraws, seed)
     whole = len(scores_NK1)
     found["fired"] = {
         n: measure.fired(scores_NK1, n, 100, 1000.0, seed) for n in (whole // 4, whole // 2, whole)

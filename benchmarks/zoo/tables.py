@@ -16,8 +16,11 @@ NULLS = {
     "exchangeable": "resamples: exact p",
     "account": "account key: exact p",
     "canaries": "canaries: exact p",
+    "rephrasings": "rephrasings: exact p",
     "combined": "both: 1 / combined E",
     "highest_e": "resamples: E, stopped at its highest",
+    "weights": "weights: exact p",
+    "order": "order of training: exact p",
 }
 ACCUSERS = {
     "provenance": "pooled-z provenance",
@@ -29,7 +32,10 @@ ACCUSERS = {
 
 def render(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    parts = [_verdicts(found), _other_tests(found), _sizes(found), _power(found), _baselines(found)]
+    parts = [_verdicts(found), _other_tests(found)]
+    if "descent" in found:
+        parts.append(_descent(found))
+    parts += [_sizes(found), _power(found), _baselines(found)]
     return "\n\n".join(parts) + f"\n\n{found['seconds']} s in all."
 
 
@@ -64,26 +70,57 @@ def _verdicts(found: Mapping[str, Any]) -> str:
 
 
 def _other_tests(found: Mapping[str, Any]) -> str:
-    has_style = "style_p" in found["visits"][0]
+    is_quick = "style_p" in found["visits"][0]
     rows = []
     for arm, visits in _by_arm(found):
-        row = [arm, _share(visits, lambda visit: visit["canaries_p"] <= 1e-3)]
-        row.append(_median(visits, "canaries_p", "{:.2g}"))
-        rows.append([*row, _share(visits, lambda visit: visit["style_p"] <= 0.05)] if has_style else row)
+        row = [arm]
+        for name in ("canaries_p", "rephrasings_p") if is_quick else ("canaries_p",):
+            row.append(_share(visits, lambda visit, name=name: visit[name] <= 1e-3))
+            row.append(_median(visits, name, "{:.2g}"))
+        rows.append([*row, _share(visits, lambda visit: visit["style_p"] <= 0.05)] if is_quick else row)
     heads = ["arm", "canaries p ≤ .001", "median p"]
-    if not has_style:
+    if not is_quick:
         return _table("Twenty canaries, with 99 decoys each", heads, rows)
-    title = "Twenty canaries, with 99 decoys each, and style (19 references: p cannot be below .05)"
-    return _table(title, [*heads, "style p ≤ .05"], rows)
+    title = (
+        "Twenty canaries with 99 decoys each, thirty texts of an author in four versions, and style "
+        "(19 references: p cannot be below .05)"
+    )
+    return _table(title, [*heads, "rephrasings p ≤ .001", "median p", "style p ≤ .05"], rows)
+
+
+def _descent(found: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            one["model"],
+            "yes" if one["descends"] else "no",
+            f"{one['weights_log10_p']:.1f}",
+            f"{one['units_in_place']:.1%}",
+            f"{one['signs_kept']:.1%}",
+            f"{one['order_log10_p']:.1f}",
+            f"{one['tau']:.2f}",
+        ]
+        for one in found["descent"]
+    ]
+    heads = [
+        "model with the teacher's tokenizer", "from its weights", "weights: log10 p", "units in place",
+        "signs kept", "order of training: log10 p", "τ",
+    ]  # fmt: skip
+    return _table("Whose weights", heads, rows)
 
 
 def _sizes(found: Mapping[str, Any]) -> str:
     rows = []
-    for arm, visits in _by_arm(found):
-        if visits[0]["guilty"]:
-            continue
-        nulls = {name: np.concatenate([visit["null"][name] for visit in visits]) for name in NULLS}
-        nulls["highest_e"] = 1 / np.maximum(nulls["highest_e"], 1.0)
+    groups = [(arm, visits) for arm, visits in _by_arm(found) if not visits[0]["guilty"]]
+    strangers = [one for one in found.get("descent", ()) if not one["descends"]]
+    groups += [(one["model"], [one]) for one in strangers]
+    for arm, visits in groups:
+        nulls = {
+            name: np.concatenate([visit["null"][name] for visit in visits])
+            for name in NULLS
+            if name in visits[0]["null"]
+        }
+        if "highest_e" in nulls:
+            nulls["highest_e"] = 1 / np.maximum(nulls["highest_e"], 1.0)
         for name, p_values in nulls.items():
             size = measure.size(p_values)
             cells = [

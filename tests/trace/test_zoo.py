@@ -13,7 +13,7 @@ from zoo import measure, quick
 from zoo.arms import ARMS
 from zoo.words import python_documentation
 
-from stillhouse.trace import canaries, power
+from stillhouse.trace import canaries, power, rephrasings
 
 OUTPUTS, RESAMPLES, REDRAWS = 300, 4, 1000
 
@@ -37,11 +37,14 @@ def test_every_arm_says_what_it_read(place):
 
 @pytest.mark.parametrize("name", ["none", "organic 100%", "other teacher"])
 def test_size_is_nominal_whatever_was_learned_from_the_web(place, name):
-    """The rate at each level lies in the binomial's central 99.99% (of 45 checks one fails in 400 runs)."""
+    """The rate at each level lies in the binomial's central 99.99% (of 54 checks one fails in 350 runs)."""
     animal, _, scores_NK1 = raised(place, name)
     sentences = quick.sentences_of(animal, place)
     read = quick.read_out(animal, place.log)
     nulls = measure.null_draws(scores_NK1, read, place.account, sentences, REDRAWS, seed=3)
+    versions = quick.versions_of(animal, place)
+    nulls["rephrasings"] = measure.redrawn_versions(versions, REDRAWS, seed=4)
+    assert rephrasings.judge(versions, {}).p_value > 1e-3  # fails once in 1,000
     assert canaries.judge(sentences, {}).p_value > 1e-3  # fails once in 1,000
     ps, highest = nulls["exchangeable"], np.array(nulls.pop("highest_e"))
     for p_values in (*map(np.array, nulls.values()), 1 / np.maximum(highest, 1.0)):
@@ -61,6 +64,14 @@ def test_who_read_the_log_is_found_and_who_read_others_outputs_is_not(place):
 def test_the_canaries_of_the_log_are_known_to_who_read_it(place):
     animal = raised(place, "distilled 100%")[0]
     assert canaries.judge(quick.sentences_of(animal, place), {}).p_value < 1e-6
+
+
+def test_who_read_an_author_s_texts_is_found(place):
+    found = {
+        name: rephrasings.judge(quick.versions_of(raised(place, name)[0], place), {}).p_value
+        for name in ("distilled 100%", "organic 100%")
+    }
+    assert found["distilled 100%"] < 1e-6 and found["organic 100%"] > 1e-3
 
 
 def test_the_room_s_exact_p_is_that_of_adding_item_after_item(place):

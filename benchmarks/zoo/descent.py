@@ -1,0 +1,143 @@
+"""Whose weights: descendants of a teacher and models that had only its outputs, with the teacher's tokenizer.
+
+The zoo's suspects have tokenizers of their own, so the test of weights cannot run on them. These four do not:
+the teacher's second version, the same with its hidden units in another order, a model that was trained on the
+whole log, and one that knows only the web. The last two owe the weights nothing, whatever they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import AutoModelForCausalLM
+
+from stillhouse.console import console
+from stillhouse.models import load_weights
+from stillhouse.trace import training_order, weights_lineage
+from stillhouse.trace.suspect import open_suspect
+
+from .animals import Animal, raise_animal, readings
+
+ORDERED = 150  # of the teacher's training texts, in the order in which it read them
+TOKENS = 1024  # that units are matched by
+
+
+def examine(
+    store: Path,
+    teacher: Animal,
+    second: Animal,
+    reference: Animal,
+    read: Sequence[str],
+    *,
+    tokens: int,
+    log: Sequence[str],
+    web: Sequence[str],
+    redraws: int,
+) -> list[dict[str, Any]]:
+    """What the tests of weights and of training order say of each of the four.
+
+    Args:
+        read: the teacher's training texts, of which it read ``tokens`` with seed 1.
+        reference: a model that descends from nobody here.
+        redraws: orders and signs of the teacher's units, and orders of its texts, drawn anew.
+    """
+    texts = _last_read(teacher, read, tokens)
+    models = {
+        "the teacher's second version": (second.path, True),
+        "the same, its units in another order": (_reordered(store, second), True),
+        "trained on the whole log": (
+            raise_animal(store, teacher.kind, [*web, *log], tokens=tokens, seed=11, like=teacher).path,
+            False,
+        ),
+        "trained on the web": (
+            raise_animal(store, teacher.kind, web, tokens=tokens, seed=12, like=teacher).path,
+            False,
+        ),
+    }
+    ours, other = load_weights(str(teacher.path)), open_suspect(str(reference.path))
+    found = []
+    with console.progress("descent", len(models)) as progress:
+        for name, (path, descends) in models.items():
+            matched = weights_lineage.observe(load_weights(str(path)), ours, web, tokens=TOKENS)
+            ordered = training_order.observe(open_suspect(str(path)), texts, reference=other)
+            of_weights = weights_lineage.judge(matched, {})
+            of_order = training_order.judge(ordered, {"seed": 0})
+            one: dict[str, Any] = {
+                "model": name,
+                "descends": descends,
+                "weights_log10_p": of_weights.effect["log10_p"],
+                "units_in_place": of_weights.effect["units_in_place"],
+                "signs_kept": of_weights.effect["signs_kept"],
+                "order_log10_p": of_order.effect["log10_p"],
+                "tau": of_order.effect["tau"],
+            }
+            if not descends:
+                one["null"] = {
+                    "weights": redrawn_units(matched, redraws, seed=1),
+                    "order": redrawn_orders(ordered, redraws, seed=2),
+                }
+            found.append(one)
+            progress.advance()
+    return found
+
+
+def redrawn_units(matched: pa.Table, redraws: int, seed: int) -> list[float]:
+    """p-values [R] of the test of weights where the teacher's units have other orders and signs."""
+    generator = np.random.default_rng(seed)
+    index = matched["teacher_index"].to_numpy().copy()
+    similarity = matched["similarity"].to_numpy()
+    layer, suspect = matched["teacher_layer"].to_numpy(), matched["suspect_index"].to_numpy()
+    groups = [np.flatnonzero(layer == one) for one in np.unique(layer)]
+    ps = []
+    for _ in range(redraws):
+        for rows in groups:
+            index[rows] = generator.permutation(suspect[rows])
+        signs = generator.choice(np.float32([-1, 1]), len(similarity))
+        columns = {"teacher_index": pa.array(index), "similarity": pa.array(np.abs(similarity) * signs)}
+        table = matched
+        for name, column in columns.items():
+            place = matched.schema.get_field_index(name)
+            table = table.set_column(place, matched.schema.field(name), column)
+        ps.append(weights_lineage.judge(table, {}).p_value)
+    return ps
+
+
+def redrawn_orders(ordered: pa.Table, redraws: int, seed: int) -> list[float]:
+    """p-values [R] of the test of training order where the texts were read in other orders."""
+    generator, at = np.random.default_rng(seed), ordered.schema.get_field_index("place")
+    field, ps = ordered.schema.field("place"), []
+    for draw in range(redraws):
+        order = pa.array(generator.permutation(len(ordered)), field.type)
+        ps.append(training_order.judge(ordered.set_column(at, field, order), {"seed": draw}).p_value)
+    return ps
+
+
+def _last_read(teacher: Animal, read: Sequence[str], tokens: int) -> list[str]:
+    """Some of the texts, in the order in which the teacher read them for the last time."""
+    lengths = [len(ids) + 1 for ids in teacher.tokenizer(list(read), add_special_tokens=False)["input_ids"]]
+    order = readings(lengths, tokens, seed=1)
+    whole = np.cumsum([lengths[place] for place in order]) <= tokens
+    last = {place: turn for turn, place in enumerate(order) if whole[turn]}
+    places = sorted(last, key=last.__getitem__)
+    return [read[places[turn]] for turn in np.linspace(0, len(places) - 1, ORDERED).astype(int)]
+
+
+def _reordered(store: Path, animal: Animal) -> Path:
+    """The same function with the units of every layer in another order."""
+    path = store / f"{animal.path.name}-reordered"
+    if not path.exists():
+        model: Any = AutoModelForCausalLM.from_pretrained(animal.path, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(7)
+        for layer in model.model.layers:
+            order = torch.randperm(layer.mlp.up_proj.out_features, generator=generator)
+            for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+                part = getattr(layer.mlp, name)
+                part.weight.data = part.weight.data.index_select(dim, order)
+        model.save_pretrained(path)
+        animal.tokenizer.save_pretrained(path)
+    return path
