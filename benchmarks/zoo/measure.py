@@ -15,7 +15,7 @@ from stillhouse.trace import canaries, evalues, power, radioactivity, ranks, tai
 from stillhouse.watermark import Mark, Pairs, account_key, weigh
 
 LEVELS = (0.05, 0.01, 0.001)
-PAIRS = 1000
+PAIRS = 300
 """Whose size is tried under thousands of keys."""
 LN10 = float(np.log(10))
 
