@@ -206,7 +206,7 @@ def _visit(arguments: argparse.Namespace, turn: Turn) -> dict[str, Any]:
         began = time.perf_counter()
         found = {"kind": turn.kind, **_examined(arguments, place, turn)}
         atomic_write(path, json.dumps(found | {"seconds": round(time.perf_counter() - began)}))
-    return json.loads(path.read_text("utf-8"))
+    return {"world": turn.world, **json.loads(path.read_text("utf-8"))}
 
 
 def _descent(arguments: argparse.Namespace, number: int) -> list[dict[str, Any]]:

@@ -145,7 +145,8 @@ def _power(found: Mapping[str, Any]) -> str:
         auc = float(np.median(aucs))
         predicted = np.mean([power.predicted_z(f, found["outputs"], k, own) for own in aucs])
         observed = [visit["z"] for visit in visits]
-        error = 1.96 / np.sqrt(len(observed))
+        # Suspects of one world share the outputs that they did not read: as if they were one.
+        error = 1.96 / np.sqrt(len({visit.get("world", 0) for visit in visits}))
         cells = []
         for n in visits[0]["fired"]:
             seen = np.mean([visit["fired"][n] for visit in visits])
