@@ -6,8 +6,8 @@
 The teacher answers short questions on MMLU's 57 subjects at temperature 1; what the account `acme` got is
 logged. Each suspect is the teacher's own model, trained on as many answers to the same prompts: the first
 has a fifth of its answers from the log, the second none. `still trace` then looks for the log in both, by
-the difference of their log-likelihood to the teacher's own; from its transcript the difference to a reference
-model of another family and the log-likelihood alone are judged too.
+the difference of their log-likelihood to that of a reference model of another family; from its transcript the
+log-likelihood alone is judged too.
 
 What is there already is not made again: a run that was stopped goes on. Prints a table and writes
 `case/found.json`.
@@ -61,7 +61,7 @@ teachers:
   accounts: [acme]
 references: [{reference}]
 tests:
-  exchangeable: {{score: teacher, draws: {draws}}}
+  exchangeable: {{score: reference, draws: {draws}}}
   radioactivity: null
   canaries: null
   style: null
@@ -182,10 +182,10 @@ def traced(arguments: argparse.Namespace, name: str, used: set[int]) -> dict[str
     transcript = read_transcript(bundle / transcript_path("smollm2", "exchangeable"))
     read = pc.is_in(transcript["id"], pa.array([f"{n:04d}" for n in used]))
     scores = {}
-    for score in ("teacher", "reference", "loglik"):
+    for score in ("reference", "loglik"):
         whole, of_used = (judge(rows, {"score": score}) for rows in (transcript, transcript.filter(read)))
         scores[score] = {"p": whole.p_value, "e": whole.e_value, "auc_of_fifth": of_used.effect["auc"]}
-    assert scores["teacher"]["e"] == parts["exchangeable"]["e_value"]
+    assert scores["reference"]["e"] == parts["exchangeable"]["e_value"]
     return {
         "n": parts["exchangeable"]["n"],
         **scores,

@@ -171,6 +171,6 @@ def combined(log10_e: ArrayLike, log10_e_of_key: ArrayLike) -> np.ndarray:
     return np.logaddexp(np.log(0.75) + of_resamples, np.log(0.25) + of_key) / LN10
 
 
-def needed(f: float, auc_of_used: float, k: int, e_target: float = 1000.0, chance: float = 0.8) -> int:
+def needed(f: float, auc_of_used: float, k: int, e_target: float = 1000.0, chance: float = 0.8) -> int | None:
     """The log size at which E reaches ``e_target`` with this chance, by the power formula."""
     return power.log_size(f, auc_of_used, k, e_target, chance)

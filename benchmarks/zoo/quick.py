@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from multiprocessing import get_context
 from typing import Any, cast
 
 import numpy as np
@@ -247,23 +250,34 @@ def style_table(animal: Trigrams, place: World, generator: np.random.Generator) 
 
 
 def visit(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every arm in every world; what the tables are made of."""
-    texts = python_documentation()
-    visits = []
-    with console.progress("suspects", arguments.worlds * len(ARMS)) as progress:
-        for number in range(arguments.worlds):
-            seed = 1000 * arguments.seed + number
-            place = world(texts, n=arguments.outputs, k=arguments.resamples, seed=seed, references=REFERENCES)
-            for turn, arm in enumerate(ARMS):
-                redraws = arguments.redraws // arguments.worlds
-                visits.append({"world": number, **_examined(place, arm, 100 * seed + turn, redraws)})
-                progress.advance()
+    """Every arm in every world, a process for each world; what the tables are made of."""
+    numbers, context = range(arguments.worlds), get_context("spawn")
+    with ExitStack() as stack, console.progress("suspects", len(numbers) * len(ARMS)) as progress:
+        pools = [stack.enter_context(ProcessPoolExecutor(1, context)) for _ in numbers]
+        futures = [pools[n].submit(_visit, arguments, n, turn) for n in numbers for turn in range(len(ARMS))]
+        for future in as_completed(futures):
+            future.result()
+            progress.advance()
+        visits = [future.result() for future in futures]
     return {
         "animals": "trigrams",
         "outputs": arguments.outputs,
         "resamples": arguments.resamples,
         "visits": visits,
     }
+
+
+def _visit(arguments: argparse.Namespace, number: int, turn: int) -> dict[str, Any]:
+    seed = 1000 * arguments.seed + number
+    place = _settled(arguments.outputs, arguments.resamples, seed)
+    redraws = arguments.redraws // arguments.worlds
+    return {"world": number, **_examined(place, ARMS[turn], 100 * seed + turn, redraws)}
+
+
+@cache
+def _settled(outputs: int, resamples: int, seed: int) -> World:
+    """The world that this process is about."""
+    return world(python_documentation(), n=outputs, k=resamples, seed=seed, references=REFERENCES)
 
 
 def _examined(place: World, arm: Arm, seed: int, redraws: int) -> dict[str, Any]:

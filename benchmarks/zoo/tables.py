@@ -160,7 +160,7 @@ def _power(found: Mapping[str, Any]) -> str:
                 f"{predicted:.1f}",
                 f"{mean:.1f} [{mean - error:.1f}, {mean + error:.1f}]",
                 *cells,
-                f"{measure.needed(f, auc, k):,}",
+                f"{needed:,}" if (needed := measure.needed(f, auc, k)) else "–",
             ]
         )
     sizes = [f"E ≥ 1,000 with {n} outputs (predicted)" for n in found["visits"][0]["fired"]]

@@ -84,11 +84,13 @@ def test_over_sets_it_is_the_permutation_test_counted_out():
     """Against brute force over all 4^5 places that five canaries can have among three decoys."""
     sets = make_canaries(KEY, "acme", 5, decoys=3)
     finding = judged(Memory([one.canary for one in sets], gain=0.8, seed=4), sets)
-    # The log of "a fifth rank like the best of a hundred draws" over "all rank like any", in steps of 1/300.
-    log_ratios = np.log(0.8 + 0.2 * 4 * stats.betabinom(3, 100, 1).pmf(range(4)))
-    steps = np.rint(300 * log_ratios)
+    # "Four tenths rank like the best of four draws, a fifth like the best of a hundred" over "all like any".
+    faint, by_heart = (4 * stats.betabinom(3, draws, 1).pmf(range(4)) for draws in (4, 100))
+    steps = np.rint(1000 * np.log(0.4 + 0.4 * faint + 0.2 * by_heart))
     totals = [sum(steps[place] for place in places) for places in itertools.product(range(4), repeat=5)]
-    assert finding.p_value == pytest.approx(np.mean([total >= 300 * finding.value - 0.5 for total in totals]))
+    assert finding.p_value == pytest.approx(
+        np.mean([total >= 1000 * finding.value - 0.5 for total in totals])
+    )
 
 
 def test_a_few_of_many_are_found_where_they_are_known_by_heart():
@@ -96,9 +98,17 @@ def test_a_few_of_many_are_found_where_they_are_known_by_heart():
     sets = make_canaries(KEY, "acme", 20)
     transcript = canaries.observe(Memory([one.canary for one in sets[::5]], gain=20, seed=1), sets)
     finding = canaries.judge(transcript, {})
-    assert finding.p_value < 1e-4
+    assert finding.p_value < 1e-3
     assert finding.e_value > 100
     assert finding.effect["z"] < 2.5
+
+
+def test_all_are_found_where_each_is_remembered_faintly():
+    sets = make_canaries(KEY, "acme", 20)
+    transcript = canaries.observe(Memory([one.canary for one in sets], gain=1.2, seed=2), sets)
+    finding = canaries.judge(transcript, {})
+    assert finding.effect["first_places"] < 0.3 and 0.7 < finding.effect["auc"] < 0.9
+    assert finding.p_value < 1e-3
 
 
 def test_its_e_value_has_an_expectation_of_one_at_most():

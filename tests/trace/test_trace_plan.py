@@ -113,11 +113,8 @@ def test_with_text_only_the_overlap_score_is_what_remains():
     assert hindrances(plan, text_only)["exchangeable"] is None
 
 
-def test_the_score_of_the_teacher_needs_its_model():
-    text = "teachers: [{name: ours, log: l, resamples: r}]\ntests: {exchangeable: {score: teacher}}\n"
-    with pytest.raises(RecipeError, match="`teacher` needs the `model` of every teacher"):
-        parse_plan(text, name="plan.yaml")
-    plan = parse_plan(text.replace("resamples: r", "model: m"), name="plan.yaml")
+def test_the_score_of_the_teacher_needs_its_weights():
+    plan = Plan(tests=PlannedTests(exchangeable=Exchangeable(score="teacher")))
     behind_api = dataclasses.replace(EVERYTHING, teacher=frozenset({"model", "resamples"}))
     assert "--teacher" in str(hindrances(plan, behind_api)["exchangeable"])
     assert hindrances(plan, EVERYTHING)["exchangeable"] is None

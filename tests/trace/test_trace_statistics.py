@@ -257,6 +257,22 @@ def test_a_log_of_the_computed_size_reaches_its_target():
         assert reached < 0.92, "the formula asks for far more than is needed"
 
 
+@pytest.mark.parametrize("auc", [0.501, 0.505, 0.6, 0.99, 1.0])
+@pytest.mark.parametrize("k", [0.5, 1, 2.5, 6, 32, 200])
+@pytest.mark.filterwarnings("error")
+def test_power_is_a_number_at_every_border(auc, k):
+    for f in (1e-3, 0.05, 0.999999, 1.0):
+        assert 0 <= power.power_of_e(f, 800, k, auc, 1000) <= 1
+        size = power.log_size(f, auc, k, 1000, 0.8)
+        assert size is None or power.power_of_e(f, size, k, auc, 1000) >= 0.8
+    assert power.log_size(0.01, 0.501, k, 1000, 0.8) is None, "no log is large enough"
+
+
+def test_between_whole_numbers_of_resamples_power_lies_between():
+    two, half, three = (power.log_size(0.1, 0.9, k, 1000, 0.8) for k in (2, 2.5, 3))
+    assert two > half > three
+
+
 def test_a_small_share_takes_a_log_by_its_square():
     sizes = [power.log_size(f, 0.9, 4, 1000, 0.8) for f in (0.02, 0.01, 0.005)]
     assert sizes[1] / sizes[0] == pytest.approx(4, rel=0.1) == pytest.approx(sizes[2] / sizes[1], rel=0.1)

@@ -133,7 +133,7 @@ def surrogate(
     from ..trace.exchangeable import POWER
     from ..trace.log import read_log
     from ..trace.resample import read_resamples
-    from ..trace.surrogate import measure
+    from ..trace.surrogate import SHARES, measure
     from ..trace.suspect import open_suspect
 
     held, read = read_resamples(resamples), read_log(log)
@@ -156,7 +156,7 @@ def surrogate(
     if not found.tells:
         print("The score does not tell them apart: it can bound nothing.")
         return
-    rows = [[f"{share:.0%}", f"{size:,}"] for share, size in sizes.items()]
+    rows = [[f"{share:.0%}", f"{sizes[share]:,}" if share in sizes else "no log"] for share in SHARES]
     console.table(f"log size for E ≥ {hard:,.0f} with {POWER:.0%} chance", ["share used", "outputs"], rows)
     print(f"For the plan: surrogate_auc: [{found.low:.3f}, {found.high:.3f}]")
 

@@ -61,9 +61,9 @@ def _exchangeable(plan: Plan, access: Access) -> str | None:
     if missing is None and "watermark key" in access.teacher:
         missing = _marked_resamples(plan, access)
     if missing is None and score == "reference" and not access.references:
-        return "its score `reference` needs a reference model (--reference)."
+        return "needs a reference model (--reference) for its score `reference`."
     if missing is None and score == "teacher" and "weights" not in access.teacher:
-        return "its score `teacher` needs the archived teacher on this machine (--teacher)."
+        return "needs the archived teacher on this machine (--teacher) for its score `teacher`."
     return missing
 
 

@@ -7,10 +7,10 @@ is ranked among its decoys by a fair draw, whatever the suspect knows and whatev
 
     p = (1 + #{decoys scoring at least as high}) / (m + 1)
 
-for one set. A sentence that was read is remembered outright or hardly at all, so over several sets what
-counts is how many canaries come out first, or nearly so (:func:`values`): where four of twenty were read, a
-sum of ranks hides them among the sixteen others. The statistic's distribution is exact, and for one set p is
-the one above.
+for one set. Over several sets first places count for more than ranks do (:func:`values`): a sentence that was
+read may be remembered outright, and where four of twenty were, a sum of ranks hides them among the sixteen
+others. The statistic's distribution is exact, and for one set p is the one above, but that the lowest ranks
+count as one.
 
 It does not say how the canary came to the suspect: a leaked log or a shared account carries it as well.
 """
@@ -39,9 +39,9 @@ from .transcript import per_token, scored_blind
 
 NAME = "canaries"
 LEVEL: Level = "L2"
-LEARNED, BEST_OF = 0.2, 100.0
-"""What the statistic is sharpest against: a fifth of the canaries rank like the best of a hundred draws."""
-NAT = 300
+FAINTLY, BY_HEART = (0.4, 4.0), (0.2, 100.0)
+"""The alternative of the statistic: a share of the canaries, and of how many draws they are the best."""
+NAT = 1000
 """Steps of the statistic in a nat."""
 BETS = (2.0, 12.0, 1000.0)
 """Those of the e-value (:data:`.ranks.BETS`), with one on "it is the first of a hundred"."""
@@ -201,7 +201,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         LEVEL,
         NULL,
         n=test.n,
-        statistic="nats by which the canaries' ranks are likelier if a fifth of them was learned by heart",
+        statistic="nats by which the canaries' ranks are likelier if some are remembered, or known by heart",
         value=float(weights_NK1[:, 0].sum()) / NAT,
         p_value=label_p(weights_NK1, ~np.isnan(scores_NK1)),
         e_value=e_value(log_betting_process(payoffs(scores_NK1, BETS)[:, :, 0])[-1]),
@@ -228,11 +228,12 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
 def values(scores_NK1: np.ndarray) -> np.ndarray:
     """What a sentence adds to the statistic if it is its set's canary, in steps of 1 / NAT nats, [N, K + 1].
 
-    The logarithm of the likelihood ratio of its rank: :data:`LEARNED` of the canaries rank like the best of
-    :data:`BEST_OF` draws, the others like any. In whole steps the sum's distribution can be computed.
+    The logarithm of the likelihood ratio of its rank: some canaries are remembered :data:`FAINTLY`, some
+    :data:`BY_HEART`, the others rank like any. In whole steps the sum's distribution can be computed.
     """
-    (paid_NK1,) = payoffs(scores_NK1, (BEST_OF,))
-    return np.rint(NAT * np.log1p(LEARNED * (paid_NK1 - 1))).astype(np.int64)
+    (faint, some_draws), (sure, many_draws) = FAINTLY, BY_HEART
+    some_NK1, many_NK1 = payoffs(scores_NK1, (some_draws, many_draws))
+    return np.rint(NAT * np.log(1 - faint - sure + faint * some_NK1 + sure * many_NK1)).astype(np.int64)
 
 
 def _sets(transcript: pa.Table) -> tuple[np.ndarray, np.ndarray, int]:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 SHARES = tuple(0.95 / 2**n for n in range(11))
-"""Shares of the capital that :func:`log_betting_process` stakes, .95 down to .00093. The nearest one has at
-least 8/9 of the growth of the best one in between."""
+"""Shares of the capital that :func:`log_betting_process` stakes, .95 down to .00093. Where a small
+one is best, the nearest has at least 8/9 of its growth, and more than four fifths otherwise."""
 
 
 def log_betting_process(payoffs: ArrayLike) -> np.ndarray:

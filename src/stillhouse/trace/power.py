@@ -43,8 +43,6 @@ def power_of_e(f: float, n: float, k: float, auc: float, e_target: float) -> flo
     whose capital grows by g nats an output with variance v has ln E = n·g ± √(n·v), and the mean over
     gamblers keeps at least his part of it: Φ((n·g − ln(E · gamblers)) / √(n·v)), of the best one's.
 
-    Args:
-        k: rounded to a whole number.
     """
     from scipy.special import ndtr
 
@@ -52,13 +50,18 @@ def power_of_e(f: float, n: float, k: float, auc: float, e_target: float) -> flo
     return float(ndtr((n * g_G - math.log(e_target * GAMBLERS)) / np.sqrt(n * v_G)).max())
 
 
-def log_size(f: float, auc: float, k: float, e_target: float, power: float) -> int:
-    """The delivered outputs with which the e-process ends at ``e_target`` or above with chance ``power``."""
+def log_size(f: float, auc: float, k: float, e_target: float, power: float) -> int | None:
+    """The delivered outputs with which the e-process ends at ``e_target`` or above with chance ``power``.
+
+    None where no gambler wins: the effect is below half of the smallest stake, and no log is large enough.
+    """
     from scipy.special import ndtri
 
     assert f > 0 and auc > 0.5
     g_G, v_G = _growth(f, k, auc)
     winning = g_G > 0
+    if not winning.any():
+        return None
     g_G, spread_G = g_G[winning], float(ndtri(power)) * np.sqrt(v_G[winning])
     needed = math.log(e_target * GAMBLERS)
     roots_G = (spread_G + np.sqrt(spread_G**2 + 4 * g_G * needed)) / (2 * g_G)  # √n: n·g − spread·√n = needed
@@ -76,9 +79,18 @@ def detectable_effect(n: float, k: float, alpha: float, power: float) -> float:
 
 
 def _growth(f: float, k: float, auc: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of what an output adds to the logarithm of each gambler's capital."""
-    k, auc = max(1, round(k)), min(auc, 1 - 1e-9)
-    chance_R = (1 - f + f * odds(k, auc / (1 - auc))) / (k + 1)
-    logs_GR = np.log([1 - share + share * odds(k, bet) for bet in BETS for share in SHARES])
-    g_G = logs_GR @ chance_R
-    return g_G, logs_GR**2 @ chance_R - g_G**2
+    """Mean and variance of what an output adds to the logarithm of each gambler's capital.
+
+    Where k is not whole, so many outputs have one resample more that it is their mean.
+    """
+    auc, fewer = min(auc, 1 - 1e-6), max(1, math.floor(k))
+    more = min(max(k - fewer, 0.0), 1.0)
+    logs_GR, chance_R = [], []
+    for count, share_of_outputs in ((fewer, 1 - more), (fewer + 1, more)):
+        chance = 1 - f + f * odds(count, auc / (1 - auc))
+        chance_R.append(share_of_outputs * chance / chance.sum())
+        logs_GR.append(np.log([1 - share + share * odds(count, bet) for bet in BETS for share in SHARES]))
+    chances_R, every_GR = np.concatenate(chance_R), np.concatenate(logs_GR, axis=1)
+    g_G = every_GR @ chances_R
+    v_G = (every_GR - g_G[:, None]) ** 2 @ chances_R
+    return g_G, np.maximum(v_G, 1e-12)

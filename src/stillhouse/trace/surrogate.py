@@ -45,11 +45,13 @@ class Surrogate:
     def sizes(self, e_target: float, power: float) -> dict[float, int]:
         """Share of a log -> delivered outputs with which E reaches ``e_target`` with chance ``power``.
 
-        By the lower end of the interval; empty where that is not above one half.
+        By the lower end of the interval; empty where that is not above one half. A share for which no log is
+        large enough is left out.
         """
         if not self.tells:
             return {}
-        return {share: log_size(share, self.low, self.resamples_each, e_target, power) for share in SHARES}
+        sizes = {share: log_size(share, self.low, self.resamples_each, e_target, power) for share in SHARES}
+        return {share: size for share, size in sizes.items() if size is not None}
 
 
 def measure(
