@@ -54,7 +54,7 @@ CLEAN = 25  # documents of the web for a hundred delivered outputs
 SAID = 2000  # answers of a suspect in which the watermark is looked for
 ASKED = 300  # prompts of the baselines
 CANARIES = 20  # sentences slipped into what the account got
-FINDINGS = 2  # version of what is found, for the store
+FINDINGS = 3  # version of what is found, for the store
 TOGETHER = 500  # answers that a process draws at once
 
 
