@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from stillhouse.trace import canaries, evalues, power, radioactivity, ranks, tails
+from stillhouse.trace.transcript import per_token
 from stillhouse.watermark import Mark, Pairs, account_key, weigh
 
 LEVELS = (0.05, 0.01, 0.001)
@@ -67,15 +68,13 @@ def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray
 
 def redrawn_canaries(table: pa.Table, redraws: int, seed: int) -> list[float]:
     """p-values [R] of a transcript of canaries with the one that was given out chosen anew in every set."""
-    per_token = table["loglik"].to_numpy() / table["tokens"].to_numpy()
     sets = len(set(table["set"].to_pylist()))
-    return _redrawn_sums(canaries.values(per_token.reshape(sets, -1)), redraws, seed)
+    return _redrawn_sums(canaries.values(per_token(table).reshape(sets, -1)), redraws, seed)
 
 
 def redrawn_versions(table: pa.Table, redraws: int, seed: int) -> list[float]:
     """p-values [R] of a transcript of rephrasings with the published version drawn anew for every text."""
-    per_token = table["loglik"].to_numpy() / table["tokens"].to_numpy()
-    wins_NK1 = ranks.signed_wins(per_token.reshape(len(set(table["id"].to_pylist())), -1))
+    wins_NK1 = ranks.signed_wins(per_token(table).reshape(len(set(table["id"].to_pylist())), -1))
     return _redrawn_sums(wins_NK1, redraws, seed)
 
 
@@ -143,7 +142,7 @@ def null_draws(
 def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
     """One suspect's result as the room gives it; E at the end, and outputs until it reaches 20 and 1,000."""
     found = ranks.rank_test(scores_NK1)
-    log_e = evalues.log_betting_process(ranks.payoffs(scores_NK1)[:, :, 0])
+    log_e = ranks.log_e_process(scores_NK1)
     return {
         "z": found.z,
         "auc": found.auc,

@@ -31,9 +31,8 @@ import pyarrow as pa
 from ..errors import CorpusError, UsageError
 from ..files import write_secret_lines
 from ..watermark.tails import e_value
-from .evalues import log_betting_process
 from .finding import Assumption, Finding, Level
-from .ranks import label_p, payoffs, rank_test
+from .ranks import label_p, log_e_process, payoffs, rank_test
 from .suspect import Suspect
 from .transcript import per_token, scored_blind
 
@@ -204,7 +203,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         statistic="nats by which the canaries' ranks are likelier if some are remembered, or known by heart",
         value=float(weights_NK1[:, 0].sum()) / NAT,
         p_value=label_p(weights_NK1, ~np.isnan(scores_NK1)),
-        e_value=e_value(log_betting_process(payoffs(scores_NK1, BETS)[:, :, 0])[-1]),
+        e_value=e_value(log_e_process(scores_NK1, BETS)[-1]),
         effect={"auc": test.auc, "z": test.z, "first_places": float((above_N == 0).mean())},
         assumptions=(
             Assumption(

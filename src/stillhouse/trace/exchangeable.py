@@ -22,11 +22,11 @@ import pyarrow as pa
 from ..errors import UsageError
 from ..watermark.tails import e_value
 from . import power
-from .evalues import SHARES, first_time, log_betting_process, to_p
+from .evalues import SHARES, first_time, to_p
 from .exchangeable_assumptions import assumptions
 from .exchangeable_transcript import FACTS, observe
 from .finding import Finding
-from .ranks import RankTest, mid_ranks, payoffs, rank_test, resamples_of, usable, wins_of_delivered
+from .ranks import RankTest, log_e_process, mid_ranks, rank_test, resamples_of, usable, wins_of_delivered
 from .scoring import Arranged, arrange, missing_columns, score_named
 from .tails import SMALLEST
 
@@ -81,7 +81,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     asked = len(scores_NK1)
     if not asked:
         return _not_run(parameters, _why_none(transcript, arranged))
-    log_e_N = log_betting_process(payoffs(scores_NK1)[:, :, 0])
+    log_e_N = log_e_process(scores_NK1)
     stop_at = parameters.get("stop_at")
     stopped = None if stop_at is None else first_time(log_e_N, float(stop_at))
     n = stopped or len(log_e_N)

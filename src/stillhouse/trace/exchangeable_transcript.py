@@ -15,10 +15,10 @@ import pyarrow as pa
 from ..console import Progress, console
 from ..errors import CapabilityError, UsageError
 from ..hashing import sha256_json
-from .evalues import first_time, log_betting_process
+from .evalues import first_time
 from .log import Delivered, Log
 from .parts import Parts
-from .ranks import payoffs, usable
+from .ranks import log_e_process, usable
 from .resample import Resamples, log_facts
 from .scoring import Score, arrange, halves, min_k, overlap, score_named
 from .suspect import Prompt, Suspect
@@ -207,4 +207,4 @@ def _reached(transcript: pa.Table, score: Score, stop_at: float) -> bool:
     scores_NK1 = usable(arrange(transcript, score).scores_NK1)
     if not len(scores_NK1):
         return False
-    return first_time(log_betting_process(payoffs(scores_NK1)[:, :, 0]), stop_at) is not None
+    return first_time(log_e_process(scores_NK1), stop_at) is not None

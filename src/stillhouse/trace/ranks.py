@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .evalues import log_betting_process
 from .tails import SMALLEST
 
 LATTICE = 2**23
@@ -123,6 +124,11 @@ def payoffs(scores_NK1: np.ndarray, bets: Sequence[float] = BETS) -> np.ndarray:
             up_to = np.concatenate([[0.0], np.cumsum(odds(k, best_of))])
             paid_BNK1[bet, rows] = (up_to[low + ties] - up_to[low]) / ties
     return np.where(np.isnan(scores_NK1), 0.0, paid_BNK1)
+
+
+def log_e_process(scores_NK1: np.ndarray, bets: Sequence[float] = BETS) -> np.ndarray:
+    """ln E [N] of the running e-process that bets on the delivered outputs' ranks."""
+    return log_betting_process(payoffs(scores_NK1, bets)[:, :, 0])
 
 
 def wins_of_delivered(scores_NK1: np.ndarray) -> np.ndarray:

@@ -31,9 +31,8 @@ import pyarrow as pa
 from ..errors import CorpusError, UsageError
 from ..files import write_secret_lines
 from ..watermark.tails import e_value
-from .evalues import log_betting_process
 from .finding import Assumption, Finding, Level
-from .ranks import payoffs, rank_test
+from .ranks import log_e_process, rank_test
 from .suspect import Suspect
 from .tails import SMALLEST
 from .transcript import per_token, scored_blind
@@ -179,7 +178,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         ),
         value=float(test.total) if drawn else mean_gain,
         p_value=p,
-        e_value=e_value(log_betting_process(payoffs(table.scores_NK1)[:, :, 0])[-1]) if drawn else None,
+        e_value=e_value(log_e_process(table.scores_NK1)[-1]) if drawn else None,
         effect={"auc": test.auc, "mean_gain": mean_gain, "p_paired_t": t_p, "p_rank": test.p},
         assumptions=_assumptions(table, drawn),
         rivals=RIVALS if drawn else (*RIVALS, "the published version reads differently from its rephrasings"),
