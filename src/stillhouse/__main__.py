@@ -1,5 +1,5 @@
 """``python -m stillhouse`` is ``still``."""
 
-from .cli import entry
+from stillhouse.cli import entry
 
 entry()

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import StillhouseError, StorageError
+from stillhouse.errors import StillhouseError, StorageError
 
 LOCK = ".lock"
 """Held (flock) by the process that writes in a directory."""

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from .recipe_on_policy import OnPolicy
-from .recipe_types import (
+from stillhouse.recipe_on_policy import OnPolicy
+from stillhouse.recipe_types import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -26,7 +26,7 @@ from .recipe_types import (
     ShareBelowOne,
     Text,
 )
-from .recipe_verify import Select, Verifier
+from stillhouse.recipe_verify import Select, Verifier
 
 Names = Annotated[tuple[Text, ...], MinLen(1)]
 Indices = Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)]

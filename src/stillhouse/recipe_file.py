@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from .errors import RecipeError
-from .recipe import Recipe
-from .recipe_rules import broken_rules
-from .suggest import did_you_mean, nearest
-from .yaml_lines import KeyPath, Origins, dump_yaml, read_yaml
+from stillhouse.errors import RecipeError
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_rules import broken_rules
+from stillhouse.suggest import did_you_mean, nearest
+from stillhouse.yaml_lines import KeyPath, Origins, dump_yaml, read_yaml
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .recipe import Objective, Recipe, Student
-from .recipe_teachers import all_teachers, teacher_rules
+from stillhouse.recipe import Objective, Recipe, Student
+from stillhouse.recipe_teachers import all_teachers, teacher_rules
 
 Complaint = tuple[str, str]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .recipe import Recipe, Teacher
+from stillhouse.recipe import Recipe, Teacher
 
 Complaint = tuple[str, str]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .recipe_types import NonNegativeFloat, PositiveFloat, PositiveInt, Share, Text
+from stillhouse.recipe_types import NonNegativeFloat, PositiveFloat, PositiveInt, Share, Text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
-from .errors import RecipeError
-from .recipe import Evaluate, Recipe
-from .recipe_file import apply_override, checked, read_text, recipe_of
-from .recipe_rules import directory_name
-from .recipe_types import NonNegativeInt, PositiveFloat, Text
-from .recipe_verify import Verifier
-from .suggest import did_you_mean
-from .yaml_lines import Origins, read_yaml
+from stillhouse.errors import RecipeError
+from stillhouse.recipe import Evaluate, Recipe
+from stillhouse.recipe_file import apply_override, checked, read_text, recipe_of
+from stillhouse.recipe_rules import directory_name
+from stillhouse.recipe_types import NonNegativeInt, PositiveFloat, Text
+from stillhouse.recipe_verify import Verifier
+from stillhouse.suggest import did_you_mean
+from stillhouse.yaml_lines import Origins, read_yaml
 
 Measure = Literal["pass_at_1", "consensus_at_k", "thought", "tokens"]
 

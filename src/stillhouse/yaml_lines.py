@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from .errors import RecipeError
+from stillhouse.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
 Origins = dict[KeyPath, str]

@@ -4,6 +4,6 @@ Importing this package imports nothing heavy: torch, transformers, pyarrow and
 matplotlib wait until a verb needs them.
 """
 
-from .app import app, entry, main
+from stillhouse.cli.app import app, entry, main
 
 __all__ = ["app", "entry", "main"]

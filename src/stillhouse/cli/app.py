@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from .. import __version__
-from ..console import console
-from ..errors import StillhouseError, UsageError
-from . import collect, evaluate, export, plan, run, serve, terms, trace, train, verify
-from .failures import explain
-from .overrides import gather_overrides
+from stillhouse import __version__
+from stillhouse.cli import collect, evaluate, export, plan, run, serve, terms, trace, train, verify
+from stillhouse.cli.failures import explain
+from stillhouse.cli.overrides import gather_overrides
+from stillhouse.console import console
+from stillhouse.errors import StillhouseError, UsageError
 
 SUMMARY = "Distil a large language model into a small one that you own."
 INTERRUPTED = 130

@@ -17,12 +17,12 @@ from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from ..files import atomic_write
-from ..provenance import terms_page
-from ..recipe import Recipe
-from ..recipe_file import section_of
-from ..trace.plan import Plan
-from .app import EXIT_STATUS, SUMMARY, VERBS, app
+from stillhouse.cli.app import EXIT_STATUS, SUMMARY, VERBS, app
+from stillhouse.files import atomic_write
+from stillhouse.provenance import terms_page
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import section_of
+from stillhouse.trace.plan import Plan
 
 MADE = "<!-- Made by `make docs`; edit the code instead. -->"
 

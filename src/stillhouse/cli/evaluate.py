@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ..console import console
-from ..errors import CorpusError, UsageError
-from ..files import read_json
-from .options import Output, OutputFlags
-from .report import show_report
+from stillhouse.cli.options import Output, OutputFlags
+from stillhouse.cli.report import show_report
+from stillhouse.console import console
+from stillhouse.errors import CorpusError, UsageError
+from stillhouse.files import read_json
 
 EXAMPLES = """\
 Examples:
@@ -79,11 +79,11 @@ def evaluate(
 def _measure(
     model: str, teacher: str | None, data: str, limit: int | None, max_length: int, *, speed: bool
 ) -> dict[str, Any]:
-    from ..corpus import load_prompts
-    from ..distill import make_documents
-    from ..evaluate import Candidate, evaluate_models
-    from ..models import load_weights, parse_reference, same_tokenizer
-    from ..recipe import Evaluate
+    from stillhouse.corpus import load_prompts
+    from stillhouse.distill import make_documents
+    from stillhouse.evaluate import Candidate, evaluate_models
+    from stillhouse.models import load_weights, parse_reference, same_tokenizer
+    from stillhouse.recipe import Evaluate
 
     if (Path(model) / "student").is_dir() and not (Path(model) / "config.json").is_file():
         student_of_run = Path(model) / "student"

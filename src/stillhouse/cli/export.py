@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ..console import console
-from .options import Output, OutputFlags
+from stillhouse.cli.options import Output, OutputFlags
+from stillhouse.console import console
 
 EXAMPLES = """\
 Examples:
@@ -47,7 +47,7 @@ def export(
     replace
         Write over files that are there already.
     """
-    from ..export import export_gguf
+    from stillhouse.export import export_gguf
 
     done = export_gguf(directory, tuple(dict.fromkeys(quantize)), out, replace=replace)
     rows = [[found.type, str(found.path), f"{found.bytes / 1e6:,.1f}"] for found in done]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import OutOfMemoryError, StillhouseError, StorageError, says_out_of_memory
+from stillhouse.errors import OutOfMemoryError, StillhouseError, StorageError, says_out_of_memory
 
 _NO_SPACE = "no space left on device"
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from .overrides import OPTION
+from stillhouse.cli.overrides import OPTION
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ..errors import UsageError
-from ..recipe import Recipe
+from stillhouse.errors import UsageError
+from stillhouse.recipe import Recipe
 
 OPTION = "--section.field"
 VERBS = ("run", "plan", "collect", "train")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..console import console, duration, money
-from ..errors import TermsError
-from ..recipe import Recipe
-from ..recipe_teachers import all_teachers
-from .options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile
-from .stages import read_recipe
+from stillhouse.cli.options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile
+from stillhouse.cli.stages import read_recipe
+from stillhouse.console import console, duration, money
+from stillhouse.errors import TermsError
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_teachers import all_teachers
 
 EXAMPLES = """\
 Examples:
@@ -35,9 +35,9 @@ def plan(
 
 def show_plan(recipe: Recipe) -> None:
     """Plans and prints; then refuses, as a run would, a teacher whose terms do not allow the purpose."""
-    from ..models import recipe_terms
-    from ..plan import plan as plan_recipe
-    from ..provenance import require_all_allowed
+    from stillhouse.models import recipe_terms
+    from stillhouse.plan import plan as plan_recipe
+    from stillhouse.provenance import require_all_allowed
 
     planned = plan_recipe(recipe)
     rows = [
@@ -69,7 +69,7 @@ def show_plan(recipe: Recipe) -> None:
 
 
 def _warn_of_no_key(recipe: Recipe) -> None:
-    from ..models import lacks_key, parse_reference
+    from stillhouse.models import lacks_key, parse_reference
 
     lacking = [t for t in all_teachers(recipe) if lacks_key(parse_reference(t.model), t.api_key_env)]
     for variable in dict.fromkeys(teacher.api_key_env for teacher in lacking):

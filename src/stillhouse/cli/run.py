@@ -6,10 +6,18 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ..console import console
-from ..errors import UsageError
-from .options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile, Restart, RunDirectory
-from .stages import read_recipe, run_stages
+from stillhouse.cli.options import (
+    AcceptTerms,
+    Output,
+    OutputFlags,
+    Overrides,
+    RecipeFile,
+    Restart,
+    RunDirectory,
+)
+from stillhouse.cli.stages import read_recipe, run_stages
+from stillhouse.console import console
+from stillhouse.errors import UsageError
 
 EXAMPLES = """\
 Examples:
@@ -41,10 +49,10 @@ def run(
     dry_run
         Load no weights; print stages, tokens, memory, time and money.
     """
-    from ..study import is_study
+    from stillhouse.study import is_study
 
     if is_study(recipe):
-        from .study import show_study
+        from stillhouse.cli.study import show_study
 
         if restart or accept_terms is not None:
             raise UsageError(
@@ -55,12 +63,12 @@ def run(
         return
     settings = read_recipe(recipe, overrides, accept_terms)
     if dry_run:
-        from .plan import show_plan
+        from stillhouse.cli.plan import show_plan
 
         show_plan(settings)
         return
     directory, report = run_stages(settings, out, restart=restart, until=None)
-    from .report import show_report
+    from stillhouse.cli.report import show_report
 
     show_report(report)
     console.info(f"report: {directory / 'report.html'}")

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ..errors import UsageError
-from .options import Output, OutputFlags
+from stillhouse.cli.options import Output, OutputFlags
+from stillhouse.errors import UsageError
 
 KEY = "STILLHOUSE_API_KEY"
 KEY_ENV = "OPENAI_API_KEY"
@@ -63,8 +63,8 @@ def serve(
         Mark every answer (green list, window 2) with the key in this file: 64 hexadecimal digits.
         Only safetensors models; answers at temperature 0 stay as they are.
     """
-    from ..serve import serve as listen
-    from ..watermark import Mark, read_key
+    from stillhouse.serve import serve as listen
+    from stillhouse.watermark import Mark, read_key
 
     if not models:
         raise UsageError("no model was named", hint="Try: still serve embedded:smollm2")
@@ -85,7 +85,7 @@ def serve(
 
 def _named(models: tuple[str, ...]) -> dict[str, str]:
     """Name -> reference; a run's student brings its teacher, where that is a model on this machine."""
-    from ..models import parse_reference
+    from stillhouse.models import parse_reference
 
     named: dict[str, str] = {}
     for text in models:
@@ -106,7 +106,7 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
 
 def _key_variables(references: dict[str, str], given: tuple[str, ...]) -> dict[str, str]:
     """Name of an `api:` model -> environment variable with the key for its server."""
-    from ..models import parse_reference
+    from stillhouse.models import parse_reference
 
     forwarded = [name for name, text in references.items() if parse_reference(text).kind == "api"]
     variables = dict.fromkeys(forwarded, KEY_ENV)
@@ -132,9 +132,9 @@ def _short_name(reference: str, name: str | None, path: Path | None) -> str:
 
 def _teacher(run: Path) -> str | None:
     """The teacher of a run, where it is a local model that is still there."""
-    from ..errors import StillhouseError
-    from ..models import parse_reference
-    from ..recipe_file import load_recipe
+    from stillhouse.errors import StillhouseError
+    from stillhouse.models import parse_reference
+    from stillhouse.recipe_file import load_recipe
 
     if not ((run / "recipe.yaml").is_file() and (run / "manifest.json").is_file()):
         return None

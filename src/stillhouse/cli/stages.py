@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..console import console
-from ..errors import UsageError
-from ..recipe import Recipe
+from stillhouse.console import console
+from stillhouse.errors import UsageError
+from stillhouse.recipe import Recipe
 
 NO_REASON = ("", "null", "none", "~")
 
@@ -19,8 +19,8 @@ def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None
     Raises:
         UsageError: ``accept_terms`` is no reason, or the file is a study.
     """
-    from ..recipe_file import load_recipe
-    from ..study import is_study
+    from stillhouse.recipe_file import load_recipe
+    from stillhouse.study import is_study
 
     if is_study(path):
         raise UsageError(
@@ -42,8 +42,8 @@ def run_stages(
     recipe: Recipe, out: Path | None, *, restart: bool, until: str | None
 ) -> tuple[Path, dict[str, Any]]:
     """Runs the pipeline up to a stage; returns the run's directory and what the pipeline answered."""
-    from .. import pipeline
-    from .run_directory import run_directory
+    from stillhouse import pipeline
+    from stillhouse.cli.run_directory import run_directory
 
     directory = run_directory(recipe, out, restart=restart)
 

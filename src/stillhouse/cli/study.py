@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..console import console
-from ..study import Study, load_study
+from stillhouse.console import console
+from stillhouse.study import Study, load_study
 
 
 def show_study(file: Path, overrides: tuple[str, ...], out: Path | None, *, dry_run: bool) -> None:
@@ -14,9 +14,9 @@ def show_study(file: Path, overrides: tuple[str, ...], out: Path | None, *, dry_
     if dry_run:
         _show_arms(study)
         return
-    from .. import pipeline
-    from ..evaluate import study_table
-    from ..evaluate.study import difference_in_words
+    from stillhouse import pipeline
+    from stillhouse.evaluate import study_table
+    from stillhouse.evaluate.study import difference_in_words
 
     directory = out or Path("runs") / study.study
     results = pipeline.run_study(study, file, directory, pipeline.run)

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ..console import console
-from ..recipe import Purpose
-from .options import Output, OutputFlags
+from stillhouse.cli.options import Output, OutputFlags
+from stillhouse.console import console
+from stillhouse.recipe import Purpose
 
 USAGE = "Usage: still terms [OPTIONS] [MODEL]"
 EXAMPLES = """\
@@ -43,7 +43,7 @@ def terms(
 
 
 def _list_all() -> None:
-    from ..provenance import all_terms, explain
+    from stillhouse.provenance import all_terms, explain
 
     entries = all_terms()
     rows = [[t.key, t.name, t.outputs_may_train, t.may_compete] for t in entries]
@@ -52,7 +52,7 @@ def _list_all() -> None:
 
 
 def _explain(model: str, purpose: Purpose) -> None:
-    from ..provenance import explain, find_terms, judge
+    from stillhouse.provenance import explain, find_terms, judge
 
     found = find_terms(model, metadata=_metadata(model))
     verdict = judge(found, purpose)
@@ -83,10 +83,10 @@ def _meant(model: str, *, known: bool) -> str | None:
     Args:
         known: whether it tells the terms all the same, being a key or the name of a model that is not here.
     """
-    from ..errors import ModelNotFoundError
-    from ..models import EMBEDDED, parse_reference
-    from ..provenance import all_terms
-    from ..suggest import nearest
+    from stillhouse.errors import ModelNotFoundError
+    from stillhouse.models import EMBEDDED, parse_reference
+    from stillhouse.provenance import all_terms
+    from stillhouse.suggest import nearest
 
     try:
         parse_reference(model)
@@ -103,8 +103,8 @@ def _meant(model: str, *, known: bool) -> str | None:
 
 def _metadata(model: str) -> dict[str, str] | None:
     """What the model's own files say of its licence, when it is here; a bare key or name has no files."""
-    from ..errors import ModelNotFoundError
-    from ..models import describe, parse_reference
+    from stillhouse.errors import ModelNotFoundError
+    from stillhouse.models import describe, parse_reference
 
     try:
         reference = parse_reference(model)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ..console import WIDTH, console
-from ..errors import UsageError
-from . import trace_before
-from .options import Output, OutputFlags
+from stillhouse.cli import trace_before
+from stillhouse.cli.options import Output, OutputFlags
+from stillhouse.console import WIDTH, console
+from stillhouse.errors import UsageError
 
 if TYPE_CHECKING:
-    from ..trace.plan import Plan
+    from stillhouse.trace.plan import Plan
 
 USAGE = "Usage: still trace [OPTIONS]"
 EXAMPLES = """\
@@ -83,8 +83,8 @@ def trace(
         A private key made by `still trace key`; it signs the evidence.
     """
     plan = _plan(asked)
-    from ..trace.run import run_trace
-    from ..trace.signing import read_key
+    from stillhouse.trace.run import run_trace
+    from stillhouse.trace.signing import read_key
 
     key = None if sign_key is None else read_key(sign_key)
     evidence = run_trace(plan, asked.out, key=key, command=shlex.join(["still", *sys.argv[1:]]))
@@ -105,9 +105,9 @@ def commit(
     keep the date.
     """
     plan = _plan(asked)
-    from ..hashing import sha256_file
-    from ..trace.commit import COMMITMENTS
-    from ..trace.commit import commit as make
+    from stillhouse.hashing import sha256_file
+    from stillhouse.trace.commit import COMMITMENTS
+    from stillhouse.trace.commit import commit as make
 
     made = make(plan, asked.out)
     path = asked.out / COMMITMENTS
@@ -139,11 +139,11 @@ def verify(
     public_key
         The key that the evidence has to be signed with.
     """
-    from ..trace.verify import require_verified, verify_bundle
+    from stillhouse.trace.verify import require_verified, verify_bundle
 
     result = verify_bundle(directory, public_key=public_key)
     if rerun and not result.differences:
-        from ..trace.rerun import rerun_bundle
+        from stillhouse.trace.rerun import rerun_bundle
 
         rerun_bundle(directory, result)
     require_verified(directory, result)
@@ -168,7 +168,7 @@ PARTS = {
 
 def _plan(asked: Asked) -> Plan:
     """The resolved plan: that of --plan, or the default one, with what the options name."""
-    from ..trace.plan import Plan, TeacherPlan, load_plan, of_texts, resolve
+    from stillhouse.trace.plan import Plan, TeacherPlan, load_plan, of_texts, resolve
 
     if asked.teacher and len(asked.teacher) != len(asked.log):
         raise UsageError(
@@ -209,7 +209,7 @@ def _names(references: list[str]) -> list[str]:
 
 
 def _show(evidence: Any) -> None:
-    from ..trace.wording import number
+    from stillhouse.trace.wording import number
 
     rows = []
     for teacher in evidence.teachers:

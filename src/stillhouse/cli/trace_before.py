@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ..console import console
-from ..errors import UsageError
-from .options import Output, OutputFlags
+from stillhouse.cli.options import Output, OutputFlags
+from stillhouse.console import console
+from stillhouse.errors import UsageError
 
 RESAMPLE_EXAMPLES = """\
 Examples:
@@ -75,11 +75,11 @@ def resample(
         raise UsageError("--draws must be at least 1")
     if watermark_by_account and watermark is None:
         raise UsageError("--watermark-by-account needs the master key", hint="Give it with --watermark.")
-    from ..hashing import sha256_file
-    from ..trace.log import read_log
-    from ..trace.resample import LogMark
-    from ..trace.resample import resample as draw
-    from ..watermark import Mark, read_key
+    from stillhouse.hashing import sha256_file
+    from stillhouse.trace.log import read_log
+    from stillhouse.trace.resample import LogMark
+    from stillhouse.trace.resample import resample as draw
+    from stillhouse.watermark import Mark, read_key
 
     delivered = read_log(log)
     mark = LogMark(Mark(read_key(watermark)), watermark_by_account) if watermark else None
@@ -130,11 +130,11 @@ def surrogate(
     seed
         Of the order in which outputs are asked.
     """
-    from ..trace.exchangeable import POWER
-    from ..trace.log import read_log
-    from ..trace.resample import read_resamples
-    from ..trace.surrogate import SHARES, measure
-    from ..trace.suspect import open_suspect
+    from stillhouse.trace.exchangeable import POWER
+    from stillhouse.trace.log import read_log
+    from stillhouse.trace.resample import read_resamples
+    from stillhouse.trace.surrogate import SHARES, measure
+    from stillhouse.trace.suspect import open_suspect
 
     held, read = read_resamples(resamples), read_log(log)
     with ExitStack() as stack:
@@ -190,9 +190,9 @@ def canaries(
     """
     if count < 1 or decoys < 1:
         raise UsageError("--count and --decoys must be at least 1")
-    from ..hashing import sha256_file
-    from ..trace.canaries import make_canaries, write_canaries
-    from ..watermark import read_key
+    from stillhouse.hashing import sha256_file
+    from stillhouse.trace.canaries import make_canaries, write_canaries
+    from stillhouse.watermark import read_key
 
     secret = read_key(key)
     sets = [one for name in account for one in make_canaries(secret, name, count, decoys=decoys)]
@@ -229,9 +229,9 @@ def draw(
     out
         Versions, choice and key: secret until a trace is published.
     """
-    from ..hashing import sha256_file
-    from ..trace.rephrasings import draw_all, read_versions, write_versions
-    from ..watermark import read_key
+    from stillhouse.hashing import sha256_file
+    from stillhouse.trace.rephrasings import draw_all, read_versions, write_versions
+    from stillhouse.watermark import read_key
 
     drawn = draw_all(read_versions(versions, chosen=False), read_key(key))
     write_versions(out, drawn)
@@ -257,7 +257,7 @@ def key(
     file
         Where the private key is written, readable by you only.
     """
-    from ..trace.signing import make_key
+    from stillhouse.trace.signing import make_key
 
     public = make_key(file)
     console.data({"file": str(file), "public_key": public})

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from ..console import console
-from .options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile, Restart, RunDirectory
-from .stages import read_recipe, run_stages
+from stillhouse.cli.options import (
+    AcceptTerms,
+    Output,
+    OutputFlags,
+    Overrides,
+    RecipeFile,
+    Restart,
+    RunDirectory,
+)
+from stillhouse.cli.stages import read_recipe, run_stages
+from stillhouse.console import console
 
 EXAMPLES = """\
 Examples:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ..console import console
-from ..errors import IntegrityError, UsageError
-from .options import Output, OutputFlags
+from stillhouse.cli.options import Output, OutputFlags
+from stillhouse.console import console
+from stillhouse.errors import IntegrityError, UsageError
 
 MOST_SHOWN = 20
 EXAMPLES = """\
@@ -31,7 +31,7 @@ def verify(
     directory
         A run's directory.
     """
-    from ..provenance import verify_run
+    from stillhouse.provenance import verify_run
 
     if not (directory / "manifest.json").is_file():
         raise UsageError(f"{directory} is not a run: it holds no manifest.json")

@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .collecting import CollectSummary, collect
-    from .context import Context, load_context
-    from .filtering import FilterSummary, filter_corpus
-    from .held_out import split_held_out
-    from .messages import assistant_message
-    from .prompts import Prompt, load_prompts
-    from .schema import REJECT_SCHEMA, SCHEMA
-    from .selecting import SelectSummary, read_pass_rates, select_corpus
-    from .store import Corpus
-    from .verifier import load_verifier
+    from stillhouse.corpus.collecting import CollectSummary, collect
+    from stillhouse.corpus.context import Context, load_context
+    from stillhouse.corpus.filtering import FilterSummary, filter_corpus
+    from stillhouse.corpus.held_out import split_held_out
+    from stillhouse.corpus.messages import assistant_message
+    from stillhouse.corpus.prompts import Prompt, load_prompts
+    from stillhouse.corpus.schema import REJECT_SCHEMA, SCHEMA
+    from stillhouse.corpus.selecting import SelectSummary, read_pass_rates, select_corpus
+    from stillhouse.corpus.store import Corpus
+    from stillhouse.corpus.verifier import load_verifier
 
 _HOME = {
     "assistant_message": "messages",

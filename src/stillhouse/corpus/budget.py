@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..recipe import Collect, Teacher
-from .schema import Row
+from stillhouse.corpus.schema import Row
+from stillhouse.recipe import Collect, Teacher
 
 if TYPE_CHECKING:
-    from ..models import Request
+    from stillhouse.models import Request
 
 MESSAGE_TOKENS = 16
 """Set aside for each message's marks in the chat template."""

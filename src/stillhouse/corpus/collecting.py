@@ -15,19 +15,19 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..console import Progress, console
-from ..errors import ApiError, AuthenticationError, EmptyCorpusError, StillhouseError
-from ..recipe import Collect, Teacher
-from .budget import Budget, Reserve
-from .exchanges import Exchange, answer_row, imported_row, plan_exchanges, question_row
-from .failures import Failures
-from .pace import Pace
-from .set_aside import reconcile
-from .store import Corpus
+from stillhouse.console import Progress, console
+from stillhouse.corpus.budget import Budget, Reserve
+from stillhouse.corpus.exchanges import Exchange, answer_row, imported_row, plan_exchanges, question_row
+from stillhouse.corpus.failures import Failures
+from stillhouse.corpus.pace import Pace
+from stillhouse.corpus.set_aside import reconcile
+from stillhouse.corpus.store import Corpus
+from stillhouse.errors import ApiError, AuthenticationError, EmptyCorpusError, StillhouseError
+from stillhouse.recipe import Collect, Teacher
 
 if TYPE_CHECKING:
-    from ..models import Model, Reply
-    from .prompts import Prompt
+    from stillhouse.corpus.prompts import Prompt
+    from stillhouse.models import Model, Reply
 
 FAILURES_IN_A_ROW = 20
 """API requests that fail one after another (each after its retries) before collecting stops."""

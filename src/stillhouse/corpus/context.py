@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CorpusError
-from ..recipe import Teacher
-from .prompts import load_prompts
+from stillhouse.corpus.prompts import load_prompts
+from stillhouse.errors import CorpusError
+from stillhouse.recipe import Teacher
 
 if TYPE_CHECKING:
-    from ..models import Message
+    from stillhouse.models import Message
 
 FILE = "file:"
 """Before the name of a text file that holds the system prompt."""

@@ -12,16 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..hashing import seed_from, sha256_json
-from ..models import Request, Sampling
-from ..recipe import Collect, Teacher
-from .context import Context, load_context
-from .messages import assistant_message
-from .schema import Row
+from stillhouse.corpus.context import Context, load_context
+from stillhouse.corpus.messages import assistant_message
+from stillhouse.corpus.schema import Row
+from stillhouse.hashing import seed_from, sha256_json
+from stillhouse.models import Request, Sampling
+from stillhouse.recipe import Collect, Teacher
 
 if TYPE_CHECKING:
-    from ..models import Message, Model, Reply
-    from .prompts import Prompt
+    from stillhouse.corpus.prompts import Prompt
+    from stillhouse.models import Message, Model, Reply
 
 IMPORTED = "imported"
 """The teacher of an exchange that came finished from a file: nobody was asked."""

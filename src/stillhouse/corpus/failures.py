@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import ApiError, ContextLengthError, CorpusError, ModelError, StillhouseError
-from .journal import Journal, read_journal
-from .schema import Row
+from stillhouse.corpus.journal import Journal, read_journal
+from stillhouse.corpus.schema import Row
+from stillhouse.errors import ApiError, ContextLengthError, CorpusError, ModelError, StillhouseError
 
 
 class Failures:

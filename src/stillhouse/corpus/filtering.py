@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..recipe import Filter
-from . import filters
-from .failures import Failures
-from .filters import Check
-from .merge_sort import sorted_rows
-from .near_duplicates import NearDuplicates
-from .prompts import Prompt
-from .schema import REJECT_SCHEMA, Row
-from .store import Corpus
-from .verifier import load_verifier
+from stillhouse.corpus import filters
+from stillhouse.corpus.failures import Failures
+from stillhouse.corpus.filters import Check
+from stillhouse.corpus.merge_sort import sorted_rows
+from stillhouse.corpus.near_duplicates import NearDuplicates
+from stillhouse.corpus.prompts import Prompt
+from stillhouse.corpus.schema import REJECT_SCHEMA, Row
+from stillhouse.corpus.store import Corpus
+from stillhouse.corpus.verifier import load_verifier
+from stillhouse.recipe import Filter
 
 HELD_OUT_OVERLAP = "prompt overlaps a held-out one"
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-from ..errors import StillhouseError
-from ..recipe import Filter
-from .messages import answer_text, user_text
-from .near_duplicates import NearDuplicates
-from .ngrams import Quotations, ngrams
-from .prompts import Prompt
-from .refusals import is_refusal
-from .schema import Row
-from .verifier import Verifier
+from stillhouse.corpus.messages import answer_text, user_text
+from stillhouse.corpus.near_duplicates import NearDuplicates
+from stillhouse.corpus.ngrams import Quotations, ngrams
+from stillhouse.corpus.prompts import Prompt
+from stillhouse.corpus.refusals import is_refusal
+from stillhouse.corpus.schema import Row
+from stillhouse.corpus.verifier import Verifier
+from stillhouse.errors import StillhouseError
+from stillhouse.recipe import Filter
 
 Found = tuple[str, str] | None
 Check = Callable[[Row], Found]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ..errors import CorpusError, MissingExtraError
+from stillhouse.errors import CorpusError, MissingExtraError
 
 PREFIX = "reasoning_gym:"
 SIZE, SEED = 200, 0

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..errors import CorpusError
-from ..hashing import sha256_text
-from .messages import user_text
-from .ngrams import ngrams
+from stillhouse.corpus.messages import user_text
+from stillhouse.corpus.ngrams import ngrams
+from stillhouse.errors import CorpusError
+from stillhouse.hashing import sha256_text
 
 if TYPE_CHECKING:
-    from .prompts import Prompt
+    from stillhouse.corpus.prompts import Prompt
 
 
 def draw_ids(ids: Iterable[str], count: int, seed: int) -> set[str]:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorpusError
-from ..files import storage_errors
+from stillhouse.errors import CorpusError
+from stillhouse.files import storage_errors
 
 
 class Journal:

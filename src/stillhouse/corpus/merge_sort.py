@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from .schema import Row
-from .shards import batched, read_shard, write_shard
+from stillhouse.corpus.schema import Row
+from stillhouse.corpus.shards import batched, read_shard, write_shard
 
 RUN_ROWS = 4096
 """Rows that are sorted in memory at once."""

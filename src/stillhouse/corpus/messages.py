@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..models import Message
+    from stillhouse.models import Message
 
 
 def assistant_message(text: str, reasoning: str | None) -> Message:
     """The assistant's turn; thoughts inside the text are taken out unless they came apart from it."""
-    from ..models import split_reasoning
+    from stillhouse.models import split_reasoning
 
     if reasoning is None:
         text, reasoning = split_reasoning(text)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]
 
-from .ngrams import words
+from stillhouse.corpus.ngrams import words
 
 SHINGLE_WORDS = 3
 SHORT_WORDS = 20

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import CorpusError, MissingExtraError
+from stillhouse.errors import CorpusError, MissingExtraError
 
 PACKAGES = ("mmlu",)
 

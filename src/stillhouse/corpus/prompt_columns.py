@@ -16,11 +16,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CorpusError
-from .messages import assistant_message
+from stillhouse.corpus.messages import assistant_message
+from stillhouse.errors import CorpusError
 
 if TYPE_CHECKING:
-    from ..models import Message
+    from stillhouse.models import Message
 
 COLUMNS = ("messages", "conversations", "prompt", "question", "instruction", "text")
 COMPLETION = "completion"

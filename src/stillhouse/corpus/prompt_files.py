@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorpusError
+from stillhouse.errors import CorpusError
 
 Record = tuple[str, dict[str, Any]]
 
@@ -62,7 +62,7 @@ def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from .shards import BATCH_ROWS, reading
+    from stillhouse.corpus.shards import BATCH_ROWS, reading
 
     number = 0
     with reading(path), pq.ParquetFile(path, pre_buffer=False) as file:

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CorpusError, EmptyCorpusError
-from ..hashing import sha256_json
-from .generated import PREFIX, generated_records
-from .held_out import draw_ids
-from .packaged import PACKAGES, packaged_records
-from .prompt_columns import conversation
-from .prompt_files import read_records
+from stillhouse.corpus.generated import PREFIX, generated_records
+from stillhouse.corpus.held_out import draw_ids
+from stillhouse.corpus.packaged import PACKAGES, packaged_records
+from stillhouse.corpus.prompt_columns import conversation
+from stillhouse.corpus.prompt_files import read_records
+from stillhouse.errors import CorpusError, EmptyCorpusError
+from stillhouse.hashing import sha256_json
 
 if TYPE_CHECKING:
-    from ..models import Message
+    from stillhouse.models import Message
 
 
 @dataclass(frozen=True)

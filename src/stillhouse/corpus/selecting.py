@@ -17,13 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..recipe import Select
-from ..verifiers import Answer, Score, Verifiers
-from ..verifiers.statistics import Mean, majority, mean_over_prompts, pass_at_k
-from .layout import journal_path, numbers, shard_path
-from .schema import REJECT_SCHEMA, Row
-from .shards import write_shard
-from .store import Corpus
+from stillhouse.corpus.layout import journal_path, numbers, shard_path
+from stillhouse.corpus.schema import REJECT_SCHEMA, Row
+from stillhouse.corpus.shards import write_shard
+from stillhouse.corpus.store import Corpus
+from stillhouse.recipe import Select
+from stillhouse.verifiers import Answer, Score, Verifiers
+from stillhouse.verifiers.statistics import Mean, majority, mean_over_prompts, pass_at_k
 
 LOW_REWARD = "reward too low"
 SURPLUS = "surplus of a prompt"

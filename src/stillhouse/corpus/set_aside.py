@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from .schema import Row
-from .shards import read_shard
-from .store import Corpus
+from stillhouse.corpus.schema import Row
+from stillhouse.corpus.shards import read_shard
+from stillhouse.corpus.store import Corpus
 
 
 def reconcile(corpus: Corpus, wanted: Mapping[str, str], others: Collection[str] = ()) -> int:

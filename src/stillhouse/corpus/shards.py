@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import CorpusError
-from ..files import atomic_path
-from .schema import Row, to_rows, to_table
+from stillhouse.corpus.schema import Row, to_rows, to_table
+from stillhouse.errors import CorpusError
+from stillhouse.files import atomic_path
 
 ROW_GROUP_ROWS = 512
 BATCH_ROWS = 256

@@ -14,13 +14,20 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ..errors import CorpusError
-from ..files import storage_errors, take_lock
-from .journal import read_journal
-from .layout import clear, incomplete_mark, journal_path, numbers, remove_leftovers, shard_path
-from .schema import SCHEMA, Row, to_rows, to_table
-from .shards import BATCH_ROWS, batched, open_shard, read_shard, write_shard
-from .writer import Writer
+from stillhouse.corpus.journal import read_journal
+from stillhouse.corpus.layout import (
+    clear,
+    incomplete_mark,
+    journal_path,
+    numbers,
+    remove_leftovers,
+    shard_path,
+)
+from stillhouse.corpus.schema import SCHEMA, Row, to_rows, to_table
+from stillhouse.corpus.shards import BATCH_ROWS, batched, open_shard, read_shard, write_shard
+from stillhouse.corpus.writer import Writer
+from stillhouse.errors import CorpusError
+from stillhouse.files import storage_errors, take_lock
 
 SHARD_ROWS = 4096
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError
-from .schema import Row
+from stillhouse.corpus.schema import Row
+from stillhouse.errors import RecipeError
 
 Verifier = Callable[[Row], Any]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ..files import storage_errors, take_lock
-from .journal import Journal, read_journal
-from .layout import journal_path, numbers, remove_leftovers, shard_path
-from .schema import Row
-from .shards import write_shard
+from stillhouse.corpus.journal import Journal, read_journal
+from stillhouse.corpus.layout import journal_path, numbers, remove_leftovers, shard_path
+from stillhouse.corpus.schema import Row
+from stillhouse.corpus.shards import write_shard
+from stillhouse.files import storage_errors, take_lock
 
 
 class Writer:

@@ -9,25 +9,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .alignment import Aligned, Reader, align_documents
-    from .divergences import divergence, needs_teacher
-    from .documents import Document, documents_hash, make_documents
-    from .forward_pass import ForwardPass
-    from .head import Head, head_of
-    from .lora import prepare_lora
-    from .on_policy import OffPolicy, train_on_policy
-    from .precision import compute_dtype
-    from .rollouts import Question, Reading, Score
-    from .runtime import choose_device
-    from .saving import save_student
-    from .several import Member, SeveralTeachers
-    from .shared_vocabulary import SharedVocabulary, join_vocabularies
-    from .signal_rows import SignalRows
-    from .span_signal import SpanSignal
-    from .students import Built, build_student, require_same_tokenizer
-    from .targets import TeacherSignal, cache_targets, open_targets
-    from .teacher_documents import AlignedSignal, make_teacher_documents
-    from .training import TrainResult, train
+    from stillhouse.distill.alignment import Aligned, Reader, align_documents
+    from stillhouse.distill.divergences import divergence, needs_teacher
+    from stillhouse.distill.documents import Document, documents_hash, make_documents
+    from stillhouse.distill.forward_pass import ForwardPass
+    from stillhouse.distill.head import Head, head_of
+    from stillhouse.distill.lora import prepare_lora
+    from stillhouse.distill.on_policy import OffPolicy, train_on_policy
+    from stillhouse.distill.precision import compute_dtype
+    from stillhouse.distill.rollouts import Question, Reading, Score
+    from stillhouse.distill.runtime import choose_device
+    from stillhouse.distill.saving import save_student
+    from stillhouse.distill.several import Member, SeveralTeachers
+    from stillhouse.distill.shared_vocabulary import SharedVocabulary, join_vocabularies
+    from stillhouse.distill.signal_rows import SignalRows
+    from stillhouse.distill.span_signal import SpanSignal
+    from stillhouse.distill.students import Built, build_student, require_same_tokenizer
+    from stillhouse.distill.targets import TeacherSignal, cache_targets, open_targets
+    from stillhouse.distill.teacher_documents import AlignedSignal, make_teacher_documents
+    from stillhouse.distill.training import TrainResult, train
 
 _HOME = {
     "Aligned": "alignment",

@@ -31,12 +31,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..recipe import Objective
-from .divergences import Distribution, cool, loss_and_gradient, reduction_dtype, text_share
-from .head import Head
-from .head_loss import KeptGradients, head_loss
-from .shared_vocabulary import SharedVocabulary
-from .signal_rows import DenseRows
+from stillhouse.distill.divergences import Distribution, cool, loss_and_gradient, reduction_dtype, text_share
+from stillhouse.distill.head import Head
+from stillhouse.distill.head_loss import KeptGradients, head_loss
+from stillhouse.distill.shared_vocabulary import SharedVocabulary
+from stillhouse.distill.signal_rows import DenseRows
+from stillhouse.recipe import Objective
 
 MOST_ENTRIES = 2**24
 """Entries of a chunk's logits, of the larger vocabulary: 64 MB in float32, of which a few exist at once."""

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..errors import TokenizerMismatchError
-from ..models import token_bytes
-from .documents import Document
+from stillhouse.distill.documents import Document
+from stillhouse.errors import TokenizerMismatchError
+from stillhouse.models import token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from ..models import ChatTemplate, Message
+    from stillhouse.models import ChatTemplate, Message
 
 Span = tuple[int, int, int, int]
 """The teacher's first token and how many, the student's first token and how many."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..recipe import Train
+from stillhouse.recipe import Train
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,10 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..console import console
-from ..errors import CheckpointError
-from ..files import atomic_directory, read_json, write_json
-from ..hashing import canonical_json, sha256_file
+from stillhouse.console import console
+from stillhouse.errors import CheckpointError
+from stillhouse.files import atomic_directory, read_json, write_json
+from stillhouse.hashing import canonical_json, sha256_file
 
 KEPT = 2
 

@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedModel
 
-from ..errors import RecipeError
-from .decoder import layer_prefix, layers_of, per_layer_entries, rebuild
+from stillhouse.distill.decoder import layer_prefix, layers_of, per_layer_entries, rebuild
+from stillhouse.errors import RecipeError
 
 
 def most_influence(influence: Sequence[float], layers: int, first: Collection[int] = ()) -> list[int]:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import RecipeError
-from ..recipe import Objective
+from stillhouse.errors import RecipeError
+from stillhouse.recipe import Objective
 
 LossAndGradient = tuple[Tensor, Tensor]
 """The loss, [N], and its derivative by the student's logits, [N, V]."""

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..console import console
-from ..hashing import sha256_bytes, sha256_json
+from stillhouse.console import console
+from stillhouse.hashing import sha256_bytes, sha256_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from ..models import ChatTemplate
+    from stillhouse.models import ChatTemplate
 
 
 @dataclass(frozen=True, eq=False)

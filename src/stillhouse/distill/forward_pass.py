@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ..errors import ContextLengthError
-from ..hashing import sha256_bytes, sha256_json
-from .documents import Document
-from .head import Head, head_of
-from .packing import attention, choose_layout, hidden_states, lay_out, passes
-from .precision import WorkingCopy, compute_dtype
+from stillhouse.distill.documents import Document
+from stillhouse.distill.head import Head, head_of
+from stillhouse.distill.packing import attention, choose_layout, hidden_states, lay_out, passes
+from stillhouse.distill.precision import WorkingCopy, compute_dtype
+from stillhouse.errors import ContextLengthError
+from stillhouse.hashing import sha256_bytes, sha256_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import ModelError
+from stillhouse.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -23,9 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import RecipeError
-from ..recipe import Objective
-from .divergences import (
+from stillhouse.distill.divergences import (
     Distribution,
     cool,
     cross_entropy,
@@ -36,9 +34,11 @@ from .divergences import (
     text_share,
     topk_divergence,
 )
-from .head import Head
-from .policy import PolicyRows, policy_gradient
-from .signal_rows import DenseRows, MixedRows, SampledRows, SignalRows, TopKRows
+from stillhouse.distill.head import Head
+from stillhouse.distill.policy import PolicyRows, policy_gradient
+from stillhouse.distill.signal_rows import DenseRows, MixedRows, SampledRows, SignalRows, TopKRows
+from stillhouse.errors import RecipeError
+from stillhouse.recipe import Objective
 
 TILE_ENTRIES_CPU = 2**20
 """Entries of a float32 tile on a processor: 4 MB, of which the last cache holds several."""

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .decoder import layers_of
-from .depth import removed_runs
-from .importance import Trace, removed_after
+from stillhouse.distill.decoder import layers_of
+from stillhouse.distill.depth import removed_runs
+from stillhouse.distill.importance import Trace, removed_after
 
 RIDGE = 0.1
 """Pull to the identity, in units of the mean square of an MLP output channel; see docs/students.md."""

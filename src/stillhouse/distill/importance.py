@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import EmptyCorpusError
-from .decoder import layers_of
+from stillhouse.distill.decoder import layers_of
+from stillhouse.errors import EmptyCorpusError
 
 if TYPE_CHECKING:
-    from .documents import Document
+    from stillhouse.distill.documents import Document
 
 
 MASSIVE_GROWTH = 10.0

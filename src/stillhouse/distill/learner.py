@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..recipe import Objective, Train
-from .aligned_loss import AlignedRows, aligned_loss
-from .batches import Step
-from .documents import Document
-from .head import head_of
-from .head_loss import head_loss
-from .optimizer import make_optimizer
-from .packing import attention, choose_layout, hidden_states, lay_out, passes
-from .precision import WorkingCopy, compute_dtype
+from stillhouse.distill.aligned_loss import AlignedRows, aligned_loss
+from stillhouse.distill.batches import Step
+from stillhouse.distill.documents import Document
+from stillhouse.distill.head import head_of
+from stillhouse.distill.head_loss import head_loss
+from stillhouse.distill.optimizer import make_optimizer
+from stillhouse.distill.packing import attention, choose_layout, hidden_states, lay_out, passes
+from stillhouse.distill.precision import WorkingCopy, compute_dtype
+from stillhouse.recipe import Objective, Train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .targets import TeacherSignal
+    from stillhouse.distill.targets import TeacherSignal
 
 
 class Learner:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import MissingExtraError, RecipeError
-from ..recipe import Lora
-from ..suggest import did_you_mean
+from stillhouse.errors import MissingExtraError, RecipeError
+from stillhouse.recipe import Lora
+from stillhouse.suggest import did_you_mean
 
 
 def prepare_lora(model: PreTrainedModel, settings: Lora | None, *, seed: int) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..errors import EmptyCorpusError
+from stillhouse.errors import EmptyCorpusError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

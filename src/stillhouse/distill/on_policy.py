@@ -23,28 +23,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..console import console
-from ..errors import CapabilityError, EmptyCorpusError, StillhouseError
-from ..hashing import sha256_json
-from ..models import can_sample
-from ..recipe import Objective, Train
-from ..recipe_on_policy import OnPolicy
-from .checkpoint import Checkpoints, generator_states, restore_generators, warn_of_changes
-from .curriculum import PassRates
-from .forward_pass import model_digest
-from .on_policy_learner import OnPolicyLearner
-from .optimizer import frozen_embeddings
-from .policy import has_signal
-from .rollouts import Question, Round, Score, Stopped, join, roll_out
-from .runtime import choose_device, memory_errors, reproducible, uninterrupted
-from .schedule import rate_share
-from .tracking import Metrics, open_tracker
+from stillhouse.console import console
+from stillhouse.distill.checkpoint import Checkpoints, generator_states, restore_generators, warn_of_changes
+from stillhouse.distill.curriculum import PassRates
+from stillhouse.distill.forward_pass import model_digest
+from stillhouse.distill.on_policy_learner import OnPolicyLearner
+from stillhouse.distill.optimizer import frozen_embeddings
+from stillhouse.distill.policy import has_signal
+from stillhouse.distill.rollouts import Question, Round, Score, Stopped, join, roll_out
+from stillhouse.distill.runtime import choose_device, memory_errors, reproducible, uninterrupted
+from stillhouse.distill.schedule import rate_share
+from stillhouse.distill.tracking import Metrics, open_tracker
+from stillhouse.errors import CapabilityError, EmptyCorpusError, StillhouseError
+from stillhouse.hashing import sha256_json
+from stillhouse.models import can_sample
+from stillhouse.recipe import Objective, Train
+from stillhouse.recipe_on_policy import OnPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .documents import Document
-    from .targets import TeacherSignal
+    from stillhouse.distill.documents import Document
+    from stillhouse.distill.targets import TeacherSignal
 
 REFILLS = 4
 """Dynamic sampling asks for at most this many times the round's prompts."""

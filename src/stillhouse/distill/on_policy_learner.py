@@ -16,26 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteLossError
-from ..recipe import Objective, Train
-from ..recipe_on_policy import OnPolicy
-from .batches import Step
-from .documents import Document
-from .forward_pass import ForwardPass
-from .head import Head
-from .head_loss import head_loss
-from .learner import Learner
-from .packing import hidden_states, lay_out, passes
-from .policy import PolicyRows, group_advantages, token_weights
-from .rollouts import Round
-from .several import join_rows
-from .signal_rows import SignalRows
-from .target_kinds import HiddenKind, TopKKind
+from stillhouse.distill.batches import Step
+from stillhouse.distill.documents import Document
+from stillhouse.distill.forward_pass import ForwardPass
+from stillhouse.distill.head import Head
+from stillhouse.distill.head_loss import head_loss
+from stillhouse.distill.learner import Learner
+from stillhouse.distill.packing import hidden_states, lay_out, passes
+from stillhouse.distill.policy import PolicyRows, group_advantages, token_weights
+from stillhouse.distill.rollouts import Round
+from stillhouse.distill.several import join_rows
+from stillhouse.distill.signal_rows import SignalRows
+from stillhouse.distill.target_kinds import HiddenKind, TopKKind
+from stillhouse.errors import NonFiniteLossError
+from stillhouse.recipe import Objective, Train
+from stillhouse.recipe_on_policy import OnPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .on_policy import OffPolicy
+    from stillhouse.distill.on_policy import OffPolicy
 
 
 Thought = dict[int, tuple[Tensor, float]]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..recipe import Train
+from stillhouse.recipe import Train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import packed_attention
-from .batches import micro_batches
-from .documents import Document
-from .prompt_sharing import SHORTEST, share_prompts, shared_batches
+from stillhouse.distill import packed_attention
+from stillhouse.distill.batches import micro_batches
+from stillhouse.distill.documents import Document
+from stillhouse.distill.prompt_sharing import SHORTEST, share_prompts, shared_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

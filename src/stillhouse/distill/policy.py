@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..recipe_on_policy import Policy
+from stillhouse.recipe_on_policy import Policy
 
 STD_EPSILON = 1e-4
 """Added to a group's standard deviation, so that nearly equal rewards do not become large advantages."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from ..models import cpu_has_bfloat16
+from stillhouse.models import cpu_has_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,8 +15,8 @@ from itertools import groupby
 
 import numpy as np
 
-from .batches import micro_batches
-from .documents import Document
+from stillhouse.distill.batches import micro_batches
+from stillhouse.distill.documents import Document
 
 SHORTEST = 16
 """Prompts of fewer tokens are read again: they are not worth an attention mask."""

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..hashing import seed_from
-from ..models import Sampling
-from ..recipe_on_policy import OnPolicy
-from .documents import Document
-from .policy import overlong_penalty
+from stillhouse.distill.documents import Document
+from stillhouse.distill.policy import overlong_penalty
+from stillhouse.hashing import seed_from
+from stillhouse.models import Sampling
+from stillhouse.recipe_on_policy import OnPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,7 +119,7 @@ def roll_out(
         stopped: whether an answer's ids so far end it, beside ``ends``.
         seed: text that all draws depend on.
     """
-    from ..models import sample
+    from stillhouse.models import sample
 
     asked = [question for question in questions for _ in range(settings.samples)]
     sampling = [_sampling(settings, f"{seed} {i} {question.id}") for i, question in enumerate(asked)]

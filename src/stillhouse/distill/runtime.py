@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import OutOfMemoryError, RecipeError, StillhouseError, says_out_of_memory
-from ..recipe import Train
-from .checkpoint import generator_states, restore_generators
+from stillhouse.distill.checkpoint import generator_states, restore_generators
+from stillhouse.errors import OutOfMemoryError, RecipeError, StillhouseError, says_out_of_memory
+from stillhouse.recipe import Train
 
 
 def choose_device(wanted: str) -> torch.device:

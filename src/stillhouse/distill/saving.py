@@ -16,10 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as noise
 
-from ..errors import StorageError
-from ..files import atomic_directory
-from ..models import ChatTemplate
-from .lora import has_adapters, merged
+from stillhouse.distill.lora import has_adapters, merged
+from stillhouse.errors import StorageError
+from stillhouse.files import atomic_directory
+from stillhouse.models import ChatTemplate
 
 
 def save_student(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ..recipe import Train
+from stillhouse.recipe import Train
 
 
 def rate_share(step: int, total: int, settings: Train) -> float:

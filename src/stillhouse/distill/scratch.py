@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ..errors import OutOfMemoryError, RecipeError, says_out_of_memory
-from ..suggest import did_you_mean
-from .decoder import root_message
+from stillhouse.distill.decoder import root_message
+from stillhouse.errors import OutOfMemoryError, RecipeError, says_out_of_memory
+from stillhouse.suggest import did_you_mean
 
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this, which matrix kernels like."""

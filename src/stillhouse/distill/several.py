@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .aligned_loss import AlignedRows
-from .signal_rows import DenseRows, MixedRows, SampledRows, Share, SignalRows, TopKRows
+from stillhouse.distill.aligned_loss import AlignedRows
+from stillhouse.distill.signal_rows import DenseRows, MixedRows, SampledRows, Share, SignalRows, TopKRows
 
 if TYPE_CHECKING:
-    from .targets import Positions, TeacherSignal
+    from stillhouse.distill.targets import Positions, TeacherSignal
 
 
 @dataclass(frozen=True, eq=False)

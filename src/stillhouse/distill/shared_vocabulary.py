@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import TokenizerMismatchError
-from ..models import token_bytes
+from stillhouse.errors import TokenizerMismatchError
+from stillhouse.models import token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

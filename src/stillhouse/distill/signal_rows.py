@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .divergences import soften
-from .head import Head
+from stillhouse.distill.divergences import soften
+from stillhouse.distill.head import Head
 
 
 @dataclass(frozen=True, eq=False)

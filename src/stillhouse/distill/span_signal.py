@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .aligned_loss import AlignedRows
-from .alignment import Aligned
-from .shared_vocabulary import SharedVocabulary
-from .signal_rows import DenseRows
-from .targets import Positions, TeacherSignal
+from stillhouse.distill.aligned_loss import AlignedRows
+from stillhouse.distill.alignment import Aligned
+from stillhouse.distill.shared_vocabulary import SharedVocabulary
+from stillhouse.distill.signal_rows import DenseRows
+from stillhouse.distill.targets import Positions, TeacherSignal
 
 
 class SpanSignal:

@@ -14,21 +14,34 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..console import console
-from ..errors import RecipeError, TokenizerMismatchError
-from ..models import ChatTemplate, Weights, load_tokenizer, load_weights, same_tokenizer, tokenizer_difference
-from ..recipe import Student
-from . import depth, width
-from .heal import can_heal, heal
-from .importance import block_influence, calibration_sample, massive_makers, trace, width_importance
-from .new_tokenizer import train_tokenizer
-from .saving import save_student
-from .scratch import build_scratch
+from stillhouse.console import console
+from stillhouse.distill import depth, width
+from stillhouse.distill.heal import can_heal, heal
+from stillhouse.distill.importance import (
+    block_influence,
+    calibration_sample,
+    massive_makers,
+    trace,
+    width_importance,
+)
+from stillhouse.distill.new_tokenizer import train_tokenizer
+from stillhouse.distill.saving import save_student
+from stillhouse.distill.scratch import build_scratch
+from stillhouse.errors import RecipeError, TokenizerMismatchError
+from stillhouse.models import (
+    ChatTemplate,
+    Weights,
+    load_tokenizer,
+    load_weights,
+    same_tokenizer,
+    tokenizer_difference,
+)
+from stillhouse.recipe import Student
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .documents import Document
+    from stillhouse.distill.documents import Document
 
 __all__ = ["Built", "build_student", "require_same_tokenizer", "save_student"]
 

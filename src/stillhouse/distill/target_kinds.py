@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..errors import RecipeError
-from ..files import atomic_write
-from ..recipe import Objective
-from .divergences import soften
-from .head import Head
-from .signal_rows import DenseRows, SampledRows, SignalRows, TopKRows
+from stillhouse.distill.divergences import soften
+from stillhouse.distill.head import Head
+from stillhouse.distill.signal_rows import DenseRows, SampledRows, SignalRows, TopKRows
+from stillhouse.errors import RecipeError
+from stillhouse.files import atomic_write
+from stillhouse.recipe import Objective
 
 CHUNK = 128
 """Rows whose logits exist at once."""

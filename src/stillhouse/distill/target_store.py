@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import IntegrityError
-from ..files import atomic_write, read_json, write_json
-from .documents import Document
+from stillhouse.distill.documents import Document
+from stillhouse.errors import IntegrityError
+from stillhouse.files import atomic_write, read_json, write_json
 
 FORMAT = 1
 SHARD_TOKENS = 16384

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import torch
 
-from ..console import console
-from ..recipe import Objective
-from .divergences import require_supported
-from .documents import Document, documents_hash
-from .forward_pass import ForwardPass, model_digest
-from .signal_rows import DenseRows, SignalRows
-from .target_kinds import HiddenKind, Kind, SampledKind, TopKKind, load_head, save_head
-from .target_store import TargetStore
+from stillhouse.console import console
+from stillhouse.distill.divergences import require_supported
+from stillhouse.distill.documents import Document, documents_hash
+from stillhouse.distill.forward_pass import ForwardPass, model_digest
+from stillhouse.distill.signal_rows import DenseRows, SignalRows
+from stillhouse.distill.target_kinds import HiddenKind, Kind, SampledKind, TopKKind, load_head, save_head
+from stillhouse.distill.target_store import TargetStore
+from stillhouse.recipe import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .aligned_loss import AlignedRows
+    from stillhouse.distill.aligned_loss import AlignedRows
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 HEAD_FILE = "head.safetensors"

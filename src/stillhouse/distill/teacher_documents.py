@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..errors import TokenizerMismatchError
-from .aligned_loss import AlignedRows
-from .documents import Document
-from .signal_rows import SignalRows
+from stillhouse.distill.aligned_loss import AlignedRows
+from stillhouse.distill.documents import Document
+from stillhouse.distill.signal_rows import SignalRows
+from stillhouse.errors import TokenizerMismatchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from ..models import ChatTemplate, Message
-    from .targets import Positions, TeacherSignal
+    from stillhouse.distill.targets import Positions, TeacherSignal
+    from stillhouse.models import ChatTemplate, Message
 
 
 def make_teacher_documents(

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import MissingExtraError
-from ..files import atomic_write, storage_errors
+from stillhouse.errors import MissingExtraError
+from stillhouse.files import atomic_write, storage_errors
 
 
 class Tracker(Protocol):

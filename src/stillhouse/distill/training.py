@@ -22,23 +22,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..console import console
-from ..errors import ContextLengthError, EmptyCorpusError, NonFiniteLossError
-from ..recipe import Objective, Train
-from .batches import Step, plan_steps
-from .checkpoint import Checkpoints, generator_states, restore_generators, warn_of_changes
-from .documents import Document, documents_hash
-from .forward_pass import model_digest
-from .learner import Learner
-from .optimizer import frozen_embeddings
-from .runtime import choose_device, memory_errors, reproducible, uninterrupted
-from .schedule import rate_share
-from .tracking import Metrics, open_tracker
+from stillhouse.console import console
+from stillhouse.distill.batches import Step, plan_steps
+from stillhouse.distill.checkpoint import Checkpoints, generator_states, restore_generators, warn_of_changes
+from stillhouse.distill.documents import Document, documents_hash
+from stillhouse.distill.forward_pass import model_digest
+from stillhouse.distill.learner import Learner
+from stillhouse.distill.optimizer import frozen_embeddings
+from stillhouse.distill.runtime import choose_device, memory_errors, reproducible, uninterrupted
+from stillhouse.distill.schedule import rate_share
+from stillhouse.distill.tracking import Metrics, open_tracker
+from stillhouse.errors import ContextLengthError, EmptyCorpusError, NonFiniteLossError
+from stillhouse.recipe import Objective, Train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .targets import TeacherSignal
+    from stillhouse.distill.targets import TeacherSignal
 
 # Train settings that change where or how often something is written, not what the student becomes.
 NOT_IDENTITY = ("train.checkpoint_every", "train.trackers")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..errors import ModelError, RecipeError
-from .decoder import layer_prefix, rebuild
-from .importance import WidthImportance, head_size, norms_of
+from stillhouse.distill.decoder import layer_prefix, rebuild
+from stillhouse.distill.importance import WidthImportance, head_size, norms_of
+from stillhouse.errors import ModelError, RecipeError
 
 AXES: dict[str, tuple[str | None, ...]] = {
     "embed_tokens.weight": (None, "hidden"),

@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compare import Candidate, evaluate_models
-    from .intervals import Estimate, exponential, interval, paired_difference
-    from .measures import Measures, Reference, TeacherReference, measure
-    from .report import write_report
-    from .sampled import Judged, judge_answers, sample_and_score
-    from .several import SeveralReferences
-    from .study import study_page, study_results, study_table
-    from .table import results_table
+    from stillhouse.evaluate.compare import Candidate, evaluate_models
+    from stillhouse.evaluate.intervals import Estimate, exponential, interval, paired_difference
+    from stillhouse.evaluate.measures import Measures, Reference, TeacherReference, measure
+    from stillhouse.evaluate.report import write_report
+    from stillhouse.evaluate.sampled import Judged, judge_answers, sample_and_score
+    from stillhouse.evaluate.several import SeveralReferences
+    from stillhouse.evaluate.study import study_page, study_results, study_table
+    from stillhouse.evaluate.table import results_table
 
 _HOME = {
     "Candidate": "compare",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from ..models import Message, Weights
+    from stillhouse.models import Message, Weights
 
 
 @torch.no_grad()

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..console import console
-from ..errors import EmptyCorpusError
-from ..recipe import Evaluate
-from .answers import answer
-from .intervals import clipped, exponential, interval, paired_difference
-from .measures import Measures, Reference, TeacherReference, measure
-from .speed import NEW_TOKENS, ROUNDS, Speeds, measure_speed
-from .verdict import find
+from stillhouse.console import console
+from stillhouse.errors import EmptyCorpusError
+from stillhouse.evaluate.answers import answer
+from stillhouse.evaluate.intervals import clipped, exponential, interval, paired_difference
+from stillhouse.evaluate.measures import Measures, Reference, TeacherReference, measure
+from stillhouse.evaluate.speed import NEW_TOKENS, ROUNDS, Speeds, measure_speed
+from stillhouse.evaluate.verdict import find
+from stillhouse.recipe import Evaluate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..corpus import Prompt
-    from ..distill import Document
-    from ..models import Message, Weights
+    from stillhouse.corpus import Prompt
+    from stillhouse.distill import Document
+    from stillhouse.models import Message, Weights
 
 WEIGHT_FILES = ("*.safetensors", "*.gguf")
 SPEED_TOKENS = 128

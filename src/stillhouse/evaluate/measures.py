@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import EmptyCorpusError, NonFiniteLossError, TokenizerMismatchError
+from stillhouse.errors import EmptyCorpusError, NonFiniteLossError, TokenizerMismatchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..distill import Document, Head
+    from stillhouse.distill import Document, Head
 
 CHUNK = 128
 """Tokens whose logits exist at once: 128 × 151,936 × 4 bytes = 78 MB for each model."""
@@ -135,7 +135,7 @@ def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> Head:
             "no held-out document has a token to measure on",
             hint="Hold out more prompts (prompts.held_out), or see why their answers were rejected.",
         )
-    from ..distill import head_of
+    from stillhouse.distill import head_of
 
     head = head_of(model)
     bias_V = None if head.bias_V is None else head.bias_V.detach().float()
@@ -144,7 +144,7 @@ def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> Head:
 
 def _counted_hidden(model: PreTrainedModel, documents: Sequence[Document]) -> list[Tensor]:
     """The last hidden states, [N, D] for each document, in the type of the model's own weights."""
-    from ..distill import ForwardPass
+    from stillhouse.distill import ForwardPass
 
     dtype = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
     return ForwardPass(model, documents, dtype).hidden(range(len(documents)))

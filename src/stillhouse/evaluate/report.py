@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write
-from ..pages import page_template
-from . import words
-from .schema import Report
+from stillhouse.evaluate import words
+from stillhouse.evaluate.schema import Report
+from stillhouse.files import atomic_write
+from stillhouse.pages import page_template
 
 OBJECTIVES = {
     "cross_entropy": "cross-entropy",
@@ -73,7 +73,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
     """The pictures that this report has data for, by name, as trusted markup."""
     from markupsafe import Markup
 
-    from . import plots
+    from stillhouse.evaluate import plots
 
     pictures: dict[str, str] = {}
     others = [m for m in report["models"] if m["key"] != "teacher"]

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..console import console
-from ..hashing import seed_from
-from ..recipe import Evaluate
-from ..verifiers import Answer, Verifiers
-from ..verifiers.statistics import majority
-from .intervals import clipped, interval
+from stillhouse.console import console
+from stillhouse.evaluate.intervals import clipped, interval
+from stillhouse.hashing import seed_from
+from stillhouse.recipe import Evaluate
+from stillhouse.verifiers import Answer, Verifiers
+from stillhouse.verifiers.statistics import majority
 
 if TYPE_CHECKING:
-    from ..corpus import Prompt
-    from ..models import Reply, Request
-    from .compare import Candidate
+    from stillhouse.corpus import Prompt
+    from stillhouse.evaluate.compare import Candidate
+    from stillhouse.models import Reply, Request
 
 RIGHT = 1.0 - 1e-9
 """The reward from which an answer counts as right in the vote; pass@1 is the share of such answers."""
@@ -89,7 +89,7 @@ def judge_answers(
 def _requests(
     candidate: Candidate, prompts: Sequence[Prompt], settings: Evaluate, seed: int
 ) -> list[Request]:
-    from ..models import Request, Sampling
+    from stillhouse.models import Request, Sampling
 
     requests = []
     for prompt in prompts:
@@ -109,8 +109,8 @@ def _requests(
 
 def _replies(candidate: Candidate, requests: Sequence[Request]) -> list[Reply | None]:
     """One reply for each request; None where the model could not be asked (a prompt beyond its context)."""
-    from ..errors import OutOfMemoryError, StillhouseError
-    from ..models import TorchModel
+    from stillhouse.errors import OutOfMemoryError, StillhouseError
+    from stillhouse.models import TorchModel
 
     async def ask() -> list[Reply | StillhouseError]:
         model = TorchModel(candidate.weights, seed=0)
@@ -127,7 +127,7 @@ def _replies(candidate: Candidate, requests: Sequence[Request]) -> list[Reply | 
 
 
 def _judge(prompt: Prompt, replies: Sequence[Reply | None], verifiers: Verifiers, least: float) -> Judged:
-    from ..corpus import assistant_message
+    from stillhouse.corpus import assistant_message
 
     answers, said, tokens = [], [], []
     for reply in replies:

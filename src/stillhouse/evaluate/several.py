@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .measures import Measures, Reference, own_measures
+from stillhouse.evaluate.measures import Measures, Reference, own_measures
 
 if TYPE_CHECKING:
-    from ..distill import Document
+    from stillhouse.distill import Document
 
 
 class SeveralReferences:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, get_args
 
-from ..pages import page_template
-from ..study import Claim, Measure, Study
-from .intervals import interval
-from .words import figure
+from stillhouse.evaluate.intervals import interval
+from stillhouse.evaluate.words import figure
+from stillhouse.pages import page_template
+from stillhouse.study import Claim, Measure, Study
 
 MEASURE_NAMES = {"pass_at_1": "pass@1", "consensus_at_k": "majority vote", "thought": "share that thinks"}
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -146,7 +146,7 @@ def study_page(results: Mapping[str, Any]) -> str:
     """The page as one HTML text, without script, that loads nothing."""
     from markupsafe import Markup
 
-    from . import study_plots
+    from stillhouse.evaluate import study_plots
 
     plots = {name: Markup(svg) for name, svg in study_plots.draw(results).items()}
     filters = {"percent": percent, "words": difference_in_words, "figure": figure}

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .write import Exported, export_gguf
+    from stillhouse.export.write import Exported, export_gguf
 
 __all__ = ["Exported", "export_gguf"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from . import write
+        from stillhouse.export import write
 
         return getattr(write, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
+from stillhouse.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np

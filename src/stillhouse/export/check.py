@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..console import console
-from ..errors import IntegrityError, ModelError, TokenizerMismatchError
-from ..models import GgufFile, awake_server, read_gguf, tokenizer_difference, tokenizer_from_gguf
-from .source import Source
-from .tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from stillhouse.console import console
+from stillhouse.errors import IntegrityError, ModelError, TokenizerMismatchError
+from stillhouse.export.source import Source
+from stillhouse.export.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from stillhouse.models import GgufFile, awake_server, read_gguf, tokenizer_difference, tokenizer_from_gguf
 
 SAMPLES = (
     "The 3 quick brown foxes jumped over 1234567 lazy dogs' tails.\n\n\tIt's 25°C — naïve café, isn't it?",

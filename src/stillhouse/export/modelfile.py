@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import ModelError
-from ..models import ChatTemplate, Message
-from .source import Source
+from stillhouse.errors import ModelError
+from stillhouse.export.source import Source
+from stillhouse.models import ChatTemplate, Message
 
 Template = Literal["modelfile", "file", "none"]
 _NO_TEMPLATE = {

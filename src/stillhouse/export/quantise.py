@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import MissingExtraError, ModelError
-from .tensors import ExportedTensor
+from stillhouse.errors import MissingExtraError, ModelError
+from stillhouse.export.tensors import ExportedTensor
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType as Kind

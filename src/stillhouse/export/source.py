@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingExtraError, ModelError, ModelNotFoundError
-from ..models import (
+from stillhouse.errors import MissingExtraError, ModelError, ModelNotFoundError
+from stillhouse.models import (
     ChatTemplate,
     describe,
     load_tokenizer,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import ModelError
-from .architecture import rope_factors
-from .source import Source
+from stillhouse.errors import ModelError
+from stillhouse.export.architecture import rope_factors
+from stillhouse.export.source import Source
 
 if TYPE_CHECKING:
     from torch import Tensor

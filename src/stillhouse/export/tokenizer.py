@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
-from ..models import normal_merges, pre_tokenizer_name
-from .source import Source
+from stillhouse.errors import ModelError
+from stillhouse.export.source import Source
+from stillhouse.models import normal_merges, pre_tokenizer_name
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

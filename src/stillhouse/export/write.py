@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..console import console
-from ..errors import MissingExtraError, StorageError, UsageError
-from ..files import atomic_path, atomic_write, storage_errors
-from .architecture import add_header, architecture_of
-from .check import check_file
-from .modelfile import Template, modelfile, readme
-from .quantise import MIXES, kinds_of, quantise, require_type, stored_bytes
-from .source import STUDENT, Source, open_source
-from .tensors import ExportedTensor, exported_tensors
-from .tokenizer import Vocabulary, vocabulary_of
+from stillhouse.console import console
+from stillhouse.errors import MissingExtraError, StorageError, UsageError
+from stillhouse.export.architecture import add_header, architecture_of
+from stillhouse.export.check import check_file
+from stillhouse.export.modelfile import Template, modelfile, readme
+from stillhouse.export.quantise import MIXES, kinds_of, quantise, require_type, stored_bytes
+from stillhouse.export.source import STUDENT, Source, open_source
+from stillhouse.export.tensors import ExportedTensor, exported_tensors
+from stillhouse.export.tokenizer import Vocabulary, vocabulary_of
+from stillhouse.files import atomic_path, atomic_write, storage_errors
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType as Kind

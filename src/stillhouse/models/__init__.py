@@ -9,29 +9,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api_backend import lacks_key
-    from .byte_tokens import token_bytes
-    from .constrained import Constraints, checked_schema, guided
-    from .continuous import ContinuousSampler, LiveSequence, TokenScore
-    from .draws import Marker
-    from .facts import describe
-    from .gguf_file import GgufFile, read_gguf
-    from .llama_backend import awake_server, open_llama
-    from .local import Prompts, cut_at_stop, has_stop
-    from .open import open_model
-    from .origin import recipe_terms, terms_of
-    from .pretokenizers import pre_tokenizer_name
-    from .processor import cpu_has_bfloat16
-    from .reference import EMBEDDED, Reference, parse_reference
-    from .sampler import can_sample, sample
-    from .template import ChatTemplate, compare_templates
-    from .template_child import ContainedTemplate
-    from .thoughts import CLOSE_THOUGHTS, OPEN_THOUGHTS, split_reasoning
-    from .tokenizer import normal_merges, same_tokenizer, tokenizer_difference, tokenizer_from_gguf
-    from .tool_calls import CallForm
-    from .torch_backend import TorchModel
-    from .types import Can, Message, Model, ModelFacts, Reply, Request, Sampling, Weights
-    from .weights import fingerprint_of, load_tokenizer, load_weights, require_rows, require_safetensors
+    from stillhouse.models.api_backend import lacks_key
+    from stillhouse.models.byte_tokens import token_bytes
+    from stillhouse.models.constrained import Constraints, checked_schema, guided
+    from stillhouse.models.continuous import ContinuousSampler, LiveSequence, TokenScore
+    from stillhouse.models.draws import Marker
+    from stillhouse.models.facts import describe
+    from stillhouse.models.gguf_file import GgufFile, read_gguf
+    from stillhouse.models.llama_backend import awake_server, open_llama
+    from stillhouse.models.local import Prompts, cut_at_stop, has_stop
+    from stillhouse.models.open import open_model
+    from stillhouse.models.origin import recipe_terms, terms_of
+    from stillhouse.models.pretokenizers import pre_tokenizer_name
+    from stillhouse.models.processor import cpu_has_bfloat16
+    from stillhouse.models.reference import EMBEDDED, Reference, parse_reference
+    from stillhouse.models.sampler import can_sample, sample
+    from stillhouse.models.template import ChatTemplate, compare_templates
+    from stillhouse.models.template_child import ContainedTemplate
+    from stillhouse.models.thoughts import CLOSE_THOUGHTS, OPEN_THOUGHTS, split_reasoning
+    from stillhouse.models.tokenizer import (
+        normal_merges,
+        same_tokenizer,
+        tokenizer_difference,
+        tokenizer_from_gguf,
+    )
+    from stillhouse.models.tool_calls import CallForm
+    from stillhouse.models.torch_backend import TorchModel
+    from stillhouse.models.types import Can, Message, Model, ModelFacts, Reply, Request, Sampling, Weights
+    from stillhouse.models.weights import (
+        fingerprint_of,
+        load_tokenizer,
+        load_weights,
+        require_rows,
+        require_safetensors,
+    )
 
 _HOME = {
     "CLOSE_THOUGHTS": "thoughts",

@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from ..errors import (
+from stillhouse.errors import (
     AuthenticationError,
     ContextLengthError,
     ModelError,
     ModelNotFoundError,
     StillhouseError,
 )
-from ..hashing import sha256_text
-from .reference import Reference
-from .retry import TemporaryError, retry_after, with_retries
-from .thoughts import split_reasoning
-from .types import Can, Reply, Request, Sampling
+from stillhouse.hashing import sha256_text
+from stillhouse.models.reference import Reference
+from stillhouse.models.retry import TemporaryError, retry_after, with_retries
+from stillhouse.models.thoughts import split_reasoning
+from stillhouse.models.types import Can, Reply, Request, Sampling
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

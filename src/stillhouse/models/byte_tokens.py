@@ -11,7 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TokenizerMismatchError
+from stillhouse.errors import TokenizerMismatchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

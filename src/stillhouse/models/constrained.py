@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import MissingExtraError, ModelError, SchemaError
+from stillhouse.errors import MissingExtraError, ModelError, SchemaError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

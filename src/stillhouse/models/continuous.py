@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from .constrained import Constraint
-from .draws import Marker, draw_with_logp
-from .fast_decoder import fast_decoder
-from .key_values import KeyValues
-from .module_decoder import ModuleDecoder
-from .types import Sampling
+from stillhouse.models.constrained import Constraint
+from stillhouse.models.draws import Marker, draw_with_logp
+from stillhouse.models.fast_decoder import fast_decoder
+from stillhouse.models.key_values import KeyValues
+from stillhouse.models.module_decoder import ModuleDecoder
+from stillhouse.models.types import Sampling
 
 CHUNK = 256  # tokens of waiting prompts that one step takes in
 WORTH_COPYING = 16  # tokens of an equal prefix that are copied rather than read again

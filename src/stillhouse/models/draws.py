@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .types import Sampling
+from stillhouse.models.types import Sampling
 
 NUCLEUS_FIRST = 512  # likeliest tokens that are tried for the nucleus before the whole vocabulary is sorted
 BLOCK = 256  # tokens whose probabilities are summed before a draw looks at single ones

@@ -12,14 +12,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, StillhouseError
-from ..hashing import sha256_text
-from ..provenance import read_card_head
-from . import hub
-from .gguf_config import ARCHITECTURES, transformers_config
-from .gguf_file import GgufFile, read_gguf, read_tensor
-from .reference import Reference, parse_reference
-from .types import ModelFacts
+from stillhouse.errors import ModelError, StillhouseError
+from stillhouse.hashing import sha256_text
+from stillhouse.models import hub
+from stillhouse.models.gguf_config import ARCHITECTURES, transformers_config
+from stillhouse.models.gguf_file import GgufFile, read_gguf, read_tensor
+from stillhouse.models.reference import Reference, parse_reference
+from stillhouse.models.types import ModelFacts
+from stillhouse.provenance import read_card_head
 
 _METADATA = (
     "general.license",
@@ -66,7 +66,7 @@ def _nothing_known(reference: Reference) -> ModelFacts:
 
 
 def _from_gguf(reference: Reference, file: GgufFile) -> ModelFacts:
-    from .tokenizer import gguf_tokens, tokenizer_hash
+    from stillhouse.models.tokenizer import gguf_tokens, tokenizer_hash
 
     config: dict[str, Any] = {}
     if file.architecture in ARCHITECTURES:
@@ -97,7 +97,7 @@ def _from_gguf(reference: Reference, file: GgufFile) -> ModelFacts:
 
 def _from_directory(reference: Reference, path: Path) -> ModelFacts:
     if not (path / "config.json").is_file():
-        from .weights import require_safetensors
+        from stillhouse.models.weights import require_safetensors
 
         require_safetensors(path)
     config = _json(path / "config.json")
@@ -156,7 +156,7 @@ def _tensor_sizes(file: Path) -> int:
 
 def _tokenizer_hash(file: Path) -> str | None:
     """The hash that the same tokenizer has as GGUF, where it is byte-level BPE."""
-    from .tokenizer import normal_merges, tokenizer_hash
+    from stillhouse.models.tokenizer import normal_merges, tokenizer_hash
 
     if not file.is_file():
         return None

@@ -20,8 +20,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .key_values import KeyValues
-from .products import Product, added, gated, joined, product_dtype
+from stillhouse.models.key_values import KeyValues
+from stillhouse.models.products import Product, added, gated, joined, product_dtype
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others depend on the length

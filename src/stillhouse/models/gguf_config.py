@@ -12,8 +12,8 @@ import re
 import struct
 from typing import Any
 
-from ..errors import ModelError
-from .gguf_file import GgufFile
+from stillhouse.errors import ModelError
+from stillhouse.models.gguf_file import GgufFile
 
 ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import MissingExtraError, ModelError, ModelNotFoundError
+from stillhouse.errors import MissingExtraError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,8 @@ import math
 import re
 from typing import Any, NoReturn
 
-from ..errors import ModelError
-from .gguf_file import GgufFile, TensorPlace
+from stillhouse.errors import ModelError
+from stillhouse.models.gguf_file import GgufFile, TensorPlace
 
 _POSITIVE = ("block_count", "context_length", "embedding_length", "attention.head_count")
 _WITHOUT_HEADS = ("mamba", "rwkv")  # architectures, by their beginning, that say 0 heads

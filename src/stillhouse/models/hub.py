@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import ModelNotFoundError
-from .reference import Reference
+from stillhouse.errors import ModelNotFoundError
+from stillhouse.models.reference import Reference
 
 ALL = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "README.md", "LICENSE*"]
 SMALL = ["config.json", "*.safetensors.index.json", "tokenizer*.json", "*.jinja", "README.md"]

@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..errors import ContextLengthError, MissingExtraError, ModelError, StillhouseError
-from .gguf_file import GgufFile, read_gguf
-from .gguf_sound import require_sound
-from .local import Prompts
-from .template import ChatTemplate
-from .thoughts import split_reasoning
-from .types import Can, Reply, Request, Sampling
+from stillhouse.errors import ContextLengthError, MissingExtraError, ModelError, StillhouseError
+from stillhouse.models.gguf_file import GgufFile, read_gguf
+from stillhouse.models.gguf_sound import require_sound
+from stillhouse.models.local import Prompts
+from stillhouse.models.template import ChatTemplate
+from stillhouse.models.thoughts import split_reasoning
+from stillhouse.models.types import Can, Reply, Request, Sampling
 
 SLOTS = 8
 CACHE_BYTES = 2**30  # for keys and values of all slots together
@@ -172,8 +172,8 @@ def open_llama(reference: str, *, seed: int, cache_prompts: bool = False) -> Lla
         cache_prompts: read only what of a prompt differs from the one before in a slot; results then depend
             on that in their last bits.
     """
-    from .reference import parse_reference
-    from .weights import fingerprint, load_tokenizer
+    from stillhouse.models.reference import parse_reference
+    from stillhouse.models.weights import fingerprint, load_tokenizer
 
     parsed = parse_reference(reference)
     if not parsed.is_gguf or parsed.path is None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ContextLengthError, ModelError, StillhouseError
-from .template import ChatTemplate
-from .types import Request, Sampling
+from stillhouse.errors import ContextLengthError, ModelError, StillhouseError
+from stillhouse.models.template import ChatTemplate
+from stillhouse.models.types import Request, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .key_values import KeyValues
+from stillhouse.models.key_values import KeyValues
 
 
 class ModuleDecoder:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 
-from ..console import console
-from ..errors import UsageError
-from .reference import parse_reference
-from .types import Model
+from stillhouse.console import console
+from stillhouse.errors import UsageError
+from stillhouse.models.reference import parse_reference
+from stillhouse.models.types import Model
 
 
 def open_model(
@@ -33,7 +33,7 @@ def open_model(
     """
     parsed = parse_reference(reference)
     if parsed.kind == "api":
-        from .api_backend import open_api
+        from stillhouse.models.api_backend import open_api
 
         return open_api(parsed, api_key_env=api_key_env, timeout_s=timeout_s, retries=retries, seed=seed)
     if backend not in ("auto", "torch", "llama.cpp"):
@@ -41,16 +41,16 @@ def open_model(
     if backend == "auto":
         backend = "llama.cpp" if parsed.is_gguf and importlib.util.find_spec("xllamacpp") else "torch"
     if backend == "llama.cpp":
-        from .llama_backend import open_llama
+        from stillhouse.models.llama_backend import open_llama
 
         return _told(open_llama(parsed.text, seed=seed))
-    from .torch_backend import open_torch
+    from stillhouse.models.torch_backend import open_torch
 
     return _told(open_torch(parsed.text, seed=seed))
 
 
 def _told(model: Model) -> Model:
-    from .template import ChatTemplate
+    from stillhouse.models.template import ChatTemplate
 
     if model.template_hash == ChatTemplate.plain().hash:
         console.warn(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..provenance import Terms, find_terms
-from ..recipe import Recipe
-from ..recipe_teachers import all_teachers
-from .facts import describe
+from stillhouse.models.facts import describe
+from stillhouse.provenance import Terms, find_terms
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_teachers import all_teachers
 
 
 def recipe_terms(recipe: Recipe) -> tuple[tuple[Terms, ...], Terms | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TokenizerMismatchError
+from stillhouse.errors import TokenizerMismatchError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from ..errors import ModelNotFoundError
+from stillhouse.errors import ModelNotFoundError
 
 Kind = Literal["directory", "gguf", "embedded", "hub", "api"]
 

@@ -14,7 +14,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from ..errors import ApiError
+from stillhouse.errors import ApiError
 
 T = TypeVar("T")
 

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from .draws import Marker, draw, draw_with_logp
-from .fast_decoder import FastDecoder, fast_decoder
-from .key_values import KeyValues
-from .module_decoder import ModuleDecoder
-from .types import Sampling
+from stillhouse.models.draws import Marker, draw, draw_with_logp
+from stillhouse.models.fast_decoder import FastDecoder, fast_decoder
+from stillhouse.models.key_values import KeyValues
+from stillhouse.models.module_decoder import ModuleDecoder
+from stillhouse.models.types import Sampling
 
 __all__ = ["Sampled", "can_sample", "draw", "sample"]
 

@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import ModelError
-from .sandbox import GENERATION_END, GENERATION_START
+from stillhouse.errors import ModelError
+from stillhouse.models.sandbox import GENERATION_END, GENERATION_START
 
 if TYPE_CHECKING:
-    from .template import ChatTemplate
-    from .types import Message
+    from stillhouse.models.template import ChatTemplate
+    from stillhouse.models.types import Message
 
 Span = tuple[int, int]
 

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
-from ..hashing import sha256_text
-from .pieces import added_tokens, encode_inert, encode_piece
+from stillhouse.errors import ModelError
+from stillhouse.hashing import sha256_text
+from stillhouse.models.pieces import added_tokens, encode_inert, encode_piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from .tool_calls import CallForm
-    from .types import Message
+    from stillhouse.models.tool_calls import CallForm
+    from stillhouse.models.types import Message
 
 PLAIN = """{{ bos_token }}{% for message in messages %}
 {%- if message['role'] == 'user' %}{{ 'User:\\n' + message['content'] + '\\n\\n' }}
@@ -68,7 +68,7 @@ class ChatTemplate:
     @functools.cached_property
     def call_form(self) -> CallForm | None:
         """How the model writes a call of a tool; None where the template knows none, or no form read here."""
-        from .tool_calls import call_form
+        from stillhouse.models.tool_calls import call_form
 
         return call_form(self)
 
@@ -83,7 +83,7 @@ class ChatTemplate:
         Raises:
             ModelError: the template is malformed, or refuses these messages.
         """
-        from .sandbox import GENERATION_END, GENERATION_START
+        from stillhouse.models.sandbox import GENERATION_END, GENERATION_START
 
         text = self.render_marked(messages, add_generation_prompt=add_generation_prompt, **given)
         return text.replace(GENERATION_START, "").replace(GENERATION_END, "")
@@ -123,7 +123,7 @@ class ChatTemplate:
         Raises:
             ModelError: the template refuses the messages, or contradicts itself about where a turn starts.
         """
-        from .spans import assistant_spans
+        from stillhouse.models.spans import assistant_spans
 
         guard = _Guard(tokenizer, self)
         text, spans = assistant_spans(self, guard.messages(messages), list(guard.marks), guard.turn_marks)
@@ -159,7 +159,7 @@ class ChatTemplate:
 
     def end_marks(self, tokenizer: PreTrainedTokenizerFast) -> set[int]:
         """Ids that end an answer: the tokenizer's end token, and what this template puts after one."""
-        from .spans import end_of_turn
+        from stillhouse.models.spans import end_of_turn
 
         marks = added_tokens(tokenizer)
         text = end_of_turn(self, marks)
@@ -168,7 +168,7 @@ class ChatTemplate:
         return {number for number in ends if isinstance(number, int)}
 
     def _run(self, variables: Mapping[str, Any]) -> str:
-        from .sandbox import compile_template
+        from stillhouse.models.sandbox import compile_template
 
         return compile_template(self.source).render(**variables)
 

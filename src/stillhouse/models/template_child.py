@@ -21,7 +21,7 @@ from typing import Any
 
 import jinja2
 
-from .template import ChatTemplate
+from stillhouse.models.template import ChatTemplate
 
 CPU_S = 5.0
 """Of one rendering."""
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def _rendered(source: str, variables: dict[str, Any]) -> dict[str, Any]:
-    from .sandbox import compile_template
+    from stillhouse.models.sandbox import compile_template
 
     try:
         text = compile_template(source).render(**variables)

@@ -12,10 +12,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TokenizerMismatchError
-from ..hashing import sha256_json
-from .gguf_file import GgufFile
-from .pretokenizers import pre_tokenizer
+from stillhouse.errors import TokenizerMismatchError
+from stillhouse.hashing import sha256_json
+from stillhouse.models.gguf_file import GgufFile
+from stillhouse.models.pretokenizers import pre_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

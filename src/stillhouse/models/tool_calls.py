@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
-from .thoughts import CLOSE_THOUGHTS
+from stillhouse.errors import ModelError
+from stillhouse.models.thoughts import CLOSE_THOUGHTS
 
 if TYPE_CHECKING:
-    from .template import ChatTemplate
+    from stillhouse.models.template import ChatTemplate
 
 _NAME, _ARGUMENTS, _ANSWER = "probe_tool", {"probe_key": 1}, "probe answer"
 _TOOL = {

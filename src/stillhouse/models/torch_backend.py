@@ -13,17 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CapabilityError, OutOfMemoryError, StillhouseError, says_out_of_memory
-from .local import Prompts, cut_at_stop, has_stop
-from .processor import cpu_has_bfloat16
-from .thoughts import split_reasoning
-from .types import Can, Reply, Request, Sampling, Weights
+from stillhouse.errors import CapabilityError, OutOfMemoryError, StillhouseError, says_out_of_memory
+from stillhouse.models.local import Prompts, cut_at_stop, has_stop
+from stillhouse.models.processor import cpu_has_bfloat16
+from stillhouse.models.thoughts import split_reasoning
+from stillhouse.models.types import Can, Reply, Request, Sampling, Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .draws import Marker
-    from .sampler import Sampled
+    from stillhouse.models.draws import Marker
+    from stillhouse.models.sampler import Sampled
 
 MAX_BATCH = 64
 
@@ -36,7 +36,7 @@ class TorchModel:
     pushbacks = 0
 
     def __init__(self, weights: Weights, *, seed: int) -> None:
-        from .sampler import can_sample
+        from stillhouse.models.sampler import can_sample
 
         self.reference, self.fingerprint = weights.reference, weights.fingerprint
         self.template_hash: str | None = weights.template.hash
@@ -113,7 +113,7 @@ class _Job:
 
 def open_torch(reference: str, *, seed: int) -> TorchModel:
     """Loads ``reference`` for generation."""
-    from .weights import load_weights
+    from stillhouse.models.weights import load_weights
 
     return TorchModel(
         load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32"), seed=seed
@@ -133,7 +133,7 @@ def sample_any(
 
     The latter does not ask ``stopped``: whoever has stops cuts the text.
     """
-    from .sampler import can_sample, sample
+    from stillhouse.models.sampler import can_sample, sample
 
     if can_sample(model):
         return sample(model, prompts, settings, ends=ends, slots=MAX_BATCH, stopped=stopped, markers=markers)
@@ -148,7 +148,7 @@ def _generate_one(model: PreTrainedModel, ids: list[int], setting: Sampling, end
     import torch
     from transformers import GenerationConfig
 
-    from .sampler import Sampled
+    from stillhouse.models.sampler import Sampled
 
     heat = {"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p}
     if setting.min_p:

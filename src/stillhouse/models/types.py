@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import StillhouseError
+from stillhouse.errors import StillhouseError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from .draws import Marker
-    from .template import ChatTemplate
+    from stillhouse.models.draws import Marker
+    from stillhouse.models.template import ChatTemplate
 
 Message = dict[str, Any]
 """One turn: `role`, `content`, and for assistants optionally `reasoning_content` and `tool_calls` (whose

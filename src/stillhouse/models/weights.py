@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import (
+from stillhouse.errors import (
     CapabilityError,
     ModelError,
     ModelNotFoundError,
@@ -19,13 +19,13 @@ from ..errors import (
     StillhouseError,
     says_out_of_memory,
 )
-from ..hashing import sha256_file, sha256_json, sha256_text
-from . import hub
-from .gguf_config import transformers_config, transformers_name, unpermute_rows
-from .gguf_file import GgufFile, read_gguf, read_tensor
-from .reference import Reference, parse_reference
-from .template import ChatTemplate
-from .types import Weights
+from stillhouse.hashing import sha256_file, sha256_json, sha256_text
+from stillhouse.models import hub
+from stillhouse.models.gguf_config import transformers_config, transformers_name, unpermute_rows
+from stillhouse.models.gguf_file import GgufFile, read_gguf, read_tensor
+from stillhouse.models.reference import Reference, parse_reference
+from stillhouse.models.template import ChatTemplate
+from stillhouse.models.types import Weights
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,7 @@ def local_path(reference: Reference) -> Path:
 
 def _tokenizer(reference: Reference, path: Path) -> tuple[PreTrainedTokenizerFast, ChatTemplate]:
     if reference.is_gguf:
-        from .tokenizer import tokenizer_from_gguf
+        from stillhouse.models.tokenizer import tokenizer_from_gguf
 
         file = read_gguf(path)
         tokenizer = tokenizer_from_gguf(file)

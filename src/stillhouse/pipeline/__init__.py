@@ -18,18 +18,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..console import console
-from ..errors import RecipeError
-from ..files import atomic_write, read_json, take_lock
-from ..plan.preflight import CHECKED, preflight
-from ..provenance.manifest import RECIPE_INPUT, STAGE_INPUT, recipe_section_hash
-from ..recipe import Recipe
-from ..recipe_file import dump_recipe
-from .changes import stopped_by
-from .run import Run
-from .stages import STAGES, Stage
-from .study import run_study
+from stillhouse import __version__
+from stillhouse.console import console
+from stillhouse.errors import RecipeError
+from stillhouse.files import atomic_write, read_json, take_lock
+from stillhouse.pipeline.changes import stopped_by
+from stillhouse.pipeline.run import Run
+from stillhouse.pipeline.stages import STAGES, Stage
+from stillhouse.pipeline.study import run_study
+from stillhouse.plan.preflight import CHECKED, preflight
+from stillhouse.provenance.manifest import RECIPE_INPUT, STAGE_INPUT, recipe_section_hash
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import dump_recipe
 
 __all__ = ["run", "run_study"]
 

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..recipe_teachers import all_teachers, responsible
-from .run import Run
+from stillhouse.pipeline.run import Run
+from stillhouse.recipe_teachers import all_teachers, responsible
 
 if TYPE_CHECKING:
-    from ..corpus import CollectSummary, Prompt
+    from stillhouse.corpus import CollectSummary, Prompt
 
 ADDED = (
     "asked",
@@ -45,8 +45,8 @@ def ask_teachers(run: Run, asked: Sequence[tuple[str, Prompt]]) -> CollectSummar
 async def _ask(
     run: Run, number: int, asked: Iterable[tuple[str, Prompt]], others: set[str]
 ) -> CollectSummary:
-    from ..corpus import collect
-    from ..models import open_model
+    from stillhouse.corpus import collect
+    from stillhouse.models import open_model
 
     teacher, settings = all_teachers(run.recipe)[number], run.recipe.collect
     model = open_model(

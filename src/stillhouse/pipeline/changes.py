@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..provenance.manifest import RESULT_NEUTRAL, Manifest
-from ..recipe import Recipe
-from ..recipe_file import differing_keys
-from .stages import STAGES
+from stillhouse.pipeline.stages import STAGES
+from stillhouse.provenance.manifest import RESULT_NEUTRAL, Manifest
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import differing_keys
 
 Difference = tuple[str, Any, Any]
 """A dotted key, its value in the run's recipe, and the new one."""

@@ -11,25 +11,25 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..console import console
-from ..errors import EmptyCorpusError
-from ..recipe_teachers import all_teachers, responsible, shares
-from .run import Run
+from stillhouse.console import console
+from stillhouse.errors import EmptyCorpusError
+from stillhouse.pipeline.run import Run
+from stillhouse.recipe_teachers import all_teachers, responsible, shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..corpus import Prompt
-    from ..distill import OffPolicy, Question, Score
-    from ..models import Weights
-    from ..verifiers import Verifiers
+    from stillhouse.corpus import Prompt
+    from stillhouse.distill import OffPolicy, Question, Score
+    from stillhouse.models import Weights
+    from stillhouse.verifiers import Verifiers
 
 
 def learn_from_samples(run: Run) -> dict[str, Any]:
     """Trains the student on its own samples and saves it; the facts of the stage."""
-    from ..distill import prepare_lora, require_same_tokenizer, save_student, train_on_policy
-    from ..models import has_stop, load_weights
-    from ..verifiers import open_verifier
+    from stillhouse.distill import prepare_lora, require_same_tokenizer, save_student, train_on_policy
+    from stillhouse.models import has_stop, load_weights
+    from stillhouse.verifiers import open_verifier
 
     settings = run.recipe.on_policy
     assert settings is not None
@@ -68,9 +68,9 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
 
 def scorer(verifiers: Verifiers, weights: Weights) -> Score:
     """Token ids to rewards: the answer's text without its end mark or stop text, its thoughts apart."""
-    from ..corpus import assistant_message
-    from ..models import cut_at_stop
-    from ..verifiers import Answer
+    from stillhouse.corpus import assistant_message
+    from stillhouse.models import cut_at_stop
+    from stillhouse.verifiers import Answer
 
     def score(answers: Sequence[tuple[Question, list[int]]]) -> list[float]:
         said = []
@@ -87,7 +87,7 @@ def scorer(verifiers: Verifiers, weights: Weights) -> Score:
 
 def questions(run: Run, weights: Weights) -> list[Question]:
     """The training prompts as both sides read them; those too long for the context are left out, and said."""
-    from ..distill import Question, Reading
+    from stillhouse.distill import Question, Reading
 
     settings, recipe = run.recipe.on_policy, run.recipe
     assert settings is not None
@@ -130,13 +130,13 @@ def _context_length(model: PreTrainedModel) -> int:
 
 def _pass_rates(run: Run) -> dict[str, float]:
     """How often the teacher's answers to each prompt were right, where they were scored."""
-    from ..corpus import read_pass_rates
+    from stillhouse.corpus import read_pass_rates
 
     return {} if run.recipe.select is None else read_pass_rates(run.learned)
 
 
 def _corpus(run: Run) -> OffPolicy | None:
-    from ..distill import OffPolicy
+    from stillhouse.distill import OffPolicy
 
     settings = run.recipe.on_policy
     if settings is None or settings.off_policy == 0:

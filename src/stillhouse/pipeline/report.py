@@ -14,20 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import console
-from ..files import read_json_lines
-from ..hashing import sha256_file
-from ..provenance import versions
-from ..recipe import Lora
-from ..recipe_file import dump_recipe
-from ..recipe_teachers import all_teachers
-from .run import Run
-from .teaching import lessons
+from stillhouse.console import console
+from stillhouse.files import read_json_lines
+from stillhouse.hashing import sha256_file
+from stillhouse.pipeline.run import Run
+from stillhouse.pipeline.teaching import lessons
+from stillhouse.provenance import versions
+from stillhouse.recipe import Lora
+from stillhouse.recipe_file import dump_recipe
+from stillhouse.recipe_teachers import all_teachers
 
 if TYPE_CHECKING:
-    from ..corpus import Prompt
-    from ..distill import Document
-    from ..evaluate import Candidate, Reference
+    from stillhouse.corpus import Prompt
+    from stillhouse.distill import Document
+    from stillhouse.evaluate import Candidate, Reference
 
 BOOKKEEPING = (
     "finished_before",
@@ -45,7 +45,7 @@ STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "c
 
 def assemble(run: Run) -> dict[str, Any]:
     """Measures all models and adds where they come from; see ``evaluate/schema.py`` for the fields."""
-    from ..evaluate import evaluate_models
+    from stillhouse.evaluate import evaluate_models
 
     candidates = _candidates(run)
     student = next(candidate.weights for candidate in candidates if candidate.key == "student")
@@ -91,8 +91,8 @@ def _add_samples(
     run: Run, candidates: Sequence[Candidate], prompts: Sequence[Prompt], models: list[dict[str, Any]]
 ) -> None:
     """pass@1 and the majority vote of each model, where the recipe asks for samples."""
-    from ..evaluate import sample_and_score
-    from ..verifiers import open_verifier
+    from stillhouse.evaluate import sample_and_score
+    from stillhouse.verifiers import open_verifier
 
     settings = run.recipe.evaluate
     if not settings.samples or not prompts:
@@ -140,9 +140,9 @@ def _add_recorded_answers(run: Run, prompts: Sequence[Prompt], answers: list[dic
 
 def _candidates(run: Run) -> list[Candidate]:
     """Teacher (where its probabilities can be had in the student's tokens), before, student, control."""
-    from ..distill import choose_device, compute_dtype
-    from ..evaluate import Candidate
-    from ..models import load_weights, parse_reference, same_tokenizer
+    from stillhouse.distill import choose_device, compute_dtype
+    from stillhouse.evaluate import Candidate
+    from stillhouse.models import load_weights, parse_reference, same_tokenizer
 
     device = choose_device(run.recipe.train.device)
     dtype = str(compute_dtype(run.recipe.train.dtype, device)).removeprefix("torch.")
@@ -181,8 +181,8 @@ def _candidates(run: Run) -> list[Candidate]:
 
 def _reference(run: Run, candidates: Sequence[Candidate], documents: list[Document]) -> Reference | None:
     """What the models are held against: the teacher, or each document's own of several."""
-    from ..evaluate import SeveralReferences, TeacherReference
-    from ..models import load_weights
+    from stillhouse.evaluate import SeveralReferences, TeacherReference
+    from stillhouse.models import load_weights
 
     by_key = {candidate.key: candidate.weights for candidate in candidates}
     if "teacher" not in by_key or not documents:
@@ -222,7 +222,7 @@ def _points(path: Path) -> list[dict[str, Any]]:
 
 def _lineage(run: Run) -> dict[str, Any]:
     """Names and hashes of teachers, prompts and template."""
-    from ..models import parse_reference
+    from stillhouse.models import parse_reference
 
     lineage: dict[str, Any] = {"teacher": run.recipe.teacher.model, "prompts": run.recipe.prompts.source}
     for number, teacher in enumerate(run.recipe.teachers, start=1):

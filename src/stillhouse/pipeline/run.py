@@ -10,21 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..console import console
-from ..errors import RecipeError
-from ..files import read_json
-from ..provenance import Manifest, require_all_allowed
-from ..recipe import Objective, Recipe
-from ..recipe_teachers import all_teachers, responsible
+from stillhouse.console import console
+from stillhouse.errors import RecipeError
+from stillhouse.files import read_json
+from stillhouse.provenance import Manifest, require_all_allowed
+from stillhouse.recipe import Objective, Recipe
+from stillhouse.recipe_teachers import all_teachers, responsible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from ..corpus import Context, Corpus, Prompt
-    from ..distill import Document, TeacherSignal
-    from ..models import ChatTemplate, Weights
-    from ..provenance import Terms, Verdict
-    from .teaching import Lesson
+    from stillhouse.corpus import Context, Corpus, Prompt
+    from stillhouse.distill import Document, TeacherSignal
+    from stillhouse.models import ChatTemplate, Weights
+    from stillhouse.pipeline.teaching import Lesson
+    from stillhouse.provenance import Terms, Verdict
 
 
 class Run:
@@ -43,7 +43,7 @@ class Run:
     @property
     def learns_distributions(self) -> bool:
         """Whether the objective needs the teacher's probabilities, not only its text."""
-        from ..distill import needs_teacher
+        from stillhouse.distill import needs_teacher
 
         return needs_teacher(self.objective)
 
@@ -58,14 +58,14 @@ class Run:
 
     @cached_property
     def teacher_has_weights(self) -> bool:
-        from ..models import parse_reference
+        from stillhouse.models import parse_reference
 
         return parse_reference(self.recipe.teacher.model).kind != "api"
 
     @cached_property
     def teachers_have_weights(self) -> bool:
         """Whether none of the teachers is behind an API."""
-        from ..models import parse_reference
+        from stillhouse.models import parse_reference
 
         return all(parse_reference(teacher.model).kind != "api" for teacher in all_teachers(self.recipe))
 
@@ -83,14 +83,14 @@ class Run:
 
     @cached_property
     def _terms(self) -> tuple[tuple[Terms, ...], Terms | None]:
-        from ..models import recipe_terms
+        from stillhouse.models import recipe_terms
 
         return recipe_terms(self.recipe)
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
         """Prompts to train on, held-out prompts, and those dropped for sharing an n-gram with the latter."""
-        from ..corpus import load_prompts, split_held_out
+        from stillhouse.corpus import load_prompts, split_held_out
 
         settings = self.recipe.prompts
         prompts = load_prompts(
@@ -106,7 +106,7 @@ class Run:
 
     def weights_of(self, number: int) -> Weights:
         """A teacher by its number, loaded once."""
-        from ..models import load_weights, parse_reference
+        from stillhouse.models import load_weights, parse_reference
 
         model = all_teachers(self.recipe)[number].model
         if number not in self._weights:
@@ -128,7 +128,7 @@ class Run:
     @cached_property
     def contexts(self) -> list[Context]:
         """What each teacher is shown: as it was when it was asked."""
-        from ..corpus import Context, load_context
+        from stillhouse.corpus import Context, load_context
 
         if self.context_file.is_file():
             return [Context.from_json(context) for context in read_json(self.context_file)]
@@ -139,7 +139,7 @@ class Run:
         return self.contexts[responsible(self.recipe, prompt.tags)]
 
     def corpus(self, name: str) -> Corpus:
-        from ..corpus import Corpus
+        from stillhouse.corpus import Corpus
 
         return Corpus(self.directory / "corpus" / name)
 
@@ -157,7 +157,7 @@ class Run:
         loss_on: Literal["assistant", "all"] | None = None,
     ) -> list[Document]:
         """The exchanges of ``split`` as token ids."""
-        from ..distill import make_documents
+        from stillhouse.distill import make_documents
 
         return make_documents(
             self.learned.rows(split),
@@ -181,21 +181,21 @@ class Run:
     @cached_property
     def signal(self) -> TeacherSignal:
         """What the teachers think of the :attr:`training_documents`."""
-        from .teaching import open_lessons
+        from stillhouse.pipeline.teaching import open_lessons
 
         return open_lessons(self, self.lessons)
 
     @cached_property
     def training_documents(self) -> list[Document]:
-        from ..models import load_tokenizer
+        from stillhouse.models import load_tokenizer
 
         return self.documents("train", *load_tokenizer(self.start))
 
     @cached_property
     def lessons(self) -> list[Lesson]:
         """Who teaches which of the :attr:`training_documents`."""
-        from ..models import load_tokenizer
-        from .teaching import joined_lesson, lessons
+        from stillhouse.models import load_tokenizer
+        from stillhouse.pipeline.teaching import joined_lesson, lessons
 
         if self.objective.joins_tokenizers:
             return [joined_lesson(self, self.training_documents)]

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import console
-from ..errors import ApiError, EmptyCorpusError
-from ..files import atomic_write, read_json, write_json
-from ..provenance import model_card, naming_warning
-from ..recipe import Objective
-from ..recipe_teachers import all_teachers
-from .asking import ask_teachers
-from .report import assemble
-from .run import Run
-from .teaching import cache_lessons, target_directory
+from stillhouse.console import console
+from stillhouse.errors import ApiError, EmptyCorpusError
+from stillhouse.files import atomic_write, read_json, write_json
+from stillhouse.pipeline.asking import ask_teachers
+from stillhouse.pipeline.report import assemble
+from stillhouse.pipeline.run import Run
+from stillhouse.pipeline.teaching import cache_lessons, target_directory
+from stillhouse.provenance import model_card, naming_warning
+from stillhouse.recipe import Objective
+from stillhouse.recipe_teachers import all_teachers
 
 if TYPE_CHECKING:
-    from ..corpus import Prompt
-    from ..distill import Document
+    from stillhouse.corpus import Prompt
+    from stillhouse.distill import Document
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def check_terms(run: Run) -> Done:
 
 def collect_answers(run: Run) -> Done:
     """Asks the teacher (or each of several) its prompts, or takes the answers that the file already has."""
-    from ..corpus import load_context
-    from ..verifiers import check_verifiers
+    from stillhouse.corpus import load_context
+    from stillhouse.verifiers import check_verifiers
 
     check_verifiers(run.recipe.verifiers)
     train, held_out, dropped = run.prompts
@@ -99,7 +99,7 @@ def collect_answers(run: Run) -> Done:
 
 def filter_answers(run: Run) -> Done:
     """Keeps what is worth learning from; every reject is kept with its reason."""
-    from ..corpus import filter_corpus
+    from stillhouse.corpus import filter_corpus
 
     kept, rejects = run.corpus("kept"), run.directory / "corpus" / "rejects"
     _, held_out, dropped = run.prompts
@@ -119,8 +119,8 @@ def filter_answers(run: Run) -> Done:
 
 def select_answers(run: Run) -> Done:
     """Rejection sampling: scores the kept answers and selects those that are learned from."""
-    from ..corpus import select_corpus
-    from ..verifiers import open_verifier
+    from stillhouse.corpus import select_corpus
+    from stillhouse.verifiers import open_verifier
 
     settings = run.recipe.select
     if settings is None:
@@ -162,8 +162,8 @@ def select_answers(run: Run) -> Done:
 
 def build_the_student(run: Run) -> Done:
     """Loads, initialises or prunes the student, and saves it as it is before training."""
-    from ..distill import build_student, require_same_tokenizer, save_student
-    from ..models import compare_templates, load_tokenizer
+    from stillhouse.distill import build_student, require_same_tokenizer, save_student
+    from stillhouse.models import compare_templates, load_tokenizer
 
     if not run.manifest.facts("filter")["held_out"]:
         raise EmptyCorpusError(
@@ -207,7 +207,7 @@ def cache_the_targets(run: Run) -> Done:
 
 def _drop_targets_of_others(directory: Path, documents: list[Document]) -> None:
     """After a change of the filter (allowed as long as nothing was trained) what was cached is of no use."""
-    from ..distill.documents import documents_hash
+    from stillhouse.distill.documents import documents_hash
 
     index = directory / "index.json"
     if not index.is_file():
@@ -237,8 +237,8 @@ def train_control(run: Run) -> Done:
 
 
 def _train(run: Run, objective: Objective, label: str) -> Done:
-    from ..distill import needs_teacher, prepare_lora, save_student, train
-    from ..models import load_weights
+    from stillhouse.distill import needs_teacher, prepare_lora, save_student, train
+    from stillhouse.models import load_weights
 
     documents = run.training_documents
     if not documents:
@@ -271,7 +271,7 @@ def train_on_samples(run: Run) -> Done:
     """The student answers prompts itself, and learns from what the teacher thinks of its answers."""
     if run.recipe.on_policy is None:
         return Done([], {"trained": False})
-    from .on_policy import learn_from_samples
+    from stillhouse.pipeline.on_policy import learn_from_samples
 
     facts = learn_from_samples(run)
     metrics = run.directory / "on_policy" / "metrics.jsonl"
@@ -280,7 +280,7 @@ def train_on_samples(run: Run) -> Done:
 
 def evaluate_models(run: Run) -> Done:
     """Measures teacher, student before and after, and control; writes the report."""
-    from ..evaluate import write_report
+    from stillhouse.evaluate import write_report
 
     write_report(run.directory, assemble(run))
     return Done([run.directory / "report.json", run.directory / "report.html"], {})

@@ -19,16 +19,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..console import console
-from ..errors import RecipeError, StillhouseError
-from ..files import atomic_write, read_json, read_json_lines, write_json
-from ..hashing import sha256_file, sha256_json, sha256_text
-from ..plan.costs import forward_flops, training_flops
-from ..plan.shapes import Shape, shape_of
-from ..provenance import Manifest, versions
-from ..recipe import Recipe
-from ..recipe_file import dump_recipe, load_recipe
-from ..study import Study, arm_recipe, learned_from
+from stillhouse.console import console
+from stillhouse.errors import RecipeError, StillhouseError
+from stillhouse.files import atomic_write, read_json, read_json_lines, write_json
+from stillhouse.hashing import sha256_file, sha256_json, sha256_text
+from stillhouse.plan.costs import forward_flops, training_flops
+from stillhouse.plan.shapes import Shape, shape_of
+from stillhouse.provenance import Manifest, versions
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import dump_recipe, load_recipe
+from stillhouse.study import Study, arm_recipe, learned_from
 
 LEARNING = ("collect", "filter", "select", "student", "targets", "train", "on_policy")
 """The stages whose time is an arm's cost; measuring is not."""
@@ -49,7 +49,7 @@ def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict
     Raises:
         RecipeError: `make` cannot be loaded, or an arm's directory holds another recipe.
     """
-    from ..evaluate import study_page, study_results
+    from stillhouse.evaluate import study_page, study_results
 
     for seed in study.seeds:
         runs = directory / f"seed-{seed}"
@@ -146,10 +146,10 @@ def _asked(study: Study, student: Path) -> str:
 
 def _answer_tests(study: Study, runs: Path, name: str, seed: int, data: Path) -> None:
     """Writes what the arm's student answers to every test, judged, with the same draws for all arms."""
-    from ..corpus import load_prompts
-    from ..evaluate import Candidate, judge_answers
-    from ..models import load_weights
-    from ..verifiers import open_verifier
+    from stillhouse.corpus import load_prompts
+    from stillhouse.evaluate import Candidate, judge_answers
+    from stillhouse.models import load_weights
+    from stillhouse.verifiers import open_verifier
 
     place, asked = runs / name / "tests.json", _asked(study, runs / name / "student")
     if place.is_file() and read_json(place)["asked"] == asked:
@@ -234,7 +234,7 @@ def _spent(place: Path) -> dict[str, float]:
     each sample where it is learned from. Behind an API nothing is counted, and several teachers count as the
     main one. Seconds of a run that was interrupted are those of the last sitting.
     """
-    from ..models import describe
+    from stillhouse.models import describe
 
     manifest, recipe = Manifest.load(place), load_recipe(place / "recipe.yaml")
     student = shape_of(describe(str(place / "student")))

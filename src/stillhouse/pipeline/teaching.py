@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..console import console
-from ..recipe_teachers import all_teachers, responsible, shares
-from .run import Run
+from stillhouse.console import console
+from stillhouse.pipeline.run import Run
+from stillhouse.recipe_teachers import all_teachers, responsible, shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from ..distill import Aligned, Document, Reader, TeacherSignal
-    from ..models import ChatTemplate
+    from stillhouse.distill import Aligned, Document, Reader, TeacherSignal
+    from stillhouse.models import ChatTemplate
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def lessons(
     loss_on: Literal["assistant", "all"] | None = None,
 ) -> list[Lesson]:
     """Each teacher's part of ``documents``, made from ``split`` with this tokenizer and template."""
-    from ..distill import make_teacher_documents
+    from stillhouse.distill import make_teacher_documents
 
     by_teacher: dict[tuple[int, float], list[int]] = {}
     owners = _owners(run, split)
@@ -81,7 +81,7 @@ def lessons(
 
 def joined_lesson(run: Run, documents: list[Document]) -> Lesson:
     """All of ``documents`` for a teacher that reads them in its own template and tokens."""
-    from ..distill import align_documents
+    from stillhouse.distill import align_documents
 
     teacher, student = _readers(run)
     with console.progress("aligning the teacher's tokens with the student's", None):
@@ -98,8 +98,8 @@ def joined_lesson(run: Run, documents: list[Document]) -> Lesson:
 
 def _readers(run: Run) -> tuple[Reader, Reader]:
     """Teacher and student, each with its tokenizer and template."""
-    from ..distill import Reader
-    from ..models import load_tokenizer
+    from stillhouse.distill import Reader
+    from stillhouse.models import load_tokenizer
 
     return Reader(run.teacher.tokenizer, run.teacher.template), Reader(*load_tokenizer(run.start))
 
@@ -117,8 +117,8 @@ def target_directory(run: Run, number: int) -> Path:
 
 def shared_vocabulary(run: Run) -> int:
     """The ids that the student and all teachers have (padding included)."""
-    from ..distill import head_of
-    from ..models import describe
+    from stillhouse.distill import head_of
+    from stillhouse.models import describe
 
     student = describe(run.start).vocab_size
     teachers = [run.weights_of(number).model for number in range(len(all_teachers(run.recipe)))]
@@ -128,7 +128,7 @@ def shared_vocabulary(run: Run) -> int:
 
 def cache_lessons(run: Run, found: Sequence[Lesson]) -> None:
     """Caches what each teacher thinks of its documents."""
-    from ..distill import cache_targets
+    from stillhouse.distill import cache_targets
 
     vocab_size = shared_vocabulary(run)
     for lesson in found:
@@ -145,7 +145,7 @@ def cache_lessons(run: Run, found: Sequence[Lesson]) -> None:
 
 def open_lessons(run: Run, found: Sequence[Lesson]) -> TeacherSignal:
     """All teachers' targets as one signal over the student's documents."""
-    from ..distill import (
+    from stillhouse.distill import (
         AlignedSignal,
         Member,
         SeveralTeachers,

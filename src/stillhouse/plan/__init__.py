@@ -11,16 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..recipe import Recipe
-from .amounts import count, dollars
-from .costs import Machine
-from .machine import measure_machine
-from .preflight import preflight
-from .shapes import shape_of, student_shape
-from .stages import StagePlan, Work, plan_stages
+from stillhouse.plan.amounts import count, dollars
+from stillhouse.plan.costs import Machine
+from stillhouse.plan.machine import measure_machine
+from stillhouse.plan.preflight import preflight
+from stillhouse.plan.shapes import shape_of, student_shape
+from stillhouse.plan.stages import StagePlan, Work, plan_stages
+from stillhouse.recipe import Recipe
 
 if TYPE_CHECKING:
-    from ..provenance import Terms, Verdict
+    from stillhouse.provenance import Terms, Verdict
 
 __all__ = ["Machine", "Plan", "StagePlan", "plan", "preflight"]
 
@@ -55,9 +55,9 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
         RecipeError, CorpusError, ModelNotFoundError, ModelError, MissingExtraError: what a run would refuse
             at its start.
     """
-    from ..corpus import load_prompts, split_held_out
-    from ..models import describe, recipe_terms
-    from ..provenance import judge, together
+    from stillhouse.corpus import load_prompts, split_held_out
+    from stillhouse.models import describe, recipe_terms
+    from stillhouse.provenance import judge, together
 
     preflight(recipe)
     source = recipe.prompts

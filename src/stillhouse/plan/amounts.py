@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..recipe import Recipe
-from ..recipe_teachers import all_teachers, responsible
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_teachers import all_teachers, responsible
 
 if TYPE_CHECKING:
-    from ..corpus import Prompt
+    from stillhouse.corpus import Prompt
 
 CHARS_PER_TOKEN = 4.0
 """English text; 4.2 for SmolLM2 on MMLU questions."""
@@ -75,7 +75,7 @@ def count(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt]) -
 
 def _context_tokens(recipe: Recipe) -> float:
     """What the teacher's system prompt and examples add to a request."""
-    from ..corpus import load_context
+    from stillhouse.corpus import load_context
 
     shown = load_context(recipe.teacher)
     texts = [shown.system or "", *(str(message["content"]) for message in shown.examples)]

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .costs import Machine
+from stillhouse.plan.costs import Machine
 
 
 def measure_machine(device: str = "cpu", seconds: float = 0.3) -> Machine:
     """Times matrix products of 1,024 × 1,024 in both types and a copy of 64 MB, ``seconds`` each."""
     import torch
 
-    from ..distill.precision import compute_dtype
+    from stillhouse.distill.precision import compute_dtype
 
     place = torch.device(device)
 

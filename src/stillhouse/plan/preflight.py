@@ -10,13 +10,13 @@ import importlib.util
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingExtraError, ModelError, RecipeError
-from ..recipe import Lora, Recipe, Student
-from ..recipe_teachers import all_teachers
-from ..suggest import did_you_mean
+from stillhouse.errors import MissingExtraError, ModelError, RecipeError
+from stillhouse.recipe import Lora, Recipe, Student
+from stillhouse.recipe_teachers import all_teachers
+from stillhouse.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from ..models import ModelFacts
+    from stillhouse.models import ModelFacts
 
 CHECKED = ("filter", "student", "train")
 """The stages that can be looked at beforehand."""
@@ -37,23 +37,23 @@ def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
         CorpusError: a file of the teacher's context is missing or malformed.
     """
     if "filter" in stages:
-        from ..corpus import load_context
+        from stillhouse.corpus import load_context
 
         for teacher in all_teachers(recipe):
             load_context(teacher)
     if "filter" in stages and recipe.filter.verifier is not None:
-        from ..corpus import load_verifier
+        from stillhouse.corpus import load_verifier
 
         load_verifier(recipe.filter.verifier)
     if "student" in stages and recipe.student.init == "prune":
-        from ..models import describe
+        from stillhouse.models import describe
 
         _check_pruning(recipe.student, describe(recipe.student.model or recipe.teacher.model))
     if "train" in stages:
         if recipe.student.lora is not None:
             _check_adapters(recipe.student.lora, _model_type(recipe))
         if recipe.train.device not in ("auto", "cpu"):
-            from ..distill import choose_device
+            from stillhouse.distill import choose_device
 
             choose_device(recipe.train.device)
 
@@ -89,7 +89,7 @@ def _check_pruning(student: Student, parent: ModelFacts) -> None:
 
 def _model_type(recipe: Recipe) -> Any:
     """The student's architecture."""
-    from ..models import describe
+    from stillhouse.models import describe
 
     if recipe.student.init == "scratch":
         return recipe.student.config.get("model_type")

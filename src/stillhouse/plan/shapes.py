@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RecipeError
-from ..recipe import Student
-from .costs import Shape, gated_layer
+from stillhouse.errors import RecipeError
+from stillhouse.plan.costs import Shape, gated_layer
+from stillhouse.recipe import Student
 
 if TYPE_CHECKING:
-    from ..models import ModelFacts
+    from stillhouse.models import ModelFacts
 
 
 def shape_of(facts: ModelFacts) -> Shape:

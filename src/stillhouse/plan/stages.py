@@ -6,14 +6,14 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..recipe import Recipe
-from ..recipe_on_policy import OnPolicy
-from . import costs
-from .amounts import TYPICAL_ANSWER, Amounts
-from .costs import Machine, Shape
+from stillhouse.plan import costs
+from stillhouse.plan.amounts import TYPICAL_ANSWER, Amounts
+from stillhouse.plan.costs import Machine, Shape
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_on_policy import OnPolicy
 
 if TYPE_CHECKING:
-    from ..models import ModelFacts
+    from stillhouse.models import ModelFacts
 
 TORCH_BATCH = 48
 """Requests of one generate() call of the torch backend."""

@@ -10,13 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .card import model_card
-    from .card_head import read_card_head
-    from .find import find_terms
-    from .manifest import RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash, versions
-    from .page import terms_page
-    from .terms import Terms, all_terms
-    from .verdict import (
+    from stillhouse.provenance.card import model_card
+    from stillhouse.provenance.card_head import read_card_head
+    from stillhouse.provenance.find import find_terms
+    from stillhouse.provenance.manifest import (
+        RECIPE_INPUT,
+        STAGE_INPUT,
+        Manifest,
+        recipe_section_hash,
+        versions,
+    )
+    from stillhouse.provenance.page import terms_page
+    from stillhouse.provenance.terms import Terms, all_terms
+    from stillhouse.provenance.verdict import (
         Verdict,
         explain,
         judge,
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
         require_allowed,
         together,
     )
-    from .verify import Verification, verify_run
+    from stillhouse.provenance.verify import Verification, verify_run
 
 _HOME = {
     "RECIPE_INPUT": "manifest",

@@ -12,13 +12,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import __version__
-from ..recipe import Recipe, Teacher
-from ..recipe_file import dump_recipe
-from ..recipe_teachers import all_teachers
-from .card_head import base_reference, base_terms, card_head, hub_name, public_name, student_license
-from .terms import Terms
-from .verdict import Verdict, naming_warning
+from stillhouse import __version__
+from stillhouse.provenance.card_head import (
+    base_reference,
+    base_terms,
+    card_head,
+    hub_name,
+    public_name,
+    student_license,
+)
+from stillhouse.provenance.terms import Terms
+from stillhouse.provenance.verdict import Verdict, naming_warning
+from stillhouse.recipe import Recipe, Teacher
+from stillhouse.recipe_file import dump_recipe
+from stillhouse.recipe_teachers import all_teachers
 
 _OBJECTIVES = {
     "cross_entropy": "cross-entropy on the teacher's text",

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ..recipe import Recipe
-from ..recipe_teachers import all_teachers
-from .find import find_terms, model_name
-from .terms import Terms
+from stillhouse.provenance.find import find_terms, model_name
+from stillhouse.provenance.terms import Terms
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_teachers import all_teachers
 
 if TYPE_CHECKING:
     import yaml

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from ..errors import RecipeError
-from ..suggest import did_you_mean
-from .terms import Terms, all_terms, terms_by_key
+from stillhouse.errors import RecipeError
+from stillhouse.provenance.terms import Terms, all_terms, terms_by_key
+from stillhouse.suggest import did_you_mean
 
 # fields that name the model or its ancestors, and fields that name its licence (GGUF: `general.` before both)
 _NAME_FIELDS = ("name", "basename", "base_model", "teacher_model", "_name_or_path")

@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from .. import __version__
-from ..errors import IntegrityError
-from ..files import read_json, write_json
-from ..hashing import sha256_file, sha256_json
-from ..recipe import Recipe
+from stillhouse import __version__
+from stillhouse.errors import IntegrityError
+from stillhouse.files import read_json, write_json
+from stillhouse.hashing import sha256_file, sha256_json
+from stillhouse.recipe import Recipe
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import get_args
 
-from ..recipe import Purpose
-from .terms import Terms, all_terms
-from .verdict import judge
+from stillhouse.provenance.terms import Terms, all_terms
+from stillhouse.provenance.verdict import judge
+from stillhouse.recipe import Purpose
 
 _MARKS = {True: "yes", False: "no", None: "unknown"}
 

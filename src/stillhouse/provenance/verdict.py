@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from ..errors import TermsError
-from ..recipe import Purpose
-from .terms import Answer, Terms
+from stillhouse.errors import TermsError
+from stillhouse.provenance.terms import Answer, Terms
+from stillhouse.recipe import Purpose
 
 _PURPOSES_OF_USE: dict[str, tuple[Purpose, ...]] = {
     "research": ("research",),

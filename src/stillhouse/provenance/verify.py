@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import IntegrityError, StillhouseError
-from ..recipe import Recipe
-from ..recipe_file import load_recipe
-from .manifest import MANIFEST, RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash
+from stillhouse.errors import IntegrityError, StillhouseError
+from stillhouse.provenance.manifest import MANIFEST, RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import load_recipe
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .listen import serve
+    from stillhouse.serve.listen import serve
 
 __all__ = ["serve"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "serve":
-        from .listen import serve
+        from stillhouse.serve.listen import serve
 
         return serve
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,17 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..models import TokenScore
-from .calls import Call, Calls
-from .engines import Piece
-from .words import Thoughts
+from stillhouse.models import TokenScore
+from stillhouse.serve.calls import Call, Calls
+from stillhouse.serve.engines import Piece
+from stillhouse.serve.words import Thoughts
 
 
 class TokenNames:
     """How the ids of one tokenizer are shown beside log-probabilities."""
 
     def __init__(self, tokenizer: Any) -> None:
-        from ..models import token_bytes
+        from stillhouse.models import token_bytes
 
         self._bytes = token_bytes(tokenizer)
 

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ..errors import (
+from stillhouse.errors import (
     ApiError,
     CapabilityError,
     ContextLengthError,
@@ -30,16 +30,26 @@ from ..errors import (
     SchemaError,
     StillhouseError,
 )
-from .answers import ChatChoice, Envelope, Tally, TextChoice, TokenNames
-from .chats import Tools, beginning, tools_of, turns
-from .connection import EventStream, Gone, warn_of_fault, while_connected
-from .engines import Engine, Piece, Wish
-from .forward import Upstream, UpstreamError
-from .openapi import description
-from .safety import BodyError, Safety, error_body, read_body
-from .schema import Addressed, ChatRequest, CompletionRequest, EmbeddingRequest
-from .shelf import Shelf
-from .wishes import Body, Refused, needs, parsed, sampling_of, schema_of, seeded, several, text_ids
+from stillhouse.serve.answers import ChatChoice, Envelope, Tally, TextChoice, TokenNames
+from stillhouse.serve.chats import Tools, beginning, tools_of, turns
+from stillhouse.serve.connection import EventStream, Gone, warn_of_fault, while_connected
+from stillhouse.serve.engines import Engine, Piece, Wish
+from stillhouse.serve.forward import Upstream, UpstreamError
+from stillhouse.serve.openapi import description
+from stillhouse.serve.safety import BodyError, Safety, error_body, read_body
+from stillhouse.serve.schema import Addressed, ChatRequest, CompletionRequest, EmbeddingRequest
+from stillhouse.serve.shelf import Shelf
+from stillhouse.serve.wishes import (
+    Body,
+    Refused,
+    needs,
+    parsed,
+    sampling_of,
+    schema_of,
+    seeded,
+    several,
+    text_ids,
+)
 
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}

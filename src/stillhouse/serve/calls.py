@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from ..models import CallForm
-from .words import overlap
+from stillhouse.models import CallForm
+from stillhouse.serve.words import overlap
 
 
 @dataclass(frozen=True)

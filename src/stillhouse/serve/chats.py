@@ -7,11 +7,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..models import CLOSE_THOUGHTS, CallForm, Request, Sampling
-from .calls import Calls, is_text
-from .engines import Engine
-from .schema import ChatRequest, Message, ToolCall, ToolName
-from .wishes import Refused, fitting, followed, needs, sampling_of
+from stillhouse.models import CLOSE_THOUGHTS, CallForm, Request, Sampling
+from stillhouse.serve.calls import Calls, is_text
+from stillhouse.serve.engines import Engine
+from stillhouse.serve.schema import ChatRequest, Message, ToolCall, ToolName
+from stillhouse.serve.wishes import Refused, fitting, followed, needs, sampling_of
 
 
 def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -143,7 +143,7 @@ def beginning(
     schema: dict[str, Any] | None,
 ) -> Beginning:
     """The prompt of a chat. An answer that must follow a schema, or must call, begins without thoughts."""
-    from ..models import guided
+    from stillhouse.models import guided
 
     if tools.offered or tools.mentioned:
         needs(engine, asked.model, "tools", "tools")

@@ -12,9 +12,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..console import console
-from ..errors import StillhouseError
-from .safety import error_body
+from stillhouse.console import console
+from stillhouse.errors import StillhouseError
+from stillhouse.serve.safety import error_body
 
 
 def warn_of_fault(error: Exception, where: str) -> None:

@@ -15,12 +15,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..console import console
-from ..errors import CapabilityError, ModelError, OutOfMemoryError, StillhouseError, says_out_of_memory
-from .words import Detokenizer, Stops
+from stillhouse.console import console
+from stillhouse.errors import (
+    CapabilityError,
+    ModelError,
+    OutOfMemoryError,
+    StillhouseError,
+    says_out_of_memory,
+)
+from stillhouse.serve.words import Detokenizer, Stops
 
 if TYPE_CHECKING:
-    from ..models import LiveSequence, Marker, Prompts, Sampling, TokenScore
+    from stillhouse.models import LiveSequence, Marker, Prompts, Sampling, TokenScore
 
 SLOTS = 32
 """Answers of one safetensors model under way at once; more wait."""
@@ -106,7 +112,13 @@ def open_engine(reference: str, marker: Marker | None = None) -> Engine:
     Raises:
         StillhouseError: as :func:`stillhouse.models.load_weights`.
     """
-    from ..models import ContainedTemplate, cpu_has_bfloat16, load_weights, open_llama, parse_reference
+    from stillhouse.models import (
+        ContainedTemplate,
+        cpu_has_bfloat16,
+        load_weights,
+        open_llama,
+        parse_reference,
+    )
 
     parsed = parse_reference(reference)
     if parsed.is_gguf:
@@ -161,7 +173,7 @@ class TorchEngine:
     """A transformers model in a thread of its own."""
 
     def __init__(self, weights: Any, *, slots: int = SLOTS, marker: Marker | None = None) -> None:
-        from ..models import Constraints, ContinuousSampler, Prompts, can_sample
+        from stillhouse.models import Constraints, ContinuousSampler, Prompts, can_sample
 
         self._model = weights.model
         if not can_sample(self._model):
@@ -185,7 +197,7 @@ class TorchEngine:
         self._thread.start()
 
     async def generate(self, wish: Wish) -> AsyncIterator[Piece]:
-        from ..models import LiveSequence
+        from stillhouse.models import LiveSequence
 
         constraint = (
             None if wish.schema is None else await asyncio.to_thread(self._constraints.of, wish.schema)
@@ -387,7 +399,7 @@ def _llama_told(chunk: dict[str, Any] | StillhouseError) -> Piece | StillhouseEr
 
 
 def _llama_scores(told: Sequence[dict[str, Any]]) -> tuple[TokenScore, ...]:
-    from ..models import TokenScore
+    from stillhouse.models import TokenScore
 
     return tuple(
         TokenScore(

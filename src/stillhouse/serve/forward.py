@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from ..console import console
-from ..errors import ApiError, AuthenticationError
-from ..models import Reference
-from .wishes import Refused
+from stillhouse.console import console
+from stillhouse.errors import ApiError, AuthenticationError
+from stillhouse.models import Reference
+from stillhouse.serve.wishes import Refused
 
 CONNECT_S = 10.0
 SILENCE_S = 600.0

@@ -8,15 +8,15 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..console import console
-from ..errors import MissingExtraError, UsageError
-from ..models import parse_reference
-from .engines import open_engine
-from .forward import Upstream
-from .shelf import Shelf
+from stillhouse.console import console
+from stillhouse.errors import MissingExtraError, UsageError
+from stillhouse.models import parse_reference
+from stillhouse.serve.engines import open_engine
+from stillhouse.serve.forward import Upstream
+from stillhouse.serve.shelf import Shelf
 
 if TYPE_CHECKING:
-    from ..models import Marker, Reference
+    from stillhouse.models import Marker, Reference
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DRAIN_S = 30
@@ -56,8 +56,8 @@ def serve(
     try:
         import uvicorn
 
-        from .app import Server
-        from .protocol import IDLE_S, PatientProtocol
+        from stillhouse.serve.app import Server
+        from stillhouse.serve.protocol import IDLE_S, PatientProtocol
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"serving needs {error.name}", hint="pip install 'stillhouse[serve]'"

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .. import __version__
-from .schema import ChatRequest, CompletionRequest, EmbeddingRequest
+from stillhouse import __version__
+from stillhouse.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 
 _RESPONSES = {
     "200": {"description": "The answer"},

@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .safety import BODY_LIMIT
+from stillhouse.serve.safety import BODY_LIMIT
 
 HEAD_S = 10.0
 """From the opening of a connection, or the first byte of a later request, to the end of its headers."""

@@ -8,10 +8,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
-from ..console import console
-from ..errors import ModelNotFoundError
-from .engines import Engine, open_engine
-from .forward import Upstream
+from stillhouse.console import console
+from stillhouse.errors import ModelNotFoundError
+from stillhouse.serve.engines import Engine, open_engine
+from stillhouse.serve.forward import Upstream
 
 
 @dataclass

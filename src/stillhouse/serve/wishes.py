@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import ContextLengthError, SchemaError, StillhouseError
-from ..models import Sampling
-from .engines import CAPABILITIES, Engine
-from .schema import ChatRequest, CompletionRequest
+from stillhouse.errors import ContextLengthError, SchemaError, StillhouseError
+from stillhouse.models import Sampling
+from stillhouse.serve.engines import CAPABILITIES, Engine
+from stillhouse.serve.schema import ChatRequest, CompletionRequest
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -83,7 +83,7 @@ def schema_of(asked: ChatRequest) -> dict[str, Any] | None:
 
 def followed(schema: dict[str, Any], param: str) -> dict[str, Any]:
     """A schema that answers can be made to follow; Refused says what is wrong with it."""
-    from ..models import checked_schema
+    from stillhouse.models import checked_schema
 
     try:
         return checked_schema(schema)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ..models import CLOSE_THOUGHTS, OPEN_THOUGHTS
+from stillhouse.models import CLOSE_THOUGHTS, OPEN_THOUGHTS
 
 Kind = Literal["content", "reasoning"]
 Part = tuple[Kind, str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .plan import Plan, TeacherPlan
+from stillhouse.trace.plan import Plan, TeacherPlan
 
 
 @dataclass(frozen=True)

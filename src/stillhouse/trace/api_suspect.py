@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..console import console
-from ..corpus.journal import Journal, read_journal
-from ..corpus.pace import Pace
-from ..errors import ApiError, CorpusError, ModelError, ModelNotFoundError, StillhouseError
-from ..hashing import sha256_json
-from ..models import ChatTemplate, Message, Reply, Request, Sampling, parse_reference
-from ..models.api_backend import ApiModel, open_api
-from .suspect import Can, Prompt, Scored
+from stillhouse.console import console
+from stillhouse.corpus.journal import Journal, read_journal
+from stillhouse.corpus.pace import Pace
+from stillhouse.errors import ApiError, CorpusError, ModelError, ModelNotFoundError, StillhouseError
+from stillhouse.hashing import sha256_json
+from stillhouse.models import ChatTemplate, Message, Reply, Request, Sampling, parse_reference
+from stillhouse.models.api_backend import ApiModel, open_api
+from stillhouse.trace.suspect import Can, Prompt, Scored
 
 CONCURRENCY = 32
 TIMEOUT_S = 120.0

@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from ..errors import IntegrityError
-from ..files import LOCK, atomic_path, atomic_write, write_json
-from ..hashing import sha256_file
-from .schema import Evidence, evidence_text
-from .signing import public_hex, require_signature
+from stillhouse.errors import IntegrityError
+from stillhouse.files import LOCK, atomic_path, atomic_write, write_json
+from stillhouse.hashing import sha256_file
+from stillhouse.trace.schema import Evidence, evidence_text
+from stillhouse.trace.signing import public_hex, require_signature
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import CorpusError, UsageError
-from ..files import write_secret_lines
-from ..watermark.tails import e_value
-from .finding import Assumption, Finding, Level
-from .ranks import label_p, log_e_process, payoffs, rank_test
-from .suspect import Suspect
-from .transcript import per_token, scored_blind
+from stillhouse.errors import CorpusError, UsageError
+from stillhouse.files import write_secret_lines
+from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.ranks import label_p, log_e_process, payoffs, rank_test
+from stillhouse.trace.suspect import Suspect
+from stillhouse.trace.transcript import per_token, scored_blind
+from stillhouse.watermark.tails import e_value
 
 NAME = "canaries"
 LEVEL: Level = "L2"

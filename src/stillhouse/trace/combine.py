@@ -20,9 +20,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .evalues import weighted_mean
-from .finding import Finding
-from .wording import number, percent
+from stillhouse.trace.evalues import weighted_mean
+from stillhouse.trace.finding import Finding
+from stillhouse.trace.wording import number, percent
 
 Rung = Literal["L1", "L2"]
 RUNGS: tuple[Rung, ...] = ("L1", "L2")

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .. import __version__
-from ..errors import IntegrityError, StorageError
-from ..files import atomic_write, write_secret
-from ..hashing import sha256_bytes, sha256_file, sha256_json, sha256_text
-from ..models import fingerprint_of
-from .log import log_files
-from .plan import Plan, dump_plan
-from .schema import Commitments
+from stillhouse import __version__
+from stillhouse.errors import IntegrityError, StorageError
+from stillhouse.files import atomic_write, write_secret
+from stillhouse.hashing import sha256_bytes, sha256_file, sha256_json, sha256_text
+from stillhouse.models import fingerprint_of
+from stillhouse.trace.log import log_files
+from stillhouse.trace.plan import Plan, dump_plan
+from stillhouse.trace.schema import Commitments
 
 COMMITMENTS, SALTS = "commitments.json", "salts.json"
 

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..pictures import COLOURS, figure_axes, name_rows, svg_element
-from .wording import number
+from stillhouse.pictures import COLOURS, figure_axes, name_rows, svg_element
+from stillhouse.trace.wording import number
 
 REAL, PLACEBO, THRESHOLD = COLOURS["student"], COLOURS["before"], COLOURS["control"]
 

@@ -19,16 +19,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import UsageError
-from ..watermark.tails import e_value
-from . import power
-from .evalues import SHARES, first_time, to_p
-from .exchangeable_assumptions import assumptions
-from .exchangeable_transcript import FACTS, observe
-from .finding import Finding
-from .ranks import RankTest, log_e_process, mid_ranks, rank_test, resamples_of, usable, wins_of_delivered
-from .scoring import Arranged, arrange, missing_columns, score_named
-from .tails import SMALLEST
+from stillhouse.errors import UsageError
+from stillhouse.trace import power
+from stillhouse.trace.evalues import SHARES, first_time, to_p
+from stillhouse.trace.exchangeable_assumptions import assumptions
+from stillhouse.trace.exchangeable_transcript import FACTS, observe
+from stillhouse.trace.finding import Finding
+from stillhouse.trace.ranks import (
+    RankTest,
+    log_e_process,
+    mid_ranks,
+    rank_test,
+    resamples_of,
+    usable,
+    wins_of_delivered,
+)
+from stillhouse.trace.scoring import Arranged, arrange, missing_columns, score_named
+from stillhouse.trace.tails import SMALLEST
+from stillhouse.watermark.tails import e_value
 
 __all__ = ["LEVEL", "NAME", "in_words", "judge", "mean_lower", "observe"]
 

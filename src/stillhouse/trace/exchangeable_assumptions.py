@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .finding import Assumption
-from .ranks import RankTest, rank_test, resamples_of, usable
-from .scoring import Arranged, Score, arrange, missing_columns
+from stillhouse.trace.finding import Assumption
+from stillhouse.trace.ranks import RankTest, rank_test, resamples_of, usable
+from stillhouse.trace.scoring import Arranged, Score, arrange, missing_columns
 
 ODD = 0.01
 """A check of an assumption fails at this p-value: one in a hundred fails by chance."""

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..console import Progress, console
-from ..errors import CapabilityError, UsageError
-from ..hashing import sha256_json
-from .evalues import first_time
-from .log import Delivered, Log
-from .parts import Parts
-from .ranks import log_e_process, usable
-from .resample import Resamples, log_facts
-from .scoring import Score, arrange, halves, min_k, overlap, score_named
-from .suspect import Prompt, Suspect
+from stillhouse.console import Progress, console
+from stillhouse.errors import CapabilityError, UsageError
+from stillhouse.hashing import sha256_json
+from stillhouse.trace.evalues import first_time
+from stillhouse.trace.log import Delivered, Log
+from stillhouse.trace.parts import Parts
+from stillhouse.trace.ranks import log_e_process, usable
+from stillhouse.trace.resample import Resamples, log_facts
+from stillhouse.trace.scoring import Score, arrange, halves, min_k, overlap, score_named
+from stillhouse.trace.suspect import Prompt, Suspect
 
 FACTS = b"exchangeable"
 """Key of the transcript's metadata: what is known of log and resamples, JSON."""

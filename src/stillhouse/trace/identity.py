@@ -18,11 +18,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..errors import UsageError
-from ..models import Reply, Request, Sampling
-from .finding import Assumption, Finding, Level
-from .suspect import Ask
-from .tails import clopper_pearson
+from stillhouse.errors import UsageError
+from stillhouse.models import Reply, Request, Sampling
+from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.suspect import Ask
+from stillhouse.trace.tails import clopper_pearson
 
 NAME = "identity"
 LEVEL: Level = "exhibit"

@@ -16,12 +16,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .access import Access, hindrances
-from .bundle import read_transcript, transcript_path
-from .combine import Weighed, climb, same_weights, verdict
-from .finding import Finding, Judge, Level
-from .plan import Plan, TeacherPlan
-from .schema import PlaceboPart, RungPart, TestPart, VerdictPart, finding_of, finding_part, finite_e
+from stillhouse.trace.access import Access, hindrances
+from stillhouse.trace.bundle import read_transcript, transcript_path
+from stillhouse.trace.combine import Weighed, climb, same_weights, verdict
+from stillhouse.trace.finding import Finding, Judge, Level
+from stillhouse.trace.plan import Plan, TeacherPlan
+from stillhouse.trace.schema import (
+    PlaceboPart,
+    RungPart,
+    TestPart,
+    VerdictPart,
+    finding_of,
+    finding_part,
+    finite_e,
+)
 
 MODULES = {
     "exchangeable": "exchangeable",
@@ -129,7 +137,7 @@ def judge_transcript(
         blind = judge(of_accounts(transcript, [account]), arguments)
         placebos += [_placebo(f"account {account}", blind)] if blind.ran else []
     if test == "radioactivity" and plan.placebos:
-        from .radioactivity import placebo_keys
+        from stillhouse.trace.radioactivity import placebo_keys
 
         for number, key in enumerate(placebo_keys(plan.seed, plan.placebos)):
             blind = judge(tested, {**arguments, "key": key, "placebo_keys": [key]})

@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import CorpusError
-from ..hashing import sha256_file, sha256_json
-from ..models import Message, Sampling
+from stillhouse.errors import CorpusError
+from stillhouse.hashing import sha256_file, sha256_json
+from stillhouse.models import Message, Sampling
 
 SHORTEST = 20
 """Characters of an output below which chance repeats it too often to count."""

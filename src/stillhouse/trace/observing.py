@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from ..console import console
-from ..errors import CorpusError, StillhouseError
-from ..files import read_json_lines
-from .bundle import RESAMPLES, TRANSCRIPTS, write_transcript
-from .commit import now
-from .log import Log
-from .parts import in_parts
-from .plan import Plan, TeacherPlan
-from .suspect import Ask
+from stillhouse.console import console
+from stillhouse.errors import CorpusError, StillhouseError
+from stillhouse.files import read_json_lines
+from stillhouse.trace.bundle import RESAMPLES, TRANSCRIPTS, write_transcript
+from stillhouse.trace.commit import now
+from stillhouse.trace.log import Log
+from stillhouse.trace.parts import in_parts
+from stillhouse.trace.plan import Plan, TeacherPlan
+from stillhouse.trace.suspect import Ask
 
 if TYPE_CHECKING:
-    from ..models import Model, Reply, Request
-    from .suspect import Suspect
+    from stillhouse.models import Model, Reply, Request
+    from stillhouse.trace.suspect import Suspect
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def observe(test: str, case: Case, path: Path) -> None:
 
 def _exchangeable(case: Case) -> pa.Table:
     """The tested accounts, then the placebo accounts, each asked whole or until it may stop."""
-    from ..watermark import read_key
-    from . import exchangeable
-    from .resample import LogMark, planned_mark, read_resamples, resample
+    from stillhouse.trace import exchangeable
+    from stillhouse.trace.resample import LogMark, planned_mark, read_resamples, resample
+    from stillhouse.watermark import read_key
 
     section, teacher, seed = case.plan.tests.exchangeable, case.teacher, case.plan.seed
     assert section is not None
@@ -103,8 +103,8 @@ def _exchangeable(case: Case) -> pa.Table:
 
 
 def _radioactivity(case: Case) -> pa.Table:
-    from ..models import load_tokenizer, load_weights
-    from . import radioactivity
+    from stillhouse.models import load_tokenizer, load_weights
+    from stillhouse.trace import radioactivity
 
     section, reference = case.plan.tests.radioactivity, str(case.plan.suspect)
     assert section is not None and case.teacher.model is not None
@@ -123,7 +123,7 @@ def _radioactivity(case: Case) -> pa.Table:
 @contextmanager
 def _answering(case: Case) -> Iterator[Ask]:
     """How the suspect is asked for many answers: a GGUF file as llama.cpp runs it, which is quicker."""
-    from ..models import open_model, parse_reference
+    from stillhouse.models import open_model, parse_reference
 
     reference = str(case.plan.suspect)
     if not parse_reference(reference).is_gguf:
@@ -150,14 +150,14 @@ async def _answers(model: Model, requests: Sequence[Request]) -> list[Reply | St
 
 
 def _canaries(case: Case) -> pa.Table:
-    from . import canaries
+    from stillhouse.trace import canaries
 
     assert case.teacher.canaries is not None
     return canaries.observe(case.suspect, canaries.read_canaries(case.teacher.canaries))
 
 
 def _rephrasings(case: Case) -> pa.Table:
-    from . import rephrasings
+    from stillhouse.trace import rephrasings
 
     section = case.plan.tests.rephrasings
     assert section is not None and section.texts is not None
@@ -167,7 +167,7 @@ def _rephrasings(case: Case) -> pa.Table:
 
 
 def _identity(case: Case) -> pa.Table:
-    from . import identity
+    from stillhouse.trace import identity
 
     section = case.plan.tests.identity
     assert section is not None
@@ -176,9 +176,9 @@ def _identity(case: Case) -> pa.Table:
 
 def _style(case: Case) -> pa.Table:
     """The suspect's and the references' answers beside the teacher's, which the log holds."""
-    from ..models import Reply
-    from . import style
-    from .suspect import open_suspect
+    from stillhouse.models import Reply
+    from stillhouse.trace import style
+    from stillhouse.trace.suspect import open_suspect
 
     plan, section = case.plan, case.plan.tests.style
     assert section is not None
@@ -207,8 +207,8 @@ def _style(case: Case) -> pa.Table:
 
 
 def _weights(case: Case) -> pa.Table:
-    from ..models import load_weights
-    from . import weights_lineage
+    from stillhouse.models import load_weights
+    from stillhouse.trace import weights_lineage
 
     assert case.teacher.model is not None
     texts = [row.output for row in case.log.rows]
@@ -218,7 +218,7 @@ def _weights(case: Case) -> pa.Table:
 
 
 def _training_order(case: Case) -> pa.Table:
-    from . import training_order
+    from stillhouse.trace import training_order
 
     section = case.plan.tests.training_order
     assert section is not None and section.texts is not None
@@ -237,7 +237,7 @@ def _reference(plan: Plan) -> AbstractContextManager[Suspect | None]:
 
 @contextmanager
 def _opened(model_reference: str | None, plan: Plan) -> Iterator[Suspect | None]:
-    from .suspect import open_suspect
+    from stillhouse.trace.suspect import open_suspect
 
     if model_reference is None:
         yield None

@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..console import console
-from ..corpus.journal import Journal, read_journal
-from ..errors import ModelError, StillhouseError
-from ..hashing import sha256_json
-from ..models import Reply, Request
-from .suspect import Ask
+from stillhouse.console import console
+from stillhouse.corpus.journal import Journal, read_journal
+from stillhouse.errors import ModelError, StillhouseError
+from stillhouse.hashing import sha256_json
+from stillhouse.models import Reply, Request
+from stillhouse.trace.suspect import Ask
 
 TOGETHER = 128
 """Answers of a part: more than run at once, so that few slots are idle."""

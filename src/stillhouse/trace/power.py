@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from .evalues import SHARES
-from .ranks import BETS, odds
+from stillhouse.trace.evalues import SHARES
+from stillhouse.trace.ranks import BETS, odds
 
 GAMBLERS = len(BETS) * len(SHARES)
 

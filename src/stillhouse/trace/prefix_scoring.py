@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..distill.head import head_of
+from stillhouse.distill.head import head_of
 
 PASS_TOKENS = 4096
 """Tokens after the prompts in one pass, padding included."""

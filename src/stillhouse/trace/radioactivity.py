@@ -30,9 +30,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import StillhouseError
-from ..models import Reply, Request, Sampling, Weights, tokenizer_difference
-from ..watermark import (
+from stillhouse.errors import StillhouseError
+from stillhouse.models import Reply, Request, Sampling, Weights, tokenizer_difference
+from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.log import Delivered
+from stillhouse.trace.suspect import Ask
+from stillhouse.trace.transcript import refusal, refused
+from stillhouse.watermark import (
     Detection,
     Mark,
     Pairs,
@@ -42,10 +46,6 @@ from ..watermark import (
     parse_key,
     weigh,
 )
-from .finding import Assumption, Finding, Level
-from .log import Delivered
-from .suspect import Ask
-from .transcript import refusal, refused
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .evalues import log_betting_process
-from .tails import SMALLEST
+from stillhouse.trace.evalues import log_betting_process
+from stillhouse.trace.tails import SMALLEST
 
 LATTICE = 2**23
 """Values that the sum may take, up to which its distribution is computed (2 million items with K = 4)."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..pages import page_template
-from .combine import NOT_SHOWN, OF_TEXTS, claim, of_texts
-from .schema import Evidence, FindingPart, PlaceboPart, TestPart
-from .wording import EFFECTS, LEVEL_OF_TEXTS, LEVELS, PLAIN, TITLES, number
+from stillhouse.pages import page_template
+from stillhouse.trace.combine import NOT_SHOWN, OF_TEXTS, claim, of_texts
+from stillhouse.trace.schema import Evidence, FindingPart, PlaceboPart, TestPart
+from stillhouse.trace.wording import EFFECTS, LEVEL_OF_TEXTS, LEVELS, PLAIN, TITLES, number
 
 HELD = {True: "holds", False: "does not hold", None: "cannot be told from the data"}
 DRAWN_AS_GROWTH, DRAWN_AS_RANKS = "log10_e", "rank_counts"
@@ -56,7 +56,7 @@ def _draw(evidence: Evidence) -> dict[str, Any]:
     """The pictures that there is data for, by teacher, test and kind, as trusted markup."""
     from markupsafe import Markup
 
-    from . import drawings
+    from stillhouse.trace import drawings
 
     pictures: dict[str, str] = {}
     for number_, teacher in enumerate(evidence.teachers):
@@ -70,7 +70,7 @@ def _draw(evidence: Evidence) -> dict[str, Any]:
 
 
 def _of_test(part: TestPart, hard: float, name: str) -> dict[str, str]:
-    from . import drawings
+    from stillhouse.trace import drawings
 
     finding, pictures = part.finding, {}
     if finding is None or finding.reason is not None:

@@ -16,16 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..console import console
-from ..corpus.journal import Journal, read_journal
-from ..corpus.ngrams import words
-from ..errors import CapabilityError, CorpusError, IntegrityError, StillhouseError
-from ..files import atomic_path
-from ..hashing import seed_from
-from ..models import Model, Reply, Request, open_model
-from ..watermark import Mark, account_key
-from .log import Delivered, Log
-from .plan import Radioactivity
+from stillhouse.console import console
+from stillhouse.corpus.journal import Journal, read_journal
+from stillhouse.corpus.ngrams import words
+from stillhouse.errors import CapabilityError, CorpusError, IntegrityError, StillhouseError
+from stillhouse.files import atomic_path
+from stillhouse.hashing import seed_from
+from stillhouse.models import Model, Reply, Request, open_model
+from stillhouse.trace.log import Delivered, Log
+from stillhouse.trace.plan import Radioactivity
+from stillhouse.watermark import Mark, account_key
 
 SCHEMA = pa.schema(
     [

@@ -14,28 +14,44 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..console import console
-from ..files import atomic_path, atomic_write, storage_errors, take_lock
-from ..hashing import sha256_file
-from ..models import parse_reference
-from ..provenance import versions
-from ..watermark import key_fingerprint
-from ..watermark import read_key as read_mark_key
-from .access import Access, hindrances, teacher_access
-from .bundle import OPENED, PLAN, REPORT, read_transcript, started, transcript_path, write_evidence
-from .commit import COMMITMENTS, commit, now, secret_files
-from .judging import Judged, judge_all
-from .log import Log, read_log
-from .observing import Case, observe
-from .plan import Plan, TeacherPlan
-from .report import render_page
-from .resample import planned_mark, read_marks
-from .schema import Commitments, CommitmentsPart, Evidence, LogPart, ModelPart, TeacherPart, evidence_text
+from stillhouse.console import console
+from stillhouse.files import atomic_path, atomic_write, storage_errors, take_lock
+from stillhouse.hashing import sha256_file
+from stillhouse.models import parse_reference
+from stillhouse.provenance import versions
+from stillhouse.trace.access import Access, hindrances, teacher_access
+from stillhouse.trace.bundle import (
+    OPENED,
+    PLAN,
+    REPORT,
+    read_transcript,
+    started,
+    transcript_path,
+    write_evidence,
+)
+from stillhouse.trace.commit import COMMITMENTS, commit, now, secret_files
+from stillhouse.trace.judging import Judged, judge_all
+from stillhouse.trace.log import Log, read_log
+from stillhouse.trace.observing import Case, observe
+from stillhouse.trace.plan import Plan, TeacherPlan
+from stillhouse.trace.report import render_page
+from stillhouse.trace.resample import planned_mark, read_marks
+from stillhouse.trace.schema import (
+    Commitments,
+    CommitmentsPart,
+    Evidence,
+    LogPart,
+    ModelPart,
+    TeacherPart,
+    evidence_text,
+)
+from stillhouse.watermark import key_fingerprint
+from stillhouse.watermark import read_key as read_mark_key
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from .suspect import Suspect
+    from stillhouse.trace.suspect import Suspect
 
 JOURNAL = "answers.journal"
 """What an API has answered so far; the transcripts hold it in the end."""
@@ -56,7 +72,7 @@ def run_trace(
         IntegrityError: the directory holds commitments to something else.
         StillhouseError: a model, a log or a secret is not there or not usable.
     """
-    from .suspect import open_suspect
+    from stillhouse.trace.suspect import open_suspect
 
     lock = take_lock(directory)
     try:

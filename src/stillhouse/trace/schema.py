@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .finding import Assumption, Finding, Level
+from stillhouse.trace.finding import Assumption, Finding, Level
 
 SCHEMA_VERSION = 1
 LARGEST = 1e300

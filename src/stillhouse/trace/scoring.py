@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ..corpus.ngrams import words
-from ..errors import UsageError
-from .log import SHORTEST
+from stillhouse.corpus.ngrams import words
+from stillhouse.errors import UsageError
+from stillhouse.trace.log import SHORTEST
 
 LEAST = 0.2
 """Share of the least likely tokens that min-k% looks at."""

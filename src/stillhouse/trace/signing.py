@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import IntegrityError, MissingExtraError, StorageError, UsageError
-from ..files import write_secret
+from stillhouse.errors import IntegrityError, MissingExtraError, StorageError, UsageError
+from stillhouse.files import write_secret
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

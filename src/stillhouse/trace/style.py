@@ -31,11 +31,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ..hashing import sha256_json
-from ..models import Message, Reply, Request, Sampling
-from .evalues import from_p
-from .finding import Assumption, Finding, Level
-from .suspect import Ask
+from stillhouse.hashing import sha256_json
+from stillhouse.models import Message, Reply, Request, Sampling
+from stillhouse.trace.evalues import from_p
+from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.suspect import Ask
 
 NAME = "style"
 LEVEL: Level = "L0"

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import CorpusError
-from .exchangeable import mean_lower
-from .exchangeable_transcript import observe
-from .log import Log
-from .power import log_size
-from .ranks import resamples_of, usable, wins_of_delivered
-from .resample import Resamples
-from .scoring import arrange, score_named
-from .suspect import Suspect
+from stillhouse.errors import CorpusError
+from stillhouse.trace.exchangeable import mean_lower
+from stillhouse.trace.exchangeable_transcript import observe
+from stillhouse.trace.log import Log
+from stillhouse.trace.power import log_size
+from stillhouse.trace.ranks import resamples_of, usable, wins_of_delivered
+from stillhouse.trace.resample import Resamples
+from stillhouse.trace.scoring import arrange, score_named
+from stillhouse.trace.suspect import Suspect
 
 SHARES = (0.01, 0.05, 0.2, 1.0)
 """Of a log, for which the size is told that finds their use."""

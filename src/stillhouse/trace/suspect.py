@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import StillhouseError
-from ..models import Message, Reply, Request, parse_reference
+from stillhouse.errors import StillhouseError
+from stillhouse.models import Message, Reply, Request, parse_reference
 
 Prompt = Sequence[Message]
 """The turns before a text; empty where it stands alone."""
@@ -104,9 +104,9 @@ def open_suspect(
         StillhouseError: as :func:`stillhouse.models.open_model`.
     """
     if parse_reference(reference).kind == "api":
-        from .api_suspect import open_api_suspect
+        from stillhouse.trace.api_suspect import open_api_suspect
 
         return open_api_suspect(reference, journal, max_tokens=max_tokens, api_key_env=api_key_env, seed=seed)
-    from .torch_suspect import TorchSuspect
+    from stillhouse.trace.torch_suspect import TorchSuspect
 
     return TorchSuspect(reference, seed=seed)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import gammaln
 
-from .tails import SMALLEST
+from stillhouse.trace.tails import SMALLEST
 
 
 def fixed_points_log_p(hits: int, n: int) -> float:

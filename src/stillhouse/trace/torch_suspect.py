@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ..errors import StillhouseError
-from ..models import Reply, Request, Sampling, TorchModel, cpu_has_bfloat16, load_weights
-from ..models.pieces import added_tokens, encode_piece
-from ..models.torch_backend import sample_any
-from .prefix_scoring import PrefixScorer
-from .suspect import Can, Prompt, Scored
+from stillhouse.errors import StillhouseError
+from stillhouse.models import Reply, Request, Sampling, TorchModel, cpu_has_bfloat16, load_weights
+from stillhouse.models.pieces import added_tokens, encode_piece
+from stillhouse.models.torch_backend import sample_any
+from stillhouse.trace.prefix_scoring import PrefixScorer
+from stillhouse.trace.suspect import Can, Prompt, Scored
 
 _ANYTHING = "x"  # a text stands after its prompt, not at the start of a document
 _BYTE_FALLBACK = "<0x01>"
@@ -22,7 +22,7 @@ class TorchSuspect:
     can = Can(generate=True, logprobs=True, weights=True)
 
     def __init__(self, reference: str, *, seed: int = 0) -> None:
-        from ..distill.runtime import choose_device
+        from stillhouse.distill.runtime import choose_device
 
         weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
         weights.model.to(choose_device("auto"))  # pyright: ignore[reportArgumentType]

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .evalues import from_p
-from .finding import Assumption, Finding, Level
-from .suspect import Suspect
-from .symmetry import p_value
-from .transcript import per_token, scored_blind
+from stillhouse.trace.evalues import from_p
+from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.suspect import Suspect
+from stillhouse.trace.symmetry import p_value
+from stillhouse.trace.transcript import per_token, scored_blind
 
 NAME = "training_order"
 LEVEL: Level = "weights"

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from .suspect import Suspect
+    from stillhouse.trace.suspect import Suspect
 
 _KEY = b"reason"
 

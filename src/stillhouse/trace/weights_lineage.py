@@ -33,17 +33,17 @@ import pyarrow as pa
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from ..models import tokenizer_difference
-from .evalues import from_p
-from .finding import Assumption, Finding, Level
-from .symmetry import fixed_points_log_p, heads_log_p, independent_log_p, p_value
-from .transcript import refusal, refused
+from stillhouse.models import tokenizer_difference
+from stillhouse.trace.evalues import from_p
+from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.symmetry import fixed_points_log_p, heads_log_p, independent_log_p, p_value
+from stillhouse.trace.transcript import refusal, refused
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from ..models import Weights
+    from stillhouse.models import Weights
 
 NAME = "weights"
 LEVEL: Level = "weights"

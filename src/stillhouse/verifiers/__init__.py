@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .opened import Verifiers, check_verifiers, open_verifier
-    from .types import Answer, Score
+    from stillhouse.verifiers.opened import Verifiers, check_verifiers, open_verifier
+    from stillhouse.verifiers.types import Answer, Score
 
 _HOME = {
     "Answer": "types",

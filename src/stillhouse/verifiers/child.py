@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .types import VerifierFailure
+from stillhouse.verifiers.types import VerifierFailure
 
 START_S = 120.0
 """Seconds that the imports of a scorer may take (sympy on a busy machine)."""

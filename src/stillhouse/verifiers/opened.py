@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import MissingExtraError, RecipeError
-from ..recipe import Verifier
-from .child import Child, LoadError
-from .extract import extract
-from .plain import exact, form, numeric
-from .sandbox import run_tests
-from .types import Answer, Score, VerifierFailure
+from stillhouse.errors import MissingExtraError, RecipeError
+from stillhouse.recipe import Verifier
+from stillhouse.verifiers.child import Child, LoadError
+from stillhouse.verifiers.extract import extract
+from stillhouse.verifiers.plain import exact, form, numeric
+from stillhouse.verifiers.sandbox import run_tests
+from stillhouse.verifiers.types import Answer, Score, VerifierFailure
 
 PACKAGES = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}
 VOTES = ("exact", "numeric", "math", "reasoning_gym")

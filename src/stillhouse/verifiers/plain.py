@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from .extract import number
-from .types import Answer, Score, VerifierFailure
+from stillhouse.verifiers.extract import number
+from stillhouse.verifiers.types import Answer, Score, VerifierFailure
 
 _THOUGHTS = re.compile(r"\A\s*<think>(?P<thoughts>.*?)</think>(?P<answer>.*)\Z", re.DOTALL)
 

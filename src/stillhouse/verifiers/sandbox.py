@@ -37,11 +37,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..console import console
-from ..recipe import Verifier
-from .child import kill_group
-from .extract import extract
-from .types import Score, VerifierFailure
+from stillhouse.console import console
+from stillhouse.recipe import Verifier
+from stillhouse.verifiers.child import kill_group
+from stillhouse.verifiers.extract import extract
+from stillhouse.verifiers.types import Score, VerifierFailure
 
 PROCESSES = 16
 FILE_MB = 16

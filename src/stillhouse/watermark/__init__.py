@@ -5,7 +5,7 @@ The front door. A :class:`Mark` is given to a sampler (:func:`stillhouse.models.
 an API generates is not marked, and a mark does not survive a paraphrase.
 """
 
-from .detection import (
+from stillhouse.watermark.detection import (
     Detection,
     Pairs,
     detect,
@@ -15,8 +15,8 @@ from .detection import (
     text_pairs,
     weigh,
 )
-from .keys import account_key, key_fingerprint, new_key, parse_key, read_key, write_key
-from .marks import Mark, Scheme
+from stillhouse.watermark.keys import account_key, key_fingerprint, new_key, parse_key, read_key, write_key
+from stillhouse.watermark.marks import Mark, Scheme
 
 __all__ = [
     "Detection",

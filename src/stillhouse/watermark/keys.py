@@ -11,9 +11,9 @@ import hmac
 import secrets
 from pathlib import Path
 
-from ..errors import UsageError
-from ..files import write_secret
-from ..hashing import sha256_bytes
+from stillhouse.errors import UsageError
+from stillhouse.files import write_secret
+from stillhouse.hashing import sha256_bytes
 
 BYTES = 32
 _ACCOUNT = b"stillhouse account key 1\0"

@@ -32,9 +32,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..errors import UsageError
-from .keys import checked_key, key_fingerprint
-from .pseudorandom import vocabulary_words, window_seeds, words
+from stillhouse.errors import UsageError
+from stillhouse.watermark.keys import checked_key, key_fingerprint
+from stillhouse.watermark.pseudorandom import vocabulary_words, window_seeds, words
 
 Scheme = Literal["kgw", "gumbel", "tournament"]
 LAYERS = 64
