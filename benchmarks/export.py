@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillhouse.evaluate.intervals import interval
 from stillhouse.export import Exported, export_gguf
 from stillhouse.export.quantise import MIXES
 from stillhouse.models import Weights, load_weights
+from stillhouse.stats.intervals import interval
 
 ROOT = Path(__file__).parents[1]
 PIECE = 256  # tokens

@@ -7,7 +7,7 @@ The work is the same for all: forward KL between a student and a teacher that ar
 through two heads of 49,152 ids, with the gradient by the student's hidden states (`frozen head`) or by those
 and its head (`all weights`). Weights are random; the speed does not depend on their values.
 
-- ours: `stillhouse.distill.head_loss`, chunks of 512 rows, gradient in closed form, tiles that stay in cache.
+- ours: `stillhouse.distill.loss.fused_loss`, 512-row chunks, closed-form gradient, tiles that stay in cache.
 - whole logits: both [tokens, vocabulary] in float32, `F.kl_div`, backward.
 - checkpointed: the same in chunks of 512 rows, each under `torch.utils.checkpoint`.
 
@@ -37,9 +37,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stillhouse.console import console
-from stillhouse.distill.head import Head
-from stillhouse.distill.head_loss import head_loss
-from stillhouse.distill.signal_rows import DenseRows, SampledRows, SignalRows, TopKRows
+from stillhouse.distill.loss.fused_loss import head_loss
+from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, SignalRows, TopKRows
 from stillhouse.recipe import Objective
 
 FORWARD_KL = Objective(kind="forward_kl")

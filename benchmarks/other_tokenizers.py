@@ -39,20 +39,20 @@ import torch
 from torch import Tensor
 
 from stillhouse.corpus import Corpus
-from stillhouse.distill import aligned_loss
-from stillhouse.distill.aligned_loss import Side, ranked_distance
-from stillhouse.distill.alignment import Reader, align_documents
-from stillhouse.distill.divergences import Distribution, loss_and_gradient
-from stillhouse.distill.documents import Document, make_documents
-from stillhouse.distill.forward_pass import ForwardPass
-from stillhouse.distill.shared_vocabulary import SharedVocabulary, join_vocabularies
-from stillhouse.distill.span_signal import SpanSignal
-from stillhouse.distill.students import build_student
-from stillhouse.distill.targets import cache_targets
-from stillhouse.distill.training import train
+from stillhouse.distill.data.cross_tokenizer import Reader, align_documents
+from stillhouse.distill.data.documents import Document, make_documents
+from stillhouse.distill.forward.forward_pass import ForwardPass
+from stillhouse.distill.loss import cross_tokenizer
+from stillhouse.distill.loss.cross_tokenizer import Side, ranked_distance
+from stillhouse.distill.loss.divergences import Distribution, loss_and_gradient
+from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary, join_vocabularies
+from stillhouse.distill.students.build import build_student
+from stillhouse.distill.targets.cross_tokenizer import SpanSignal
+from stillhouse.distill.targets.signal import cache_targets
+from stillhouse.distill.training.loop import train
 from stillhouse.models import Weights, load_weights
 from stillhouse.recipe import Objective
-from stillhouse.recipe_file import load_recipe
+from stillhouse.recipe.load import load_recipe
 
 SPANS = Objective(align="spans")
 ARMS: dict[str, tuple[Objective, str]] = {
@@ -163,8 +163,8 @@ def measure(model: Any, held_out: Split) -> dict[str, float]:
         labels = torch.from_numpy(document.labels.astype(np.int64))
         rows = held_out.signal.rows([(index, document.predicting)], hidden_ND.device)
         text = Objective(kind="cross_entropy")
-        nll += aligned_loss.aligned_loss(hidden_ND, runner.head, labels, rows, text).item()
-        kl += aligned_loss.aligned_loss(hidden_ND, runner.head, labels, rows, SPANS).item()
+        nll += cross_tokenizer.aligned_loss(hidden_ND, runner.head, labels, rows, text).item()
+        kl += cross_tokenizer.aligned_loss(hidden_ND, runner.head, labels, rows, SPANS).item()
         spans += len(rows.spans_S4)
     return {"bits_per_byte": nll / math.log(2) / held_out.answer_bytes, "span_kl": kl / spans}
 
@@ -172,18 +172,18 @@ def measure(model: Any, held_out: Split) -> dict[str, float]:
 @contextlib.contextmanager
 def changed(variant: str, signal: SpanSignal, teacher: Weights, student: Reader) -> Iterator[None]:
     """Another treatment of what is not shared, inside the block."""
-    vocabulary, divergence = signal._vocabulary, aligned_loss.span_divergence
+    vocabulary, divergence = signal._vocabulary, cross_tokenizer.span_divergence
     if variant in ("rest", "encoded"):
         side = Reader(teacher.tokenizer, teacher.template)
         signal._vocabulary = other_classes(variant, vocabulary, side, student)
     if variant == "inside":
-        aligned_loss.span_divergence = inside
+        cross_tokenizer.span_divergence = inside
     if variant == "gold":
-        aligned_loss.span_divergence = gold(Reader(teacher.tokenizer, teacher.template), student)
+        cross_tokenizer.span_divergence = gold(Reader(teacher.tokenizer, teacher.template), student)
     try:
         yield
     finally:
-        signal._vocabulary, aligned_loss.span_divergence = vocabulary, divergence
+        signal._vocabulary, cross_tokenizer.span_divergence = vocabulary, divergence
 
 
 def other_classes(

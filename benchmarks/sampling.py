@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from stillhouse.models import load_weights
-from stillhouse.models.sampler import sample
+from stillhouse.models.sampling.batch import sample
 from stillhouse.models.types import Sampling
 
 NEW = 64

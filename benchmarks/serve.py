@@ -330,9 +330,9 @@ async def serving(engine: Callable[[Any], Any]) -> AsyncIterator[int]:
     import uvicorn
 
     from stillhouse.models import load_tokenizer
-    from stillhouse.models.local import Prompts
+    from stillhouse.models.backends.prompts import Prompts
     from stillhouse.serve.app import Server
-    from stillhouse.serve.shelf import Shelf
+    from stillhouse.serve.model_pool import Shelf
 
     made = engine(Prompts(*load_tokenizer("embedded:smollm2"), 2048, 0))
     shelf = Shelf({"smollm2": "nothing"}, idle_s=0, load=lambda reference: made)
@@ -348,7 +348,7 @@ async def serving(engine: Callable[[Any], Any]) -> AsyncIterator[int]:
 
 async def a_request(times: int) -> dict[str, float]:
     """Percentiles over requests whose engine answers at once with one token."""
-    from stillhouse.serve.engines import Piece
+    from stillhouse.serve.engine import Piece
 
     async def generate(wish: Any) -> AsyncIterator[Piece]:
         yield Piece("Hello", tokens=1, finish_reason="stop")
@@ -382,7 +382,7 @@ async def a_request(times: int) -> dict[str, float]:
 
 async def a_token() -> dict[str, float]:
     """Processor time of this process for one streamed token, at 8 chats; the clients are another process."""
-    from stillhouse.serve.engines import LlamaEngine
+    from stillhouse.serve.engine import LlamaEngine
 
     async def clients(port: int) -> None:
         command = [sys.executable, __file__, "talk", f"http://127.0.0.1:{port}"]

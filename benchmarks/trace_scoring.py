@@ -27,11 +27,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stillhouse.models import Sampling
-from stillhouse.trace.exchangeable import judge, observe
-from stillhouse.trace.log import Delivered, Log
-from stillhouse.trace.prefix_scoring import PASS_TOKENS, PrefixScorer
+from stillhouse.trace.delivered_log import Delivered, Log
+from stillhouse.trace.detectors.exchangeable.judge import judge, observe
 from stillhouse.trace.resample import Resamples
-from stillhouse.trace.torch_suspect import TorchSuspect
+from stillhouse.trace.suspects.local import TorchSuspect
+from stillhouse.trace.suspects.prefix_scoring import PASS_TOKENS, PrefixScorer
 
 TOKENS, RESAMPLES, VOCABULARY = 64, 4, 1024
 

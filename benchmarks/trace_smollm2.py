@@ -31,12 +31,12 @@ import pyarrow.compute as pc
 import torch
 from smollm2 import saved
 
-from stillhouse.corpus.packaged import packaged_records
-from stillhouse.distill.lora import merged, prepare_lora
+from stillhouse.corpus.prompts.packaged import packaged_records
+from stillhouse.distill.students.lora import merged, prepare_lora
 from stillhouse.models import Request, Sampling, fingerprint_of, load_weights, open_model
 from stillhouse.recipe import Lora
-from stillhouse.trace.bundle import read_transcript, transcript_path
-from stillhouse.trace.exchangeable import judge
+from stillhouse.trace.bundle.files import read_transcript, transcript_path
+from stillhouse.trace.detectors.exchangeable.judge import judge
 
 QUESTIONS = (
     "Tell me one surprising fact about {}.",

@@ -41,14 +41,15 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from stillhouse.console import console
-from stillhouse.distill import packed_attention, training
-from stillhouse.distill.batches import Step, micro_batches, plan_steps
-from stillhouse.distill.documents import Document
-from stillhouse.distill.head import Head
-from stillhouse.distill.head_loss import head_loss
-from stillhouse.distill.learner import Learner
-from stillhouse.distill.packing import PADDED, attention, hidden_states, lay_out
-from stillhouse.distill.precision import WorkingCopy, compute_dtype
+from stillhouse.distill.data.batches import Step, micro_batches, plan_steps
+from stillhouse.distill.data.documents import Document
+from stillhouse.distill.forward import packed_attention
+from stillhouse.distill.forward.packing import PADDED, attention, hidden_states, lay_out
+from stillhouse.distill.forward.precision import WorkingCopy, compute_dtype
+from stillhouse.distill.loss.fused_loss import head_loss
+from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.training import loop as training
+from stillhouse.distill.training.learner import Learner
 from stillhouse.recipe import Objective, Train
 
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from stillhouse.models import Sampling, load_weights
-from stillhouse.models.sampler import sample
+from stillhouse.models.sampling.batch import sample
 from stillhouse.watermark import Mark, detect
 
 KEY = bytes(range(32))

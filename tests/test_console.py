@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from stillhouse import console as console_module
 from stillhouse.console import Console, _LineProgress, duration, money, plain_table

@@ -13,7 +13,7 @@ from stillhouse.errors import EmptyCorpusError, RecipeError, StorageError
 from stillhouse.files import take_lock
 from stillhouse.pipeline.report import corpus_counts
 from stillhouse.pipeline.stages import Done, Stage, build_the_student
-from stillhouse.recipe_file import parse_recipe
+from stillhouse.recipe.load import parse_recipe
 
 SOUND = (
     "name: n\nteacher: {model: embedded:smollm2}\nprompts: {source: p}\nstudent: {init: prune, layers: 2}\n"

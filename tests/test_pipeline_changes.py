@@ -2,13 +2,13 @@
 
 import pytest
 
-from stillhouse.pipeline import _inputs
-from stillhouse.pipeline.changes import _affected, changes
-from stillhouse.pipeline.run import Run
+from stillhouse.pipeline.resume import _affected, changes
+from stillhouse.pipeline.run_context import Run
+from stillhouse.pipeline.runner import _inputs
 from stillhouse.pipeline.stages import STAGES
 from stillhouse.provenance import Manifest
 from stillhouse.provenance.manifest import RESULT_NEUTRAL
-from stillhouse.recipe_file import parse_recipe, recipe_keys
+from stillhouse.recipe.load import parse_recipe, recipe_keys
 
 SOUND = (
     "name: n\nteacher: {model: embedded:smollm2}\nprompts: {source: p}\nstudent: {init: prune, layers: 2}\n"

@@ -10,12 +10,12 @@ from stillhouse.corpus import Prompt
 from stillhouse.errors import ModelNotFoundError, RecipeError
 from stillhouse.models import describe
 from stillhouse.plan import Machine, costs, plan
-from stillhouse.plan.amounts import count, dollars
 from stillhouse.plan.machine import measure_machine
 from stillhouse.plan.shapes import shape_of, student_shape
+from stillhouse.plan.workload import count, dollars
 from stillhouse.recipe import Collect, Evaluate, Objective, Prompts, Recipe, Student, Teacher, Train
-from stillhouse.recipe_file import load_recipe
-from stillhouse.recipe_verify import Select, Verifier
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.verifiers import Select, Verifier
 
 # SmolLM2-135M: 30 layers, D 576, MLP 1536, 9 and 3 heads of 64, V 49,152, tied: 134,515,008 with its norms.
 LAYER = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536

@@ -5,7 +5,7 @@ import pytest
 from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.pipeline import run
 from stillhouse.plan import plan, preflight
-from stillhouse.recipe_file import parse_recipe
+from stillhouse.recipe.load import parse_recipe
 
 SOUND = """\
 name: n

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import (
@@ -20,9 +19,9 @@ from stillhouse.recipe import (
     Teacher,
     Train,
 )
-from stillhouse.recipe_file import differing_keys, dump_recipe, load_recipe, parse_recipe, recipe_keys
-from stillhouse.suggest import did_you_mean, nearest
-from stillhouse.yaml_lines import dump_yaml, read_yaml
+from stillhouse.recipe.load import differing_keys, dump_recipe, load_recipe, parse_recipe, recipe_keys
+from stillhouse.recipe.suggest import did_you_mean, nearest
+from stillhouse.recipe.yaml_lines import dump_yaml, read_yaml
 
 SMALL = (
     "name: first\nteacher: {model: embedded:smollm2}\nprompts: {source: package:mmlu}\nstudent: {model: m}\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.pipeline.changes import _affected
-from stillhouse.recipe_file import dump_recipe, parse_recipe
-from stillhouse.recipe_teachers import responsible, shares
+from stillhouse.pipeline.resume import _affected
+from stillhouse.recipe.load import dump_recipe, parse_recipe
+from stillhouse.recipe.teachers import responsible, shares
 
 ROUTED = "{model: b, route: {domain: code, level: '3'}}"
 SOUND = "name: n\nteacher: {model: a}\nprompts: {source: p}\nstudent: {model: m}\n"

@@ -8,8 +8,8 @@ import pytest
 
 from stillhouse.models import describe, parse_reference
 from stillhouse.plan import plan
-from stillhouse.recipe_file import dump_recipe, load_recipe, parse_recipe
-from stillhouse.study import is_study, learned_from, load_study
+from stillhouse.recipe.load import dump_recipe, load_recipe, parse_recipe
+from stillhouse.recipe.study import is_study, learned_from, load_study
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(path for path in SHIPPED.glob("*.yaml") if not is_study(path))

@@ -10,7 +10,7 @@ from stillhouse import pipeline
 from stillhouse.cli import main
 from stillhouse.errors import RecipeError
 from stillhouse.evaluate.study import difference_in_words, judge_claim
-from stillhouse.study import Claim, arm_recipe, load_study
+from stillhouse.recipe.study import Claim, arm_recipe, load_study
 
 STUDY = """\
 study: tiny

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from shared import WARM_UP, Meter, read_conversations, reward
 
-from stillhouse.distill import on_policy, on_policy_learner
-from stillhouse.distill.forward_pass import ForwardPass
-from stillhouse.distill.rollouts import Question, Reading
+from stillhouse.distill.forward.forward_pass import ForwardPass
+from stillhouse.distill.on_policy import learner, loop as on_policy
+from stillhouse.distill.on_policy.rollouts import Question, Reading
 from stillhouse.models import Weights, load_weights
 from stillhouse.recipe import Objective, Train
-from stillhouse.recipe_on_policy import OnPolicy
+from stillhouse.recipe.on_policy import OnPolicy
 
 OBJECTIVES = {
     "grpo": Objective(kind="cross_entropy"),  # of weight 0: the reward alone teaches
@@ -53,7 +53,7 @@ def questions(weights: Weights, path: str, seed: int) -> list[Question]:
 
 def watch(meter: Meter) -> None:
     """Times the loop's parts from outside."""
-    roll_out, update = on_policy.roll_out, on_policy_learner.OnPolicyLearner.update
+    roll_out, update = on_policy.roll_out, learner.OnPolicyLearner.update
 
     def counted_roll_out(*arguments: Any, **keywords: Any) -> Any:
         found = roll_out(*arguments, **keywords)
@@ -67,7 +67,7 @@ def watch(meter: Meter) -> None:
 
     on_policy.roll_out = meter.timed("sampling", counted_roll_out)
     on_policy.open_tracker = lambda *_: Marks(meter)
-    on_policy_learner.OnPolicyLearner.update = counted_update
+    learner.OnPolicyLearner.update = counted_update
     ForwardPass.hidden = meter.timed("teacher", ForwardPass.hidden)
 
 

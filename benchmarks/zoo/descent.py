@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from stillhouse.console import console
 from stillhouse.models import load_weights
-from stillhouse.trace import training_order, weights_lineage
-from stillhouse.trace.suspect import open_suspect
+from stillhouse.trace.detectors import training_order, weights_lineage
+from stillhouse.trace.suspects.base import open_suspect
 
 from .animals import Animal, raise_animal, readings
 

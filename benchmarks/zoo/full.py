@@ -32,11 +32,11 @@ from stillhouse.console import console
 from stillhouse.files import atomic_write
 from stillhouse.hashing import sha256_json
 from stillhouse.models import Sampling, sample
-from stillhouse.trace import canaries
-from stillhouse.trace.canaries import CanarySet, make_canaries
-from stillhouse.trace.log import Delivered
-from stillhouse.trace.radioactivity import closed_transcript
-from stillhouse.trace.suspect import open_suspect
+from stillhouse.trace.delivered_log import Delivered
+from stillhouse.trace.detectors import canaries
+from stillhouse.trace.detectors.canaries import CanarySet, make_canaries
+from stillhouse.trace.detectors.radioactivity import closed_transcript
+from stillhouse.trace.suspects.base import open_suspect
 from stillhouse.watermark import Mark, account_key
 
 from . import baselines, descent, measure

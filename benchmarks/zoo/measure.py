@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from stillhouse.trace import canaries, evalues, power, radioactivity, ranks, tails
-from stillhouse.trace.transcript import per_token
+from stillhouse.stats import evalues, power, rank_test, tails
+from stillhouse.trace.detectors import canaries, radioactivity
+from stillhouse.trace.detectors.transcript import per_token
 from stillhouse.watermark import Mark, Pairs, account_key, weigh
 
 LEVELS = (0.05, 0.01, 0.001)
@@ -53,9 +54,9 @@ def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray
         exact p-values of the rank sum [R], last and highest E [R].
     """
     generator = np.random.default_rng(seed)
-    wins_NK1 = ranks.signed_wins(scores_NK1)
+    wins_NK1 = rank_test.signed_wins(scores_NK1)
     k = scores_NK1.shape[1] - 1
-    tail, paid_BNK1 = upper_tail(wins_NK1), ranks.payoffs(scores_NK1)
+    tail, paid_BNK1 = upper_tail(wins_NK1), rank_test.payoffs(scores_NK1)
     ps, last, highest = np.empty(redraws), np.empty(redraws), np.empty(redraws)
     every = np.arange(len(wins_NK1))
     for r in range(redraws):
@@ -74,7 +75,7 @@ def redrawn_canaries(table: pa.Table, redraws: int, seed: int) -> list[float]:
 
 def redrawn_versions(table: pa.Table, redraws: int, seed: int) -> list[float]:
     """p-values [R] of a transcript of rephrasings with the published version drawn anew for every text."""
-    wins_NK1 = ranks.signed_wins(per_token(table).reshape(len(set(table["id"].to_pylist())), -1))
+    wins_NK1 = rank_test.signed_wins(per_token(table).reshape(len(set(table["id"].to_pylist())), -1))
     return _redrawn_sums(wins_NK1, redraws, seed)
 
 
@@ -141,8 +142,8 @@ def null_draws(
 
 def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
     """One suspect's result as the room gives it; E at the end, and outputs until it reaches 20 and 1,000."""
-    found = ranks.rank_test(scores_NK1)
-    log_e = ranks.log_e_process(scores_NK1)
+    found = rank_test.rank_test(scores_NK1)
+    log_e = rank_test.log_e_process(scores_NK1)
     return {
         "z": found.z,
         "auc": found.auc,
@@ -156,7 +157,7 @@ def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
 def fired(scores_NK1: np.ndarray, n: int, draws: int, e_target: float, seed: int) -> float:
     """Share of random logs of ``n`` of these items whose E ends at ``e_target`` or above."""
     generator = np.random.default_rng(seed)
-    paid_BN = ranks.payoffs(scores_NK1)[:, :, 0]
+    paid_BN = rank_test.payoffs(scores_NK1)[:, :, 0]
     hits = 0
     for _ in range(draws):
         chosen = generator.choice(len(scores_NK1), n, replace=False)

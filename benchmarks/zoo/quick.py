@@ -21,10 +21,10 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from stillhouse.console import console
-from stillhouse.trace import canaries, radioactivity, rephrasings, style
-from stillhouse.trace.canaries import CanarySet, make_canaries
-from stillhouse.trace.rephrasings import Versions, draw_all
-from stillhouse.trace.suspect import Scored, Suspect
+from stillhouse.trace.detectors import canaries, radioactivity, rephrasings, style
+from stillhouse.trace.detectors.canaries import CanarySet, make_canaries
+from stillhouse.trace.detectors.rephrasings import Versions, draw_all
+from stillhouse.trace.suspects.base import Scored, Suspect
 from stillhouse.watermark import Mark, account_key
 
 from . import baselines, measure

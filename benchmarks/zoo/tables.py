@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.trace import power
+from stillhouse.stats import power
 
 from . import measure
 from .arms import ARMS

@@ -10,7 +10,7 @@ from stillhouse.cli.overrides import gather_overrides
 from stillhouse.errors import UsageError
 from stillhouse.files import take_lock
 from stillhouse.provenance import Manifest, all_terms
-from stillhouse.recipe_file import dump_recipe, load_recipe
+from stillhouse.recipe.load import dump_recipe, load_recipe
 
 RECIPE = (
     "name: first\nteacher: {model: embedded:smollm2}\nprompts: {source: package:mmlu}\nstudent: {model: m}\n"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from stillhouse.corpus import Corpus, Prompt, collect
-from stillhouse.corpus.collecting import CollectSummary
+from stillhouse.corpus.collect.run import CollectSummary
 from stillhouse.errors import StillhouseError
 from stillhouse.hashing import sha256_json
 from stillhouse.models import Can, Reply, Request

@@ -10,7 +10,7 @@ from corpus_helpers import FakeTeacher, make_prompt, run_collect
 from stillhouse.corpus import Context, Corpus, load_context
 from stillhouse.errors import CorpusError, RecipeError
 from stillhouse.recipe import Teacher
-from stillhouse.recipe_file import parse_recipe
+from stillhouse.recipe.load import parse_recipe
 
 ASKED = [{"role": "user", "content": "Now?"}]
 EXAMPLE = ({"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"})

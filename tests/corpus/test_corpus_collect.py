@@ -8,14 +8,13 @@ import json
 
 import pytest
 from corpus_helpers import FakeTeacher, make_prompt, make_prompts, run_collect
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from stillhouse.corpus import Corpus, Prompt, collect
-from stillhouse.corpus.failures import Failures
-from stillhouse.corpus.pace import Pace
+from stillhouse.corpus.collect.failures import Failures
 from stillhouse.errors import ApiError, AuthenticationError, ContextLengthError, EmptyCorpusError
 from stillhouse.models import Reply
+from stillhouse.models.backends.concurrency import Pace
 from stillhouse.recipe import Collect, Teacher
 
 

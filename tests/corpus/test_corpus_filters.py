@@ -10,8 +10,8 @@ import pytest
 from corpus_helpers import FakeTeacher, make_prompt, make_prompts, make_row, run_collect
 
 from stillhouse.corpus import REJECT_SCHEMA, Corpus, filter_corpus
-from stillhouse.corpus.merge_sort import sorted_rows
 from stillhouse.corpus.schema import SCHEMA
+from stillhouse.corpus.store.external_sort import sorted_rows
 from stillhouse.errors import ApiError, ContextLengthError, RecipeError
 from stillhouse.recipe import Filter
 

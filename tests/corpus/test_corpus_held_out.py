@@ -7,8 +7,7 @@ import string
 
 import pytest
 from corpus_helpers import make_prompt, make_prompts
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from stillhouse.corpus import Prompt, load_prompts, split_held_out
 from stillhouse.corpus.ngrams import ngrams, words
@@ -138,8 +137,8 @@ def test_without_an_ngram_nothing_is_dropped():
 
 
 def test_a_run_splits_by_the_recipes_own_ngram(tmp_path):
-    from stillhouse.pipeline.run import Run
-    from stillhouse.recipe_file import parse_recipe
+    from stillhouse.pipeline.run_context import Run
+    from stillhouse.recipe.load import parse_recipe
 
     lines = [f"{number} shares these four words {number * 7}" for number in range(20)]
     (tmp_path / "prompts.txt").write_text("\n".join(lines))

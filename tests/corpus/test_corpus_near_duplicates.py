@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stillhouse.corpus.near_duplicates import MISS, PERMUTATIONS, NearDuplicates, rows_per_band
+from stillhouse.corpus.curate.near_duplicates import MISS, PERMUTATIONS, NearDuplicates, rows_per_band
 
 
 def jaccard(a: str, b: str) -> float:
@@ -81,7 +81,7 @@ def test_signatures_agree_as_often_as_texts_are_similar():
     """rensa's estimate against the exact index: within 5 standard deviations for each pair."""
     from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
 
-    from stillhouse.corpus.near_duplicates import shingles
+    from stillhouse.corpus.curate.near_duplicates import shingles
 
     texts = families(3, 60)
     signatures = RMinHash.from_token_sets([sorted(shingles(t)) for t in texts], num_perm=PERMUTATIONS, seed=0)

@@ -9,8 +9,7 @@ import random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from stillhouse.corpus import load_prompts
 from stillhouse.errors import CorpusError, EmptyCorpusError, MissingExtraError

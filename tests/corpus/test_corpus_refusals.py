@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stillhouse.corpus.refusals import is_refusal
+from stillhouse.corpus.curate.refusals import is_refusal
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",

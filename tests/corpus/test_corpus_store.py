@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpus_helpers import make_row
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from stillhouse.corpus import SCHEMA, Corpus
-from stillhouse.corpus.failures import Failures
+from stillhouse.corpus.collect.failures import Failures
 from stillhouse.errors import CorpusError, StorageError
 
 

@@ -10,12 +10,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.special import rel_entr
 
-from stillhouse.distill import aligned_loss as module
-from stillhouse.distill.aligned_loss import AlignedRows, aligned_loss, ranked_distance
-from stillhouse.distill.head import Head
-from stillhouse.distill.head_loss import head_loss
-from stillhouse.distill.shared_vocabulary import SharedVocabulary
-from stillhouse.distill.signal_rows import DenseRows
+from stillhouse.distill.loss import cross_tokenizer as module
+from stillhouse.distill.loss.cross_tokenizer import AlignedRows, aligned_loss, ranked_distance
+from stillhouse.distill.loss.fused_loss import head_loss
+from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary
+from stillhouse.distill.loss.teacher_rows import DenseRows
 from stillhouse.recipe import Objective
 
 KINDS = [

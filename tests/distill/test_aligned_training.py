@@ -6,15 +6,15 @@ import torch
 from tiny_training import llama
 from two_tokenizers import chatml_reader, exchanges_of, tags_reader
 
-from stillhouse.distill.aligned_loss import AlignedRows, aligned_loss
-from stillhouse.distill.alignment import align_documents
-from stillhouse.distill.documents import make_documents
-from stillhouse.distill.head import head_of
-from stillhouse.distill.shared_vocabulary import join_vocabularies
-from stillhouse.distill.span_signal import SpanSignal
-from stillhouse.distill.targets import cache_targets, open_targets
-from stillhouse.distill.tracking import Metrics
-from stillhouse.distill.training import train
+from stillhouse.distill.data.cross_tokenizer import align_documents
+from stillhouse.distill.data.documents import make_documents
+from stillhouse.distill.loss.cross_tokenizer import AlignedRows, aligned_loss
+from stillhouse.distill.loss.lm_head import head_of
+from stillhouse.distill.loss.shared_vocabulary import join_vocabularies
+from stillhouse.distill.targets.cross_tokenizer import SpanSignal
+from stillhouse.distill.targets.signal import cache_targets, open_targets
+from stillhouse.distill.training.loop import train
+from stillhouse.distill.training.tracking import Metrics
 from stillhouse.recipe import Objective, Train
 
 TEACHER, STUDENT = chatml_reader(), tags_reader()

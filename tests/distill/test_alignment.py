@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from two_tokenizers import TEXT, chatml_reader, tags_reader, thinking_reader
 
-from stillhouse.distill.alignment import Aligned, Reader, align_documents
-from stillhouse.distill.documents import Document, make_documents
+from stillhouse.distill.data.cross_tokenizer import Aligned, Reader, align_documents
+from stillhouse.distill.data.documents import Document, make_documents
 from stillhouse.errors import TokenizerMismatchError
 from stillhouse.models import ChatTemplate
 

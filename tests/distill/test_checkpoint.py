@@ -16,9 +16,9 @@ import pytest
 import torch
 from tiny_training import documents_of, llama
 
-from stillhouse.distill.checkpoint import Checkpoints, generator_states, restore_generators
-from stillhouse.distill.tracking import Metrics
-from stillhouse.distill.training import train
+from stillhouse.distill.training.checkpoint import Checkpoints, generator_states, restore_generators
+from stillhouse.distill.training.loop import train
+from stillhouse.distill.training.tracking import Metrics
 from stillhouse.errors import CheckpointError
 from stillhouse.recipe import Objective, Train
 
@@ -248,7 +248,7 @@ FULL_DISK = """
 import os
 from pathlib import Path
 import torch
-from stillhouse.distill.checkpoint import Checkpoints
+from stillhouse.distill.training.checkpoint import Checkpoints
 from stillhouse.errors import StorageError
 store = Checkpoints(Path({directory!r}), {{}})
 store.save(1, {{"model": {{"w": torch.ones(10_000)}}}}, {{}}, {{}})

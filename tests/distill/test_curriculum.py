@@ -12,11 +12,11 @@ from scipy import stats
 from test_on_policy import REWARD, even_share, lines, questions, run, same, state
 from tiny_training import llama
 
-from stillhouse.distill import on_policy as on_policy_module
-from stillhouse.distill.curriculum import LEAST_WEIGHT, PassRates
+from stillhouse.distill.on_policy import loop as on_policy_module
+from stillhouse.distill.on_policy.curriculum import LEAST_WEIGHT, PassRates
 from stillhouse.errors import CheckpointError, RecipeError
-from stillhouse.recipe_file import parse_recipe
-from stillhouse.recipe_on_policy import OnPolicy
+from stillhouse.recipe.load import parse_recipe
+from stillhouse.recipe.on_policy import OnPolicy
 
 IDS = ["never", "half", "often", "always", "new"]
 KNOWN = PassRates({"often": 0.75}, {"never": (8, 0.0), "half": (8, 4.0), "always": (8, 8.0)})

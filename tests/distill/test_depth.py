@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny_decoders import KINDS, logits, silence_layers, texts, tiny
 from torch import nn
 
-from stillhouse.distill.depth import check_keep, most_influence, prune_depth, removed_runs
-from stillhouse.distill.importance import block_influence, massive_makers, trace
+from stillhouse.distill.students.importance import block_influence, massive_makers, trace
+from stillhouse.distill.students.prune_depth import check_keep, most_influence, prune_depth, removed_runs
 from stillhouse.errors import ModelError, RecipeError
 
 

@@ -6,10 +6,9 @@ import divergence_oracles as oracle
 import pytest
 import torch
 from divergence_oracles import KINDS
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from stillhouse.distill.divergences import (
+from stillhouse.distill.loss.divergences import (
     Distribution,
     cross_entropy,
     divergence,

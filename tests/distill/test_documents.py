@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.distill.documents import Document, documents_hash, make_documents
+from stillhouse.distill.data.documents import Document, documents_hash, make_documents
 from stillhouse.models import ChatTemplate
 
 CHATML = """{% for message in messages %}<|im_start|>{{ message['role'] }}

@@ -4,16 +4,15 @@ import divergence_oracles as oracle
 import pytest
 import torch
 from divergence_oracles import KINDS
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from stillhouse.distill import head_loss as module
-from stillhouse.distill.head import Head
-from stillhouse.distill.head_loss import head_loss
-from stillhouse.distill.signal_rows import DenseRows, SampledRows, SignalRows, TopKRows
+from stillhouse.distill.loss import fused_loss as module
+from stillhouse.distill.loss.fused_loss import head_loss
+from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, SignalRows, TopKRows
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Objective
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tiny_decoders import logits, silence_layers, texts, tiny
 
-from stillhouse.distill.depth import prune_depth
-from stillhouse.distill.heal import can_heal, fit_map, heal
-from stillhouse.distill.importance import trace
+from stillhouse.distill.students.heal import can_heal, fit_map, heal
+from stillhouse.distill.students.importance import trace
+from stillhouse.distill.students.prune_depth import prune_depth
 
 KEEP = [0, 2, 5]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_decoders import logits, texts, tiny
 
-from stillhouse.distill.lora import has_adapters, merged, prepare_lora
+from stillhouse.distill.students.lora import has_adapters, merged, prepare_lora
 from stillhouse.errors import MissingExtraError, RecipeError
 from stillhouse.recipe import Lora
 

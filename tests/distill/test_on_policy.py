@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny_training import VOCABULARY, documents_of, llama
 
-from stillhouse.distill import on_policy as on_policy_module
-from stillhouse.distill.on_policy import OffPolicy, train_on_policy
-from stillhouse.distill.on_policy_learner import OnPolicyLearner
-from stillhouse.distill.rollouts import Question, Reading, Rollout, Round
-from stillhouse.distill.targets import OnlineSignal
+from stillhouse.distill.on_policy import loop as on_policy_module
+from stillhouse.distill.on_policy.learner import OnPolicyLearner
+from stillhouse.distill.on_policy.loop import OffPolicy, train_on_policy
+from stillhouse.distill.on_policy.rollouts import Question, Reading, Rollout, Round
+from stillhouse.distill.targets.signal import OnlineSignal
 from stillhouse.errors import CapabilityError, EmptyCorpusError, NonFiniteLossError, StillhouseError
 from stillhouse.recipe import Objective, Train
-from stillhouse.recipe_on_policy import OnPolicy, Policy
+from stillhouse.recipe.on_policy import OnPolicy, Policy
 
 END = 1
 TRAIN = Train(learning_rate=3e-3, micro_tokens=200, dtype="float32", schedule="constant", warmup=0.0)

@@ -14,8 +14,8 @@ from test_on_policy_topk import other_teacher
 from test_several_teachers import teachers
 from tiny_training import VOCABULARY, llama
 
-from stillhouse.distill.on_policy_learner import OnPolicyLearner
-from stillhouse.distill.rollouts import Reading, Rollout, Round
+from stillhouse.distill.on_policy.learner import OnPolicyLearner
+from stillhouse.distill.on_policy.rollouts import Reading, Rollout, Round
 from stillhouse.recipe import Objective
 
 

@@ -11,12 +11,12 @@ import torch
 from test_on_policy import END, REVERSE, TAUGHT, TRAIN, lines, own_text_kl, questions, run
 from tiny_training import VOCABULARY, llama
 
-from stillhouse.distill.documents import Document
-from stillhouse.distill.on_policy_learner import OnPolicyLearner
-from stillhouse.distill.rollouts import Rollout, Round
-from stillhouse.distill.signal_rows import TopKRows
-from stillhouse.distill.target_kinds import TopKKind
-from stillhouse.distill.targets import cache_targets
+from stillhouse.distill.data.documents import Document
+from stillhouse.distill.loss.teacher_rows import TopKRows
+from stillhouse.distill.on_policy.learner import OnPolicyLearner
+from stillhouse.distill.on_policy.rollouts import Rollout, Round
+from stillhouse.distill.targets.formats import TopKKind
+from stillhouse.distill.targets.signal import cache_targets
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Objective
 

@@ -17,7 +17,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from stillhouse.distill.head import head_of
+from stillhouse.distill.loss.lm_head import head_of
 from stillhouse.errors import ModelError
 
 SPECIALS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

@@ -14,8 +14,15 @@ from tiny_training import (
 )
 from transformers import LlamaForCausalLM
 
-from stillhouse.distill.packed_attention import NAME
-from stillhouse.distill.packing import PADDED, ROW_MULTIPLE, attention, choose_layout, hidden_states, lay_out
+from stillhouse.distill.forward.packed_attention import NAME
+from stillhouse.distill.forward.packing import (
+    PADDED,
+    ROW_MULTIPLE,
+    attention,
+    choose_layout,
+    hidden_states,
+    lay_out,
+)
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 2, 13, 5, 5)

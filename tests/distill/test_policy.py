@@ -7,12 +7,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from stillhouse.distill.head import Head
-from stillhouse.distill.head_loss import head_loss
-from stillhouse.distill.policy import (
+from stillhouse.distill.loss.fused_loss import head_loss
+from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.policy_loss import (
     PolicyRows,
     group_advantages,
     has_signal,
@@ -22,9 +21,9 @@ from stillhouse.distill.policy import (
     surrogate,
     token_weights,
 )
-from stillhouse.distill.signal_rows import DenseRows
+from stillhouse.distill.loss.teacher_rows import DenseRows
 from stillhouse.recipe import Objective
-from stillhouse.recipe_on_policy import Policy
+from stillhouse.recipe.on_policy import Policy
 
 TEXT = Objective(kind="cross_entropy")
 FREE = Policy(clip_low=1.0, clip_high=1e9)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny_training import (
     ARCHITECTURES,
     VOCABULARY,
@@ -15,12 +14,19 @@ from tiny_training import (
     naive_loss_sum,
 )
 
-from stillhouse.distill.batches import micro_batches
-from stillhouse.distill.documents import Document
-from stillhouse.distill.forward_pass import ForwardPass
-from stillhouse.distill.packed_attention import NAME
-from stillhouse.distill.packing import PADDED, ROW_MULTIPLE, attention, choose_layout, hidden_states, lay_out
-from stillhouse.distill.prompt_sharing import SHORTEST, shared_batches
+from stillhouse.distill.data.batches import micro_batches
+from stillhouse.distill.data.documents import Document
+from stillhouse.distill.forward.forward_pass import ForwardPass
+from stillhouse.distill.forward.packed_attention import NAME
+from stillhouse.distill.forward.packing import (
+    PADDED,
+    ROW_MULTIPLE,
+    attention,
+    choose_layout,
+    hidden_states,
+    lay_out,
+)
+from stillhouse.distill.forward.prompt_sharing import SHORTEST, shared_batches
 
 CPU = torch.device("cpu")
 

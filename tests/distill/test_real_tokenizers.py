@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from two_tokenizers import exchanges_of
 
-from stillhouse.distill.alignment import Reader, align_documents
-from stillhouse.distill.documents import make_documents
-from stillhouse.distill.new_tokenizer import train_tokenizer
-from stillhouse.distill.shared_vocabulary import join_vocabularies
+from stillhouse.distill.data.cross_tokenizer import Reader, align_documents
+from stillhouse.distill.data.documents import make_documents
+from stillhouse.distill.loss.shared_vocabulary import join_vocabularies
+from stillhouse.distill.students.train_tokenizer import train_tokenizer
 from stillhouse.models import load_tokenizer
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stillhouse.distill.schedule import rate_share
+from stillhouse.distill.training.lr_schedule import rate_share
 from stillhouse.recipe import Train
 
 

@@ -11,11 +11,11 @@ import torch
 from tiny_training import VOCABULARY, documents_of, llama
 from torch import Tensor
 
-from stillhouse.distill.head import Head
-from stillhouse.distill.head_loss import head_loss
-from stillhouse.distill.several import Member, SeveralTeachers, join_rows
-from stillhouse.distill.signal_rows import DenseRows, MixedRows, SampledRows, Share, TopKRows
-from stillhouse.distill.targets import cache_targets
+from stillhouse.distill.loss.fused_loss import head_loss
+from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.teacher_rows import DenseRows, MixedRows, SampledRows, Share, TopKRows
+from stillhouse.distill.targets.ensemble import Member, SeveralTeachers, join_rows
+from stillhouse.distill.targets.signal import cache_targets
 from stillhouse.recipe import Objective
 
 CPU = torch.device("cpu")

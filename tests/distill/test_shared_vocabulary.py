@@ -3,8 +3,8 @@
 import torch
 from two_tokenizers import TEXT, chatml_reader, make_tokenizer, tags_reader
 
-from stillhouse.distill.alignment import Reader
-from stillhouse.distill.shared_vocabulary import SharedVocabulary, join_vocabularies
+from stillhouse.distill.data.cross_tokenizer import Reader
+from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary, join_vocabularies
 from stillhouse.models import token_bytes
 
 TEACHER, STUDENT = chatml_reader(), tags_reader()

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from tiny_decoders import logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stillhouse.distill.documents import Document
-from stillhouse.distill.lora import prepare_lora
-from stillhouse.distill.saving import save_student
-from stillhouse.distill.students import build_student, require_same_tokenizer
+from stillhouse.distill.data.documents import Document
+from stillhouse.distill.students.build import build_student, require_same_tokenizer
+from stillhouse.distill.students.lora import prepare_lora
+from stillhouse.distill.students.save import save_student
 from stillhouse.errors import EmptyCorpusError, RecipeError, StorageError, TokenizerMismatchError
 from stillhouse.models import ChatTemplate, Weights, load_weights
 from stillhouse.recipe import Lora, Student

@@ -13,11 +13,12 @@ from scipy import stats
 from tiny_training import ARCHITECTURES, VOCABULARY, documents_of, llama
 from torch import Tensor
 
-from stillhouse.distill import forward_pass, target_store
-from stillhouse.distill.documents import Document
-from stillhouse.distill.signal_rows import DenseRows, SampledRows, TopKRows
-from stillhouse.distill.target_kinds import count_draws, draw
-from stillhouse.distill.targets import cache_targets, open_targets
+from stillhouse.distill.data.documents import Document
+from stillhouse.distill.forward import forward_pass
+from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TopKRows
+from stillhouse.distill.targets import store
+from stillhouse.distill.targets.formats import count_draws, draw
+from stillhouse.distill.targets.signal import cache_targets, open_targets
 from stillhouse.errors import ContextLengthError, IntegrityError, RecipeError
 from stillhouse.recipe import Objective
 
@@ -50,7 +51,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(target_store, "SHARD_TOKENS", 12)
+    monkeypatch.setattr(store, "SHARD_TOKENS", 12)
 
 
 @pytest.mark.parametrize("targets", ["hidden", "online"])
@@ -118,7 +119,7 @@ def test_draws_follow_the_teacher(tmp_path):
 
 def test_drawn_targets_give_forward_kls_gradient_on_average():
     """Mean of 4,000 estimates of 6 draws each: z-tests, of which 1 in 10,000 correct estimators fails any."""
-    from stillhouse.distill.divergences import sampled_forward_kl
+    from stillhouse.distill.loss.divergences import sampled_forward_kl
 
     generator = torch.Generator().manual_seed(0)
     teacher, student = torch.randn(2, 9, dtype=torch.float64, generator=generator).tolist()
@@ -291,10 +292,10 @@ def test_hidden_states_are_kept_in_the_type_that_the_teacher_ran_in(tmp_path):
 
 
 def test_a_large_corpus_has_larger_shards_not_more(monkeypatch):
-    monkeypatch.setattr(target_store, "SHARD_TOKENS", 10)
-    monkeypatch.setattr(target_store, "MOST_SHARDS", 4)
+    monkeypatch.setattr(store, "SHARD_TOKENS", 10)
+    monkeypatch.setattr(store, "MOST_SHARDS", 4)
     documents = documents_of([7] * 100)
-    places = target_store.plan_places(documents)
+    places = store.plan_places(documents)
     assert max(place.shard for place in places) < 4
     taken = sorted(
         (place.shard, row) for place in places for row in range(place.start, place.start + place.counted)

@@ -11,13 +11,13 @@ import torch
 from test_documents import exchange, template, tokenizer  # noqa: F401  fixtures
 from tiny_training import llama
 
-from stillhouse.distill.documents import Document, make_documents
-from stillhouse.distill.head import head_of
-from stillhouse.distill.head_loss import head_loss
-from stillhouse.distill.signal_rows import DenseRows
-from stillhouse.distill.targets import cache_targets
-from stillhouse.distill.teacher_documents import AlignedSignal, make_teacher_documents
-from stillhouse.distill.training import train
+from stillhouse.distill.data.documents import Document, make_documents
+from stillhouse.distill.loss.fused_loss import head_loss
+from stillhouse.distill.loss.lm_head import head_of
+from stillhouse.distill.loss.teacher_rows import DenseRows
+from stillhouse.distill.targets.private_context import AlignedSignal, make_teacher_documents
+from stillhouse.distill.targets.signal import cache_targets
+from stillhouse.distill.training.loop import train
 from stillhouse.errors import TokenizerMismatchError
 from stillhouse.models import ChatTemplate
 from stillhouse.recipe import Objective, Train

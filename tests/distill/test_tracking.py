@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from stillhouse.distill.tracking import Metrics, open_tracker
+from stillhouse.distill.training.tracking import Metrics, open_tracker
 from stillhouse.errors import MissingExtraError
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from tiny_decoders import KINDS, logits, texts, tiny
 from torch import nn
 
-from stillhouse.distill.importance import width_importance
-from stillhouse.distill.width import choose_cut, correct_norms, prune_width
+from stillhouse.distill.students.importance import width_importance
+from stillhouse.distill.students.prune_width import choose_cut, correct_norms, prune_width
 from stillhouse.errors import ModelError, RecipeError
 
 NO_CUT = {"intermediate": None, "heads": None, "hidden": None}

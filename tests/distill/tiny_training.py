@@ -22,8 +22,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from stillhouse.distill.documents import Document
-from stillhouse.distill.packing import attention, hidden_states, lay_out
+from stillhouse.distill.data.documents import Document
+from stillhouse.distill.forward.packing import attention, hidden_states, lay_out
 
 VOCABULARY = 64
 SIZES = {

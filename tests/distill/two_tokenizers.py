@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.distill.alignment import Reader
+from stillhouse.distill.data.cross_tokenizer import Reader
 from stillhouse.models import ChatTemplate
 
 TEXT = (

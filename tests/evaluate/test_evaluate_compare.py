@@ -16,12 +16,13 @@ from stillhouse.console import plain_table
 from stillhouse.corpus import Prompt
 from stillhouse.distill import make_documents
 from stillhouse.errors import EmptyCorpusError
-from stillhouse.evaluate import Candidate, evaluate_models, interval, paired_difference, results_table
+from stillhouse.evaluate import Candidate, evaluate_models, results_table
 from stillhouse.evaluate.answers import answer
 from stillhouse.evaluate.compare import model_bytes, model_entry, weight_files
 from stillhouse.evaluate.measures import Measures
 from stillhouse.models import load_weights
 from stillhouse.recipe import Evaluate
+from stillhouse.stats import interval, paired_difference
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy import stats
 
-from stillhouse.evaluate import exponential, interval, paired_difference
-from stillhouse.evaluate.intervals import clipped
+from stillhouse.stats import exponential, interval, paired_difference
+from stillhouse.stats.intervals import clipped
 
 
 def clusters(rng: np.random.Generator, documents: int) -> tuple[np.ndarray, np.ndarray]:

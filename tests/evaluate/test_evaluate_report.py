@@ -11,9 +11,10 @@ from evaluate_sample import estimate, sample_report
 from pydantic import ValidationError
 
 from stillhouse.errors import StorageError
-from stillhouse.evaluate import exponential, interval, write_report
+from stillhouse.evaluate import write_report
 from stillhouse.evaluate.report import draw, plain_value, render_page
 from stillhouse.evaluate.schema import Report
+from stillhouse.stats import exponential, interval
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 ATTACK = '<script>alert(1)</script><img src=x onerror="alert(2)"> & {{ 7 * 7 }} </style> "\'$x$'

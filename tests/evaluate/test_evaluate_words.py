@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 from evaluate_sample import estimate, sample_report
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from stillhouse.console import plain_table
 from stillhouse.evaluate import results_table
 from stillhouse.evaluate.verdict import find
-from stillhouse.evaluate.words import count, figure, size, span
+from stillhouse.pages.numbers import count, figure, size, span
 
 
 def finding(value: float, half: float, against: str = "control", measure: str = "kl", **changes):

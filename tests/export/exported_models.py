@@ -24,7 +24,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.models import awake_server
-from stillhouse.models.pretokenizers import pre_tokenizer
+from stillhouse.models.gguf.pretokenizers import pre_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = " ".join(WORDS) + " 12 1234 don't naïve café x**2 \n\n\t  "

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from exported_models import LlamaCpp, byte_level, save, sentencepiece
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -20,8 +19,8 @@ from stillhouse.errors import ModelError, TokenizerMismatchError
 from stillhouse.export import check, export_gguf
 from stillhouse.export.check import SAMPLES
 from stillhouse.models import load_tokenizer, pre_tokenizer_name
-from stillhouse.models.gguf_file import read_gguf
-from stillhouse.models.pretokenizers import _ALIASES, KNOWN, pre_tokenizer
+from stillhouse.models.gguf.file import read_gguf
+from stillhouse.models.gguf.pretokenizers import _ALIASES, KNOWN, pre_tokenizer
 
 GIVEN = [Path(name) for name in os.environ.get("STILLHOUSE_TOKENIZERS", "").split(":") if name]
 OWN_NAMES = [name for name in KNOWN if name not in _ALIASES]

@@ -93,7 +93,7 @@ def opened(path):
     """What becomes of the file: an error of ours, or a token."""
     from stillhouse.errors import StillhouseError
     from stillhouse.models import Request, Sampling
-    from stillhouse.models.llama_backend import open_llama
+    from stillhouse.models.backends.llama_cpp import open_llama
 
     try:
         model = open_llama(str(path), seed=0)

@@ -16,8 +16,8 @@ from stillhouse.errors import (
     ModelNotFoundError,
 )
 from stillhouse.models import Reply, Request, Sampling, open_model
-from stillhouse.models.api_backend import ApiModel
-from stillhouse.models.retry import TemporaryError
+from stillhouse.models.backends.openai_api import ApiModel
+from stillhouse.models.backends.retry import TemporaryError
 
 
 def ask(teacher, *prompts, timeout_s=20.0, retries=4, sampling=None, history=()):

@@ -15,8 +15,7 @@ from chat_templates import (
     SPECIAL,
     tokenizer,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from stillhouse.errors import ModelError
 from stillhouse.models import ChatTemplate, compare_templates

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillhouse.errors import SchemaError
 from stillhouse.models import Sampling, load_tokenizer, load_weights
-from stillhouse.models.constrained import Constraints, checked_schema
-from stillhouse.models.continuous import ContinuousSampler, LiveSequence
+from stillhouse.models.sampling.constrained import Constraints, checked_schema
+from stillhouse.models.sampling.continuous import ContinuousSampler, LiveSequence
 
 PERSON = {
     "type": "object",

@@ -7,8 +7,8 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from stillhouse.models import Sampling
-from stillhouse.models.continuous import CHUNK, ContinuousSampler, LiveSequence
-from stillhouse.models.sampler import sample
+from stillhouse.models.sampling.batch import sample
+from stillhouse.models.sampling.continuous import CHUNK, ContinuousSampler, LiveSequence
 
 VOCABULARY = 97
 SIZES = {

@@ -13,8 +13,8 @@ from tiny_gguf import vocabulary, write_gguf
 
 from stillhouse.errors import ModelError, ModelNotFoundError
 from stillhouse.models import describe, load_tokenizer, load_weights, parse_reference
-from stillhouse.models.gguf_file import read_gguf
-from stillhouse.models.llama_backend import slot_context
+from stillhouse.models.backends.llama_cpp import slot_context
+from stillhouse.models.gguf.file import read_gguf
 
 TOKENS, TYPES = vocabulary()
 SPECIAL = {"bos": len(TOKENS) - 2, "eos": len(TOKENS) - 1}

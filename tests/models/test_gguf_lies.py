@@ -14,8 +14,8 @@ import pytest
 from tiny_gguf import tiny_model, vocabulary, write_gguf
 
 from stillhouse.errors import ModelError
-from stillhouse.models.gguf_file import read_gguf
-from stillhouse.models.gguf_sound import require_sound
+from stillhouse.models.gguf.file import read_gguf
+from stillhouse.models.gguf.validate import require_sound
 
 pytest.importorskip("xllamacpp")
 

@@ -7,15 +7,14 @@ import unicodedata
 import urllib.request
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from tiny_gguf import BYTE, BYTES, CONTROL, MERGES, NORMAL, UNUSED, USER_DEFINED, vocabulary, write_gguf
 from transformers import AutoTokenizer
 
 from stillhouse.errors import TokenizerMismatchError
 from stillhouse.models import awake_server, describe, load_tokenizer, same_tokenizer, tokenizer_difference
-from stillhouse.models.gguf_file import read_gguf
-from stillhouse.models.tokenizer import check_tokenizer, tokenizer_from_gguf
+from stillhouse.models.gguf.file import read_gguf
+from stillhouse.models.gguf.tokenizer import check_tokenizer, tokenizer_from_gguf
 
 R1 = {
     "<｜end▁of▁sentence｜>": CONTROL,

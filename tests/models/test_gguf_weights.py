@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import ModelError, ModelNotFoundError, StillhouseError
 from stillhouse.models import describe, load_tokenizer, load_weights
-from stillhouse.models.gguf_config import round_f32, transformers_config
-from stillhouse.models.gguf_file import read_gguf
+from stillhouse.models.gguf.config import round_f32, transformers_config
+from stillhouse.models.gguf.file import read_gguf
 
 TOKENS, TYPES = vocabulary(padding=2)
 SPECIAL = {"bos": len(TOKENS) - 4, "eos": len(TOKENS) - 3}

@@ -10,9 +10,9 @@ from tiny_gguf import tiny_model, vocabulary, write_gguf
 
 from stillhouse.errors import ContextLengthError, ModelError
 from stillhouse.models import Reply, Request, Sampling, load_weights, open_model
-from stillhouse.models.llama_backend import wanted_threads
-from stillhouse.models.local import cut_at_stop
-from stillhouse.models.thoughts import split_reasoning
+from stillhouse.models.backends.llama_cpp import wanted_threads
+from stillhouse.models.backends.prompts import cut_at_stop
+from stillhouse.models.chat.reasoning import split_reasoning
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

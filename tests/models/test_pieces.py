@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.models.pieces import encode_piece
+from stillhouse.models.chat.encode import encode_piece
 
 
 def sentencepiece_like(*, control_in_vocabulary, space_first):

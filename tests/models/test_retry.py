@@ -7,11 +7,10 @@ import datetime
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from stillhouse.errors import ApiError, AuthenticationError
-from stillhouse.models.retry import TemporaryError, delay, retry_after, with_retries
+from stillhouse.models.backends.retry import TemporaryError, delay, retry_after, with_retries
 
 NOW = datetime.datetime(2026, 11, 23, 12, 0, 0, tzinfo=datetime.UTC)
 

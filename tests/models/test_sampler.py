@@ -9,9 +9,9 @@ from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from stillhouse.models import load_weights
-from stillhouse.models.fast_decoder import FastDecoder, fast_decoder
-from stillhouse.models.key_values import KeyValues
-from stillhouse.models.sampler import can_sample, draw, sample
+from stillhouse.models.sampling.batch import can_sample, draw, sample
+from stillhouse.models.sampling.fast_decoder import FastDecoder, fast_decoder
+from stillhouse.models.sampling.kv_cache import KeyValues
 from stillhouse.models.types import Sampling
 
 SIZES = {
@@ -54,7 +54,7 @@ def test_greedy_equals_generate_of_each_prompt_alone(kind):
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_halves_are_multiplied_in_float32_where_the_processor_only_emulates_them(kind, half, monkeypatch):
     """The oracle is generate on a float32 model of the same rounded weights, each prompt alone."""
-    monkeypatch.setattr("stillhouse.models.products.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("stillhouse.models.sampling.linear.cpu_has_bfloat16", lambda: False)
     rounded = tiny(kind).to(half)
     memory = KeyValues(SIZES["num_hidden_layers"], len(PROMPTS), 64)
     with torch.inference_mode():
@@ -140,7 +140,7 @@ def test_a_module_without_a_lean_pass_draws_the_same(kind, monkeypatch):
     model = tiny(kind)
     settings = [Sampling(max_tokens=3 + 4 * n, seed=n) for n in range(len(PROMPTS))]
     lean = sample(model, PROMPTS, settings, ends={5}, slots=2)
-    monkeypatch.setattr("stillhouse.models.sampler.fast_decoder", lambda *_: None)
+    monkeypatch.setattr("stillhouse.models.sampling.batch.fast_decoder", lambda *_: None)
     own = sample(model, PROMPTS, settings, ends={5}, slots=2)
     assert [a.ids for a in lean] == [a.ids for a in own]
 

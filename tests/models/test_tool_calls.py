@@ -7,8 +7,8 @@ from chat_templates import CHATML, LLAMA3_TOOLS, MISTRAL_TOOLS, QWEN3, QWEN_TOOL
 from models.tool_cases import REFERRING
 
 from stillhouse.models import ChatTemplate
-from stillhouse.models.constrained import checked_schema
-from stillhouse.models.tool_calls import CallForm
+from stillhouse.models.chat.tool_calls import CallForm
+from stillhouse.models.sampling.constrained import checked_schema
 
 SPECIAL = {"bos_token": "<|begin_of_text|>", "eos_token": "</s>"}
 HERMES = CallForm("<tool_call>\n", "\n</tool_call>", "arguments")

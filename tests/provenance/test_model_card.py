@@ -6,15 +6,14 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from stillhouse.evaluate.schema import Report
 from stillhouse.provenance import find_terms, judge, model_card, read_card_head, require_allowed, together
 from stillhouse.provenance.card import escape
 from stillhouse.provenance.card_head import public_name
 from stillhouse.recipe import Collect, Objective, Prompts, Recipe, Student, Teacher
-from stillhouse.recipe_file import parse_recipe
+from stillhouse.recipe.load import parse_recipe
 
 RELATIONS_OF_THE_HUB = {"finetune", "adapter", "merge", "quantized"}
 

@@ -1,8 +1,7 @@
 """Which entry a model falls under; the right answers are written out by hand."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from stillhouse.errors import RecipeError
 from stillhouse.provenance import all_terms, find_terms

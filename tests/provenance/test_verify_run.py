@@ -5,12 +5,11 @@ import random
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from stillhouse.errors import IntegrityError
 from stillhouse.provenance import Manifest, recipe_section_hash, verify_run
-from stillhouse.recipe_file import dump_recipe, parse_recipe
+from stillhouse.recipe.load import dump_recipe, parse_recipe
 
 RECIPE = "name: n\nteacher: {model: m}\nprompts: {source: s}\nstudent: {init: prune, layers: 2}\n"
 

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from stillhouse.serve.safety import PAGE_POLICY
+from stillhouse.serve.security import PAGE_POLICY
 
 PAGE = Path(__file__).parents[2] / "src" / "stillhouse" / "serve" / "page"
 HOSTILE = """\

@@ -28,7 +28,7 @@ class Running:
 
     Args:
         before: a command that runs the server's, such as a tracer's.
-        limits: constants of stillhouse.serve, as `protocol.HEAD_S`, and their values here, so that a test
+        limits: constants of stillhouse.serve, as `uvicorn_protocol.HEAD_S`, and their values here, so that a test
             need not wait.
     """
 

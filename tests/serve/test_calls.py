@@ -4,13 +4,12 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from stillhouse.models.tool_calls import CallForm
-from stillhouse.serve.answers import ChatChoice
-from stillhouse.serve.calls import Call, Calls
-from stillhouse.serve.engines import Piece
+from stillhouse.models.chat.tool_calls import CallForm
+from stillhouse.serve.engine import Piece
+from stillhouse.serve.responses import ChatChoice
+from stillhouse.serve.tool_parser import Call, Calls
 
 HERMES = CallForm("<tool_call>\n", "\n</tool_call>", "arguments")
 BARE = CallForm("", "", "parameters")

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from tool_models import make_tool_model
 
-from stillhouse.serve import engines
+from stillhouse.serve import engine as engines
 
 
 def test_it_is_freed_when_idle_and_opened_again(tmp_path, monkeypatch):

@@ -4,8 +4,8 @@ import asyncio
 import threading
 import time
 
-from stillhouse.serve import engines
-from stillhouse.serve.engines import Piece, _joined, _Post
+from stillhouse.serve import engine
+from stillhouse.serve.engine import Piece, _joined, _Post
 
 THREADS, LETTERS = 8, 2000
 
@@ -48,7 +48,7 @@ def test_a_loop_that_is_busy_is_called_once():
 
 
 def test_what_many_threads_send_arrives_once_and_in_order(monkeypatch):
-    monkeypatch.setattr(engines, "ROUND_S", 0.0005)
+    monkeypatch.setattr(engine, "ROUND_S", 0.0005)
     each, threads = 3000, 4
 
     async def scene():
@@ -73,7 +73,7 @@ def test_what_many_threads_send_arrives_once_and_in_order(monkeypatch):
 
 
 def test_the_first_letter_comes_at_once_and_the_next_ones_together_in_their_round(monkeypatch):
-    monkeypatch.setattr(engines, "ROUND_S", 1.0)
+    monkeypatch.setattr(engine, "ROUND_S", 1.0)
 
     async def scene():
         post = _Post()

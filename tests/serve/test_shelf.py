@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from stillhouse.errors import ModelError
-from stillhouse.serve.shelf import Shelf
+from stillhouse.serve.model_pool import Shelf
 
 
 class FakeEngine:

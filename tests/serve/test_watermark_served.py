@@ -8,7 +8,7 @@ import pytest
 from conftest import still
 
 from stillhouse.models import Sampling
-from stillhouse.serve.engines import Wish, open_engine
+from stillhouse.serve.engine import Wish, open_engine
 from stillhouse.watermark import Mark, detect, new_key, write_key
 
 

@@ -1,11 +1,10 @@
 """Streamed text is the text: whatever the cuts, the parts join to what the whole gives."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from stillhouse.models import cut_at_stop, load_tokenizer, split_reasoning
-from stillhouse.serve.words import Detokenizer, Stops, Thoughts
+from stillhouse.serve.detokenizer import Detokenizer, Stops, Thoughts
 
 FRAGMENTS = st.lists(
     st.sampled_from(["<think>", "</think>", "<th", "ink>", "</", "a", " ", "\n", "é", "\n\n"])

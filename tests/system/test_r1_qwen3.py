@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stillhouse import pipeline
-from stillhouse.study import load_study
+from stillhouse.recipe.study import load_study
 
 pytestmark = pytest.mark.slow
 

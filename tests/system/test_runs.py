@@ -19,7 +19,7 @@ from conftest import make_tiny_teacher, still
 from stillhouse import pipeline
 from stillhouse.corpus import Corpus
 from stillhouse.hashing import sha256_file
-from stillhouse.recipe_file import load_recipe
+from stillhouse.recipe.load import load_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 
 from stillhouse import pipeline
 from stillhouse.errors import RecipeError
-from stillhouse.study import load_study
+from stillhouse.recipe.study import load_study
 
 pytestmark = pytest.mark.slow
 

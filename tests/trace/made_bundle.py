@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from stillhouse.trace import run
 from stillhouse.trace.access import Access
-from stillhouse.trace.bundle import transcript_path, write_transcript
-from stillhouse.trace.commit import commit, now
+from stillhouse.trace.bundle.commitments import commit, now
+from stillhouse.trace.bundle.files import transcript_path, write_transcript
+from stillhouse.trace.bundle.schema import Evidence
 from stillhouse.trace.plan import Plan, PlannedTests, TeacherPlan
-from stillhouse.trace.schema import Evidence
 
 ACCOUNTS = ("acme", "other")
 

@@ -9,13 +9,13 @@ from test_resample import delivered, write_log
 from stillhouse.errors import ApiError, CorpusError
 from stillhouse.models import ChatTemplate, Reply, Request, Sampling, load_weights
 from stillhouse.serve.app import Server
-from stillhouse.serve.shelf import Shelf
-from stillhouse.trace.exchangeable import judge, observe
-from stillhouse.trace.log import read_log
+from stillhouse.serve.model_pool import Shelf
+from stillhouse.trace.delivered_log import read_log
+from stillhouse.trace.detectors.exchangeable.judge import judge, observe
 from stillhouse.trace.plan import Plan, PlannedTests, TeacherPlan
 from stillhouse.trace.resample import resample
 from stillhouse.trace.run import run_trace
-from stillhouse.trace.suspect import open_suspect
+from stillhouse.trace.suspects.base import open_suspect
 
 
 class Counted:
@@ -108,7 +108,7 @@ def test_what_was_answered_is_not_asked_again(server, tmp_path):
 
 
 def test_a_budget_ends_between_outputs(server, tiny_teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("stillhouse.trace.exchangeable_transcript.FEW", 2)
+    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.FEW", 2)
     log = read_log(write_log(tmp_path / "log.jsonl", delivered(tiny_teacher, 10, max_tokens=40)))
     resamples = resample(str(tiny_teacher), log, 2, 1, tmp_path / "r.parquet")
     suspect = open_suspect(server[1], max_tokens=2000)
@@ -121,7 +121,7 @@ def test_a_budget_ends_between_outputs(server, tiny_teacher, tmp_path, monkeypat
 
 
 def test_a_server_that_breaks_down_stops_the_asking_and_keeps_what_there_is(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("stillhouse.trace.api_suspect.RETRIES", 0)
+    monkeypatch.setattr("stillhouse.trace.suspects.api.RETRIES", 0)
     counted, reference = server
     journal = tmp_path / "answers.jsonl"
     suspect = open_suspect(reference, journal=journal)
@@ -155,7 +155,7 @@ def test_an_api_without_echo_can_only_continue(server):
 
 
 def test_a_plan_has_a_budget_and_the_name_of_a_key(server, tiny_teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("stillhouse.trace.exchangeable_transcript.FEW", 2)
+    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.FEW", 2)
     monkeypatch.setenv("RIVAL_KEY", "sesame")
     counted, reference = server
     log = write_log(tmp_path / "log.jsonl", delivered(tiny_teacher, 10, max_tokens=40))

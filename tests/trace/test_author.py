@@ -8,8 +8,8 @@ import torch
 from conftest import WORDS, still
 
 from stillhouse.models import load_weights
-from stillhouse.trace.canaries import read_canaries
-from stillhouse.trace.rephrasings import draw, read_versions
+from stillhouse.trace.detectors.canaries import read_canaries
+from stillhouse.trace.detectors.rephrasings import draw, read_versions
 
 TEXTS, VERSIONS = 16, 6
 

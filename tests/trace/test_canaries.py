@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from stillhouse.errors import CorpusError, UsageError
-from stillhouse.trace import canaries
-from stillhouse.trace.canaries import make_canaries, read_canaries, write_canaries
+from stillhouse.trace.detectors import canaries
+from stillhouse.trace.detectors.canaries import make_canaries, read_canaries, write_canaries
 
 KEY = bytes(range(16))
 

@@ -14,14 +14,14 @@ from test_resample import delivered, write_log
 
 from stillhouse.errors import CapabilityError, CorpusError, UsageError
 from stillhouse.models import load_weights
+from stillhouse.stats.power import log_size
 from stillhouse.trace import surrogate
-from stillhouse.trace.exchangeable import judge, observe
-from stillhouse.trace.log import read_log
+from stillhouse.trace.delivered_log import read_log
+from stillhouse.trace.detectors.exchangeable.judge import judge, observe
 from stillhouse.trace.plan import parse_plan
-from stillhouse.trace.power import log_size
 from stillhouse.trace.resample import resample
 from stillhouse.trace.surrogate import measure
-from stillhouse.trace.suspect import Can, open_suspect
+from stillhouse.trace.suspects.base import Can, open_suspect
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_transcript_holds_what_was_asked_and_nothing_was_padded(case):
 
 
 def test_stopping_early_asks_less(case, monkeypatch):
-    monkeypatch.setattr("stillhouse.trace.exchangeable_transcript.FEW", 5)
+    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.FEW", 5)
     log, resamples, path = case
     suspect = open_suspect(str(path))
     early = observe(suspect, log, resamples, stop_at=20.0)
@@ -108,7 +108,7 @@ def test_stopping_early_asks_less(case, monkeypatch):
 
 
 def test_a_suspect_that_was_stopped_in_the_middle_is_asked_only_the_rest(case, tmp_path, monkeypatch):
-    monkeypatch.setattr("stillhouse.trace.exchangeable_transcript.MANY", 16)
+    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.MANY", 16)
     log, resamples, path = case
     suspect, journal = open_suspect(str(path)), tmp_path / "exchangeable-0.journal"
     whole, loglik, sizes = observe(suspect, log, resamples), suspect.loglik, []

@@ -4,8 +4,8 @@ import pytest
 
 from stillhouse.errors import ApiError, UsageError
 from stillhouse.models import Reply
-from stillhouse.trace import identity
-from stillhouse.trace.identity import QUESTIONS, named
+from stillhouse.trace.detectors import identity
+from stillhouse.trace.detectors.identity import QUESTIONS, named
 
 
 def answering(say):

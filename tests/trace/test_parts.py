@@ -4,12 +4,12 @@ import pytest
 
 from stillhouse.errors import CorpusError, ModelError
 from stillhouse.models import Reply, Request, Sampling
-from stillhouse.trace import parts
-from stillhouse.trace.parts import Parts, in_parts
+from stillhouse.trace.suspects import resumable
+from stillhouse.trace.suspects.resumable import Parts, in_parts
 
 
 class Model:
-    """Answers with the request's id, refuses the third, and is stopped after so many parts."""
+    """Answers with the request's id, refuses the third, and is stopped after so many resumable."""
 
     def __init__(self, until):
         self.asked, self.until = [], until
@@ -29,7 +29,7 @@ def requests(seed=0):
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "TOGETHER", 2)
+    monkeypatch.setattr(resumable, "TOGETHER", 2)
     journal, stopped, whole = tmp_path / "a/style-0.journal", Model(2), Model(9)
     with pytest.raises(KeyboardInterrupt):
         in_parts("style", stopped, journal)(requests())

@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from stillhouse.models import load_weights
-from stillhouse.trace.prefix_scoring import PrefixScorer, batches, families_of
-from stillhouse.trace.torch_suspect import TorchSuspect
+from stillhouse.trace.suspects.local import TorchSuspect
+from stillhouse.trace.suspects.prefix_scoring import PrefixScorer, batches, families_of
 
 SMALL = {
     "vocab_size": 97,

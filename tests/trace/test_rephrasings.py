@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from stillhouse.errors import CorpusError, UsageError
-from stillhouse.trace import rephrasings
-from stillhouse.trace.rephrasings import Versions, draw, paired_t, read_versions
+from stillhouse.trace.detectors import rephrasings
+from stillhouse.trace.detectors.rephrasings import Versions, draw, paired_t, read_versions
 
 KEY = bytes(range(16))
 

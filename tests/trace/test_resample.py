@@ -15,8 +15,8 @@ import pytest
 
 from stillhouse.errors import CapabilityError, CorpusError, IntegrityError
 from stillhouse.models import Request, Sampling, load_tokenizer, open_model
-from stillhouse.trace.log import read_log
-from stillhouse.trace.ranks import rank_test
+from stillhouse.stats.rank_test import rank_test
+from stillhouse.trace.delivered_log import read_log
 from stillhouse.trace.resample import LogMark, count_public, log_facts, read_resamples, resample
 from stillhouse.watermark import Mark, account_key, detect, key_fingerprint
 
@@ -90,7 +90,7 @@ def test_a_killed_drawing_goes_on_and_gives_the_same(tiny_teacher, log_path, tmp
     whole = resample(str(tiny_teacher), log, 12, 5, tmp_path / "whole.parquet")
     out = tmp_path / "killed.parquet"
     program = (
-        "import sys; from stillhouse.trace.log import read_log; "
+        "import sys; from stillhouse.trace.delivered_log import read_log; "
         "from stillhouse.trace.resample import resample; "
         "resample(sys.argv[1], read_log(sys.argv[2]), 12, 5, sys.argv[3])"
     )

@@ -9,8 +9,8 @@ from scipy import stats
 
 from stillhouse.errors import ApiError
 from stillhouse.models import Reply
-from stillhouse.trace import style
-from stillhouse.trace.style import FOLDS, PRIOR, conformal_p, likelihood_ratios
+from stillhouse.trace.detectors import style
+from stillhouse.trace.detectors.style import FOLDS, PRIOR, conformal_p, likelihood_ratios
 
 WORDS = [f"w{number}" for number in range(30)]
 PROMPTS = {f"p{number}": [{"role": "user", "content": f"question {number}"}] for number in range(20)}

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stillhouse.trace.symmetry import (
+from stillhouse.stats.permutations import (
     fixed_points_log_p,
     heads_log_p,
     independent_log_p,
     p_value,
 )
-from stillhouse.trace.tails import SMALLEST
+from stillhouse.stats.tails import SMALLEST
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 7])

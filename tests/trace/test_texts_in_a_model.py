@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stillhouse.trace import canaries, rephrasings
-from stillhouse.trace.canaries import make_canaries
-from stillhouse.trace.rephrasings import Versions, draw
+from stillhouse.trace.detectors import canaries, rephrasings
+from stillhouse.trace.detectors.canaries import make_canaries
+from stillhouse.trace.detectors.rephrasings import Versions, draw
 
 KEY = bytes(range(16))
 

@@ -11,12 +11,12 @@ from stillhouse.errors import IntegrityError, StorageError, UsageError
 from stillhouse.files import read_json, write_json
 from stillhouse.hashing import sha256_file
 from stillhouse.trace import run
-from stillhouse.trace.bundle import read_evidence, transcript_path, write_transcript
-from stillhouse.trace.commit import commit, make_commitments, read_commitments, secret_files
-from stillhouse.trace.judging import relabelled
+from stillhouse.trace.bundle.commitments import commit, make_commitments, read_commitments, secret_files
+from stillhouse.trace.bundle.files import read_evidence, transcript_path, write_transcript
+from stillhouse.trace.bundle.schema import Evidence, evidence_text
+from stillhouse.trace.bundle.signing import make_key, read_key, require_signature
+from stillhouse.trace.judge import relabelled
 from stillhouse.trace.plan import TeacherPlan
-from stillhouse.trace.schema import Evidence, evidence_text
-from stillhouse.trace.signing import make_key, read_key, require_signature
 from stillhouse.trace.verify import verify_bundle
 
 

@@ -5,13 +5,12 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from stillhouse.trace.combine import Weighed, climb, merged, same_weights, verdict
-from stillhouse.trace.evalues import holm
+from stillhouse.stats.evalues import holm
+from stillhouse.stats.tails import clopper_pearson
 from stillhouse.trace.finding import Finding
-from stillhouse.trace.tails import clopper_pearson
+from stillhouse.trace.verdict import Weighed, climb, merged, same_weights, verdict
 
 E_VALUES = st.floats(0.0, 1e6)
 

@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 import pytest
 from made_bundle import make_bundle
 
-from stillhouse.trace.bundle import read_evidence
-from stillhouse.trace.report import render_page
-from stillhouse.trace.schema import Evidence
+from stillhouse.trace.bundle.files import read_evidence
+from stillhouse.trace.bundle.schema import Evidence
+from stillhouse.trace.report.labels import number
+from stillhouse.trace.report.page import render_page
 from stillhouse.trace.verify import verify_bundle
-from stillhouse.trace.wording import number
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_test_that_did_not_run_says_why(bundle):
 
 def test_a_page_that_says_something_else_is_noticed_though_its_hash_fits(bundle, tmp_path):
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.schema import evidence_text
+    from stillhouse.trace.bundle.schema import evidence_text
 
     copy = shutil.copytree(bundle, tmp_path / "evidence")
     report = copy / "report.html"

@@ -9,8 +9,8 @@ import pytest
 from stillhouse.errors import CorpusError, IntegrityError
 from stillhouse.models import Request, Sampling, fingerprint_of, open_model
 from stillhouse.trace import run
-from stillhouse.trace.bundle import read_transcript, transcript_path
-from stillhouse.trace.canaries import make_canaries, write_canaries
+from stillhouse.trace.bundle.files import read_transcript, transcript_path
+from stillhouse.trace.detectors.canaries import make_canaries, write_canaries
 from stillhouse.trace.plan import Plan, PlannedTests, TeacherPlan, TrainingOrder
 from stillhouse.trace.rerun import rerun_bundle, table_difference
 from stillhouse.trace.resample import read_resamples

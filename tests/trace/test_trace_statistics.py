@@ -6,11 +6,10 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from stillhouse.trace import evalues, power, ranks, tails
-from stillhouse.watermark.tails import binomial_upper, gamma_upper
+from stillhouse.stats import evalues, power, rank_test, tails
+from stillhouse.stats.tails import binomial_upper, gamma_upper
 
 
 def enumerated_p(scores):
@@ -35,7 +34,7 @@ rows_of_three = st.lists(
 @given(rows_of_three)
 @settings(max_examples=150, deadline=None)
 def test_exact_p_is_that_of_enumeration_with_ties(rows):
-    test = ranks.rank_test(np.array(rows))
+    test = rank_test.rank_test(np.array(rows))
     assert test.p_exact == pytest.approx(enumerated_p(rows), rel=1e-9)
     assert test.p_bound >= test.p_exact * (1 - 1e-9)
 
@@ -50,12 +49,12 @@ def test_exact_p_where_items_have_different_numbers_of_resamples(items):
     scores = np.full((len(items), 4), np.nan)
     for number, (row,) in enumerate(items):
         scores[number, : len(row)] = row
-    assert ranks.rank_test(scores).p_exact == pytest.approx(enumerated_p(scores.tolist()), rel=1e-9)
+    assert rank_test.rank_test(scores).p_exact == pytest.approx(enumerated_p(scores.tolist()), rel=1e-9)
 
 
 def test_with_one_resample_the_test_is_the_sign_test():
     scores = np.random.default_rng(1).normal(size=(200, 2)) + np.array([0.3, 0.0])
-    test = ranks.rank_test(scores)
+    test = rank_test.rank_test(scores)
     wins = int((scores[:, 0] > scores[:, 1]).sum())
     assert test.p_exact == pytest.approx(scipy.stats.binomtest(wins, 200, alternative="greater").pvalue)
     assert test.auc == pytest.approx(wins / 200)
@@ -64,19 +63,19 @@ def test_with_one_resample_the_test_is_the_sign_test():
 def test_the_deepest_tail_is_exact_to_its_last_digits():
     """Every output first among five: p = 5^-N, far below what a plain convolution can resolve."""
     scores = np.tile([9.0, 1.0, 2.0, 3.0, 4.0], (300, 1))
-    test = ranks.rank_test(scores)
+    test = rank_test.rank_test(scores)
     assert math.log(test.p_exact) == pytest.approx(-300 * math.log(5), rel=1e-12)
     one_less = scores.copy()
     one_less[0] = [3.5, 1.0, 2.0, 3.0, 4.0]  # second of five: 301 ways reach this sum
-    assert ranks.rank_test(one_less).p_exact == pytest.approx(301 * 5.0**-300, rel=1e-9)
+    assert rank_test.rank_test(one_less).p_exact == pytest.approx(301 * 5.0**-300, rel=1e-9)
 
 
 def test_a_large_log_agrees_with_the_normal_distribution_near_the_middle():
     scores = np.random.default_rng(2).normal(size=(20_000, 5))
-    test = ranks.rank_test(scores)
+    test = rank_test.rank_test(scores)
     assert test.p_exact == pytest.approx(test.p_normal, abs=0.005)
     assert test.z == pytest.approx(scipy.stats.norm.isf(test.p_normal))
-    capped = ranks.rank_test(scores, lattice=1000)
+    capped = rank_test.rank_test(scores, lattice=1000)
     assert capped.p_exact is None and capped.p == test.p_bound >= test.p_exact
 
 
@@ -86,12 +85,12 @@ def test_z_is_the_textbook_one_without_ties():
     below = (scores[:, 1:] < scores[:, :1]).sum(1)
     n, k = 500, 3
     textbook = (below - k / 2).sum() / math.sqrt(n * k * (k + 2) / 12)
-    assert ranks.rank_test(scores).z == pytest.approx(textbook)
+    assert rank_test.rank_test(scores).z == pytest.approx(textbook)
 
 
 def test_infinite_scores_are_ranked():
     scores = np.array([[np.inf, 0.0, -np.inf], [-np.inf, -np.inf, 0.0]])
-    assert ranks.signed_wins(scores)[:, 0].tolist() == [2, -1]
+    assert rank_test.signed_wins(scores)[:, 0].tolist() == [2, -1]
 
 
 def within(rejections, draws, alpha):
@@ -106,7 +105,7 @@ def test_size_of_the_exact_test_with_and_without_ties():
         ps = []
         for _ in range(draws):
             scores = rng.normal(size=(n, k + 1))
-            ps.append(ranks.rank_test(np.round(scores) if coarse else scores).p)
+            ps.append(rank_test.rank_test(np.round(scores) if coarse else scores).p)
         for alpha in (0.05, 0.01, 0.001):
             rejected = np.sum(np.array(ps) <= alpha)
             assert within(rejected, draws, alpha), (coarse, alpha, rejected)
@@ -116,26 +115,26 @@ def test_size_of_the_exact_test_with_and_without_ties():
 
 def bets_of(scores):
     """What the bets on the delivered outputs pay, [bets, N]."""
-    return ranks.payoffs(scores)[:, :, 0]
+    return rank_test.payoffs(scores)[:, :, 0]
 
 
 @pytest.mark.parametrize(("k", "best_of"), [(1, 2.0), (3, 12.0), (4, 0.7), (99, 1000.0)])
 def test_the_odds_are_those_of_the_best_of_so_many_draws(k, best_of):
     """r of k uniforms lie below U^(1/m): beta-binomial, by scipy; and by drawing where m is whole."""
     expected = scipy.stats.betabinom(k, best_of, 1).pmf(np.arange(k + 1)) * (k + 1)
-    assert ranks.odds(k, best_of) == pytest.approx(expected)
-    assert ranks.odds(k, best_of).mean() == pytest.approx(1)
-    assert ranks.odds(k, 1.0) == pytest.approx(np.ones(k + 1))
+    assert rank_test.odds(k, best_of) == pytest.approx(expected)
+    assert rank_test.odds(k, best_of).mean() == pytest.approx(1)
+    assert rank_test.odds(k, 1.0) == pytest.approx(np.ones(k + 1))
     rng = np.random.default_rng(12)
     best = rng.random((100_000, 3)).max(1)
     below = (rng.random((100_000, 4)) < best[:, None]).sum(1)
-    assert np.bincount(below) / 20_000 == pytest.approx(ranks.odds(4, 3.0), abs=0.03)
+    assert np.bincount(below) / 20_000 == pytest.approx(rank_test.odds(4, 3.0), abs=0.03)
 
 
 def test_payoffs_of_ties_are_means_and_fair():
     scores = np.array([[2.0, 1.0, 2.0, 3.0], [5.0, 5.0, 5.0, math.nan], [1.0, -math.inf, math.nan, math.nan]])
-    (paid,) = ranks.payoffs(scores, (12.0,))
-    three, two, one = (ranks.odds(k, 12.0) for k in (3, 2, 1))
+    (paid,) = rank_test.payoffs(scores, (12.0,))
+    three, two, one = (rank_test.odds(k, 12.0) for k in (3, 2, 1))
     tied = (three[1] + three[2]) / 2
     assert paid[0] == pytest.approx([tied, three[0], tied, three[3]])
     assert paid[1] == pytest.approx([1, 1, 1, 0])
@@ -150,7 +149,8 @@ def test_a_remembered_log_is_found_sooner_than_by_its_ranks_alone():
     scores = rng.random((10_000, 5))
     scores[:500, 0] = rng.random((500, 19)).max(1)
     by_rank, both = (
-        evalues.log_betting_process(ranks.payoffs(scores, bets)[:, :, 0])[-1] for bets in ((2.0,), ranks.BETS)
+        evalues.log_betting_process(rank_test.payoffs(scores, bets)[:, :, 0])[-1]
+        for bets in ((2.0,), rank_test.BETS)
     )
     assert both > by_rank + math.log(100)
 
@@ -232,7 +232,7 @@ def test_the_power_law_matches_simulation():
     n, k, f, shift = 2000, 4, 0.1, 1.0
     auc = scipy.stats.norm.cdf(shift / math.sqrt(2))
     expected = power.predicted_z(f, n, k, auc)
-    tests = [ranks.rank_test(simulated_log(rng, n, k, f, shift), lattice=0) for _ in range(400)]
+    tests = [rank_test.rank_test(simulated_log(rng, n, k, f, shift), lattice=0) for _ in range(400)]
     zs = np.array([test.z for test in tests])
     assert abs(zs.mean() - expected) < 4 * zs.std() / 20
     assert zs.std() == pytest.approx(1, abs=0.15)

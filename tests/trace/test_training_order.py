@@ -10,8 +10,8 @@ import torch
 from lineages import new_model, texts, tokenizer, trained
 from scipy import stats
 
-from stillhouse.trace import training_order
-from stillhouse.trace.training_order import concordant_log_p, concordant_pairs
+from stillhouse.trace.detectors import training_order
+from stillhouse.trace.detectors.training_order import concordant_log_p, concordant_pairs
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from lineages import disguised, new_model, texts, tokenizer, trained, weights
 from scipy import stats
 
-from stillhouse.trace import weights_lineage
+from stillhouse.trace.detectors import weights_lineage
 
 DATA = texts(1)
 PROBE = texts(2, n=24)

@@ -13,7 +13,8 @@ from zoo import measure, quick
 from zoo.arms import ARMS
 from zoo.words import python_documentation
 
-from stillhouse.trace import canaries, power, rephrasings
+from stillhouse.stats import power
+from stillhouse.trace.detectors import canaries, rephrasings
 
 OUTPUTS, RESAMPLES, REDRAWS = 300, 4, 1000
 

@@ -6,10 +6,9 @@ import itertools
 
 import pytest
 import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from stillhouse.verifiers.statistics import majority, mean_over_prompts, pass_at_k
+from stillhouse.stats.pass_at_k import majority, mean_over_prompts, pass_at_k
 
 
 @given(st.integers(1, 9), st.data())

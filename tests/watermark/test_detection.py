@@ -9,16 +9,16 @@ from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillhouse.models import Sampling
-from stillhouse.models.continuous import ContinuousSampler, LiveSequence
-from stillhouse.models.sampler import sample
-from stillhouse.watermark import Mark, detect, distinct_pairs, interval, text_pairs, weigh
-from stillhouse.watermark.tails import (
+from stillhouse.models.sampling.batch import sample
+from stillhouse.models.sampling.continuous import ContinuousSampler, LiveSequence
+from stillhouse.stats.tails import (
     binomial_log_e,
     binomial_upper,
     e_value,
     gamma_log_e,
     gamma_upper,
 )
+from stillhouse.watermark import Mark, detect, distinct_pairs, interval, text_pairs, weigh
 
 SCHEMES = ("kgw", "gumbel", "tournament")
 KEY = bytes(range(32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stillhouse.models import Sampling, load_weights
-from stillhouse.models.sampler import sample
+from stillhouse.models.sampling.batch import sample
 from stillhouse.watermark import Mark, detect, new_key
 
 pytestmark = pytest.mark.slow

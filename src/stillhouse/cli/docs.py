@@ -21,7 +21,7 @@ from stillhouse.cli.app import EXIT_STATUS, SUMMARY, VERBS, app
 from stillhouse.files import atomic_write
 from stillhouse.provenance import terms_page
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_file import section_of
+from stillhouse.recipe.load import section_of
 from stillhouse.trace.plan import Plan
 
 MADE = "<!-- Made by `make docs`; edit the code instead. -->"

@@ -1,7 +1,7 @@
 """``--train.epochs 2`` on the command line: recipe values, gathered before the options are parsed.
 
 The options themselves know nothing of the recipe's keys; whether a key exists and its
-value fits is said by :mod:`stillhouse.recipe_file`, which names the override.
+value fits is said by :mod:`stillhouse.recipe.load`, which names the override.
 """
 
 from __future__ import annotations

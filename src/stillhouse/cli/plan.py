@@ -9,7 +9,7 @@ from stillhouse.cli.stages import read_recipe
 from stillhouse.console import console, duration, money
 from stillhouse.errors import TermsError
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_teachers import all_teachers
+from stillhouse.recipe.teachers import all_teachers
 
 EXAMPLES = """\
 Examples:

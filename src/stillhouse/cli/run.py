@@ -49,7 +49,7 @@ def run(
     dry_run
         Load no weights; print stages, tokens, memory, time and money.
     """
-    from stillhouse.study import is_study
+    from stillhouse.recipe.study import is_study
 
     if is_study(recipe):
         from stillhouse.cli.study import show_study

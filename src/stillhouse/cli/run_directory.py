@@ -16,10 +16,10 @@ from stillhouse.console import console
 from stillhouse.errors import RecipeError, UsageError
 from stillhouse.files import LOCK, storage_errors, take_lock
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_file import load_recipe
+from stillhouse.recipe.load import load_recipe
 
 if TYPE_CHECKING:
-    from stillhouse.pipeline.changes import Difference
+    from stillhouse.pipeline.resume import Difference
 
 MOST_DIFFERENCES = 5
 
@@ -49,7 +49,7 @@ def run_directory(recipe: Recipe, out: Path | None, *, restart: bool) -> Path:
 def _begun(directory: Path) -> bool:
     """Whether anything was done here; a run that ended before its first answer (its terms or its prompts
     were refused, its teacher did not speak) leaves nothing that is worth keeping."""
-    from stillhouse.pipeline.changes import has_answers
+    from stillhouse.pipeline.resume import has_answers
 
     if not directory.is_dir():
         return False
@@ -81,7 +81,7 @@ def _move_aside(directory: Path) -> Path:
 
 def _require_compatible(recipe: Recipe, directory: Path) -> list[str]:
     """What the run will go on with changed, in words; refuses what would touch its finished work."""
-    from stillhouse.pipeline.changes import changes
+    from stillhouse.pipeline.resume import changes
 
     start_anew = "Give --out another directory, or --restart to move this run aside and start anew."
     if not (directory / "recipe.yaml").is_file():

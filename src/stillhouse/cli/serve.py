@@ -134,7 +134,7 @@ def _teacher(run: Path) -> str | None:
     """The teacher of a run, where it is a local model that is still there."""
     from stillhouse.errors import StillhouseError
     from stillhouse.models import parse_reference
-    from stillhouse.recipe_file import load_recipe
+    from stillhouse.recipe.load import load_recipe
 
     if not ((run / "recipe.yaml").is_file() and (run / "manifest.json").is_file()):
         return None

@@ -19,8 +19,8 @@ def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None
     Raises:
         UsageError: ``accept_terms`` is no reason, or the file is a study.
     """
-    from stillhouse.recipe_file import load_recipe
-    from stillhouse.study import is_study
+    from stillhouse.recipe.load import load_recipe
+    from stillhouse.recipe.study import is_study
 
     if is_study(path):
         raise UsageError(

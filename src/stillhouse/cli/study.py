@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stillhouse.console import console
-from stillhouse.study import Study, load_study
+from stillhouse.recipe.study import Study, load_study
 
 
 def show_study(file: Path, overrides: tuple[str, ...], out: Path | None, *, dry_run: bool) -> None:

@@ -86,7 +86,7 @@ def _meant(model: str, *, known: bool) -> str | None:
     from stillhouse.errors import ModelNotFoundError
     from stillhouse.models import EMBEDDED, parse_reference
     from stillhouse.provenance import all_terms
-    from stillhouse.suggest import nearest
+    from stillhouse.recipe.suggest import nearest
 
     try:
         parse_reference(model)

@@ -83,8 +83,8 @@ def trace(
         A private key made by `still trace key`; it signs the evidence.
     """
     plan = _plan(asked)
+    from stillhouse.trace.bundle.signing import read_key
     from stillhouse.trace.run import run_trace
-    from stillhouse.trace.signing import read_key
 
     key = None if sign_key is None else read_key(sign_key)
     evidence = run_trace(plan, asked.out, key=key, command=shlex.join(["still", *sys.argv[1:]]))
@@ -106,8 +106,7 @@ def commit(
     """
     plan = _plan(asked)
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.commit import COMMITMENTS
-    from stillhouse.trace.commit import commit as make
+    from stillhouse.trace.bundle.commitments import COMMITMENTS, commit as make
 
     made = make(plan, asked.out)
     path = asked.out / COMMITMENTS
@@ -209,7 +208,7 @@ def _names(references: list[str]) -> list[str]:
 
 
 def _show(evidence: Any) -> None:
-    from stillhouse.trace.wording import number
+    from stillhouse.trace.report.labels import number
 
     rows = []
     for teacher in evidence.teachers:

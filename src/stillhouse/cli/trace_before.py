@@ -76,9 +76,8 @@ def resample(
     if watermark_by_account and watermark is None:
         raise UsageError("--watermark-by-account needs the master key", hint="Give it with --watermark.")
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.log import read_log
-    from stillhouse.trace.resample import LogMark
-    from stillhouse.trace.resample import resample as draw
+    from stillhouse.trace.delivered_log import read_log
+    from stillhouse.trace.resample import LogMark, resample as draw
     from stillhouse.watermark import Mark, read_key
 
     delivered = read_log(log)
@@ -130,11 +129,11 @@ def surrogate(
     seed
         Of the order in which outputs are asked.
     """
-    from stillhouse.trace.exchangeable import POWER
-    from stillhouse.trace.log import read_log
+    from stillhouse.trace.delivered_log import read_log
+    from stillhouse.trace.detectors.exchangeable.judge import POWER
     from stillhouse.trace.resample import read_resamples
     from stillhouse.trace.surrogate import SHARES, measure
-    from stillhouse.trace.suspect import open_suspect
+    from stillhouse.trace.suspects.base import open_suspect
 
     held, read = read_resamples(resamples), read_log(log)
     with ExitStack() as stack:
@@ -191,7 +190,7 @@ def canaries(
     if count < 1 or decoys < 1:
         raise UsageError("--count and --decoys must be at least 1")
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.canaries import make_canaries, write_canaries
+    from stillhouse.trace.detectors.canaries import make_canaries, write_canaries
     from stillhouse.watermark import read_key
 
     secret = read_key(key)
@@ -230,7 +229,7 @@ def draw(
         Versions, choice and key: secret until a trace is published.
     """
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.rephrasings import draw_all, read_versions, write_versions
+    from stillhouse.trace.detectors.rephrasings import draw_all, read_versions, write_versions
     from stillhouse.watermark import read_key
 
     drawn = draw_all(read_versions(versions, chosen=False), read_key(key))
@@ -257,7 +256,7 @@ def key(
     file
         Where the private key is written, readable by you only.
     """
-    from stillhouse.trace.signing import make_key
+    from stillhouse.trace.bundle.signing import make_key
 
     public = make_key(file)
     console.data({"file": str(file), "public_key": public})

@@ -18,11 +18,11 @@ import torch
 from stillhouse.console import console
 from stillhouse.errors import EmptyCorpusError
 from stillhouse.evaluate.answers import answer
-from stillhouse.evaluate.intervals import clipped, exponential, interval, paired_difference
 from stillhouse.evaluate.measures import Measures, Reference, TeacherReference, measure
 from stillhouse.evaluate.speed import NEW_TOKENS, ROUNDS, Speeds, measure_speed
 from stillhouse.evaluate.verdict import find
 from stillhouse.recipe import Evaluate
+from stillhouse.stats.intervals import clipped, exponential, interval, paired_difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

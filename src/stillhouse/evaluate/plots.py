@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from stillhouse.evaluate.words import figure
-from stillhouse.pictures import COLOURS, figure_axes, name_rows, running_mean, svg_element
+from stillhouse.pages.numbers import figure
+from stillhouse.pages.svg import COLOURS, figure_axes, name_rows, running_mean, svg_element
 
 NAMES = {
     "teacher": "teacher",

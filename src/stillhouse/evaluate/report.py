@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillhouse.evaluate import words
 from stillhouse.evaluate.schema import Report
 from stillhouse.files import atomic_write
-from stillhouse.pages import page_template
+from stillhouse.pages import numbers, page_template
 
 OBJECTIVES = {
     "cross_entropy": "cross-entropy",
@@ -49,10 +48,10 @@ def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> None:
 def render_page(report: Mapping[str, Any]) -> str:
     """The page as one HTML text; the same report gives the same page."""
     filters = {
-        "span": words.span,
-        "figure": words.figure,
-        "size": words.size,
-        "count": words.count,
+        "span": numbers.span,
+        "figure": numbers.figure,
+        "size": numbers.size,
+        "count": numbers.count,
         "value": plain_value,
         "title": readable_key,
         "seconds": _seconds,
@@ -111,8 +110,8 @@ def _student_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     shown = {key: value for key, value in facts.items() if key not in ("influence", "seconds")}
     if facts.get("healed"):
         shown["healed"] = [
-            f"layers {gap['first']} to {gap['last']} (error {words.figure(gap['error_before'])} to "
-            f"{words.figure(gap['error_after'])})"
+            f"layers {gap['first']} to {gap['last']} (error {numbers.figure(gap['error_before'])} to "
+            f"{numbers.figure(gap['error_after'])})"
             for gap in facts["healed"]
         ]
     return shown
@@ -127,7 +126,7 @@ def plain_value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        return words.figure(value, 4)
+        return numbers.figure(value, 4)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(plain_value(item) for item in value) or "–"
     if isinstance(value, Mapping):

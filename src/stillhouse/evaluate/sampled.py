@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import console
-from stillhouse.evaluate.intervals import clipped, interval
 from stillhouse.hashing import seed_from
 from stillhouse.recipe import Evaluate
+from stillhouse.stats.intervals import clipped, interval
+from stillhouse.stats.pass_at_k import majority
 from stillhouse.verifiers import Answer, Verifiers
-from stillhouse.verifiers.statistics import majority
 
 if TYPE_CHECKING:
     from stillhouse.corpus import Prompt

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, get_args
 
-from stillhouse.evaluate.intervals import interval
-from stillhouse.evaluate.words import figure
-from stillhouse.pages import page_template
-from stillhouse.study import Claim, Measure, Study
+from stillhouse.pages.numbers import figure
+from stillhouse.pages.template import page_template
+from stillhouse.recipe.study import Claim, Measure, Study
+from stillhouse.stats.intervals import interval
 
 MEASURE_NAMES = {"pass_at_1": "pass@1", "consensus_at_k": "majority vote", "thought": "share that thinks"}
 MEASURES: tuple[Measure, ...] = get_args(Measure)

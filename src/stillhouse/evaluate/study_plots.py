@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.pictures import COLOURS, figure_axes, name_rows, running_mean, svg_element
+from stillhouse.pages.svg import COLOURS, figure_axes, name_rows, running_mean, svg_element
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,8 +28,7 @@ from stillhouse.export.tokenizer import Vocabulary, vocabulary_of
 from stillhouse.files import atomic_path, atomic_write, storage_errors
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType as Kind
-    from gguf import GGUFWriter
+    from gguf import GGMLQuantizationType as Kind, GGUFWriter
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from stillhouse.errors import StillhouseError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from stillhouse.models.draws import Marker
-    from stillhouse.models.template import ChatTemplate
+    from stillhouse.models.chat.template import ChatTemplate
+    from stillhouse.models.sampling.next_token import Marker
 
 Message = dict[str, Any]
 """One turn: `role`, `content`, and for assistants optionally `reasoning_content` and `tool_calls` (whose

@@ -21,10 +21,10 @@ from stillhouse.errors import (
 )
 from stillhouse.hashing import sha256_file, sha256_json, sha256_text
 from stillhouse.models import hub
-from stillhouse.models.gguf_config import transformers_config, transformers_name, unpermute_rows
-from stillhouse.models.gguf_file import GgufFile, read_gguf, read_tensor
+from stillhouse.models.chat.template import ChatTemplate
+from stillhouse.models.gguf.config import transformers_config, transformers_name, unpermute_rows
+from stillhouse.models.gguf.file import GgufFile, read_gguf, read_tensor
 from stillhouse.models.reference import Reference, parse_reference
-from stillhouse.models.template import ChatTemplate
 from stillhouse.models.types import Weights
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def local_path(reference: Reference) -> Path:
 
 def _tokenizer(reference: Reference, path: Path) -> tuple[PreTrainedTokenizerFast, ChatTemplate]:
     if reference.is_gguf:
-        from stillhouse.models.tokenizer import tokenizer_from_gguf
+        from stillhouse.models.gguf.tokenizer import tokenizer_from_gguf
 
         file = read_gguf(path)
         tokenizer = tokenizer_from_gguf(file)

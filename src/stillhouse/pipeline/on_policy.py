@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import console
 from stillhouse.errors import EmptyCorpusError
-from stillhouse.pipeline.run import Run
-from stillhouse.recipe_teachers import all_teachers, responsible, shares
+from stillhouse.pipeline.run_context import Run
+from stillhouse.recipe.teachers import all_teachers, responsible, shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.console import console
 from stillhouse.files import read_json_lines
 from stillhouse.hashing import sha256_file
-from stillhouse.pipeline.run import Run
-from stillhouse.pipeline.teaching import lessons
+from stillhouse.pipeline.run_context import Run
+from stillhouse.pipeline.teacher_targets import lessons
 from stillhouse.provenance import versions
 from stillhouse.recipe import Lora
-from stillhouse.recipe_file import dump_recipe
-from stillhouse.recipe_teachers import all_teachers
+from stillhouse.recipe.load import dump_recipe
+from stillhouse.recipe.teachers import all_teachers
 
 if TYPE_CHECKING:
     from stillhouse.corpus import Prompt

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.console import console
 from stillhouse.errors import ApiError, EmptyCorpusError
 from stillhouse.files import atomic_write, read_json, write_json
-from stillhouse.pipeline.asking import ask_teachers
+from stillhouse.pipeline.collect import ask_teachers
 from stillhouse.pipeline.report import assemble
-from stillhouse.pipeline.run import Run
-from stillhouse.pipeline.teaching import cache_lessons, target_directory
+from stillhouse.pipeline.run_context import Run
+from stillhouse.pipeline.teacher_targets import cache_lessons, target_directory
 from stillhouse.provenance import model_card, naming_warning
 from stillhouse.recipe import Objective
-from stillhouse.recipe_teachers import all_teachers
+from stillhouse.recipe.teachers import all_teachers
 
 if TYPE_CHECKING:
     from stillhouse.corpus import Prompt
@@ -207,7 +207,7 @@ def cache_the_targets(run: Run) -> Done:
 
 def _drop_targets_of_others(directory: Path, documents: list[Document]) -> None:
     """After a change of the filter (allowed as long as nothing was trained) what was cached is of no use."""
-    from stillhouse.distill.documents import documents_hash
+    from stillhouse.distill.data.documents import documents_hash
 
     index = directory / "index.json"
     if not index.is_file():

@@ -27,8 +27,8 @@ from stillhouse.plan.costs import forward_flops, training_flops
 from stillhouse.plan.shapes import Shape, shape_of
 from stillhouse.provenance import Manifest, versions
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_file import dump_recipe, load_recipe
-from stillhouse.study import Study, arm_recipe, learned_from
+from stillhouse.recipe.load import dump_recipe, load_recipe
+from stillhouse.recipe.study import Study, arm_recipe, learned_from
 
 LEARNING = ("collect", "filter", "select", "student", "targets", "train", "on_policy")
 """The stages whose time is an arm's cost; measuring is not."""

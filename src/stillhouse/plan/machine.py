@@ -13,7 +13,7 @@ def measure_machine(device: str = "cpu", seconds: float = 0.3) -> Machine:
     """Times matrix products of 1,024 × 1,024 in both types and a copy of 64 MB, ``seconds`` each."""
     import torch
 
-    from stillhouse.distill.precision import compute_dtype
+    from stillhouse.distill.forward.precision import compute_dtype
 
     place = torch.device(device)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import MissingExtraError, ModelError, RecipeError
 from stillhouse.recipe import Lora, Recipe, Student
-from stillhouse.recipe_teachers import all_teachers
-from stillhouse.suggest import did_you_mean
+from stillhouse.recipe.suggest import did_you_mean
+from stillhouse.recipe.teachers import all_teachers
 
 if TYPE_CHECKING:
     from stillhouse.models import ModelFacts

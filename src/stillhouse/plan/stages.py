@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stillhouse.plan import costs
-from stillhouse.plan.amounts import TYPICAL_ANSWER, Amounts
 from stillhouse.plan.costs import Machine, Shape
+from stillhouse.plan.workload import TYPICAL_ANSWER, Amounts
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_on_policy import OnPolicy
+from stillhouse.recipe.on_policy import OnPolicy
 
 if TYPE_CHECKING:
     from stillhouse.models import ModelFacts

@@ -24,8 +24,8 @@ from stillhouse.provenance.card_head import (
 from stillhouse.provenance.terms import Terms
 from stillhouse.provenance.verdict import Verdict, naming_warning
 from stillhouse.recipe import Recipe, Teacher
-from stillhouse.recipe_file import dump_recipe
-from stillhouse.recipe_teachers import all_teachers
+from stillhouse.recipe.load import dump_recipe
+from stillhouse.recipe.teachers import all_teachers
 
 _OBJECTIVES = {
     "cross_entropy": "cross-entropy on the teacher's text",

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from stillhouse.provenance.find import find_terms, model_name
 from stillhouse.provenance.terms import Terms
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_teachers import all_teachers
+from stillhouse.recipe.teachers import all_teachers
 
 if TYPE_CHECKING:
     import yaml

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from stillhouse.errors import RecipeError
 from stillhouse.provenance.terms import Terms, all_terms, terms_by_key
-from stillhouse.suggest import did_you_mean
+from stillhouse.recipe.suggest import did_you_mean
 
 # fields that name the model or its ancestors, and fields that name its licence (GGUF: `general.` before both)
 _NAME_FIELDS = ("name", "basename", "base_model", "teacher_model", "_name_or_path")

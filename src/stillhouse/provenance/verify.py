@@ -13,7 +13,7 @@ from pathlib import Path
 from stillhouse.errors import IntegrityError, StillhouseError
 from stillhouse.provenance.manifest import MANIFEST, RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_file import load_recipe
+from stillhouse.recipe.load import load_recipe
 
 
 @dataclass(frozen=True)

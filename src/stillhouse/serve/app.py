@@ -30,16 +30,11 @@ from stillhouse.errors import (
     SchemaError,
     StillhouseError,
 )
-from stillhouse.serve.answers import ChatChoice, Envelope, Tally, TextChoice, TokenNames
-from stillhouse.serve.chats import Tools, beginning, tools_of, turns
-from stillhouse.serve.connection import EventStream, Gone, warn_of_fault, while_connected
-from stillhouse.serve.engines import Engine, Piece, Wish
-from stillhouse.serve.forward import Upstream, UpstreamError
+from stillhouse.serve.chat import Tools, beginning, tools_of, turns
+from stillhouse.serve.engine import Engine, Piece, Wish
+from stillhouse.serve.model_pool import Shelf
 from stillhouse.serve.openapi import description
-from stillhouse.serve.safety import BodyError, Safety, error_body, read_body
-from stillhouse.serve.schema import Addressed, ChatRequest, CompletionRequest, EmbeddingRequest
-from stillhouse.serve.shelf import Shelf
-from stillhouse.serve.wishes import (
+from stillhouse.serve.request_parsing import (
     Body,
     Refused,
     needs,
@@ -50,6 +45,11 @@ from stillhouse.serve.wishes import (
     several,
     text_ids,
 )
+from stillhouse.serve.responses import ChatChoice, Envelope, Tally, TextChoice, TokenNames
+from stillhouse.serve.schema import Addressed, ChatRequest, CompletionRequest, EmbeddingRequest
+from stillhouse.serve.security import BodyError, Safety, error_body, read_body
+from stillhouse.serve.streaming import EventStream, Gone, warn_of_fault, while_connected
+from stillhouse.serve.upstream import Upstream, UpstreamError
 
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}

@@ -1,1 +1,5 @@
-"""Whose words trained it: tests with an error rate, how they combine, evidence that others can rerun."""
+"""Evidence that a model was trained on outputs that another model delivered, with error rates."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

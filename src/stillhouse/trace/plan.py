@@ -17,10 +17,10 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 
 from stillhouse.errors import RecipeError, UsageError
-from stillhouse.recipe_file import checked, read_text
-from stillhouse.recipe_rules import directory_name
-from stillhouse.recipe_types import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Text
-from stillhouse.yaml_lines import dump_yaml, read_yaml
+from stillhouse.recipe.field_types import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Text
+from stillhouse.recipe.load import checked, read_text
+from stillhouse.recipe.validation import directory_name
+from stillhouse.recipe.yaml_lines import dump_yaml, read_yaml
 
 Score = Literal["loglik", "min_k", "reference", "teacher", "overlap"]
 QUESTION = "Was the suspect trained on outputs that the teacher delivered to these accounts?"

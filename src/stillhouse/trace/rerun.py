@@ -18,16 +18,16 @@ import pyarrow as pa
 
 from stillhouse.errors import CorpusError, IntegrityError
 from stillhouse.models import fingerprint_of, parse_reference
-from stillhouse.trace.bundle import OPENED, PLAN, RESAMPLES, read_transcript
-from stillhouse.trace.commit import log_hash, secret_files
-from stillhouse.trace.judging import judge_transcript, parameters
-from stillhouse.trace.observing import Case, observe
+from stillhouse.trace.bundle.commitments import log_hash, secret_files
+from stillhouse.trace.bundle.files import OPENED, PLAN, RESAMPLES, read_transcript
+from stillhouse.trace.bundle.schema import Evidence, TestPart
+from stillhouse.trace.detectors.case import Case, observe
+from stillhouse.trace.judge import judge_transcript, parameters
 from stillhouse.trace.plan import Plan, TeacherPlan, load_plan
+from stillhouse.trace.report.labels import number
 from stillhouse.trace.run import environment, read_teacher_log
-from stillhouse.trace.schema import Evidence, TestPart
-from stillhouse.trace.suspect import Suspect, open_suspect
+from stillhouse.trace.suspects.base import Suspect, open_suspect
 from stillhouse.trace.verify import Verification
-from stillhouse.trace.wording import number
 
 SAME = ("torch", "transformers", "tokenizers", "numpy", "platform", "machine")
 """What has to be as recorded for answers to be the same, bit for bit."""

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.console import console
-from stillhouse.corpus.journal import Journal, read_journal
 from stillhouse.corpus.ngrams import words
 from stillhouse.errors import CapabilityError, CorpusError, IntegrityError, StillhouseError
 from stillhouse.files import atomic_path
 from stillhouse.hashing import seed_from
+from stillhouse.journal import Journal, read_journal
 from stillhouse.models import Model, Reply, Request, open_model
-from stillhouse.trace.log import Delivered, Log
+from stillhouse.trace.delivered_log import Delivered, Log
 from stillhouse.trace.plan import Radioactivity
 from stillhouse.watermark import Mark, account_key
 

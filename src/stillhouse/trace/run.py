@@ -20,7 +20,8 @@ from stillhouse.hashing import sha256_file
 from stillhouse.models import parse_reference
 from stillhouse.provenance import versions
 from stillhouse.trace.access import Access, hindrances, teacher_access
-from stillhouse.trace.bundle import (
+from stillhouse.trace.bundle.commitments import COMMITMENTS, commit, now, secret_files
+from stillhouse.trace.bundle.files import (
     OPENED,
     PLAN,
     REPORT,
@@ -29,14 +30,7 @@ from stillhouse.trace.bundle import (
     transcript_path,
     write_evidence,
 )
-from stillhouse.trace.commit import COMMITMENTS, commit, now, secret_files
-from stillhouse.trace.judging import Judged, judge_all
-from stillhouse.trace.log import Log, read_log
-from stillhouse.trace.observing import Case, observe
-from stillhouse.trace.plan import Plan, TeacherPlan
-from stillhouse.trace.report import render_page
-from stillhouse.trace.resample import planned_mark, read_marks
-from stillhouse.trace.schema import (
+from stillhouse.trace.bundle.schema import (
     Commitments,
     CommitmentsPart,
     Evidence,
@@ -45,13 +39,18 @@ from stillhouse.trace.schema import (
     TeacherPart,
     evidence_text,
 )
-from stillhouse.watermark import key_fingerprint
-from stillhouse.watermark import read_key as read_mark_key
+from stillhouse.trace.delivered_log import Log, read_log
+from stillhouse.trace.detectors.case import Case, observe
+from stillhouse.trace.judge import Judged, judge_all
+from stillhouse.trace.plan import Plan, TeacherPlan
+from stillhouse.trace.report.page import render_page
+from stillhouse.trace.resample import planned_mark, read_marks
+from stillhouse.watermark import key_fingerprint, read_key as read_mark_key
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from stillhouse.trace.suspect import Suspect
+    from stillhouse.trace.suspects.base import Suspect
 
 JOURNAL = "answers.journal"
 """What an API has answered so far; the transcripts hold it in the end."""
@@ -72,7 +71,7 @@ def run_trace(
         IntegrityError: the directory holds commitments to something else.
         StillhouseError: a model, a log or a secret is not there or not usable.
     """
-    from stillhouse.trace.suspect import open_suspect
+    from stillhouse.trace.suspects.base import open_suspect
 
     lock = take_lock(directory)
     try:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillhouse.errors import CorpusError
-from stillhouse.trace.exchangeable import mean_lower
-from stillhouse.trace.exchangeable_transcript import observe
-from stillhouse.trace.log import Log
-from stillhouse.trace.power import log_size
-from stillhouse.trace.ranks import resamples_of, usable, wins_of_delivered
+from stillhouse.stats.power import log_size
+from stillhouse.stats.rank_test import resamples_of, usable, wins_of_delivered
+from stillhouse.trace.delivered_log import Log
+from stillhouse.trace.detectors.exchangeable.judge import mean_lower
+from stillhouse.trace.detectors.exchangeable.observe import observe
+from stillhouse.trace.detectors.exchangeable.scores import arrange, score_named
 from stillhouse.trace.resample import Resamples
-from stillhouse.trace.scoring import arrange, score_named
-from stillhouse.trace.suspect import Suspect
+from stillhouse.trace.suspects.base import Suspect
 
 SHARES = (0.01, 0.05, 0.2, 1.0)
 """Of a log, for which the size is told that finds their use."""

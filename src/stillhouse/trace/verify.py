@@ -19,13 +19,27 @@ from typing import Any
 from stillhouse.errors import IntegrityError, StillhouseError
 from stillhouse.hashing import sha256_file, sha256_text
 from stillhouse.trace.access import Access
-from stillhouse.trace.bundle import OPENED, PLAN, REPORT, read_evidence, recorded_files, signature_difference
-from stillhouse.trace.commit import COMMITMENTS, SALTS, code_hash, read_commitments, salted_hash, secret_files
-from stillhouse.trace.judging import judge_all
+from stillhouse.trace.bundle.commitments import (
+    COMMITMENTS,
+    SALTS,
+    code_hash,
+    read_commitments,
+    salted_hash,
+    secret_files,
+)
+from stillhouse.trace.bundle.files import (
+    OPENED,
+    PLAN,
+    REPORT,
+    read_evidence,
+    recorded_files,
+    signature_difference,
+)
+from stillhouse.trace.bundle.schema import Commitments, Evidence
+from stillhouse.trace.judge import judge_all
 from stillhouse.trace.plan import Plan, load_plan
-from stillhouse.trace.report import render_page
+from stillhouse.trace.report.page import render_page
 from stillhouse.trace.run import commitments_part
-from stillhouse.trace.schema import Commitments, Evidence
 
 TOLERANCE = 1e-9
 """Relative difference of two computations of one number, on another machine and with other versions of numpy

@@ -1,38 +1,10 @@
 """Marks in sampled text: embedding and detection, shared by serve and trace.
 
-The front door. A :class:`Mark` is given to a sampler (:func:`stillhouse.models.sampler.sample`,
-:class:`stillhouse.models.continuous.LiveSequence`); :func:`detect` finds it in token ids. What llama.cpp or
-an API generates is not marked, and a mark does not survive a paraphrase.
+A :class:`Mark` is given to a sampler (:func:`stillhouse.models.sampling.batch.sample`,
+:class:`stillhouse.models.sampling.continuous.LiveSequence`); :func:`detect` finds it in token ids. What
+llama.cpp or an API generates is not marked, and a mark does not survive a paraphrase.
 """
 
-from stillhouse.watermark.detection import (
-    Detection,
-    Pairs,
-    detect,
-    distinct_pairs,
-    evidence_as_it_grew,
-    interval,
-    text_pairs,
-    weigh,
-)
-from stillhouse.watermark.keys import account_key, key_fingerprint, new_key, parse_key, read_key, write_key
-from stillhouse.watermark.marks import Mark, Scheme
+import lazy_loader
 
-__all__ = [
-    "Detection",
-    "Mark",
-    "Pairs",
-    "Scheme",
-    "account_key",
-    "detect",
-    "distinct_pairs",
-    "evidence_as_it_grew",
-    "interval",
-    "key_fingerprint",
-    "new_key",
-    "parse_key",
-    "read_key",
-    "text_pairs",
-    "weigh",
-    "write_key",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

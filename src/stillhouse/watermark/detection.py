@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv, gammainccinv, gammaincinv
 
+from stillhouse.stats.tails import binomial_log_e, binomial_upper, e_value, gamma_log_e, gamma_upper
 from stillhouse.watermark.marks import Mark
-from stillhouse.watermark.tails import binomial_log_e, binomial_upper, e_value, gamma_log_e, gamma_upper
 
 
 @dataclass(frozen=True)

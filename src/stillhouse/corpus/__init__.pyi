@@ -1,0 +1,14 @@
+from .collect.run import CollectSummary as CollectSummary, collect as collect
+from .curate.filter import FilterSummary as FilterSummary, filter_corpus as filter_corpus
+from .curate.rejection_sampling import (
+    SelectSummary as SelectSummary,
+    read_pass_rates as read_pass_rates,
+    select_corpus as select_corpus,
+)
+from .curate.user_function import load_verifier as load_verifier
+from .messages import assistant_message as assistant_message
+from .prompts.context import Context as Context, load_context as load_context
+from .prompts.load import Prompt as Prompt, load_prompts as load_prompts
+from .prompts.split import split_held_out as split_held_out
+from .schema import REJECT_SCHEMA as REJECT_SCHEMA, SCHEMA as SCHEMA
+from .store.corpus import Corpus as Corpus

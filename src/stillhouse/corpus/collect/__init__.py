@@ -1,0 +1,1 @@
+"""Ask the teacher: requests in parallel, budget, failures, resuming."""

@@ -1,0 +1,139 @@
+"""What is to be asked: one exchange for each prompt and sample, with an id that says exactly what.
+
+The id hashes prompt, sample number, teacher and sampling. Whatever changes the answer
+changes the id, so an answer is never taken for that of another recipe.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stillhouse.corpus.messages import assistant_message
+from stillhouse.corpus.prompts.context import Context, load_context
+from stillhouse.corpus.schema import Row
+from stillhouse.hashing import seed_from, sha256_json
+from stillhouse.models import Request, Sampling
+from stillhouse.recipe import Collect, Teacher
+
+if TYPE_CHECKING:
+    from stillhouse.corpus.prompts.load import Prompt
+    from stillhouse.models import Message, Model, Reply
+
+IMPORTED = "imported"
+"""The teacher of an exchange that came finished from a file: nobody was asked."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question to the teacher, or one finished exchange."""
+
+    id: str
+    split: str
+    prompt: Prompt
+    sample: int
+    request: Request
+    kept: list[Message]
+    """The conversation as the corpus keeps it: without a context that is the teacher's alone."""
+
+    @property
+    def is_finished(self) -> bool:
+        return self.prompt.is_finished
+
+
+def plan_exchanges(
+    prompts: Iterable[tuple[str, Prompt]], model: Model, settings: Collect, teacher: Teacher, seed: int
+) -> list[Exchange]:
+    """Every exchange of a collection: first sample 0 of every prompt, then sample 1, and so on.
+
+    Held-out prompts are asked once each, whatever `samples` is: intervals count prompts,
+    and a second answer to the same prompt would be no new one. A prompt that comes
+    twice counts once.
+    """
+    unique = {prompt.id: (split, prompt) for split, prompt in reversed(list(prompts))}
+    ordered = list(reversed(unique.values()))
+    context = load_context(teacher)
+    return [
+        _exchange(split, prompt, sample, model.fingerprint, settings, context, seed)
+        for sample in range(settings.samples)
+        for split, prompt in ordered
+        if sample == 0 or not (prompt.is_finished or split == "held_out")
+    ]
+
+
+def _exchange(
+    split: str, prompt: Prompt, sample: int, fingerprint: str, settings: Collect, context: Context, seed: int
+) -> Exchange:
+    sampling = {
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "max_tokens": settings.max_tokens,
+        "top_logprobs": settings.top_logprobs,
+    }
+    asked = IMPORTED if prompt.is_finished else [fingerprint, context.key, sampling, seed]
+    id = sha256_json([prompt.id, sample, asked])[:32]
+    drawn = seed_from(f"sample {seed} {id}")
+    request = Request(id, context.for_teacher(prompt.messages), Sampling(**sampling, seed=drawn))
+    return Exchange(id, split, prompt, sample, request, context.for_student(prompt.messages))
+
+
+def question_row(exchange: Exchange, model: Model, terms: str) -> Row:
+    """The columns that are known before there is an answer."""
+    sampling = exchange.request.sampling
+    return {
+        "id": exchange.id,
+        "prompt_id": exchange.prompt.id,
+        "sample": exchange.sample,
+        "split": exchange.split,
+        "messages": exchange.kept,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_tokens,
+        "seed": sampling.seed,
+        "teacher": model.reference,
+        "teacher_hash": model.fingerprint,
+        "template_hash": model.template_hash,
+        "terms": terms,
+        "prompt_source": exchange.prompt.source,
+        "collected_at": _now(),
+        "tags": json.dumps(exchange.prompt.tags, ensure_ascii=False),
+    }
+
+
+def answer_row(question: Row, reply: Reply, cost_usd: float | None) -> Row:
+    """The finished row: the question with the teacher's answer and what it took."""
+    return question | {
+        "messages": [*question["messages"], assistant_message(reply.text, reply.reasoning)],
+        "finish_reason": reply.finish_reason,
+        "request_id": reply.request_id,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "cost_usd": cost_usd,
+        "top_logprobs": json.dumps(reply.top_logprobs) if reply.top_logprobs else None,
+    }
+
+
+def imported_row(exchange: Exchange, terms: str) -> Row:
+    """The row of an exchange that came finished: as it was, with no sampling that anybody knows."""
+    return {
+        "id": exchange.id,
+        "prompt_id": exchange.prompt.id,
+        "sample": 0,
+        "split": exchange.split,
+        "messages": exchange.prompt.messages,
+        "finish_reason": "stop",
+        "teacher": IMPORTED,
+        "terms": terms,
+        "prompt_source": exchange.prompt.source,
+        "collected_at": _now(),
+        "tags": json.dumps(exchange.prompt.tags, ensure_ascii=False),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

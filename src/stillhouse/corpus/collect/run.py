@@ -1,0 +1,272 @@
+"""Asks a teacher, as fast as it lets itself be asked, and stores every answer at once.
+
+An answer is in the corpus's journal before the next event is looked at: whatever kills
+the process costs at most the requests in flight, and a later run asks only for what is
+missing. Waiting and trying again belong to the model (:mod:`stillhouse.models`); what
+fails here has failed for good, or until the next run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stillhouse.console import Progress, console
+from stillhouse.corpus.collect.budget import Budget, Reserve
+from stillhouse.corpus.collect.exchanges import (
+    Exchange,
+    answer_row,
+    imported_row,
+    plan_exchanges,
+    question_row,
+)
+from stillhouse.corpus.collect.failures import Failures
+from stillhouse.corpus.store.corpus import Corpus
+from stillhouse.corpus.store.reconcile import reconcile
+from stillhouse.errors import ApiError, AuthenticationError, EmptyCorpusError, StillhouseError
+from stillhouse.models.backends.concurrency import Pace
+from stillhouse.recipe import Collect, Teacher
+
+if TYPE_CHECKING:
+    from stillhouse.corpus.prompts.load import Prompt
+    from stillhouse.models import Model, Reply
+
+FAILURES_IN_A_ROW = 20
+"""API requests that fail one after another (each after its retries) before collecting stops."""
+SILENT_ANSWERS = 20
+"""Answers without a word, and none with one, after which collecting stops."""
+
+
+@dataclass(frozen=True)
+class CollectSummary:
+    """What collecting did. Tokens and cost are of all of the teacher's rows, earlier runs included."""
+
+    asked: int
+    """Exchanges that the recipe asks for."""
+    finished_before: int
+    """Of those, in the corpus already (or finally failed) when this run began."""
+    collected: int
+    """Answers that this run stored."""
+    imported: int
+    """Finished exchanges that this run took from the prompt file."""
+    failed: dict[str, int]
+    """Requests of this run without an answer, by reason."""
+    set_aside: int
+    """Rows of an earlier recipe that this one does not ask for."""
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    """None where the recipe names no prices."""
+    seconds: float
+    lowest_concurrency: int
+    """The fewest calls under way at once that the teacher's pushing back led to."""
+    stopped_by: str | None
+    """The limit that ended collecting early (`max_cost`, `max_total_tokens`), or None."""
+
+
+async def collect(
+    model: Model,
+    prompts: Iterable[tuple[str, Prompt]],
+    corpus: Corpus,
+    settings: Collect,
+    *,
+    teacher: Teacher,
+    terms: str,
+    seed: int,
+    others: Collection[str] = (),
+) -> CollectSummary:
+    """Asks ``model`` every (split, prompt) that ``corpus`` does not answer yet; seals the corpus.
+
+    Afterwards the corpus holds the answers that these arguments ask for and no others;
+    rows of earlier recipes are in its ``set_aside/``. At most ``settings.concurrency``
+    requests are under way; a model that takes several in one call gets as many of them as
+    it can take. Which requests share a call depends on the list of prompts, not on what
+    was finished before.
+
+    Args:
+        others: ids of prompts that other teachers answer into the same corpus; their rows are left alone, and
+            count for the limits.
+
+    Raises:
+        AuthenticationError: the key was refused; nothing more is asked.
+        ApiError: :data:`FAILURES_IN_A_ROW` requests failed one after another.
+        EmptyCorpusError: the teacher answered every prompt with nothing, or none at all.
+        StorageError: the disk is full; what was stored stays.
+    """
+    exchanges = plan_exchanges(prompts, model, settings, teacher, seed)
+    started = time.monotonic()
+    corpus.lock()
+    try:
+        set_aside = reconcile(corpus, {exchange.id: exchange.split for exchange in exchanges}, others)
+        run = _Run(model, corpus, settings, teacher, terms, others)
+        await run.collect(exchanges)
+    finally:
+        corpus.seal()
+    run.require_an_answer()
+    return CollectSummary(
+        asked=len(exchanges),
+        finished_before=run.finished_before,
+        collected=run.collected,
+        imported=run.imported,
+        failed=dict(run.failed),
+        set_aside=set_aside,
+        prompt_tokens=run.budget.prompt_tokens,
+        completion_tokens=run.budget.completion_tokens,
+        cost_usd=run.budget.spent_usd,
+        seconds=round(time.monotonic() - started, 3),
+        lowest_concurrency=run.pace.lowest,
+        stopped_by=run.stopped_by,
+    )
+
+
+class _Run:
+    """One collection under way."""
+
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        settings: Collect,
+        teacher: Teacher,
+        terms: str,
+        others: Collection[str],
+    ) -> None:
+        self.model, self.corpus, self.terms, self.others = model, corpus, terms, others
+        self.budget = Budget(settings, teacher)
+        self.batch_size = min(model.max_batch, settings.concurrency)
+        self.pace = Pace(min(model.concurrency, settings.concurrency // self.batch_size))
+        self.failures = Failures(corpus.directory)
+        self.finished_before = self.collected = self.imported = 0
+        self.failed: Counter[str] = Counter()
+        self.stopped_by: str | None = None
+        self._stored = self._silent = self._failed_in_a_row = 0
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._pushbacks = model.pushbacks
+
+    async def collect(self, exchanges: list[Exchange]) -> None:
+        """Takes what comes finished and asks for what is missing."""
+        done = self._count_stored()
+        for exchange in exchanges:
+            if exchange.is_finished and exchange.id not in done:
+                self.corpus.append(imported_row(exchange, self.terms))
+                self.imported += 1
+        self._stored += self.imported
+        questions = [exchange for exchange in exchanges if not exchange.is_finished]
+        self.finished_before = sum(exchange.id in done for exchange in exchanges)
+        if all(exchange.id in done for exchange in questions):
+            return
+        with console.progress(
+            "collect", len(questions), "answers", done=sum(e.id in done for e in questions)
+        ) as progress:
+            await self._ask(_batches(questions, self.batch_size, done), progress)
+
+    def _count_stored(self) -> set[str]:
+        """Ids that need not be asked for again; counts what their answers cost."""
+        done = self.failures.final()
+        columns = ["id", "prompt_id", "prompt_tokens", "completion_tokens", "cost_usd"]
+        for row in self.corpus.rows(columns=columns):
+            if row["prompt_id"] in self.others:
+                self.budget.spent_by_others(row)
+                continue
+            done.add(row["id"])
+            self.budget.spend(row)
+            self._stored += 1
+        return done
+
+    async def _ask(self, batches: deque[list[Exchange]], progress: Progress) -> None:
+        try:
+            while batches and self.stopped_by is None:
+                reserve = self.budget.estimate([exchange.request for exchange in batches[0]])
+                limit = self.budget.exceeded_by(reserve)
+                if len(self._under_way) >= self.pace.limit or (limit and self._under_way):
+                    await self._settle()
+                elif limit and len(batches[0]) > 1:
+                    batch = batches.popleft()
+                    batches.extendleft([batch[len(batch) // 2 :], batch[: len(batch) // 2]])
+                elif limit:
+                    self.stopped_by = limit
+                else:
+                    self.budget.hold(reserve)
+                    call = self._call(batches.popleft(), reserve, progress)
+                    self._under_way.add(asyncio.create_task(call))
+            while self._under_way:
+                await self._settle()
+        finally:
+            for task in self._under_way:
+                task.cancel()
+            await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _settle(self) -> None:
+        """Waits until a call ends; what it raised is raised here."""
+        done, self._under_way = await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+        for error in [task.exception() for task in done]:
+            if error is not None:
+                raise error
+
+    async def _call(self, batch: list[Exchange], reserve: Reserve, progress: Progress) -> None:
+        try:
+            results = await self.model.generate([exchange.request for exchange in batch])
+        finally:
+            self.budget.release(reserve)
+        for exchange, result in zip(batch, results, strict=True):
+            if isinstance(result, StillhouseError):
+                self._store_failure(exchange, result)
+            else:
+                self._store_answer(exchange, result)
+        spent = {"spent": self.budget.spent_usd} if self.budget.priced else {}
+        progress.advance(len(batch), **spent)
+        pushed_back = self.model.pushbacks > self._pushbacks
+        self._pushbacks = self.model.pushbacks
+        failed = any(isinstance(result, ApiError) for result in results)
+        self.pace.ended(trouble=pushed_back or failed, under_way=len(self._under_way) - 1)
+
+    def _store_answer(self, exchange: Exchange, reply: Reply) -> None:
+        cost = self.budget.cost(reply.prompt_tokens, reply.completion_tokens)
+        row = answer_row(question_row(exchange, self.model, self.terms), reply, cost)
+        self.corpus.append(row)
+        self.budget.spend(row)
+        self.collected += 1
+        self._stored += 1
+        self._failed_in_a_row = 0
+        answer = row["messages"][-1]
+        self._silent += not (answer["content"].strip() or answer.get("reasoning_content"))
+        if self._silent == SILENT_ANSWERS:
+            self.require_an_answer()
+
+    def _store_failure(self, exchange: Exchange, error: StillhouseError) -> None:
+        if isinstance(error, AuthenticationError):
+            raise error
+        reason = self.failures.add(question_row(exchange, self.model, self.terms), error)
+        self.failed[reason] += 1
+        self._failed_in_a_row += isinstance(error, ApiError)
+        if self._failed_in_a_row == FAILURES_IN_A_ROW:
+            raise ApiError(
+                f"{self.model.reference}: {FAILURES_IN_A_ROW} requests failed one after another; "
+                f"the last: {error}",
+                hint="What was answered is kept; run the same command again when the server is well.",
+            ) from error
+
+    def require_an_answer(self) -> None:
+        """Refuses a teacher that has not said a word to any prompt, in this run or before."""
+        if self._stored == 0 and self.failed:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.failed.items())
+            raise EmptyCorpusError(
+                f"{self.model.reference} answered none of {self.failed.total()} prompts: {reasons}",
+                hint=f"Each failure is written down in {self.failures.path}.",
+            )
+        if self._silent and self._silent == self._stored:
+            raise EmptyCorpusError(
+                f"{self.model.reference} answered {self._silent} prompts, each time with nothing",
+                hint="Check the model's chat template, collect.max_tokens and the server's log.",
+            )
+
+
+def _batches(exchanges: list[Exchange], size: int, done: set[str]) -> deque[list[Exchange]]:
+    """Groups of ``size`` less ``done``: a resumed run forms the same batches as an undisturbed one."""
+    groups = (exchanges[start : start + size] for start in range(0, len(exchanges), size))
+    missing = ([exchange for exchange in group if exchange.id not in done] for group in groups)
+    return deque(group for group in missing if group)

@@ -1,0 +1,1 @@
+"""Choose which exchanges are kept: filters, duplicates, refusals, rejection sampling."""

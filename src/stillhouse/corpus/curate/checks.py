@@ -1,0 +1,106 @@
+"""One check a function: a row in, None or (reason, what was found) out. No check changes a row."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from stillhouse.corpus.curate.near_duplicates import NearDuplicates
+from stillhouse.corpus.curate.refusals import is_refusal
+from stillhouse.corpus.curate.user_function import Verifier
+from stillhouse.corpus.messages import answer_text, user_text
+from stillhouse.corpus.ngrams import Quotations, ngrams
+from stillhouse.corpus.prompts.load import Prompt
+from stillhouse.corpus.schema import Row
+from stillhouse.errors import StillhouseError
+from stillhouse.recipe import Filter
+
+Found = tuple[str, str] | None
+Check = Callable[[Row], Found]
+
+EMPTY = "empty"
+TRUNCATED = "truncated"
+TOO_SHORT = "too short"
+TOO_LONG = "too long"
+REFUSAL = "refusal"
+CONTAMINATION = "contamination"
+VERIFIER = "verifier"
+VERIFIER_ERROR = "verifier error"
+NEAR_DUPLICATE = "near duplicate"
+
+
+def check_empty(row: Row) -> Found:
+    """An answer without text; thoughts alone are no answer."""
+    return None if answer_text(row["messages"]).strip() else (EMPTY, "")
+
+
+def check_truncated(row: Row) -> Found:
+    """An answer cut off by `max_tokens` or the context."""
+    if row["finish_reason"] != "length":
+        return None
+    return TRUNCATED, f"cut off after {row['completion_tokens']} tokens"
+
+
+def length_check(settings: Filter) -> Check:
+    """An answer with fewer or more characters than the recipe allows."""
+
+    def check(row: Row) -> Found:
+        count = len(answer_text(row["messages"]).strip())
+        if 0 < count < settings.min_chars:
+            return TOO_SHORT, f"{count} characters"
+        if settings.max_chars is not None and count > settings.max_chars:
+            return TOO_LONG, f"{count} characters"
+        return None
+
+    return check
+
+
+def check_refusal(row: Row) -> Found:
+    """An answer that declines to answer (see :mod:`~stillhouse.corpus.curate.refusals`)."""
+    answer = answer_text(row["messages"])
+    return (REFUSAL, answer.strip()[:100]) if is_refusal(answer) else None
+
+
+def contamination_check(held_out: list[Prompt], n: int) -> Check:
+    """A prompt that shares a word n-gram with a held-out one, or an answer that quotes ``n`` words of one."""
+    texts = [user_text(prompt.messages) for prompt in held_out]
+    in_prompts = set().union(*(ngrams(text, n) for text in texts))
+    quotations = Quotations(texts, n)
+
+    def check(row: Row) -> Found:
+        shared = in_prompts & ngrams(user_text(row["messages"]), n)
+        if shared:
+            return CONTAMINATION, f"the prompt shares {min(shared)!r} with a held-out prompt"
+        for message in row["messages"]:
+            if message["role"] == "assistant":
+                said = f"{message.get('reasoning_content') or ''}\n{message['content']}"
+                quoted = quotations.first_in(said)
+                if quoted is not None:
+                    return CONTAMINATION, f"the answer quotes {quoted!r} from a held-out prompt"
+        return None
+
+    return check
+
+
+def verifier_check(verifier: Verifier) -> Check:
+    """An exchange for which the verifier's answer is false, or on which it fails."""
+
+    def check(row: Row) -> Found:
+        try:
+            return None if verifier(copy.deepcopy(row)) else (VERIFIER, "")
+        except Exception as error:
+            if isinstance(error, StillhouseError):
+                return VERIFIER_ERROR, str(error)
+            return VERIFIER_ERROR, f"{type(error).__name__}: {error}"
+
+    return check
+
+
+def near_duplicate_check(index: NearDuplicates) -> Check:
+    """An answer that nearly repeats an earlier one. One that passes joins the index: the last check."""
+
+    def check(row: Row) -> Found:
+        earlier = index.find_or_add(row["id"], row["prompt_id"], answer_text(row["messages"]))
+        return (NEAR_DUPLICATE, f"like {earlier}") if earlier is not None else None
+
+    return check

@@ -1,0 +1,1 @@
+"""Read prompts from files, packages and generators; hold some out; add context."""

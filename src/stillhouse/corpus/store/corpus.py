@@ -1,0 +1,195 @@
+"""A corpus: exchanges in a directory, for one writer and any number of readers.
+
+Readers stream and hold one batch of rows; a writer also holds the ids of all rows. See
+:mod:`~stillhouse.corpus.store.layout` for the files. This file does not decide which rows
+belong together, and does not sort.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from stillhouse.corpus.schema import SCHEMA, Row, to_rows, to_table
+from stillhouse.corpus.store.layout import (
+    clear,
+    incomplete_mark,
+    journal_path,
+    numbers,
+    remove_leftovers,
+    shard_path,
+)
+from stillhouse.corpus.store.shards import BATCH_ROWS, batched, open_shard, read_shard, write_shard
+from stillhouse.corpus.store.writer import Writer
+from stillhouse.errors import CorpusError
+from stillhouse.files import storage_errors, take_lock
+from stillhouse.journal import read_journal
+
+SHARD_ROWS = 4096
+
+
+class Corpus:
+    """Exchanges in a directory.
+
+    Args:
+        directory: where the shards are; made by the first write.
+        schema: columns of a row.
+        shard_rows: rows after which the journal is sealed into a shard.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, schema: pa.Schema = SCHEMA, shard_rows: int = SHARD_ROWS
+    ) -> None:
+        self.directory = Path(directory)
+        self.schema = schema
+        self.shard_rows = shard_rows
+        self._writer: Writer | None = None
+        self._ids: set[str] = set()
+
+    # Reading
+
+    def __len__(self) -> int:
+        """The number of rows, from the shards' headers and the journal's lines."""
+        count = 0
+        for number in self._numbers():
+            try:
+                with open_shard(shard_path(self.directory, number), self.schema) as file:
+                    count += file.metadata.num_rows
+            except FileNotFoundError:
+                count += sum(1 for _ in read_journal(journal_path(self.directory, number)))
+        return count
+
+    def rows(self, split: str | None = None, *, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Streams the rows in the order in which they were stored, the journal's last.
+
+        Args:
+            split: only rows of this split.
+            columns: only these columns (`split` must be among them when ``split`` is given).
+
+        Raises:
+            CorpusError: a shard or the journal is damaged; the message names it.
+        """
+        names = list(columns or self.schema.names)
+        for number in self._numbers():
+            for row in self._read(number, names):
+                if split is None or row["split"] == split:
+                    yield row
+
+    def finished(self) -> set[str]:
+        """Ids of all rows: exchanges that need not be asked for again."""
+        return {row["id"] for row in self.rows(columns=["id"])}
+
+    def shards(self) -> list[Path]:
+        """The sealed shards, in order."""
+        paths = (shard_path(self.directory, number) for number in self._numbers())
+        return [path for path in paths if path.exists()]
+
+    def _read(self, number: int, names: Sequence[str]) -> Iterator[Row]:
+        try:
+            yield from read_shard(shard_path(self.directory, number), self.schema, names)
+        except FileNotFoundError:
+            part = pa.schema([self.schema.field(name) for name in names])
+            for group in batched(read_journal(journal_path(self.directory, number)), BATCH_ROWS):
+                yield from to_rows(to_table(group, part))
+
+    def _numbers(self) -> list[int]:
+        try:
+            incomplete = incomplete_mark(self.directory).exists()
+            found = numbers(self.directory)
+        except PermissionError as error:
+            raise CorpusError(f"no permission to read {self.directory}") from error
+        except OSError as error:
+            raise CorpusError(f"{self.directory} cannot be read: {error.strerror}") from error
+        if incomplete:
+            raise CorpusError(
+                f"{self.directory} is only half written: the process that wrote it stopped",
+                hint="Run the same command again; it writes the directory anew.",
+            )
+        return found
+
+    # Writing
+
+    def lock(self) -> Writer:
+        """Becomes the one writer until :meth:`seal` or :meth:`close`; goes on with a killed writer's journal.
+
+        Raises:
+            StorageError: another process is writing to this corpus, or the directory cannot be written.
+        """
+        if self._writer is None:
+            self._numbers()
+            self._writer = Writer(self.directory, self.schema, self.shard_rows)
+            self._ids = self.finished()
+        return self._writer
+
+    def append(self, row: Row) -> None:
+        """Stores a row for good before it returns; the first call takes the lock.
+
+        Raises:
+            StorageError: another process is writing to this corpus, the disk is full, or the directory may
+                not be written; nothing stored before is lost.
+        """
+        writer = self.lock()
+        assert row["id"] not in self._ids, f"row {row['id']} is in the corpus already"
+        assert row.keys() <= set(self.schema.names), f"unknown columns in {sorted(row)}"
+        try:
+            writer.append(row)
+        except BaseException:
+            self.close()
+            raise
+        self._ids.add(row["id"])
+
+    def seal(self) -> None:
+        """Turns the journal into a shard and gives the lock back; the next append takes it again.
+
+        Raises:
+            StorageError: the disk is full; the journal still holds every row.
+        """
+        if self._writer is None and len(self.shards()) == len(self._numbers()):
+            return
+        writer = self.lock()
+        try:
+            writer.seal()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Gives the lock back and leaves the journal as it is."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def replace(self, rows: Iterable[Row]) -> int:
+        """Writes the corpus anew from ``rows``, straight into shards; returns how many there are.
+
+        Until it ends, readers are refused: a half-written corpus is never taken for a whole one.
+        """
+        lock = take_lock(self.directory)
+        try:
+            with storage_errors(self.directory):
+                incomplete_mark(self.directory).touch()
+                remove_leftovers(self.directory)
+                clear(self.directory)
+            count = 0
+            for number, group in enumerate(_runs(rows, self.shard_rows)):
+                count += write_shard(shard_path(self.directory, number), group, self.schema)
+            with storage_errors(self.directory):
+                incomplete_mark(self.directory).unlink()
+            return count
+        finally:
+            os.close(lock)
+
+    def replace_shard(self, path: Path, rows: Iterable[Row]) -> None:
+        """Writes one sealed shard anew with ``rows``, all or nothing; the lock must be held."""
+        assert self._writer is not None, "replace_shard without the lock"
+        write_shard(path, rows, self.schema)
+
+
+def _runs(rows: Iterable[Row], size: int) -> Iterator[Iterator[Row]]:
+    """``rows`` in runs of ``size``, each to be used up before the next is taken."""
+    left = iter(rows)
+    for first in left:
+        yield chain([first], islice(left, size - 1))

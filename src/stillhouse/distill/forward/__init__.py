@@ -1,0 +1,1 @@
+"""The forward pass: packing, attention without crossing documents, precision."""

@@ -1,0 +1,113 @@
+"""Running a model over documents: its last hidden states where a token is to be learned.
+
+Forward passes only; nothing is kept and no gradient is made.
+
+Shapes: N positions that predict a counted token, D the model's hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from stillhouse.distill.data.documents import Document
+from stillhouse.distill.forward.packing import attention, choose_layout, hidden_states, lay_out, passes
+from stillhouse.distill.forward.precision import WorkingCopy, compute_dtype
+from stillhouse.distill.loss.lm_head import Head, head_of
+from stillhouse.errors import ContextLengthError
+from stillhouse.hashing import sha256_bytes, sha256_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PASS_TOKENS = 4096
+"""Tokens of one forward pass."""
+DIGEST_ENTRIES = 4096
+"""Entries of each parameter that :func:`model_digest` reads."""
+
+
+class ForwardPass:
+    """A model (a teacher, or whoever is measured) that is ready to be run.
+
+    Args:
+        model: left as it is; a copy is made where ``dtype`` asks for another type.
+        dtype: ``auto`` is bfloat16 where the hardware multiplies it.
+
+    Raises:
+        ContextLengthError: a document is longer than what the model can read.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        documents: Sequence[Document],
+        dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    ) -> None:
+        self.documents = documents
+        _require_context(model, documents)
+        was_training = model.training
+        model.eval()
+        compute = compute_dtype(dtype, model.device)
+        self.layout = choose_layout(model, compute)
+        self.module = WorkingCopy(model, compute).module
+        self.head = _without_gradient(head_of(self.module))
+        model.train(was_training)
+
+    def over(self, documents: Sequence[Document]) -> ForwardPass:
+        """The same model, ready to be run over other documents."""
+        _require_context(self.module, documents)
+        other = copy.copy(self)
+        other.documents = documents
+        return other
+
+    @torch.no_grad()
+    def hidden(self, indices: Sequence[int]) -> list[Tensor]:
+        """The hidden states of the documents ``indices``, in that order, each [N, D] at its ``predicting``.
+
+        Documents of like length, or of one prompt, share a pass, and no document sees another.
+        """
+        by_document: dict[int, Tensor] = {}
+        was_training = self.module.training
+        self.module.eval()
+        with attention(self.module, self.layout):
+            for batch in passes(indices, self.documents, PASS_TOKENS, self.layout):
+                documents = [self.documents[i] for i in batch]
+                hidden_ND = hidden_states(
+                    self.module.get_decoder(), lay_out(documents, self.layout, self.module.device)
+                )
+                counts = [document.counted for document in documents]
+                by_document |= dict(zip(batch, hidden_ND.split(counts), strict=True))
+        self.module.train(was_training)
+        return [by_document[i] for i in indices]
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """A hash that tells models apart quickly: of names, shapes and evenly spaced entries of parameters."""
+    parts = []
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        step = max(1, len(flat) // DIGEST_ENTRIES)
+        parts.append(
+            [name, list(parameter.shape), sha256_bytes(flat[::step].float().cpu().numpy().tobytes())]
+        )
+    return sha256_json(parts)
+
+
+def _without_gradient(head: Head) -> Head:
+    bias_V = None if head.bias_V is None else head.bias_V.detach()
+    return replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)
+
+
+def _require_context(model: PreTrainedModel, documents: Sequence[Document]) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(documents, key=len, default=None)
+    if context is not None and longest is not None and len(longest) > context:
+        raise ContextLengthError(
+            f"document {longest.id} has {len(longest)} tokens, and the model reads at most {context}",
+            hint=f"Set train.max_length to {context} or less; a private context comes on top of it.",
+        )

@@ -1,0 +1,99 @@
+"""Attention that stays inside each document of a packed row.
+
+A packed row is several documents in one sequence. A dense block mask over it would
+cost the square of the row; this attention function, registered with transformers,
+runs causal attention on each document alone and costs the sum of the documents'
+squares. A document may be cut in two pieces, a prompt and what follows it, so that others can go on
+from the same prompt. It knows sliding windows; soft-capped scores and sinks it refuses, and whatever
+else it does not know :func:`stillhouse.distill.forward.packing.choose_layout` finds out by comparing.
+
+Shapes: S tokens of the row, H query heads, K key heads, E head size, T tokens of a piece, U tokens of
+the piece and of the prompt that it goes on from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+NAME = "stillhouse_packed"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query_1HSE: Tensor,
+    key_1KSE: Tensor,
+    value_1KSE: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    piece_lengths: Sequence[int],
+    continues: Sequence[int | None],
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document; the signature is transformers' attention interface.
+
+    Args:
+        piece_lengths: tokens of each piece, in the row's order; their sum is S.
+        continues: for each piece, the earlier piece (which itself goes on from none) that it attends to
+            wholly, beside itself; None where it is a document of its own.
+        sliding_window: a token sees itself and this many tokens less one before it.
+
+    Returns:
+        The heads' outputs [1, S, H, E], and no weights.
+
+    Raises:
+        NotImplementedError: the model caps its scores (Gemma 2) or has sinks (gpt-oss).
+    """
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("packed attention has neither soft-capped scores nor sinks")
+    dtype = query_1HSE.dtype
+    if query_1HSE.device.type == "cpu" and dtype == torch.bfloat16:
+        # In bfloat16 each new document length costs oneDNN new kernels; float32 passes are a fifth faster.
+        query_1HSE, key_1KSE, value_1KSE = query_1HSE.float(), key_1KSE.float(), value_1KSE.float()
+    # split, not slices: the gradient of a slice is a zero-filled whole row for every piece
+    queries, keys, values = (
+        tensor.split(list(piece_lengths), dim=2) for tensor in (query_1HSE, key_1KSE, value_1KSE)
+    )
+    outputs_1HTE = []
+    for query_1HTE, key_1KTE, value_1KTE, before in zip(queries, keys, values, continues, strict=True):
+        key_1KUE, value_1KUE = key_1KTE, value_1KTE
+        if before is not None:
+            key_1KUE = torch.cat([keys[before], key_1KTE], dim=2)
+            value_1KUE = torch.cat([values[before], value_1KTE], dim=2)
+        mask_TU = _mask(query_1HTE, key_1KUE, sliding_window)
+        output_1HTE = F.scaled_dot_product_attention(
+            query_1HTE,
+            key_1KUE,
+            value_1KUE,
+            attn_mask=mask_TU,
+            dropout_p=dropout,
+            is_causal=mask_TU is None,
+            scale=scaling,
+            enable_gqa=query_1HTE.shape[1] != key_1KUE.shape[1],
+        )
+        outputs_1HTE.append(output_1HTE)
+    return torch.cat(outputs_1HTE, dim=2).transpose(1, 2).to(dtype), None
+
+
+def _mask(query_1HTE: Tensor, key_1KUE: Tensor, sliding_window: int | None) -> Tensor | None:
+    """What the last T of U tokens may see, bool [T, U]; None where that is all before them and T is U."""
+    length, seen = query_1HTE.shape[2], key_1KUE.shape[2]
+    window = seen if sliding_window is None else min(sliding_window, seen)
+    if length == seen == window:
+        return None
+    before = seen - length
+    mask_TU = torch.ones(length, seen, dtype=torch.bool, device=query_1HTE.device)
+    return mask_TU.tril(before).triu(before + 1 - window)
+
+
+AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,173 @@
+"""Documents as one forward pass: packed in a row, or padded where packing is not safe.
+
+Packing wastes almost no token (a row is filled up to a multiple of 128), but is right only
+for models whose attention can be kept inside a document. :func:`choose_layout` does not
+trust a model's name: it runs the model on three short documents, packed and alone, and
+compares. Neighbours in a row that answer the same prompt share it (:mod:`.prompt_sharing`).
+
+Shapes: S tokens of a pass, B rows, T tokens of a row, N positions that predict a counted token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillhouse.distill.data.batches import micro_batches
+from stillhouse.distill.data.documents import Document
+from stillhouse.distill.forward import packed_attention
+from stillhouse.distill.forward.prompt_sharing import SHORTEST, share_prompts, shared_batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FLASH = "flash_attention_2"
+PADDED = "padded"
+ROW_MULTIPLE = 128
+"""Rows are filled up to this: each new length costs the processor new kernels (1.3 times slower without)."""
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Relative difference of hidden states that rounding may make, by the model's type. SmolLM2-135M: 1e-6 in
+float32 and 0.014 in bfloat16; documents that see each other: 0.4."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What goes through the decoder at once.
+
+    Args:
+        inputs: keyword arguments of the decoder.
+        predicting_N: places in the flattened hidden states [B*T, D] whose next token is learned.
+        labels_N: those tokens.
+    """
+
+    inputs: dict[str, Any]
+    predicting_N: Tensor
+    labels_N: Tensor
+
+
+def passes(
+    indices: Sequence[int], documents: Sequence[Document], micro_tokens: int, layout: str
+) -> list[tuple[int, ...]]:
+    """Cuts the documents ``indices`` into passes of at most ``micro_tokens`` tokens each."""
+    if layout == packed_attention.NAME:
+        return shared_batches(indices, documents, micro_tokens)
+    lengths = [len(document) for document in documents]
+    return micro_batches(indices, lengths, micro_tokens, padded=layout == PADDED)
+
+
+def lay_out(documents: Sequence[Document], layout: str, device: torch.device) -> Pass:
+    """Makes a pass of ``documents``, in their order.
+
+    Args:
+        layout: what :func:`choose_layout` returned.
+    """
+    if layout == PADDED:
+        # Padding stands to the right of a document, where a causal model never looks back from.
+        width = max(map(len, documents))
+        ids = np.zeros((len(documents), width), dtype=np.int64)
+        for row, document in zip(ids, documents, strict=True):
+            row[: len(document)] = document.ids
+        predicting = np.concatenate([width * i + d.predicting for i, d in enumerate(documents)])
+        inputs: dict[str, Any] = {}
+    else:
+        ids, predicting, inputs = _packed(documents, layout, device)
+    inputs |= {"input_ids": torch.from_numpy(ids).to(device), "use_cache": False}
+    labels = np.concatenate([document.labels for document in documents]).astype(np.int64)
+    return Pass(inputs, torch.from_numpy(predicting).to(device), torch.from_numpy(labels).to(device))
+
+
+def _packed(
+    documents: Sequence[Document], layout: str, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Token ids [1, S], the predicting places in the row, and what tells the attention the pieces."""
+    row = share_prompts(documents, share=layout != FLASH)
+    filler = -len(row.ids) % ROW_MULTIPLE  # a last document of which nothing is learned
+    ids = np.concatenate([row.ids, np.zeros(filler, dtype=np.int32)]).astype(np.int64)[None]
+    positions = np.concatenate([row.positions, np.arange(filler)])[None]
+    lengths = row.lengths + ([filler] if filler else [])
+    inputs = {"position_ids": torch.from_numpy(positions).to(device)}
+    if layout == FLASH:
+        inputs |= _flash_inputs(lengths, device)
+    else:
+        inputs |= {"piece_lengths": lengths, "continues": row.continues + ([None] if filler else [])}
+    return ids, row.predicting, inputs
+
+
+def _flash_inputs(lengths: list[int], device: torch.device) -> dict[str, Any]:
+    """The documents' bounds as flash attention's variable-length kernel takes them."""
+    bounds = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device)
+    longest = max(lengths)
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def hidden_states(decoder: torch.nn.Module, batch: Pass) -> Tensor:
+    """The decoder's last hidden states at the positions that predict counted tokens, [N, D]."""
+    hidden_BTD = decoder(**batch.inputs).last_hidden_state
+    return hidden_BTD.flatten(0, 1).index_select(0, batch.predicting_N)
+
+
+@torch.no_grad()
+def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
+    """How documents may share a pass: the name of a packed attention, or ``"padded"``.
+
+    Three short documents, two of them with one prompt, go through ``model`` in one packed row and, with the
+    model's own attention, each alone. Where the hidden states differ by more than rounding (a model with
+    soft-capped scores, sinks, recurrent layers, or attention outside transformers' interface), rows are
+    padded instead.
+
+    Args:
+        model: in eval mode; left as it was.
+        dtype: the compute type, on which flash attention depends.
+    """
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = np.arange(SHORTEST + 12, dtype=np.int32) * 7919 % vocabulary  # any varied tokens do
+    prompt, rest = np.split(tokens, [SHORTEST])
+    some = [Document("", rest[:5], np.ones(5, dtype=bool))]
+    for answer in (rest[5:8], rest[8:]):
+        ids = np.concatenate([prompt, answer])
+        some.append(Document("", ids, np.arange(len(ids)) >= SHORTEST))
+    alone = [hidden_states(model.get_decoder(), lay_out([d], PADDED, model.device)) for d in some]
+    with attention(model, packed_attention.NAME) as possible:
+        if not possible:
+            return PADDED
+        try:
+            packed = hidden_states(model.get_decoder(), lay_out(some, packed_attention.NAME, model.device))
+        except NotImplementedError:
+            return PADDED
+    difference = torch.cat(alone) - packed
+    if difference.norm() > TOLERANCE[model.dtype] * packed.norm():
+        return PADDED
+    if model.device.type == "cuda" and dtype == torch.bfloat16 and is_flash_attn_2_available():
+        return FLASH
+    return packed_attention.NAME
+
+
+@contextlib.contextmanager
+def attention(model: PreTrainedModel, layout: str) -> Iterator[bool]:
+    """Makes ``model`` use the attention of ``layout`` inside the block; yields whether it does."""
+    before = str(model.config._attn_implementation)
+    wanted = before if layout == PADDED else layout
+    if wanted != before:
+        if not model._can_set_attn_implementation():
+            yield False
+            return
+        model.set_attn_implementation(wanted)
+    try:
+        yield True
+    finally:
+        if wanted != before:
+            model.set_attn_implementation(before)

@@ -1,0 +1,1 @@
+"""Divergences and the fused losses that use them."""

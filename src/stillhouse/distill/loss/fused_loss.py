@@ -1,0 +1,269 @@
+"""The loss from hidden states, without the logits of the batch ever existing.
+
+A vocabulary is large and a hidden state is small: for 49,152 ids and 576 channels the logits
+are 85 times the hidden states. Here the student's head (and the teacher's) are applied to a
+chunk of rows, the divergence's gradient is computed at once in closed form, multiplied back
+through the head, and the chunk is forgotten. Automatic differentiation sees one operation whose
+gradients are ready when the loss is.
+
+Inside a chunk, everything between the matrix products works on a tile of a few rows that stays in
+the processor's cache, in float32 (float64 for float64); the products run in the dtype of the hidden
+states. Second derivatives are not available.
+
+Shapes: N rows (counted tokens), D hidden size, V the student's vocabulary, S the ids both sides
+have, C rows of a chunk, n rows of a tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stillhouse.distill.loss.divergences import (
+    Distribution,
+    cool,
+    cross_entropy,
+    loss_and_gradient,
+    needs_teacher,
+    reduction_dtype,
+    sampled_forward_kl,
+    text_share,
+    topk_divergence,
+)
+from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.policy_loss import PolicyRows, policy_gradient
+from stillhouse.distill.loss.teacher_rows import DenseRows, MixedRows, SampledRows, SignalRows, TopKRows
+from stillhouse.errors import RecipeError
+from stillhouse.recipe import Objective
+
+TILE_ENTRIES_CPU = 2**20
+"""Entries of a float32 tile on a processor: 4 MB, of which the last cache holds several."""
+
+
+def head_loss(
+    hidden_ND: Tensor,
+    head: Head,
+    labels_N: Tensor,
+    signal_rows: SignalRows | None,
+    objective: Objective,
+    *,
+    chunk: int = 512,
+    weights_N: Tensor | None = None,
+    policy: PolicyRows | None = None,
+    teacher_weight: float = 1.0,
+) -> Tensor:
+    """The objective, summed over rows, as a float32 (float64 for float64) scalar to call ``backward`` on.
+
+    Divide it by the number of counted tokens of the whole optimizer step, never by the vocabulary.
+
+    Row r is a position whose next token is to be learned: ``hidden_ND[r]`` is the student's last hidden state
+    there, ``labels_N[r]`` the token that follows it, ``signal_rows`` row r what the teacher said there.
+
+    The two vocabularies may be padded to different sizes. The divergence is then between the distributions
+    over the ids that both have, each normalised over those; cross-entropy is over all of the student's.
+
+    Args:
+        hidden_ND: after the final norm; its dtype is the compute dtype.
+        head: the student's; weight and bias get gradients if they require them, in their own dtype and summed
+            in float32.
+        labels_N: int64, each below the student's vocabulary; used by cross-entropy only.
+        signal_rows: may be None when the objective is cross-entropy alone.
+        chunk: rows of one matrix product.
+        weights_N: factors of the rows; None is 1 for each.
+        policy: adds the policy loss of the rows' labels, which are then sampled tokens.
+        teacher_weight: factor of the objective; with 0 the policy loss stands alone and no row is needed.
+
+    Raises:
+        RecipeError: cached targets cover ids that the student does not have.
+    """
+    assert policy is not None or teacher_weight == 1.0
+    if needs_teacher(objective) and teacher_weight:
+        assert signal_rows is not None
+        assert len(signal_rows) == len(hidden_ND)
+        cut = isinstance(signal_rows, TopKRows | SampledRows)
+        if cut and signal_rows.vocab_size > head.vocab_size:
+            raise RecipeError(
+                f"targets are cached over {signal_rows.vocab_size} ids; the student has {head.vocab_size}",
+                hint="Cache them again for this student, or use `targets: hidden`.",
+            )
+    if not teacher_weight:
+        signal_rows = None
+    differentiate = torch.is_grad_enabled()
+    task = _Task(
+        head, labels_N, signal_rows, objective, chunk, weights_N, differentiate, policy, teacher_weight
+    )
+    return _HeadLoss.apply(hidden_ND, head.weight_VD, head.bias_V, task)  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What :class:`_HeadLoss` needs besides the tensors that get gradients."""
+
+    head: Head
+    labels_N: Tensor
+    signal_rows: SignalRows | None
+    objective: Objective
+    chunk: int
+    weights_N: Tensor | None
+    differentiate: bool
+    policy: PolicyRows | None = None
+    teacher_weight: float = 1.0
+
+
+class KeptGradients(torch.autograd.Function):
+    """``forward`` saves the gradients of all its inputs but the last; ``backward`` only scales them."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *outer: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return *(None if g is None else g * outer[0] for g in ctx.saved_tensors), None
+
+
+class _HeadLoss(KeptGradients):
+    """Computes the gradients with the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _Task) -> Tensor:
+        wanted = [task.differentiate and needed for needed in ctx.needs_input_grad[:3]]
+        loss, *gradients = _chunked(hidden_ND, weight_VD, bias_V, task, wanted)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+
+def _chunked(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _Task, wanted: list[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss, and its gradients by hidden states, weight and bias (None where not wanted)."""
+    compute, wide = hidden_ND.dtype, reduction_dtype(hidden_ND.dtype)
+    used = _student_ids(task)
+    matrix_VD = weight_VD[:used].to(compute)
+    offset_V = None if bias_V is None else bias_V[:used].to(compute)
+    loss = hidden_ND.new_zeros((), dtype=wide)
+    by_hidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
+    by_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if wanted[1] else None
+    by_bias_V = torch.zeros_like(bias_V, dtype=wide) if wanted[2] and bias_V is not None else None
+
+    for start in range(0, len(hidden_ND), task.chunk):
+        rows = slice(start, min(start + task.chunk, len(hidden_ND)))
+        raw_CV = F.linear(hidden_ND[rows], matrix_VD, offset_V)
+        loss += _chunk_loss(raw_CV, rows, task, differentiate=any(wanted))
+        slope_CV = raw_CV  # _chunk_loss has put the derivative there
+        if by_hidden_ND is not None:
+            torch.mm(slope_CV, matrix_VD, out=by_hidden_ND[rows])
+        if by_weight_VD is not None:
+            _add_product(by_weight_VD[:used], slope_CV, hidden_ND[rows])
+        if by_bias_V is not None:
+            by_bias_V[:used] += slope_CV.sum(dim=0, dtype=wide)
+    by_weight = None if by_weight_VD is None else by_weight_VD.to(weight_VD.dtype)
+    by_bias = None if by_bias_V is None or bias_V is None else by_bias_V.to(bias_V.dtype)
+    return loss, by_hidden_ND, by_weight, by_bias
+
+
+def _student_ids(task: _Task) -> int:
+    """How many of the student's ids matter: all for cross-entropy, else those the teacher has too."""
+    if text_share(task.objective) > 0 or task.signal_rows is None or task.policy is not None:
+        return task.head.vocab_size
+    return min(task.head.vocab_size, task.signal_rows.vocab_size)
+
+
+def _add_product(total_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
+    """total += slopeᵀ hidden; in place where the dtypes are one, else the sum over chunks is the wide one."""
+    if total_VD.dtype == slope_CV.dtype:
+        total_VD.addmm_(slope_CV.T, hidden_CD)
+    else:
+        total_VD += slope_CV.T @ hidden_CD
+
+
+def _chunk_loss(raw_CV: Tensor, rows: slice, task: _Task, *, differentiate: bool) -> Tensor:
+    """The loss of one chunk; ``raw_CV`` (before factor and cap) becomes its derivative, tile by tile."""
+    teacher_CS = None
+    signal = task.signal_rows
+    if task.teacher_weight and needs_teacher(task.objective) and isinstance(signal, DenseRows | MixedRows):
+        teacher_CS = signal.raw(rows, min(task.head.vocab_size, signal.vocab_size))
+    tile = len(raw_CV) if raw_CV.is_cuda else max(1, TILE_ENTRIES_CPU // raw_CV.shape[1])
+    losses = []
+    for start in range(0, len(raw_CV), tile):
+        inside = slice(start, min(start + tile, len(raw_CV)))
+        whole = slice(rows.start + inside.start, rows.start + inside.stop)
+        raw_nV = raw_CV[inside]
+        teacher_nS = None if teacher_CS is None else teacher_CS[inside]
+        loss_n, slope_nV = _tile(raw_nV, teacher_nS, whole, task)
+        if task.weights_N is not None:
+            weights_n = task.weights_N[whole].to(loss_n.dtype)
+            loss_n, slope_nV = loss_n * weights_n, slope_nV.mul_(weights_n[:, None])
+        losses.append(loss_n.sum())
+        if differentiate:
+            raw_nV.copy_(slope_nV)
+    return torch.stack(losses).sum()
+
+
+def _tile(raw_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task) -> tuple[Tensor, Tensor]:
+    """Losses of a tile's rows, [n], and the derivative by ``raw_nV``."""
+    logits_nV = task.head.bend(raw_nV.to(reduction_dtype(raw_nV.dtype)))
+    if task.policy is None:
+        loss_n, slope_nV = _objective(logits_nV, teacher_nS, rows, task)
+    else:
+        loss_n, slope_nV = policy_gradient(logits_nV, task.labels_N[rows], task.policy, rows)
+        if task.teacher_weight:
+            taught_n, taught_nS = _objective(logits_nV, teacher_nS, rows, task)
+            task.policy.record(teacher=taught_n)
+            loss_n = loss_n + task.teacher_weight * taught_n
+            slope_nV[:, : taught_nS.shape[1]].add_(taught_nS, alpha=task.teacher_weight)
+    if task.head.softcap is not None:
+        capped_nV = task.head.bend(raw_nV.to(slope_nV.dtype))
+        slope_nV = slope_nV * (1 - (capped_nV / task.head.softcap) ** 2)
+    return loss_n, slope_nV if task.head.scale == 1.0 else slope_nV * task.head.scale
+
+
+def _objective(
+    logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task
+) -> tuple[Tensor, Tensor]:
+    """The recipe's objective on a tile, [n], and its derivative by the logits; they may be overwritten."""
+    share = text_share(task.objective)
+    if share == 0:
+        loss_n, slope_nV = _divergence(logits_nV, teacher_nS, rows, task)
+    else:
+        loss_n, slope_nV = cross_entropy(logits_nV, task.labels_N[rows])
+        if share < 1:
+            loss_n, slope_nV = loss_n * share, slope_nV.mul_(share)
+            divergence_n, shared_nS = _divergence(logits_nV, teacher_nS, rows, task)
+            loss_n += (1 - share) * divergence_n
+            slope_nV[:, : shared_nS.shape[1]].add_(shared_nS, alpha=1 - share)
+    return loss_n, slope_nV
+
+
+def _divergence(
+    logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task
+) -> tuple[Tensor, Tensor]:
+    """T² times the divergence, [n], and its derivative by the logits of the ids both sides have, [n, S].
+
+    Logits are overwritten. The derivative by z = logits / T is multiplied by T² / T.
+    """
+    signal, objective = task.signal_rows, task.objective
+    temperature = objective.temperature
+    assert signal is not None
+    logits_nS = logits_nV[:, : signal.vocab_size]
+    if isinstance(signal, DenseRows | MixedRows):
+        assert teacher_nS is not None
+        teacher_nS = signal.bend(teacher_nS.to(reduction_dtype(teacher_nS.dtype)))
+        student = Distribution.of_logits(cool(logits_nS, temperature))
+        teacher = Distribution.of_logits(cool(teacher_nS, temperature))
+        loss_n, slope_nS = loss_and_gradient(student, teacher, objective)
+    elif isinstance(signal, TopKRows):
+        loss_n, slope_nS = topk_divergence(
+            cool(logits_nS, temperature), signal.ids_NK[rows], signal.logp_NK1[rows], objective
+        )
+    else:
+        assert isinstance(signal, SampledRows)
+        loss_n, slope_nS = sampled_forward_kl(
+            cool(logits_nS, temperature), signal.ids_NK[rows], signal.counts_NK[rows]
+        )
+    if temperature == 1.0:
+        return loss_n, slope_nS
+    return temperature**2 * loss_n, slope_nS.mul_(temperature)

@@ -1,0 +1,1 @@
+"""On-policy distillation and reinforcement learning on the student's own samples."""

@@ -1,0 +1,1 @@
+"""Build a student: pretrained, pruned, from scratch, with LoRA; save it."""

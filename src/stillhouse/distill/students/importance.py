@@ -1,0 +1,238 @@
+"""What each part of a model does on calibration text, measured: the ground for pruning.
+
+One forward pass over whole documents, one at a time and without padding. Measures only;
+what is cut is decided in ``depth`` and ``width``. Importance is relative to the given
+text: other text can rank the parts differently.
+
+Shapes: N calibration tokens (all documents end to end), D hidden channels, I MLP neurons,
+Q query heads, K key-value heads, L layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stillhouse.distill.students.decoder import layers_of
+from stillhouse.errors import EmptyCorpusError
+
+if TYPE_CHECKING:
+    from stillhouse.distill.data.documents import Document
+
+
+MASSIVE_GROWTH = 10.0
+"""In SmolLM2-135M the layer in question multiplies by 139, the first layer by 35, no other by more than 7."""
+
+
+def calibration_sample(documents: Sequence[Document], tokens: int, seed: int) -> list[Tensor]:
+    """Documents drawn by the seed until they hold ``tokens`` tokens; the last one is cut to fit.
+
+    Returns:
+        Token ids, one int64 tensor [T] a document.
+
+    Raises:
+        EmptyCorpusError: there are no documents.
+    """
+    order = list(range(len(documents)))
+    random.Random(seed).shuffle(order)
+    drawn: list[Tensor] = []
+    left = tokens
+    for index in order:
+        ids = torch.as_tensor(documents[index].ids[:left], dtype=torch.int64)
+        if len(ids):
+            drawn.append(ids)
+            left -= len(ids)
+        if left <= 0:
+            break
+    if not drawn:
+        raise EmptyCorpusError("there is no calibration text to measure importance on")
+    return drawn
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The residual stream of a model over the calibration text."""
+
+    lengths: list[int]
+    """Tokens of each document."""
+    hidden_ND: list[Tensor]
+    """L + 1 tensors: what enters each layer, and last what leaves the last one (before the final norm)."""
+    calls: list[list[dict[str, Any]]]
+    """calls[document][layer]: the keyword arguments the layer was called with (positions, masks)."""
+
+
+@torch.no_grad()
+def trace(model: PreTrainedModel, sample: Sequence[Tensor]) -> Trace:
+    """Runs the model over the sample and keeps the hidden states between all layers.
+
+    Holds N * (L + 1) * D numbers in memory (0.6 GB for 8,192 tokens of a model with 30
+    layers of 576 channels in float32).
+    """
+    layers = layers_of(model)
+    parts: list[list[Tensor]] = [[] for _ in range(len(layers) + 1)]
+    calls: list[list[dict[str, Any]]] = []
+
+    def enters(index: int) -> Callable[..., None]:
+        def hook(_layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+            parts[index].append(args[0][0])
+            calls[-1].append(kwargs)
+
+        return hook
+
+    def leaves(_layer: nn.Module, _args: object, output: Tensor) -> None:
+        parts[-1].append(output[0])
+
+    handles = [layer.register_forward_pre_hook(enters(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    handles.append(layers[-1].register_forward_hook(leaves))
+    with removed_after(handles):
+        for ids in sample:
+            calls.append([])
+            run(model, ids)
+    return Trace([len(ids) for ids in sample], [torch.cat(part) for part in parts], calls)
+
+
+def block_influence(hidden_ND: Sequence[Tensor]) -> list[float]:
+    """How much each layer turns the residual stream: 1 - mean cosine(entering, leaving), L numbers.
+
+    Men et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You
+    Expect", equation 1. 0 is a layer that changes nothing but the length.
+    """
+    pairs = itertools.pairwise(hidden_ND)
+    return [1.0 - F.cosine_similarity(a.double(), b.double(), dim=-1).mean().item() for a, b in pairs]
+
+
+def massive_makers(hidden_ND: Sequence[Tensor]) -> list[int]:
+    """Layers that make some token's state at least 10 times as long as it entered.
+
+    They make the massive activations (Sun et al. 2024, "Massive Activations in Large Language
+    Models") on which later layers rest their attention. It is one token in a document, so a mean
+    over tokens cannot see it: in SmolLM2-135M layer 11 makes it, with the influence of its
+    neighbours, and without that layer nothing later works (docs/students.md has the figures).
+    """
+    lengths_N = [hidden.norm(dim=-1) for hidden in hidden_ND]
+    # 0/0 where a padding token is all zero throughout.
+    growth = [
+        torch.nan_to_num(after / before).max().item() for before, after in itertools.pairwise(lengths_N)
+    ]
+    return [layer for layer, factor in enumerate(growth) if factor >= MASSIVE_GROWTH]
+
+
+@dataclass(frozen=True)
+class WidthImportance:
+    """Mean activation of each part of the width (Muralidharan et al. 2024, section 2.2)."""
+
+    neurons_LI: list[Tensor]
+    """Mean absolute input of ``down_proj``, a tensor [I] a layer."""
+    groups_LK: list[Tensor]
+    """Mean L2 norm of a head's output (the input of ``o_proj``), summed over the query heads that
+    share a key-value head, a tensor [K] a layer."""
+    channels_D: Tensor
+    """Mean absolute output of the layers' norms, summed over all of them."""
+    energy_D: list[Tensor]
+    """For each norm in ``norms_of``: mean squared input after division by its root mean square."""
+
+
+@torch.no_grad()
+def width_importance(model: PreTrainedModel, sample: Sequence[Tensor]) -> WidthImportance:
+    """Measures neurons, heads and channels in one pass.
+
+    Minitron: Muralidharan et al. 2024, "Compact Language Models via Pruning and Knowledge
+    Distillation", section 2.2; means over tokens of absolute values, and of L2 norms for heads.
+    """
+    layers = layers_of(model)
+    config = model.config
+    head_dim = head_size(config)
+    total = sum(len(ids) for ids in sample)
+    neurons = [_Sum() for _ in layers]
+    heads = [_Sum() for _ in layers]
+    norms = norms_of(model)
+    outputs, energies = [_Sum() for _ in norms], [_Sum() for _ in norms]
+
+    handles = []
+    for layer, neuron, head in zip(layers, neurons, heads, strict=True):
+        handles.append(
+            layer.get_submodule("mlp.down_proj").register_forward_pre_hook(neuron.add_input(Tensor.abs))
+        )
+        per_head = _head_norms(head_dim)
+        handles.append(
+            layer.get_submodule("self_attn.o_proj").register_forward_pre_hook(head.add_input(per_head))
+        )
+    for norm, output, energy in zip(norms, outputs, energies, strict=True):
+        handles.append(norm.register_forward_pre_hook(energy.add_input(_normalised_square)))
+        handles.append(norm.register_forward_hook(output.add_output(Tensor.abs)))
+    with removed_after(handles):
+        for ids in sample:
+            run(model, ids)
+
+    groups = config.num_key_value_heads
+    return WidthImportance(
+        neurons_LI=[neuron.total / total for neuron in neurons],
+        groups_LK=[head.total.view(groups, -1).sum(1) / total for head in heads],
+        channels_D=torch.stack([output.total / total for output in outputs[:-1]]).sum(0),
+        energy_D=[energy.total / total for energy in energies],
+    )
+
+
+def norms_of(model: PreTrainedModel) -> list[nn.Module]:
+    """Every norm that reads the residual stream: two a layer, then the final one."""
+    names = ("input_layernorm", "post_attention_layernorm")
+    norms = [layer.get_submodule(name) for layer in layers_of(model) for name in names]
+    return [*norms, getattr(model, model.base_model_prefix).norm]
+
+
+def head_size(config: Any) -> int:
+    """Channels of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def run(model: PreTrainedModel, ids: Tensor) -> None:
+    """One forward pass of the decoder over one document [T], without cache and head."""
+    decoder = getattr(model, model.base_model_prefix)
+    decoder(ids[None].to(next(model.parameters()).device), use_cache=False)
+
+
+@contextlib.contextmanager
+def removed_after(handles: Sequence[Any]) -> Iterator[None]:
+    """Removes hooks at the end, whatever happens."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Sum:
+    """A sum over tokens, in float64, of something computed from a module's input or output."""
+
+    def __init__(self) -> None:
+        self.total: Tensor = torch.zeros((), dtype=torch.float64)
+
+    def add_input(self, measure: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.total = self.total + measure(args[0][0]).sum(0, dtype=torch.float64)
+
+        return hook
+
+    def add_output(self, measure: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            self.total = self.total + measure(output[0]).sum(0, dtype=torch.float64)
+
+        return hook
+
+
+def _head_norms(head_dim: int) -> Callable[[Tensor], Tensor]:
+    return lambda out_NA: out_NA.view(len(out_NA), -1, head_dim).norm(dim=-1)
+
+
+def _normalised_square(hidden_ND: Tensor) -> Tensor:
+    square_ND = hidden_ND.square()
+    return torch.nan_to_num(square_ND / square_ND.mean(-1, keepdim=True))  # padding tokens may be all zero

@@ -1,0 +1,84 @@
+"""Low-rank adapters (Hu et al. 2021) through peft: put in before training, merged for export.
+
+Adapters are put into the model's own linear layers, so that it stays the same class with the
+same ``lm_head`` and decoder, and training needs to know nothing about them. What is saved is
+always the merged, plain model; adapters alone are not exported.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from stillhouse.errors import MissingExtraError, RecipeError
+from stillhouse.recipe import Lora
+from stillhouse.recipe.suggest import did_you_mean
+
+
+def prepare_lora(model: PreTrainedModel, settings: Lora | None, *, seed: int) -> PreTrainedModel:
+    """``model`` with adapters put in, in place: they train, everything else is frozen.
+
+    The update starts at zero, so the model computes the same as before. With settings of None
+    the model is returned as it is.
+
+    Args:
+        seed: draws the adapters' first halves.
+
+    Raises:
+        RecipeError: a name in ``targets`` is no linear layer of the model.
+        MissingExtraError: peft is not installed.
+    """
+    if settings is None:
+        return model
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError(
+            "student.lora needs the package peft", hint='Install it with: pip install "stillhouse[lora]"'
+        ) from error
+    _check_targets(model, settings)
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]  (annotated int, any number works)
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        bias="none",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, model)
+    return model
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether :func:`prepare_lora` put adapters into ``model``."""
+    return hasattr(model, "peft_config")
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of ``model`` with its adapters multiplied into the weights and nothing left of peft."""
+    from peft.tuners.lora import LoraLayer
+
+    plain = copy.deepcopy(model)
+    adapted = [(name, module) for name, module in plain.named_modules() if isinstance(module, LoraLayer)]
+    for name, module in adapted:
+        module.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(plain.get_submodule(parent), child, module.get_base_layer())
+    del plain.peft_config
+    return plain.requires_grad_(True)
+
+
+def _check_targets(model: PreTrainedModel, settings: Lora) -> None:
+    linears = {
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    for target in settings.targets:
+        if target not in linears:
+            raise RecipeError(
+                f"student.lora.targets: the student has no linear layer named {target!r}",
+                hint=did_you_mean(target, linears) or f"It has {', '.join(sorted(linears))}.",
+            )

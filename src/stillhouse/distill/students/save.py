@@ -1,0 +1,71 @@
+"""A student as a directory that transformers loads without knowing Stillhouse.
+
+safetensors weights, configuration, generation configuration, tokenizer and chat template.
+The model card is not written here.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as noise
+
+from stillhouse.distill.students.lora import has_adapters, merged
+from stillhouse.errors import StorageError
+from stillhouse.files import atomic_directory
+from stillhouse.models import ChatTemplate
+
+
+def save_student(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    template: ChatTemplate,
+    directory: str | Path,
+    *,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+) -> None:
+    """Writes the student to ``directory``, replacing what was there; adapters are merged first.
+
+    ``model`` is left as it is. Everything is written to a directory beside it which then takes
+    its name, so that no half-written student is ever found there.
+
+    Args:
+        dtype: type of the saved parameters. bfloat16 halves the file and rounds each weight by at
+            most 2^-9 of its size: measure the student as saved, not as trained. float32 is exact.
+
+    Raises:
+        StorageError: the disk is full, or the place may not be written.
+    """
+    plain = merged(model) if has_adapters(model) else copy.deepcopy(model)
+    nn.Module.to(plain, device="cpu", dtype=getattr(torch, dtype))
+    plain.config.use_cache = True
+    _end_with_turn(plain, tokenizer)
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = template.source
+    with atomic_directory(directory) as temporary:
+        noise.disable_progress_bar()
+        try:
+            plain.save_pretrained(temporary)
+        except SafetensorError as error:  # its own words for a full disk; Python's OSError never appears
+            raise StorageError(f"could not write the weights to {directory}: {error}") from error
+        finally:
+            noise.enable_progress_bar()
+        tokenizer.save_pretrained(temporary)
+
+
+def _end_with_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Makes generation stop at the tokenizer's end mark too, where it is not among the model's own."""
+    generation = model.generation_config
+    assert generation is not None
+    own, mark = generation.eos_token_id, tokenizer.eos_token_id
+    ends = [own] if isinstance(own, int) else list(own or [])
+    if isinstance(mark, int) and mark not in ends:
+        ends.append(mark)
+    if ends:
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]

@@ -1,0 +1,1 @@
+"""Teacher distributions for every learned token: formats, storage, ensembles."""

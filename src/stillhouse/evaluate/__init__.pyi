@@ -1,0 +1,12 @@
+from .compare import Candidate as Candidate, evaluate_models as evaluate_models
+from .ensemble import SeveralReferences as SeveralReferences
+from .measures import (
+    Measures as Measures,
+    Reference as Reference,
+    TeacherReference as TeacherReference,
+    measure as measure,
+)
+from .report import write_report as write_report
+from .sampled import Judged as Judged, judge_answers as judge_answers, sample_and_score as sample_and_score
+from .study import study_page as study_page, study_results as study_results, study_table as study_table
+from .table import results_table as results_table

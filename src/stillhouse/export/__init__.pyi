@@ -1,0 +1,1 @@
+from .write import Exported as Exported, export_gguf as export_gguf

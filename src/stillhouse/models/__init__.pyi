@@ -1,0 +1,55 @@
+from .backends.llama_cpp import awake_server as awake_server, open_llama as open_llama
+from .backends.open import open_model as open_model
+from .backends.openai_api import lacks_key as lacks_key
+from .backends.prompts import Prompts as Prompts, cut_at_stop as cut_at_stop, has_stop as has_stop
+from .backends.pytorch import TorchModel as TorchModel
+from .chat.isolated_template import ContainedTemplate as ContainedTemplate
+from .chat.reasoning import (
+    CLOSE_THOUGHTS as CLOSE_THOUGHTS,
+    OPEN_THOUGHTS as OPEN_THOUGHTS,
+    split_reasoning as split_reasoning,
+)
+from .chat.template import ChatTemplate as ChatTemplate, compare_templates as compare_templates
+from .chat.tool_calls import CallForm as CallForm
+from .cpu import cpu_has_bfloat16 as cpu_has_bfloat16
+from .gguf.file import GgufFile as GgufFile, read_gguf as read_gguf
+from .gguf.pretokenizers import pre_tokenizer_name as pre_tokenizer_name
+from .gguf.token_bytes import token_bytes as token_bytes
+from .gguf.tokenizer import (
+    normal_merges as normal_merges,
+    same_tokenizer as same_tokenizer,
+    tokenizer_difference as tokenizer_difference,
+    tokenizer_from_gguf as tokenizer_from_gguf,
+)
+from .metadata import describe as describe
+from .recipe_terms import recipe_terms as recipe_terms, terms_of as terms_of
+from .reference import EMBEDDED as EMBEDDED, Reference as Reference, parse_reference as parse_reference
+from .sampling.batch import can_sample as can_sample, sample as sample
+from .sampling.constrained import (
+    Constraints as Constraints,
+    checked_schema as checked_schema,
+    guided as guided,
+)
+from .sampling.continuous import (
+    ContinuousSampler as ContinuousSampler,
+    LiveSequence as LiveSequence,
+    TokenScore as TokenScore,
+)
+from .sampling.next_token import Marker as Marker
+from .types import (
+    Can as Can,
+    Message as Message,
+    Model as Model,
+    ModelFacts as ModelFacts,
+    Reply as Reply,
+    Request as Request,
+    Sampling as Sampling,
+    Weights as Weights,
+)
+from .weights import (
+    fingerprint_of as fingerprint_of,
+    load_tokenizer as load_tokenizer,
+    load_weights as load_weights,
+    require_rows as require_rows,
+    require_safetensors as require_safetensors,
+)

@@ -1,0 +1,1 @@
+"""Backends that generate: PyTorch, llama.cpp, OpenAI-compatible APIs."""

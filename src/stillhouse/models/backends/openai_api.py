@@ -1,0 +1,338 @@
+"""Teachers behind an OpenAI-compatible API, through the `openai` client with its own retries off.
+
+Answers are asked for whole, not streamed: a body that is cut off is then a failure that the client
+sees, and is asked for again. All trying again is in retry.py. Only `role` and `content` are sent:
+several providers refuse earlier turns with their reasoning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from stillhouse.errors import (
+    AuthenticationError,
+    ContextLengthError,
+    ModelError,
+    ModelNotFoundError,
+    StillhouseError,
+)
+from stillhouse.hashing import sha256_text
+from stillhouse.models.backends.retry import TemporaryError, retry_after, with_retries
+from stillhouse.models.chat.reasoning import split_reasoning
+from stillhouse.models.reference import Reference
+from stillhouse.models.types import Can, Reply, Request, Sampling
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+CONCURRENCY = 256
+_OVERLOADED = (429, 503, 529)
+_TRANSIENT = (408, 409, 425, *_OVERLOADED)
+_CONTEXT_WORDS = (
+    "context_length",
+    "context length",
+    "context window",
+    "context size",
+    "maximum context",
+    "too long",
+)
+_CHARACTERS_PER_TOKEN = 4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an API makes of a text without a chat template."""
+
+    text: str
+    """What it wrote; with echo, the text as it read it."""
+    logps: list[float | None] | None
+    """Log-probabilities of the text's tokens in nats, where they were told; None for a token that follows
+    nothing, and instead of a number that is none."""
+    tokens: int
+    """That the provider counts, read and written."""
+
+
+class ApiModel:
+    """A model that somebody serves."""
+
+    can = Can(generate=True, logprobs=False, train=False)
+    max_batch = 1
+    concurrency = CONCURRENCY
+    template_hash: str | None = None
+    context_length: int | None = None
+
+    def __init__(
+        self, reference: Reference, client: AsyncOpenAI, *, timeout_s: float, retries: int, seed: int
+    ) -> None:
+        assert reference.url is not None and reference.name is not None
+        self.reference, self.name, self.url = reference.text, reference.name, reference.url
+        self.fingerprint = sha256_text(f"{reference.url}#{reference.name}")
+        self.pushbacks = 0
+        self._client, self._timeout_s, self._retries = client, timeout_s, retries
+        self._jitter = random.Random(seed)
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
+        """One result for each request, in order.
+
+        Raises:
+            AuthenticationError: the key was refused.
+            ModelNotFoundError: the server does not know the model or the address.
+        """
+        return list(await asyncio.gather(*map(self._one, requests)))
+
+    async def complete(
+        self, prompt: str, sampling: Sampling, *, echo: bool = False
+    ) -> Completion | StillhouseError:
+        """Continues a text, without a chat template (`POST /completions`).
+
+        Args:
+            echo: write nothing and tell the log-probabilities of ``prompt`` itself.
+
+        Raises:
+            AuthenticationError, ModelNotFoundError: as :meth:`generate`.
+        """
+        return await self._tried(lambda: self._complete(prompt, sampling, echo))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.close()
+
+    async def _one(self, request: Request) -> Reply | StillhouseError:
+        return await self._tried(lambda: self._ask(request))
+
+    async def _tried(self, call: Callable[[], Awaitable[T]]) -> T | StillhouseError:
+        """What ``call`` gives in the end, or why it gives nothing."""
+        try:
+            return await with_retries(
+                call,
+                retries=self._retries,
+                jitter=self._jitter,
+                on_pushback=self._count_pushback,
+            )
+        except (AuthenticationError, ModelNotFoundError):
+            raise
+        except StillhouseError as error:
+            return error
+
+    def _count_pushback(self) -> None:
+        self.pushbacks += 1
+
+    async def _ask(self, request: Request) -> Reply:
+        """One try."""
+        body, headers = await self._post(self._client.chat.completions, self._parameters(request))
+        return self._reply(request, body, headers)
+
+    async def _complete(self, prompt: str, sampling: Sampling, echo: bool) -> Completion:
+        """One try."""
+        parameters: dict[str, Any] = {
+            "model": self.name,
+            "prompt": prompt,
+            "temperature": sampling.temperature,
+        }
+        if echo:
+            parameters |= {"echo": True, "logprobs": 0, "max_tokens": 0}
+        else:
+            parameters |= {"top_p": sampling.top_p, "max_tokens": sampling.max_tokens, "seed": sampling.seed}
+        body, _ = await self._post(self._client.completions, parameters)
+        data = self._data(body)
+        try:
+            return _completion(data, prompt)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise TemporaryError(f"{self.url} answers in another form: {error!r}: {body[:80]!r}") from error
+
+    async def _post(self, endpoint: Any, parameters: dict[str, Any]) -> tuple[str, Any]:
+        """The body and headers of an answer; what is wrong is raised, passing trouble as TemporaryError."""
+        import openai
+
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                raw = await endpoint.with_raw_response.create(**parameters)
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise TemporaryError(
+                f"{self.url} gave no answer in {self._timeout_s:g} s", pushback=True
+            ) from error
+        except openai.APIStatusError as error:
+            raise self._refusal(error.status_code, error.response.text, error.response.headers) from error
+        except openai.APIConnectionError as error:
+            raise TemporaryError(
+                f"the connection to {self.url} failed: {error.__cause__ or error}"
+            ) from error
+        return raw.text, raw.headers
+
+    def _parameters(self, request: Request) -> dict[str, Any]:
+        sampling = request.sampling
+        # OpenAI's newer models know only the new name, most compatible servers only the old one.
+        limit = "max_completion_tokens" if urlsplit(self.url).hostname == "api.openai.com" else "max_tokens"
+        parameters: dict[str, Any] = {
+            "model": self.name,
+            "messages": [{"role": m["role"], "content": m.get("content") or ""} for m in request.messages],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            limit: sampling.max_tokens,
+        }
+        if sampling.seed is not None:
+            parameters["seed"] = sampling.seed
+        if sampling.stop:
+            parameters["stop"] = list(sampling.stop)
+        if sampling.top_logprobs:
+            parameters |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        extra = {"top_k": sampling.top_k, "min_p": sampling.min_p}
+        if any(extra.values()):
+            parameters["extra_body"] = {name: value for name, value in extra.items() if value}
+        return parameters
+
+    def _refusal(self, status: int, body: str, headers: Any) -> Exception:
+        """The error behind a status other than 200."""
+        message, code = _error_words(body)
+        if status in (401, 403):
+            return AuthenticationError(
+                f"{self.url} refuses the key: {message}",
+                hint="Check the key in the environment variable that the recipe names.",
+            )
+        if status == 404:
+            return ModelNotFoundError(
+                f"{self.url} knows no model {self.name!r}: {message}",
+                hint=f"See {self.url}/models for its names.",
+            )
+        if code == "insufficient_quota":
+            return ModelError(f"{self.url}: {message}", hint="The account has no credit left.")
+        if status in _TRANSIENT or status >= 500:
+            wait = retry_after(headers.get("retry-after"), datetime.datetime.now(datetime.UTC))
+            return TemporaryError(
+                f"{self.url} answers {status}: {message}", wait_s=wait, pushback=status in _OVERLOADED
+            )
+        if status == 413 or any(word in f"{code} {message}".lower() for word in _CONTEXT_WORDS):
+            return ContextLengthError(
+                f"{self.url}: {message}", hint="Shorten the prompt or lower collect.max_tokens."
+            )
+        return ModelError(f"{self.url} refuses the request ({status}): {message}")
+
+    def _data(self, body: str, headers: Any = None) -> dict[str, Any]:
+        """The object that a body holds."""
+        try:
+            data = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise TemporaryError(f"{self.url} answers with invalid JSON: {body[:80]!r}") from error
+        if not isinstance(data, dict):
+            raise TemporaryError(f"{self.url} answers with {type(data).__name__} instead of an object")
+        if error := data.get("error"):  # some gateways report failures with status 200
+            status = error.get("code") if isinstance(error, dict) else None
+            raise self._refusal(status if isinstance(status, int) else 500, body, headers or {})
+        return data
+
+    def _reply(self, request: Request, body: str, headers: Any) -> Reply:
+        data = self._data(body, headers)
+        choices = data.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+            raise TemporaryError(f"{self.url} answers without choices")
+        try:
+            return _from_choice(request, data, choice, headers)
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise TemporaryError(f"{self.url} answers in another form: {error}: {body[:80]!r}") from error
+
+
+def lacks_key(reference: Reference, api_key_env: str) -> bool:
+    """Whether ``reference`` is an API on another machine and the environment holds no key for it."""
+    return reference.is_elsewhere and not os.environ.get(api_key_env)
+
+
+def open_api(
+    reference: Reference, *, api_key_env: str, timeout_s: float, retries: int, seed: int
+) -> ApiModel:
+    """A client for ``reference``; asks nothing yet.
+
+    Raises:
+        AuthenticationError: no key in the environment, for an address that is not this machine.
+    """
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+    key = os.environ.get(api_key_env)
+    if lacks_key(reference, api_key_env):
+        raise AuthenticationError(
+            f"no API key: the environment variable {api_key_env} is empty",
+            hint=f"export {api_key_env}=…, or name another variable in teacher.api_key_env.",
+        )
+    client = AsyncOpenAI(
+        base_url=reference.url,
+        api_key=key or "none",
+        max_retries=0,
+        timeout=timeout_s,
+        # No proxy that the environment names may see what is meant for this machine.
+        http_client=DefaultAsyncHttpxClient(timeout=timeout_s, trust_env=reference.is_elsewhere),
+    )
+    return ApiModel(reference, client, timeout_s=timeout_s, retries=retries, seed=seed)
+
+
+def _from_choice(request: Request, data: dict[str, Any], choice: dict[str, Any], headers: Any) -> Reply:
+    """The answer in the types that a corpus can hold; ValueError or TypeError where the server has others."""
+    message = choice["message"]
+    text = _text(message.get("content")) or _text(message.get("refusal")) or ""
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(reasoning, str):
+        text, reasoning = split_reasoning(text)
+    usage = data.get("usage") or {}
+    asked = sum(len(m.get("content") or "") for m in request.messages)
+    said = len(text) + len(reasoning or "")
+    return Reply(
+        text=text,
+        reasoning=reasoning,
+        finish_reason=_word(choice.get("finish_reason")) or "unknown",
+        # Budgets need a number even from servers that do not count.
+        prompt_tokens=_count(usage.get("prompt_tokens")) or -(-asked // _CHARACTERS_PER_TOKEN),
+        completion_tokens=_count(usage.get("completion_tokens")) or -(-said // _CHARACTERS_PER_TOKEN),
+        request_id=headers.get("x-request-id") or _word(data.get("id")),
+        top_logprobs=(choice.get("logprobs") or {}).get("content"),
+        model=_word(data.get("model")),
+    )
+
+
+def _completion(data: dict[str, Any], prompt: str) -> Completion:
+    """The first choice of a text completion; LookupError, TypeError or ValueError where there is none."""
+    choice, usage = data["choices"][0], data.get("usage") or {}
+    told = (choice.get("logprobs") or {}).get("token_logprobs")
+    logps = None if told is None else [None if value is None else float(value) for value in told]
+    text = _text(choice.get("text")) or ""
+    return Completion(
+        text, logps, _count(usage.get("total_tokens")) or -(-len(prompt + text) // _CHARACTERS_PER_TOKEN)
+    )
+
+
+def _text(value: Any) -> str | None:
+    if not isinstance(value, str | None):
+        raise TypeError(f"the content is no text but {value!r:.60}")
+    return value
+
+
+def _word(value: Any) -> str | None:
+    """Names are text, whatever a server makes of them."""
+    return None if value is None else str(value)
+
+
+def _count(value: Any) -> int:
+    """Tokens as a number that a corpus can hold; 0 where the server does not say."""
+    count = int(value or 0)
+    if not 0 <= count < 2**31:
+        raise ValueError(f"{count} tokens")
+    return count
+
+
+def _error_words(body: str) -> tuple[str, str]:
+    """Message and code of an error body, whatever its form."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return body.strip()[:200] or "no reason given", ""
+    if isinstance(error, dict):
+        return str(error.get("message") or error), str(error.get("code") or error.get("type") or "")
+    return str(error), ""

@@ -1,0 +1,1 @@
+"""Chat templates, token masks, tool calls and reasoning."""

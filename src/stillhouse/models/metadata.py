@@ -1,0 +1,187 @@
+"""What a model is, from configuration files and headers only: no weights, no torch.
+
+Names on the hub are looked up in the local cache or downloaded without their weights; an API has
+nothing to describe.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import ModelError, StillhouseError
+from stillhouse.hashing import sha256_text
+from stillhouse.models import hub
+from stillhouse.models.gguf.config import ARCHITECTURES, transformers_config
+from stillhouse.models.gguf.file import GgufFile, read_gguf, read_tensor
+from stillhouse.models.reference import Reference, parse_reference
+from stillhouse.models.types import ModelFacts
+from stillhouse.provenance import read_card_head
+
+_METADATA = (
+    "general.license",
+    "general.name",
+    "general.organization",
+    "general.basename",
+    "general.architecture",
+)
+_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit on a safetensors header
+
+
+def describe(reference: str) -> ModelFacts:
+    """The facts about the model that ``reference`` names.
+
+    Fields that its files do not tell are None. For an API everything but the name is.
+
+    Raises:
+        ModelNotFoundError: nothing there.
+        ModelError: a damaged header or configuration.
+    """
+    parsed = parse_reference(reference)
+    if parsed.kind == "api":
+        return _nothing_known(parsed)
+    try:
+        if parsed.is_gguf:
+            assert parsed.path is not None
+            return _from_gguf(parsed, read_gguf(parsed.path))
+        return _from_directory(parsed, parsed.path or hub.fetch(parsed, hub.SMALL))
+    except StillhouseError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ModelError(
+            f"{reference}: a file of the model is damaged: {type(error).__name__}: {error}"[:300],
+            hint="Download the model again.",
+        ) from error
+
+
+def _nothing_known(reference: Reference) -> ModelFacts:
+    empty = dict.fromkeys(
+        ("model_type", "parameters", "vocab_size", "layers", "hidden_size", "context_length")
+    )
+    empty |= dict.fromkeys(("tokenizer_hash", "template_hash", "license", "size_bytes"))
+    return ModelFacts(reference=reference.text, kind=reference.kind, name=reference.name, **empty)
+
+
+def _from_gguf(reference: Reference, file: GgufFile) -> ModelFacts:
+    from stillhouse.models.gguf.tokenizer import gguf_tokens, tokenizer_hash
+
+    config: dict[str, Any] = {}
+    if file.architecture in ARCHITECTURES:
+        factors = (
+            read_tensor(file, "rope_freqs.weight").tolist() if "rope_freqs.weight" in file.tensors else None
+        )
+        config = transformers_config(file, llama3_factors=factors)
+    template = file.metadata.get("tokenizer.chat_template")
+    embedding = file.tensors.get("token_embd.weight")
+    return ModelFacts(
+        reference=reference.text,
+        kind=reference.kind,
+        model_type=config.get("model_type", file.architecture),
+        parameters=sum(place.size for name, place in file.tensors.items() if name != "rope_freqs.weight"),
+        vocab_size=embedding.shape[0] if embedding else None,
+        layers=file.of_architecture("block_count"),
+        hidden_size=file.of_architecture("embedding_length"),
+        context_length=file.of_architecture("context_length"),
+        tokenizer_hash=tokenizer_hash(gguf_tokens(file), file.metadata.get("tokenizer.ggml.merges", [])),
+        template_hash=sha256_text(template) if template else None,
+        license=file.metadata.get("general.license"),
+        name=file.metadata.get("general.name"),
+        size_bytes=file.path.stat().st_size,
+        config=config,
+        metadata={key: str(file.metadata[key]) for key in _METADATA if key in file.metadata},
+    )
+
+
+def _from_directory(reference: Reference, path: Path) -> ModelFacts:
+    if not (path / "config.json").is_file():
+        from stillhouse.models.weights import require_safetensors
+
+        require_safetensors(path)
+    config = _json(path / "config.json")
+    text = config.get("text_config", config)
+    card = path / "README.md"
+    head = read_card_head(card.read_text("utf-8", "replace")) if card.is_file() else {}
+    license = head.get("license") or config.get("license")
+    name = config.get("_name_or_path") or reference.name or path.name
+    metadata = head | {
+        "general.license": license,
+        "model_type": config.get("model_type"),
+        "general.name": name,
+    }
+    return ModelFacts(
+        reference=reference.text,
+        kind=reference.kind,
+        model_type=config.get("model_type"),
+        parameters=_parameters(path),
+        vocab_size=text.get("vocab_size"),
+        layers=text.get("num_hidden_layers"),
+        hidden_size=text.get("hidden_size"),
+        context_length=text.get("max_position_embeddings"),
+        tokenizer_hash=_tokenizer_hash(path / "tokenizer.json"),
+        template_hash=_template_hash(path),
+        license=license,
+        name=name,
+        size_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")) or None,
+        config=config,
+        metadata={key: str(value) for key, value in metadata.items() if value},
+    )
+
+
+def _parameters(path: Path) -> int | None:
+    """Number of weights in the safetensors files; from their index where they are not there themselves."""
+    files = sorted(path.glob("*.safetensors"))
+    if files:
+        return sum(_tensor_sizes(file) for file in files)
+    if index := next(iter(path.glob("*.safetensors.index.json")), None):
+        return _json(index).get("metadata", {}).get("total_parameters")
+    return None
+
+
+def _tensor_sizes(file: Path) -> int:
+    """Number of elements by the header: 8 bytes of length, then JSON (the safetensors format)."""
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else _HEADER_LIMIT
+        if length >= _HEADER_LIMIT:
+            raise ModelError(f"{file} is not a safetensors file", hint="Download it again.")
+        try:
+            header = json.loads(stream.read(length))
+            return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{file} has a damaged header", hint="Download it again.") from error
+
+
+def _tokenizer_hash(file: Path) -> str | None:
+    """The hash that the same tokenizer has as GGUF, where it is byte-level BPE."""
+    from stillhouse.models.gguf.tokenizer import normal_merges, tokenizer_hash
+
+    if not file.is_file():
+        return None
+    data = _json(file)
+    model = data.get("model", {})
+    if not isinstance(model.get("vocab"), dict):
+        return sha256_text(file.read_text("utf-8"))
+    ids = dict(model["vocab"])
+    ids |= {token["content"]: token["id"] for token in data.get("added_tokens", [])}
+    return tokenizer_hash(sorted(ids, key=ids.__getitem__), normal_merges(model))
+
+
+def _template_hash(path: Path) -> str | None:
+    if (file := path / "chat_template.jinja").is_file():
+        return sha256_text(file.read_text("utf-8"))
+    settings = _json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    template = settings.get("chat_template")
+    return sha256_text(template) if isinstance(template, str) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} is not a JSON object")
+    return value

@@ -1,0 +1,1 @@
+"""Sampling from local weights: batches, continuous batching, constraints, decoders."""

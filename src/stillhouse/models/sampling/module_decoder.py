@@ -1,0 +1,100 @@
+"""Prefill and step through a module's own forward pass, for architectures that have no lean one.
+
+Every layer must attend to the whole sequence; see :func:`~stillhouse.models.sampling.batch.can_sample`.
+
+Shapes: B sequences, P prompts, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from stillhouse.models.sampling.kv_cache import KeyValues
+
+
+class ModuleDecoder:
+    """The same interface as :class:`~stillhouse.models.sampling.fast_decoder.FastDecoder`."""
+
+    def __init__(self, model: PreTrainedModel, memory: KeyValues) -> None:
+        self.model, self.memory = model, memory
+        self.place = _Place()
+        self.cache = Cache(layers=[_SlotLayer(memory, n, self.place) for n in range(len(memory.layers))])
+
+    def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
+        """Logits [P, V] after each prompt, one prompt at a time."""
+        logits = []
+        for prompt, slot in zip(prompts, slots, strict=True):
+            logits.append(self.extend(prompt, slot, 0))
+        return torch.cat(logits)
+
+    def extend(self, ids: Sequence[int], slot: int, past: int, *, every: bool = False) -> torch.Tensor:
+        """Logits [1, V] (or [N, V]) after ``ids``, which follow the first ``past`` tokens in ``slot``."""
+        total = past + len(ids)
+        self.memory.clear_to(total)
+        self.place.slot, self.place.rows_R = slot, None
+        self.place.past, self.place.total = past, total
+        ids_1N = torch.tensor([list(ids)], device=self.model.device)
+        positions = torch.arange(past, total, device=self.model.device)[None]
+        mask_1T = torch.ones(1, total, dtype=torch.long, device=self.model.device)
+        return self._forward(ids_1N, mask_1T, positions, keep=len(ids) if every else 1)[0]
+
+    def step(self, tokens_B: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] after one more token of the sequences in the first B slots."""
+        total = int(lengths_B.max()) + 1
+        self.memory.clear_to(total)
+        self.place.rows_R, self.place.total = self.memory.rows(lengths_B), total
+        mask_BT = torch.arange(total, device=lengths_B.device) <= lengths_B[:, None]
+        return self._forward(tokens_B[:, None], mask_BT.long(), lengths_B[:, None])[:, -1]
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, *, keep: int = 1
+    ) -> torch.Tensor:
+        return self.model(
+            ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
+
+
+class _Place:
+    """Where the pass under way writes: into one slot after its past, or at each sequence's own end."""
+
+    slot = 0
+    past = 0
+    rows_R: torch.Tensor | None = None
+    total = 0
+
+
+class _SlotLayer(DynamicLayer):
+    """One layer's keys and values, kept in `KeyValues`."""
+
+    def __init__(self, memory: KeyValues, number: int, place: _Place) -> None:
+        super().__init__()
+        self.memory, self.number, self.place = memory, number, place
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows_R, pairs = self.place.rows_R, torch.cat([key_states, value_states], 1)
+        if rows_R is None:
+            slot, past, total = self.place.slot, self.place.past, self.place.total
+            self.memory.write(self.number, (slot, slice(None), slice(past, total)), pairs[0])
+            if past:
+                memory = self.memory.layers[self.number]
+                assert memory is not None
+                key_states, value_states = memory[slot : slot + 1, :, :total].chunk(2, 1)
+            return key_states, value_states
+        memory = self.memory.append(self.number, rows_R, pairs[:, :, 0])
+        keys, values = memory[: len(pairs), :, : self.place.total].chunk(2, 1)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return self.place.past if self.place.rows_R is None else self.place.total - 1

@@ -1,0 +1,1 @@
+from .template import page_template as page_template

@@ -1,0 +1,202 @@
+"""A recipe in its directory, and what several stages share, loaded once.
+
+Paths of a run and lazy values; nothing here is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from stillhouse.console import console
+from stillhouse.errors import RecipeError
+from stillhouse.files import read_json
+from stillhouse.provenance import Manifest, require_all_allowed
+from stillhouse.recipe import Objective, Recipe
+from stillhouse.recipe.teachers import all_teachers, responsible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from stillhouse.corpus import Context, Corpus, Prompt
+    from stillhouse.distill import Document, TeacherSignal
+    from stillhouse.models import ChatTemplate, Weights
+    from stillhouse.pipeline.teacher_targets import Lesson
+    from stillhouse.provenance import Terms, Verdict
+
+
+class Run:
+    """A recipe in its directory, with what several stages share loaded once."""
+
+    def __init__(self, recipe: Recipe, directory: Path) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.manifest = Manifest.load(directory)
+        self._weights: dict[int, Weights] = {}
+
+    @property
+    def objective(self) -> Objective:
+        return self.recipe.objective
+
+    @property
+    def learns_distributions(self) -> bool:
+        """Whether the objective needs the teacher's probabilities, not only its text."""
+        from stillhouse.distill import needs_teacher
+
+        return needs_teacher(self.objective)
+
+    @property
+    def offline_student(self) -> Path:
+        """Where the student is after the corpus: the result, or what goes on with its own samples."""
+        return self.directory / ("student" if self.recipe.on_policy is None else "offline")
+
+    @property
+    def trains_control(self) -> bool:
+        return self.recipe.evaluate.control and self.learns_distributions and self.recipe.learns_offline
+
+    @cached_property
+    def teacher_has_weights(self) -> bool:
+        from stillhouse.models import parse_reference
+
+        return parse_reference(self.recipe.teacher.model).kind != "api"
+
+    @cached_property
+    def teachers_have_weights(self) -> bool:
+        """Whether none of the teachers is behind an API."""
+        from stillhouse.models import parse_reference
+
+        return all(parse_reference(teacher.model).kind != "api" for teacher in all_teachers(self.recipe))
+
+    @property
+    def teachers_terms(self) -> tuple[Terms, ...]:
+        """Each teacher's terms, by its number."""
+        return self._terms[0]
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """That the run may go on with all of its teachers; TermsError where it may not."""
+        teachers, start = self._terms
+        recipe = self.recipe
+        return require_all_allowed(teachers, recipe.purpose, recipe.accept_terms, student=start)
+
+    @cached_property
+    def _terms(self) -> tuple[tuple[Terms, ...], Terms | None]:
+        from stillhouse.models import recipe_terms
+
+        return recipe_terms(self.recipe)
+
+    @cached_property
+    def prompts(self) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+        """Prompts to train on, held-out prompts, and those dropped for sharing an n-gram with the latter."""
+        from stillhouse.corpus import load_prompts, split_held_out
+
+        settings = self.recipe.prompts
+        prompts = load_prompts(
+            settings.source, column=settings.column, limit=settings.limit, seed=self.recipe.seed
+        )
+        ngram = self.recipe.filter.contamination_ngram
+        return split_held_out(prompts, settings.held_out, ngram=ngram, seed=self.recipe.seed)
+
+    @property
+    def teacher(self) -> Weights:
+        """The main teacher."""
+        return self.weights_of(0)
+
+    def weights_of(self, number: int) -> Weights:
+        """A teacher by its number, loaded once."""
+        from stillhouse.models import load_weights, parse_reference
+
+        model = all_teachers(self.recipe)[number].model
+        if number not in self._weights:
+            if parse_reference(model).kind == "api":
+                raise RecipeError(
+                    f"objective.kind {self.objective.kind!r} needs the teacher's probabilities, "
+                    f"and {model} is reachable only through an API",
+                    hint="Set objective.kind to cross_entropy: an API teacher is learned from by its text.",
+                )
+            with console.progress(f"loading {model}", None):
+                self._weights[number] = load_weights(model)
+        return self._weights[number]
+
+    @property
+    def context_file(self) -> Path:
+        """Where collecting writes down what the teachers were shown."""
+        return self.directory / "context.json"
+
+    @cached_property
+    def contexts(self) -> list[Context]:
+        """What each teacher is shown: as it was when it was asked."""
+        from stillhouse.corpus import Context, load_context
+
+        if self.context_file.is_file():
+            return [Context.from_json(context) for context in read_json(self.context_file)]
+        return [load_context(teacher) for teacher in all_teachers(self.recipe)]
+
+    def context_of(self, prompt: Prompt) -> Context:
+        """What stands before ``prompt`` where its teacher answers it."""
+        return self.contexts[responsible(self.recipe, prompt.tags)]
+
+    def corpus(self, name: str) -> Corpus:
+        from stillhouse.corpus import Corpus
+
+        return Corpus(self.directory / "corpus" / name)
+
+    @property
+    def learned(self) -> Corpus:
+        """The exchanges that the student learns from: all that were kept, or of those the verified ones."""
+        return self.corpus("kept" if self.recipe.select is None else "selected")
+
+    def documents(
+        self,
+        split: str,
+        tokenizer: PreTrainedTokenizerFast,
+        template: ChatTemplate,
+        *,
+        loss_on: Literal["assistant", "all"] | None = None,
+    ) -> list[Document]:
+        """The exchanges of ``split`` as token ids."""
+        from stillhouse.distill import make_documents
+
+        return make_documents(
+            self.learned.rows(split),
+            tokenizer,
+            template,
+            loss_on=loss_on or self.objective.loss_on,
+            max_length=self.recipe.train.max_length,
+        )
+
+    def texts(self, split: str) -> Iterator[str]:
+        """What was said in the exchanges of ``split``, message by message."""
+        for row in self.learned.rows(split):
+            for message in row["messages"]:
+                yield from filter(None, (message.get("reasoning_content"), message["content"]))
+
+    @property
+    def start(self) -> str:
+        """Reference of the student before training, as the student stage saved it."""
+        return str(self.directory / "start")
+
+    @cached_property
+    def signal(self) -> TeacherSignal:
+        """What the teachers think of the :attr:`training_documents`."""
+        from stillhouse.pipeline.teacher_targets import open_lessons
+
+        return open_lessons(self, self.lessons)
+
+    @cached_property
+    def training_documents(self) -> list[Document]:
+        from stillhouse.models import load_tokenizer
+
+        return self.documents("train", *load_tokenizer(self.start))
+
+    @cached_property
+    def lessons(self) -> list[Lesson]:
+        """Who teaches which of the :attr:`training_documents`."""
+        from stillhouse.models import load_tokenizer
+        from stillhouse.pipeline.teacher_targets import joined_lesson, lessons
+
+        if self.objective.joins_tokenizers:
+            return [joined_lesson(self, self.training_documents)]
+        return lessons(self, "train", self.training_documents, *load_tokenizer(self.start))

@@ -1,0 +1,91 @@
+"""What a recipe would take: tokens, memory, time, money, and the terms' verdict.
+
+Reads configuration files, headers and the prompts, and times this machine for about a
+second; loads no weights, asks no teacher and writes nothing. It means to be within a
+factor of two on a quiet machine; answers much shorter or longer than assumed are the
+usual reason when it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stillhouse.plan.costs import Machine
+from stillhouse.plan.machine import measure_machine
+from stillhouse.plan.preflight import preflight
+from stillhouse.plan.shapes import shape_of, student_shape
+from stillhouse.plan.stages import StagePlan, Work, plan_stages
+from stillhouse.plan.workload import count, dollars
+from stillhouse.recipe import Recipe
+
+if TYPE_CHECKING:
+    from stillhouse.provenance import Terms, Verdict
+
+__all__ = ["Machine", "Plan", "StagePlan", "plan", "preflight"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take."""
+
+    stages: tuple[StagePlan, ...]
+    dollars: float | None
+    """To be paid to an API; None when the recipe does not say its prices."""
+    terms: Terms
+    """Of the (main) teacher."""
+    verdict: Verdict
+    """Whether those of all teachers allow the purpose."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Of the hungriest stage."""
+        return max(stage.memory_bytes for stage in self.stages)
+
+
+def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
+    """Plans ``recipe`` on ``machine``, or on this one, which is then timed for about a second.
+
+    Raises:
+        RecipeError, CorpusError, ModelNotFoundError, ModelError, MissingExtraError: what a run would refuse
+            at its start.
+    """
+    from stillhouse.corpus import load_prompts, split_held_out
+    from stillhouse.models import describe, recipe_terms
+    from stillhouse.provenance import judge, together
+
+    preflight(recipe)
+    source = recipe.prompts
+    prompts = load_prompts(source.source, column=source.column, limit=source.limit, seed=recipe.seed)
+    ngram = recipe.filter.contamination_ngram
+    train, held_out, _ = split_held_out(prompts, source.held_out, ngram=ngram, seed=recipe.seed)
+    facts = describe(recipe.teacher.model)
+    teacher = shape_of(facts) if facts.kind != "api" else None
+    parent = shape_of(describe(recipe.student.model)) if recipe.student.model else teacher
+    tokenizer = describe(recipe.student.tokenizer) if recipe.student.tokenizer else facts
+    vocabulary = recipe.student.vocabulary or tokenizer.vocab_size
+    student = student_shape(recipe.student, parent, vocab=vocabulary)
+    asked = train if recipe.needs_answers else []
+    amounts = count(recipe, asked, held_out)
+    others = [describe(each.model) for each in recipe.teachers]
+    work = Work(
+        recipe,
+        facts,
+        teacher,
+        student,
+        amounts,
+        machine or measure_machine(),
+        tuple(shape_of(each) for each in others if each.kind != "api"),
+    )
+    terms, start = recipe_terms(recipe)
+    return Plan(
+        stages=tuple(plan_stages(work)),
+        dollars=dollars(recipe, amounts, [*asked, *held_out]),
+        terms=terms[0],
+        verdict=together(judge(each, recipe.purpose, student=start) for each in terms),
+    )

@@ -1,0 +1,22 @@
+from .card import model_card as model_card
+from .card_head import read_card_head as read_card_head
+from .find import find_terms as find_terms
+from .manifest import (
+    RECIPE_INPUT as RECIPE_INPUT,
+    STAGE_INPUT as STAGE_INPUT,
+    Manifest as Manifest,
+    recipe_section_hash as recipe_section_hash,
+    versions as versions,
+)
+from .page import terms_page as terms_page
+from .terms import Terms as Terms, all_terms as all_terms
+from .verdict import (
+    Verdict as Verdict,
+    explain as explain,
+    judge as judge,
+    naming_warning as naming_warning,
+    require_all_allowed as require_all_allowed,
+    require_allowed as require_allowed,
+    together as together,
+)
+from .verify import Verification as Verification, verify_run as verify_run

@@ -1,0 +1,5 @@
+"""Configuration: the typed sections of a recipe, loading, validation and studies."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,301 @@
+"""Recipes as files: reading with overrides, checking, and saving.
+
+Every complaint names the file and line, or the override, it is about, and the nearest
+right word where one was misspelt. Reading a recipe opens no model and no prompt file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from stillhouse.errors import RecipeError
+from stillhouse.recipe.sections import Recipe
+from stillhouse.recipe.suggest import did_you_mean, nearest
+from stillhouse.recipe.validation import broken_rules
+from stillhouse.recipe.yaml_lines import KeyPath, Origins, dump_yaml, read_yaml
+
+T = TypeVar("T")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads, overrides and checks a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: ``section.field=value``, the value as YAML; later ones win.
+
+    Raises:
+        RecipeError: the file cannot be read, or something in it is wrong; all complaints at once, each
+            with its place.
+    """
+    return parse_recipe(read_text(Path(path)), name=str(path), overrides=overrides)
+
+
+def read_text(file: Path, what: str = "recipe") -> str:
+    """The text of a recipe's file, or of ``what`` else is written like one.
+
+    Raises:
+        RecipeError: it cannot be read; names the nearest file where there is none.
+    """
+    try:
+        return file.read_text("utf-8")
+    except FileNotFoundError as error:
+        beside = {found.stem: found for found in sorted(file.parent.glob("*.y*ml"))}
+        near = nearest(file.stem, beside)
+        hint = f"Did you mean `{beside[near]}`?" if near else None
+        raise RecipeError(f"no such {what}: {file}", hint=hint) from error
+    except OSError as error:
+        raise RecipeError(f"cannot read the {what} {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file} is not a {what}: it is not UTF-8 text") from error
+
+
+def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = ()) -> Recipe:
+    """Like `load_recipe`, from text; ``name`` stands for the file in error messages."""
+    values, origins = read_yaml(text, name)
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name}:1: a recipe is a mapping of keys (name, teacher, …), not {_show(values)}")
+    for override in overrides:
+        apply_override(override, values, origins)
+    return recipe_of(values, origins)
+
+
+def recipe_of(values: dict[str, Any], origins: Origins) -> Recipe:
+    """The recipe with these values, checked.
+
+    Args:
+        values: of a recipe's keys; changed.
+        origins: where each was written, for complaints; that of the whole, ``()``, at least.
+
+    Raises:
+        RecipeError: something in it is wrong; all complaints at once, each with its place.
+    """
+    _its_own_teacher(values)
+    return checked(Recipe, values, origins, broken_rules)
+
+
+def checked(
+    kind: type[T],
+    values: dict[str, Any],
+    origins: Origins,
+    rules: Callable[[T], Iterable[tuple[str, str]]],
+) -> T:
+    """``values`` as a dataclass.
+
+    Args:
+        rules: what else is wrong with one whose fields fit: dotted keys and complaints.
+
+    Raises:
+        RecipeError: all complaints at once, each with its place.
+    """
+    complaints = list(_infinite(values, ()))
+    made: T | None = None
+    try:
+        made = _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
+    except ValidationError as error:
+        complaints += [_complaint(details, kind) for details in error.errors(include_url=False)]
+    if made is not None:
+        complaints += [(tuple(key.split(".")), what) for key, what in rules(made)]
+    if made is None or complaints:
+        order = list(origins)
+        complaints.sort(key=lambda item: order.index(_written(item[0], origins)))
+        raise RecipeError("\n".join(_line(path, what, origins) for path, what in complaints))
+    return made
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, defaults included, in field order; reading it gives ``recipe`` again."""
+    return dump_yaml(dataclasses.asdict(recipe))
+
+
+def differing_keys(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """The dotted keys in which two recipes differ, in field order, with both values."""
+    return list(_differences(dataclasses.asdict(a), dataclasses.asdict(b), ""))
+
+
+def _differences(a: Any, b: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in {**a, **b}:
+            yield from _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif a != b and not (a != a and b != b):  # NaN is not itself
+        yield prefix, a, b
+
+
+def recipe_keys(section: type = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key a recipe may have, e.g. ``train.epochs``; sections themselves included."""
+    keys: list[str] = []
+    for name, hint in _hints(section).items():
+        keys.append(prefix + name)
+        inner = section_of(hint)
+        if inner is not None:
+            keys += recipe_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def section_of(hint: Any) -> type | None:
+    """The section a field's type names (``Train``, ``Lora | None``), or None for a plain value."""
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+
+
+@cache
+def _hints(section: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(section)
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _its_own_teacher(values: dict[str, Any]) -> None:
+    """A recipe that names no teacher's model learns from the student's starting weights."""
+    student, teacher = values.get("student"), values.setdefault("teacher", {})
+    start = student.get("model") if isinstance(student, dict) else None
+    if isinstance(teacher, dict) and "model" not in teacher and start is not None:
+        teacher["model"] = start
+    if not teacher:
+        del values["teacher"]  # so that it is missing, not empty
+
+
+# Overrides
+
+
+def apply_override(override: str, values: dict[str, Any], origins: Origins) -> None:
+    """Puts ``section.field=value`` into ``values``, and its place into ``origins``."""
+    key, equals, text = override.partition("=")
+    option = f"--{key}"
+    if not equals or not all(key.split(".")):
+        raise RecipeError(f"{option}: an override is `--section.field value`, e.g. `--train.epochs 2`")
+    path = tuple(key.split("."))
+    value, parts = read_yaml(text, option) if text.strip() else (None, {(): option})
+    inner = values
+    for depth, part in enumerate(path[:-1], start=1):
+        if not isinstance(inner.get(part), dict):
+            inner[part] = {}
+            origins[path[:depth]] = option
+        inner = inner[part]
+    inner[path[-1]] = value
+    for old in [known for known in origins if known[: len(path)] == path]:
+        del origins[old]
+    origins.update({path + part: option for part in parts})
+
+
+# Complaints
+
+
+def _line(path: KeyPath, what: str, origins: Origins) -> str:
+    place, key = origins[_written(path, origins)], _dotted(path)
+    named = place == f"--{key}" or (place.startswith("--") and place.endswith(f".{key}"))
+    return f"{place}: {what}" if named else f"{place}: {key}: {what}"
+
+
+def _written(path: KeyPath, origins: Origins) -> KeyPath:
+    """The longest part of ``path`` that was written down somewhere."""
+    while path not in origins:
+        path = path[:-1]
+    return path
+
+
+def _dotted(path: KeyPath) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def _infinite(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Complaints about numbers that are not finite; a model's own configuration may have them."""
+    if path == ("student", "config"):
+        return
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _infinite(inner, (*path, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _infinite(inner, (*path, number))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, f"must be a finite number, not {_show(value)}"
+
+
+def _complaint(details: ErrorDetails, kind: type) -> tuple[KeyPath, str]:
+    path, shown, limits = details["loc"], _show(details["input"]), details.get("ctx", {})
+    match details["type"]:
+        case "unexpected_keyword_argument":
+            return path, _unknown_key(path, kind)
+        case "missing":
+            return path, "missing"
+        case "literal_error":
+            choices = [str(choice) for choice in typing.get_args(_hint_at(path, kind))]
+            near = did_you_mean(str(details["input"]), choices)
+            listed = ", ".join(f"`{choice}`" for choice in choices)
+            return path, f"must be one of {listed}, not {shown}" + (f". {near}" if near else "")
+        case "dataclass_type":
+            return path, f"must be a mapping of keys, not {shown}"
+        case "greater_than":
+            return path, f"must be greater than {limits['gt']:g}, not {shown}"
+        case "greater_than_equal":
+            return path, f"must be at least {limits['ge']:g}, not {shown}"
+        case "less_than":
+            return path, f"must be less than {limits['lt']:g}, not {shown}"
+        case "less_than_equal":
+            return path, f"must be at most {limits['le']:g}, not {shown}"
+        case "too_short" | "string_too_short":
+            return path, "must not be empty"
+        case other if other in _EXPECTED:
+            return path, f"must be {_EXPECTED[other]}, not {shown}"
+        case _:
+            return path, f"{details['msg']}, not {shown}"
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "`true` or `false`",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys",
+}
+
+
+def _unknown_key(path: KeyPath, kind: type) -> str:
+    section, word = ".".join(part for part in path[:-1] if isinstance(part, str)), str(path[-1])
+    siblings = list(_hints(section_of(_hint_at(path[:-1], kind)) or kind))
+    near = nearest(word, siblings)
+    near = f"{section}.{near}".lstrip(".") if near else nearest(word, recipe_keys(kind))
+    if near is None:
+        return "unknown key; known here: " + ", ".join(siblings)
+    return f"unknown key. Did you mean `{near}`?"
+
+
+def _hint_at(path: KeyPath, kind: type) -> Any:
+    """The type of what is at ``path`` in a dataclass ``kind``."""
+    hint: Any = kind
+    for part in path:
+        inner = typing.get_args(hint)
+        if isinstance(part, int):
+            hint = inner[0]
+        elif typing.get_origin(hint) is dict:
+            hint = inner[1]
+        else:
+            hint = _hints(section_of(hint) or kind)[str(part)]
+    return hint
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "empty (null)"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,178 @@
+"""Rules between the fields of a recipe: combinations that could not work, or would silently do nothing.
+
+Each rule yields ``(key, what is wrong and what to do)``. Ranges of single values stand
+in :mod:`stillhouse.recipe`. Nothing here opens a file or a model, so what only a model
+can tell (how many layers it has, whether vocabularies match) is checked later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from stillhouse.recipe.sections import Objective, Recipe, Student
+from stillhouse.recipe.teachers import all_teachers, teacher_rules
+
+Complaint = tuple[str, str]
+
+PRUNE_KEYS = ("layers", "keep", "intermediate", "heads", "hidden")
+
+
+def broken_rules(recipe: Recipe) -> list[Complaint]:
+    """All complaints about ``recipe``, as (dotted key, message)."""
+    return [
+        *directory_name("name", recipe.name),
+        *_student(recipe.student),
+        *_objective(recipe.objective),
+        *_teacher_without_weights(recipe),
+        *teacher_rules(recipe),
+        *_collect(recipe),
+        *_train(recipe),
+        *_on_policy(recipe),
+        *_rewards(recipe),
+    ]
+
+
+def directory_name(key: str, name: str) -> Iterator[Complaint]:
+    """The complaint about a ``name`` that cannot be that of a directory."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        yield key, f"names a directory: letters, digits, `.`, `_` and `-` only, not `{name}`"
+
+
+def _student(student: Student) -> Iterator[Complaint]:
+    only_scratch = f"has no meaning with `init: {student.init}`, only with `init: scratch`"
+    prunes = [key for key in PRUNE_KEYS if getattr(student, key) is not None]
+    if student.init == "pretrained" and student.model is None:
+        yield "student.model", "missing: `init: pretrained` needs the reference of the starting weights"
+    if student.init == "scratch":
+        if not isinstance(student.config.get("model_type"), str):
+            yield "student.config", "`init: scratch` needs `model_type`, e.g. `model_type: qwen3`"
+        if student.model is not None:
+            yield "student.model", "has no meaning with `init: scratch`; the shape comes from `config`"
+        if student.vocabulary is not None and student.tokenizer is not None:
+            yield "student.vocabulary", "trains a tokenizer, so `tokenizer` must not be set too"
+    else:
+        if student.config:
+            yield "student.config", only_scratch
+        if student.tokenizer is not None:
+            yield "student.tokenizer", only_scratch
+        if student.vocabulary is not None:
+            yield "student.vocabulary", only_scratch
+    if student.init == "prune":
+        if not prunes:
+            yield "student", f"`init: prune` needs at least one of {', '.join(PRUNE_KEYS)}"
+        if student.layers is not None and student.keep is not None:
+            yield "student.keep", "names the layers that stay, so `layers` must not be set too"
+        if student.keep is not None and sorted(set(student.keep)) != list(student.keep):
+            yield "student.keep", "must list each layer once, in rising order"
+    else:
+        for key in prunes:
+            yield f"student.{key}", f"has no meaning with `init: {student.init}`, only with `init: prune`"
+
+
+def _objective(objective: Objective) -> Iterator[Complaint]:
+    if objective.kind == "cross_entropy":
+        return
+    if objective.targets == "sampled" and objective.kind != "forward_kl":
+        yield (
+            "objective.targets",
+            f"`sampled` estimates forward KL only, not `{objective.kind}`: use `hidden` or `topk`",
+        )
+    if objective.joins_tokenizers:
+        what = "`uld`" if objective.kind == "uld" else "`align: spans`"
+        if objective.targets not in ("hidden", "online"):
+            yield (
+                "objective.targets",
+                f"{what} needs the teacher's whole distribution: use `hidden` or `online`, not "
+                f"`{objective.targets}`",
+            )
+        if objective.loss_on == "all":
+            yield "objective.loss_on", f"{what} aligns what the assistant said: use `assistant`"
+    if objective.kind.startswith("skew_") and objective.alpha == 1:
+        yield "objective.alpha", "1 replaces one side by the other, so the loss is 0; DistiLLM uses 0.1"
+
+
+def _teacher_without_weights(recipe: Recipe) -> Iterator[Complaint]:
+    student, objective = recipe.student, recipe.objective
+    without = [teacher for teacher in all_teachers(recipe) if teacher.model.startswith("api:")]
+    if without and objective.kind != "cross_entropy":
+        kind = objective.kind
+        yield (
+            "objective.kind",
+            f"`{kind}` needs the teacher's weights; an API has only text: use `cross_entropy`",
+        )
+    if recipe.teacher not in without:
+        return
+    if student.init == "prune" and student.model is None:
+        yield "student.model", "missing: the teacher is an API, so name the model to prune"
+    if student.vocabulary is not None:
+        yield "student.vocabulary", "takes special tokens from the teacher's tokenizer; an API shows none"
+    elif student.init == "scratch" and student.tokenizer is None:
+        yield "student.tokenizer", "missing: the teacher is an API, so name whose tokenizer the student uses"
+    if student.template == "teacher":
+        yield "student.template", "the teacher is an API and shows no chat template; use `own`"
+
+
+def _collect(recipe: Recipe) -> Iterator[Complaint]:
+    limits = recipe.filter
+    asked = [t for t in all_teachers(recipe) if t is recipe.teacher or t.route]
+    unpriced = any(teacher.price_in is None or teacher.price_out is None for teacher in asked)
+    if recipe.collect.max_cost is not None and unpriced:
+        yield "collect.max_cost", "needs teacher.price_in and teacher.price_out to know what has been spent"
+    if limits.max_chars is not None and limits.max_chars < limits.min_chars:
+        yield "filter.max_chars", f"{limits.max_chars} is below min_chars ({limits.min_chars})"
+    if limits.verifier is not None and not re.fullmatch(r"[\w.]+:\w+", limits.verifier):
+        yield "filter.verifier", f"must be `module:function`, not `{limits.verifier}`"
+
+
+def _train(recipe: Recipe) -> Iterator[Complaint]:
+    train = recipe.train
+    if train.schedule == "wsd" and train.warmup + train.decay > 1:
+        yield "train.decay", f"warmup ({train.warmup:g}) and decay ({train.decay:g}) are more than all steps"
+    if train.epochs == 0 and train.tokens is None and recipe.on_policy is None:
+        yield "train.epochs", "0 leaves training out, and without `on_policy` nothing would be learned"
+
+
+def _on_policy(recipe: Recipe) -> Iterator[Complaint]:
+    settings, objective = recipe.on_policy, recipe.objective
+    if settings is None:
+        return
+    if settings.teacher == 0 and settings.reward == 0:
+        yield "on_policy", "`teacher` and `reward` are both 0: nobody to learn from"
+    if settings.teacher > 0 and any(teacher.model.startswith("api:") for teacher in all_teachers(recipe)):
+        yield "on_policy.teacher", "needs the teacher's weights; an API has only text: set it to 0"
+    elif settings.teacher > 0 and (objective.kind == "cross_entropy" or objective.cross_entropy > 0):
+        yield (
+            "objective.kind",
+            "on the student's own text cross-entropy teaches what it says already: use a divergence alone, "
+            "e.g. `reverse_kl`",
+        )
+    if objective.joins_tokenizers and (settings.teacher > 0 or settings.off_policy > 0):
+        yield (
+            "on_policy",
+            "`uld` and `align: spans` learn from the corpus only: set on_policy.teacher and off_policy to 0",
+        )
+    if settings.reward > 0 and not recipe.verifiers:
+        yield "on_policy.reward", "needs at least one entry in `verifiers`"
+    if settings.reward > 0 and settings.samples < 2:
+        yield "on_policy.samples", "a reward is held against the others of its group: at least 2"
+    if settings.order != "shuffled" and settings.reward == 0:
+        yield "on_policy.order", f"`{settings.order}` goes by rewards: set `on_policy.reward` above 0"
+    if settings.reward == 0 and settings.policy != type(settings.policy)():
+        yield "on_policy.policy", "says how a reward is used: set `on_policy.reward` above 0"
+    if settings.policy.overlong >= settings.max_tokens:
+        yield "on_policy.policy.overlong", "must be below on_policy.max_tokens"
+
+
+def _rewards(recipe: Recipe) -> Iterator[Complaint]:
+    needs = "needs at least one entry in `verifiers`"
+    for number, verifier in enumerate(recipe.verifiers):
+        key = f"verifiers.{number}.function"
+        if (verifier.kind == "function") != (verifier.function is not None):
+            yield key, "belongs to `kind: function`, and is needed there: `module:function`"
+        elif verifier.function is not None and not re.fullmatch(r"[\w.]+:\w+", verifier.function):
+            yield key, f"must be `module:function`, not `{verifier.function}`"
+    if recipe.select is not None and not recipe.verifiers:
+        yield "select", needs
+    if recipe.evaluate.samples and not recipe.verifiers:
+        yield "evaluate.samples", needs

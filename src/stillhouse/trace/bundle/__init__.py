@@ -1,0 +1,1 @@
+"""The evidence bundle: files, schema, commitments, signatures."""

@@ -1,0 +1,1 @@
+"""The tests of a trace, one file each."""

@@ -1,0 +1,1 @@
+"""Delivered outputs against fresh resamples of the teacher."""

@@ -1,0 +1,109 @@
+"""What has to hold for the ranks of delivered outputs to be uniform, each with what the data say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stillhouse.stats.rank_test import RankTest, rank_test, resamples_of, usable
+from stillhouse.trace.detectors.exchangeable.scores import Arranged, Score, arrange, missing_columns
+from stillhouse.trace.finding import Assumption
+
+ODD = 0.01
+"""A check of an assumption fails at this p-value: one in a hundred fails by chance."""
+REFERENCE_ALONE = Score(
+    ("reference_loglik", "characters"), lambda loglik, characters: loglik / characters, "", ""
+)
+
+
+def assumptions(
+    transcript: pa.Table,
+    arranged: Arranged,
+    facts: Mapping[str, Any],
+    test: RankTest,
+    *,
+    early: bool,
+) -> tuple[Assumption, ...]:
+    k_N = resamples_of(usable(arranged.scores_NK1))
+    unscored, every = sum(arranged.unscored), len(transcript)
+    rows = [
+        *_of_the_log(facts),
+        _alike("delivered outputs and resamples are of like length", arranged.characters_NK1, "characters"),
+        Assumption(
+            "every text has a score",
+            None if unscored == 0 else unscored <= ODD * every,
+            f"{unscored:,} of {every:,} missing or infinite ({arranged.unscored[0]:,} delivered, "
+            f"{arranged.unscored[1]:,} resamples); such texts are left out alike, whichever they are",
+        )
+        if unscored
+        else Assumption("every text has a score", True, f"{every:,} of {every:,}"),
+        Assumption(
+            "every delivered output has the same number of resamples",
+            bool((k_N == k_N.max()).all()),
+            f"{int(k_N.min())} to {int(k_N.max())}; each output is ranked among its own",
+        ),
+        Assumption("the resamples were shown to nobody and published nowhere", None),
+    ]
+    if not missing_columns(transcript, REFERENCE_ALONE):
+        reference = arrange(transcript, REFERENCE_ALONE).scores_NK1
+        text = "a reference model that had nothing to do with the log prefers neither"
+        rows.append(_alike(text, reference, "log-likelihood per character"))
+    if early:
+        text = "the order in which outputs were asked was fixed before, and asking stopped at `stop_at` only"
+        rows.append(Assumption(text, None))
+    elif test.p_exact is None:
+        text = "the p-value holds in finite samples"
+        rows.append(Assumption(text, True, "Chernoff's bound: too many outputs for the exact one"))
+    return tuple(rows)
+
+
+def _of_the_log(facts: Mapping[str, Any]) -> list[Assumption]:
+    """What only who observed can know; None where nobody did."""
+    left_out = facts.get("left_out") or {}
+    told = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    known = True if facts else None
+    log, drawn = facts.get("log_teachers"), facts.get("resample_teachers")
+    same = None if not log or not drawn or "" in log else sorted(log) == sorted(drawn)
+    public, marks = facts.get("public"), facts.get("resample_marks")
+    kinds = [f"{mark['scheme']}, window {mark['window']}, key {mark['key'][:12]}" for mark in marks or ()]
+    marked = Assumption(
+        "the resamples carry the watermark that the log carries, under the same key", True, "; ".join(kinds)
+    )
+    return [
+        Assumption(
+            "outputs were drawn with a temperature above 0, and duplicates are removed",
+            known,
+            f"left out before: {told or 'none'}" if facts else "",
+        ),
+        Assumption(
+            "delivered outputs and resamples come from the same teacher, bit for bit",
+            same,
+            f"log: {_hashes(log)}; resamples: {_hashes(drawn)}",
+        ),
+        Assumption(
+            "the delivered outputs are not public",
+            None if public is None else public["found"] == 0,
+            "no corpus was searched"
+            if public is None
+            else f"{public['found']:,} of {public['outputs']:,} outputs share {public['words']} words in a "
+            f"row with one of {public['texts']:,} public texts",
+        ),
+        *([marked] if marks else []),
+    ]
+
+
+def _alike(text: str, values_NK1: np.ndarray, what: str) -> Assumption:
+    """Whether delivered outputs rank among their resamples as chance has it, by anything but the score."""
+    values_NK1 = usable(values_NK1)
+    if not len(values_NK1):
+        return Assumption(text, None, "nothing to compare")
+    p = min(1.0, 2 * min(rank_test(values_NK1).p, rank_test(-values_NK1).p))
+    means = f"{np.mean(values_NK1[:, 0]):,.4g} and {np.nanmean(values_NK1[:, 1:]):,.4g} {what} on average"
+    return Assumption(text, p > ODD, f"{means}; two-sided rank test p = {p:.2g}")
+
+
+def _hashes(hashes: list[str] | None) -> str:
+    return ", ".join((found or "unknown")[:12] for found in hashes or ["unknown"])

@@ -1,0 +1,312 @@
+"""Your text in their model: the published version of each text against versions that nobody saw. (L2)
+
+After STAMP (Rastogi et al. 2025, arXiv:2504.13416), for a writer who wants to know whether a model was
+trained on what was published. Of each text there are K + 1 versions, rephrasings by one generator with the
+same settings (the original may be among them only if it took part in the draw like the rest), and one of them
+was published.
+
+What the numbers mean depends on who chose:
+
+- *drawn by lot* (:func:`draw`, under a key committed to before publication): under the null every version
+  could as well have been the published one, whatever the model finds likely. The rank test is exact;
+- *chosen by the author*, as where the original is published and rephrasings are made later: then somebody's
+  taste or another generator tells the published version from the others, and a model that never saw it may
+  prefer it for that alone. The paired t-test of the paper is reported as what it is: asymptotic, under an
+  assumption that nothing in the data can verify. It has no e-value and never adds to a verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stillhouse.errors import CorpusError, UsageError
+from stillhouse.files import write_secret_lines
+from stillhouse.stats.rank_test import log_e_process, rank_test
+from stillhouse.stats.tails import SMALLEST, e_value
+from stillhouse.trace.detectors.transcript import per_token, scored_blind
+from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.suspects.base import Suspect
+
+NAME = "rephrasings"
+LEVEL: Level = "L2"
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("version", pa.int32()),  # 0 is the published one
+        ("place", pa.int32()),  # where it stood among the versions when one of them was drawn
+        ("draw_key", pa.string()),  # hexadecimal; null where the author chose
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("loglik", pa.float64()),
+        ("reference_loglik", pa.float64()),
+    ]
+)
+RIVALS = ("the suspect was trained on a copy or a quotation of the published text, not on the author's own",)
+
+
+@dataclass(frozen=True)
+class Versions:
+    """All versions of one text."""
+
+    id: str
+    versions: tuple[str, ...]
+    published: int
+    """Which of them was."""
+    draw_key: str | None = None
+    """The key under which :func:`draw` chose it, hexadecimal; None where the author chose."""
+
+
+def draw(key: bytes, id: str, versions: int) -> int:
+    """Which of ``versions`` to publish: a fair choice that only the key determines, HMAC-SHA256 of the id.
+
+    Commit to the key and to the versions in their order before anything is published.
+
+    Raises:
+        UsageError: the key is shorter than 16 bytes.
+    """
+    if len(key) < 16:
+        raise UsageError(
+            "a key of fewer than 16 bytes can be guessed", hint="Take 16 or 32 bytes from `openssl rand`."
+        )
+    assert versions >= 2
+    return int.from_bytes(hmac.new(key, id.encode(), hashlib.sha256).digest()[:8], "big") % versions
+
+
+def read_versions(path: str | Path, *, chosen: bool = True) -> list[Versions]:
+    """Texts from JSON lines: objects with `id`, `versions`, `published` and perhaps `draw_key`.
+
+    Args:
+        chosen: False where none has been published yet: only `id` and `versions` are read, and blank lines
+            do not count.
+
+    Raises:
+        CorpusError: the file cannot be read, or a line is no such object.
+    """
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{path}: the texts cannot be read: {error}") from error
+    texts = [
+        _read_text(line, f"{path}:{number}", chosen)
+        for number, line in enumerate(lines, 1)
+        if chosen or line.strip()
+    ]
+    if not texts:
+        raise CorpusError(f"{path} holds no texts")
+    if len({text.id for text in texts}) < len(texts):
+        raise CorpusError(f"{path}: two texts have the same id")
+    return texts
+
+
+def draw_all(texts: Sequence[Versions], key: bytes) -> list[Versions]:
+    """The texts with the version of each that the lot chooses; see :func:`draw`."""
+    return [
+        replace(text, published=draw(key, text.id, len(text.versions)), draw_key=key.hex()) for text in texts
+    ]
+
+
+def write_versions(path: str | Path, texts: Sequence[Versions]) -> None:
+    """JSON lines, a text each, readable by their owner only: they hold the key.
+
+    Raises:
+        UsageError: the file exists; what decided a publication must not be lost.
+    """
+    there = UsageError(f"{path} exists, and drawn texts are never overwritten", hint="Name another --out.")
+    write_secret_lines(path, map(asdict, texts), if_there=there)
+
+
+def observe(suspect: Suspect, texts: Sequence[Versions], *, reference: Suspect | None = None) -> pa.Table:
+    """Log-likelihoods of every version, by the suspect and perhaps by a model that cannot have read any.
+
+    Args:
+        reference: takes away what makes a version likely to any model; more is found with it, and its score
+            is used for all versions or none.
+    """
+    rows = []
+    for text in texts:
+        order = sorted(range(len(text.versions)), key=lambda place: (place != text.published, place))
+        rows += [
+            (text.id, version, place, text.draw_key, text.versions[place])
+            for version, place in enumerate(order)
+        ]
+    ids, versions, places, keys, bodies = zip(*rows, strict=True)
+    tokens, logliks = scored_blind(suspect, bodies)
+    references = [None] * len(bodies) if reference is None else scored_blind(reference, bodies)[1]
+    columns = [ids, versions, places, keys, bodies, tokens, logliks, references]
+    return pa.Table.from_arrays(
+        [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA
+    )
+
+
+def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
+    """Ranks the published version of each text among its versions; takes no parameters."""
+    table = _by_text(transcript)
+    drawn = table.drawn_by_lot()
+    if not len(table.scores_NK1):
+        return Finding(
+            NAME,
+            LEVEL,
+            _null(drawn),
+            0,
+            parameters=dict(parameters),
+            reason="No published text has a log-likelihood together with one of its other versions. The test "
+            "needs a suspect that gives log-probabilities of given text, and versions that were held back.",
+        )
+    test = rank_test(table.scores_NK1)
+    t_p, mean_gain = paired_t(table.scores_NK1)
+    p = test.p if drawn else t_p
+    return Finding(
+        NAME,
+        LEVEL,
+        _null(drawn),
+        n=test.n,
+        statistic=(
+            "versions that the published one outranks less those that outrank it, summed over the texts"
+            if drawn
+            else "mean over texts of the published version's score less the mean of the others', nats a token"
+        ),
+        value=float(test.total) if drawn else mean_gain,
+        p_value=p,
+        e_value=e_value(log_e_process(table.scores_NK1)[-1]) if drawn else None,
+        effect={"auc": test.auc, "mean_gain": mean_gain, "p_paired_t": t_p, "p_rank": test.p},
+        assumptions=_assumptions(table, drawn),
+        rivals=RIVALS if drawn else (*RIVALS, "the published version reads differently from its rephrasings"),
+        parameters=dict(parameters),
+    )
+
+
+def paired_t(scores_NK1: np.ndarray) -> tuple[float, float]:
+    """STAMP's one-sided paired t-test of column 0 against the mean of the others: p and the mean difference.
+
+    Asymptotic. With one text, or with differences that are all the same, there is no test: p = 1.
+    """
+    from scipy.special import stdtr
+
+    gain_N = scores_NK1[:, 0] - np.nanmean(scores_NK1[:, 1:], axis=1)
+    n, spread = len(gain_N), float(gain_N.std(ddof=1)) if len(gain_N) > 1 else 0.0
+    if spread == 0:
+        return 1.0, float(gain_N.mean())
+    t = float(gain_N.mean()) / (spread / np.sqrt(n))
+    return max(SMALLEST, float(stdtr(n - 1, -t))), float(gain_N.mean())
+
+
+@dataclass(frozen=True)
+class _Table:
+    """N texts that can be compared, the published version in column 0; NaN where there is no version."""
+
+    scores_NK1: np.ndarray
+    tokens_NK1: np.ndarray
+    left_out: int
+    """Texts whose published version, or all of whose others, have no score."""
+    with_reference: bool
+    drawn: int
+    """Texts whose published version is the one that their key draws."""
+    keyed: int
+    """Texts that come with a key."""
+    texts: int
+
+    def drawn_by_lot(self) -> bool:
+        return self.texts > 0 and self.drawn == self.texts
+
+
+def _by_text(transcript: pa.Table) -> _Table:
+    reference = transcript["reference_loglik"]
+    with_reference = transcript.num_rows > 0 and reference.null_count == 0
+    score = per_token(transcript) - (per_token(transcript, "reference_loglik") if with_reference else 0.0)
+    tokens = np.where(np.isnan(score), np.nan, transcript["tokens"].to_numpy().astype(np.float64))
+    rows_of: dict[str, list[int]] = {}
+    for row, id in enumerate(transcript["id"].to_pylist()):
+        rows_of.setdefault(id, []).append(row)
+    version, place, key = (transcript[name].to_pylist() for name in ("version", "place", "draw_key"))
+    shape = (len(rows_of), max(map(len, rows_of.values()), default=0))
+    scores_NK1, tokens_NK1 = np.full(shape, np.nan), np.full(shape, np.nan)
+    drawn = 0
+    for i, (id, rows) in enumerate(rows_of.items()):
+        rows.sort(key=version.__getitem__)
+        scores_NK1[i, : len(rows)], tokens_NK1[i, : len(rows)] = score[rows], tokens[rows]
+        if (secret := key[rows[0]]) is not None:
+            drawn += draw(bytes.fromhex(secret), id, len(rows)) == place[rows[0]]
+    whole = ~np.isnan(scores_NK1[:, :1]).any(1) & (np.count_nonzero(~np.isnan(scores_NK1), axis=1) > 1)
+    return _Table(
+        scores_NK1[whole],
+        tokens_NK1[whole],
+        left_out=int((~whole).sum()),
+        with_reference=with_reference,
+        drawn=drawn,
+        keyed=sum(key[rows[0]] is not None for rows in rows_of.values()),
+        texts=len(rows_of),
+    )
+
+
+def _null(drawn: bool) -> str:
+    if drawn:
+        return (
+            "The suspect was not trained on the published versions. Then the published version of each text "
+            "and the others are exchangeable to the suspect; the key that drew it makes that distribution."
+        )
+    return (
+        "The suspect was not trained on the published versions, and a model that was not finds them on "
+        "average as likely as their rephrasings. The second half is an assumption: nobody drew by lot."
+    )
+
+
+def _assumptions(table: _Table, drawn: bool) -> tuple[Assumption, ...]:
+    length = rank_test(table.tokens_NK1)
+    two_sided = min(1.0, 2 * min(length.p_normal, 1 - length.p_normal))
+    return (
+        Assumption(
+            "The published version of every text was drawn by lot under a committed key.",
+            drawn if table.keyed == table.texts else False,
+            f"Of {table.texts:,} texts {table.keyed:,} come with a key, which draws the published version of "
+            f"{table.drawn:,}.",
+        ),
+        Assumption(
+            "A model that has not read them finds published versions and rephrasings equally likely.",
+            True if drawn else None,
+            "It follows from the draw." if drawn else "Unverifiable: the p-value stands and falls with it.",
+        ),
+        Assumption(
+            "Published versions are as long as the others.",
+            two_sided > 0.01,
+            f"A published version has more tokens than another with chance {length.auc:.3f} (p = "
+            f"{two_sided:.2g}, two-sided)"
+            + ("; p holds either way." if drawn else "; length sways likelihood."),
+        ),
+        Assumption("Every text was scored.", not table.left_out, f"{table.left_out:,} texts were left out."),
+        Assumption(
+            "The p-value holds for any number of texts.",
+            drawn,
+            "Exact permutation." if drawn else "Student's t: asymptotic.",
+        ),
+    )
+
+
+def _read_text(line: str, where: str, chosen: bool) -> Versions:
+    try:
+        raw = json.loads(line)
+        versions = raw["versions"]
+        published, key = (raw["published"], raw.get("draw_key")) if chosen else (0, None)
+        if not isinstance(versions, list) or not all(isinstance(text, str) for text in versions):
+            raise ValueError("`versions` must be a list of texts")
+        if len(set(versions)) < max(2, len(versions)):
+            raise ValueError("`versions` must be at least two different texts")
+        if not isinstance(published, int) or not 0 <= published < len(versions):
+            raise ValueError(f"`published` must be a place in `versions`, 0 to {len(versions) - 1}")
+        if key is not None and len(bytes.fromhex(key)) < 16:
+            raise ValueError("`draw_key` must be at least 16 bytes in hexadecimal")
+        return Versions(str(raw["id"]), tuple(versions), published, key)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorpusError(
+            f"{where}: not a text with its versions ({error})",
+            hint="Each line is an object with `id`, `versions`, `published`, and `draw_key` if drawn.",
+        ) from error

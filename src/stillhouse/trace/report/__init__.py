@@ -1,0 +1,1 @@
+"""The evidence as a page and in words."""

@@ -1,0 +1,1 @@
+"""Access to a suspect: weights on this machine, or an API."""
