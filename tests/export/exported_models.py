@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CHATML, WORDS
-from models.tiny_gguf import tiny_model
+from tiny_gguf import tiny_model
 from tokenizers import (
     AddedToken,
     Tokenizer,

@@ -1,6 +1,6 @@
 """The vocabulary of an exported file: every id, and the tokens that llama.cpp makes of text.
 
-STILLHOUSE_TOKENIZERS names directories with real tokenizers (see tests/distill/test_real_tokenizers.py).
+STILLHOUSE_TOKENIZERS names directories with real tokenizers (see tests/distill/data/test_real_tokenizers.py).
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def test_real_tokenizers_give_the_same_ids(tmp_path, place):
     save(tmp_path / "model", "llama", tokenizer, num_hidden_layers=1)
     (done,) = export_gguf(tmp_path / "model", ["q4_0"])
     llama = LlamaCpp(done.path)
-    files = sorted(Path(__file__).parents[2].glob("src/stillhouse/*.py"))
+    files = sorted(Path(__file__).parents[2].glob("src/stillhouse/r*/*.py"))
     for text in [*SAMPLES, *(file.read_text("utf-8") for file in files)]:
         same = unicodedata.normalize("NFC", text)
         assert llama.ids(same) == tokenizer.encode(same, add_special_tokens=False)

@@ -28,8 +28,8 @@ class Running:
 
     Args:
         before: a command that runs the server's, such as a tracer's.
-        limits: constants of stillhouse.serve, as `uvicorn_protocol.HEAD_S`, and their values here, so that a test
-            need not wait.
+        limits: constants of stillhouse.serve, as `uvicorn_protocol.HEAD_S`, and their values here, so that a
+            test need not wait.
     """
 
     def __init__(self, *models, key=None, options=(), before=(), limits=()):

@@ -10,9 +10,9 @@ import time
 import openai
 import pytest
 import torch
-from models.tiny_gguf import tiny_model, vocabulary, write_gguf
 from running_server import Running
 from safetensors.torch import load_file
+from tiny_gguf import tiny_model, vocabulary, write_gguf
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import struct
 
 import openai
 import pytest
-from models.tool_cases import REFERRING
 from running_server import Running
+from tool_cases import REFERRING
 from tool_models import make_tool_model
 
 pytestmark = pytest.mark.slow

@@ -2,8 +2,8 @@
 
 import json
 
+from chat_templates import QWEN_TOOLS
 from conftest import make_tiny_teacher
-from models.chat_templates import QWEN_TOOLS
 
 from stillhouse.export import export_gguf
 

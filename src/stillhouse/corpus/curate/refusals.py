@@ -3,7 +3,7 @@
 Only the opening is looked at: refusals announce themselves, and "I cannot" later in an
 answer is mostly part of it. What this cannot know: a refusal in words not listed, one
 that comes after an introduction, or an answer that properly quotes or role-plays a
-refusal at its start. ``tests/corpus/test_corpus_refusals.py`` holds the sentences it was
+refusal at its start. ``tests/corpus/curate/test_refusals.py`` holds the sentences it was
 tried on and the errors it is known to make.
 """
 

@@ -2,7 +2,7 @@
 
 llama.cpp asserts what it believes of a header, and an assertion that fails ends the whole process, with every
 answer under way in it. What is refused here was found by changing one number at a time
-(tests/models/gguf_lies.py). Whether the weights themselves make sense is not looked at.
+(tests/models/gguf/invalid_gguf.py). Whether the weights themselves make sense is not looked at.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def test_lock_of_a_dead_process_is_gone(tmp_path):
         os.kill(os.getpid(), 9)
         """
     )
-    here = __file__.rpartition("/")[0]
+    here = __file__.rpartition("/store/")[0]
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path), here], check=False)
     assert done.returncode == -9
     corpus = Corpus(tmp_path)
@@ -334,7 +334,7 @@ def test_memory_stays_bounded_while_two_hundred_thousand_rows_are_read(tmp_path)
     for number in range(49):
         shutil.copy(shard, tmp_path / f"shard-{number:06d}.parquet")
     assert len(corpus) == 49 * 4096
-    here = __file__.rpartition("/")[0]
+    here = __file__.rpartition("/store/")[0]
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path), here], check=True, capture_output=True, text=True
     )

@@ -1,6 +1,6 @@
 """GGUF files that lie in one place each, and a program that opens them.
 
-    python gguf_lies.py FILE SEED FIRST LAST
+    python invalid_gguf.py FILE SEED FIRST LAST
 
 writes lies FIRST to LAST - 1 of FILE to a file beside it, one after the other, opens each with llama.cpp as
 the server does, lets it say two tokens, and prints a line of JSON before and after each.

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import gguf
-import gguf_lies
+import invalid_gguf
 import pytest
 from tiny_gguf import tiny_model, vocabulary, write_gguf
 
@@ -38,7 +38,7 @@ def honest(tmp_path_factory):
 
 def test_the_walk_over_a_header_finds_what_the_gguf_package_finds(honest):
     reader = gguf.GGUFReader(honest)
-    found, end = gguf_lies.fields(honest.read_bytes())
+    found, end = invalid_gguf.fields(honest.read_bytes())
     assert sum(what == "tensor offset" for what, _, _ in found) == len(reader.tensors)
     assert end <= reader.data_offset < end + 32
     data = honest.read_bytes()
@@ -47,13 +47,13 @@ def test_the_walk_over_a_header_finds_what_the_gguf_package_finds(honest):
 
 
 def test_an_honest_file_answers(honest):
-    assert gguf_lies.opened(honest) == "answered"
+    assert invalid_gguf.opened(honest) == "answered"
 
 
 @pytest.mark.slow
 def test_no_lie_ends_the_process(honest):
     done = subprocess.run(
-        [sys.executable, gguf_lies.__file__, honest, "2026", "0", str(LIES)],
+        [sys.executable, invalid_gguf.__file__, honest, "2026", "0", str(LIES)],
         capture_output=True,
         text=True,
         timeout=280,
@@ -73,7 +73,7 @@ def test_no_lie_ends_the_process(honest):
 def lying(honest, **lies):
     """A copy whose fields say something else: name -> new value."""
     data = bytearray(honest.read_bytes())
-    for what, place, code in gguf_lies.fields(data)[0]:
+    for what, place, code in invalid_gguf.fields(data)[0]:
         if what.replace(".", "_").replace(" ", "_") in lies:
             value = lies.pop(what.replace(".", "_").replace(" ", "_"))
             struct.pack_into(f"<{code}", data, place, value)

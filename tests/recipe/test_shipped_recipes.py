@@ -11,7 +11,7 @@ from stillhouse.plan import plan
 from stillhouse.recipe.load import dump_recipe, load_recipe, parse_recipe
 from stillhouse.recipe.study import is_study, learned_from, load_study
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
+SHIPPED = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in SHIPPED.glob("*.yaml") if not is_study(path))
 STUDIES = sorted(path for path in SHIPPED.rglob("*.yaml") if is_study(path))
 

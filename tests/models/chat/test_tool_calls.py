@@ -4,7 +4,7 @@ import json
 
 import pytest
 from chat_templates import CHATML, LLAMA3_TOOLS, MISTRAL_TOOLS, QWEN3, QWEN_TOOLS, tokenizer
-from models.tool_cases import REFERRING
+from tool_cases import REFERRING
 
 from stillhouse.models import ChatTemplate
 from stillhouse.models.chat.tool_calls import CallForm

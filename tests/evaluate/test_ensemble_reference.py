@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_several_teachers import DOCUMENTS, teachers
+from test_ensemble import DOCUMENTS, teachers
 from tiny_training import VOCABULARY, llama
 
 from stillhouse.evaluate import SeveralReferences, TeacherReference, measure

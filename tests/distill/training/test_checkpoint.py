@@ -84,7 +84,7 @@ def stop_after(directory, steps, monkeypatch):
 CHILD = """
 import sys
 import torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 torch.set_num_threads({threads})
 from pathlib import Path
 from test_checkpoint import run
@@ -96,7 +96,9 @@ def test_a_killed_run_ends_like_the_one_left_alone(tmp_path, left_alone):
     kill_at = random.SystemRandom().randrange(1, left_alone[1].steps)
     print(f"killed when {kill_at} steps were written")  # pytest shows it when the test fails
     code = CHILD.format(
-        tests=str(Path(__file__).parent), threads=torch.get_num_threads(), directory=str(tmp_path)
+        tests=[str(Path(__file__).parents[n]) for n in (0, 1)],
+        threads=torch.get_num_threads(),
+        directory=str(tmp_path),
     )
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     metrics = tmp_path / "metrics.jsonl"

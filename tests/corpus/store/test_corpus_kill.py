@@ -18,11 +18,11 @@ from misbehaving_server import answer_to
 
 from stillhouse.corpus import Corpus
 
-SERVER = Path(__file__).parent.parent / "misbehaving_server.py"
+SERVER = Path(__file__).parents[2] / "misbehaving_server.py"
 COUNT, SAMPLES, CONCURRENCY, KILLS = 120, 2, 8, 3
 COLLECT = f"""
 import asyncio, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from corpus_helpers import make_prompts
 from stillhouse.corpus import Corpus, collect
 from stillhouse.models import open_model

@@ -309,7 +309,7 @@ class TestSaved:
 def test_half_of_smollm2_keeps_its_attention_sink_and_healing_helps():
     """The real model, with little text: layer 11 stays, and every map brings its gap closer."""
     smollm2 = load_weights("embedded:smollm2")
-    text = (Path(__file__).parents[2] / "docs" / "students.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "students.md").read_text()
     ids = np.array(smollm2.tokenizer(text[:2000]).input_ids, dtype=np.int32)
     documents = [
         Document(str(n), part, np.ones(len(part), dtype=bool))

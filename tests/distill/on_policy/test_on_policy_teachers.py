@@ -9,9 +9,9 @@ import divergence_oracles as oracle
 import numpy as np
 import pytest
 import torch
+from test_ensemble import teachers
 from test_on_policy import REVERSE, TAUGHT, TRAIN, lines, own_text_kl, questions, run
 from test_on_policy_topk import other_teacher
-from test_several_teachers import teachers
 from tiny_training import VOCABULARY, llama
 
 from stillhouse.distill.on_policy.learner import OnPolicyLearner

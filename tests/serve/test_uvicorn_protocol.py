@@ -18,7 +18,8 @@ HELLO = [{"role": "user", "content": "Say hello."}]
 @pytest.fixture(scope="module")
 def server(tiny_teacher):
     limits = {
-        "uvicorn_protocol.HEAD_S": HEAD_S, "uvicorn_protocol.IDLE_S": IDLE_S, "uvicorn_protocol.UNREAD_S": UNREAD_S,
+        "uvicorn_protocol.HEAD_S": HEAD_S, "uvicorn_protocol.IDLE_S": IDLE_S,
+        "uvicorn_protocol.UNREAD_S": UNREAD_S,
         "security.BODY_TIMEOUT_S": BODY_S,
     }  # fmt: skip
     running = Running(f"tiny={tiny_teacher}", options=["--queue", "8"], limits=limits)
