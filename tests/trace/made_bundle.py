@@ -13,7 +13,7 @@ from stillhouse.trace.access import Access
 from stillhouse.trace.bundle.commitments import commit, now
 from stillhouse.trace.bundle.files import transcript_path, write_transcript
 from stillhouse.trace.bundle.schema import Evidence
-from stillhouse.trace.plan import Plan, PlannedTests, TeacherPlan
+from stillhouse.trace.plan import PlannedTests, TeacherPlan, TracePlan
 
 ACCOUNTS = ("acme", "other")
 
@@ -51,13 +51,13 @@ def write_log(path: Path, items: int) -> Path:
     return path
 
 
-def make_plan(log: Path, suspect: Path, **changes) -> Plan:
+def make_plan(log: Path, suspect: Path, **changes) -> TracePlan:
     """A plan with the exchangeable test alone, on the account ``acme``, with ``other`` as a placebo."""
     teacher = TeacherPlan(
         name="ours", log=str(log), resamples=str(log), accounts=("acme",), placebo_accounts=("other",)
     )
     tests = PlannedTests(radioactivity=None, canaries=None, style=None, identity=None, weights=None)
-    return Plan(**{"suspect": str(suspect), "teachers": (teacher,), "tests": tests} | changes)
+    return TracePlan(**{"suspect": str(suspect), "teachers": (teacher,), "tests": tests} | changes)
 
 
 def make_bundle(

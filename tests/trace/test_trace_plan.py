@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from stillhouse.errors import RecipeError, UsageError
-from stillhouse.trace.access import Access, hindrances, teacher_access
+from stillhouse.trace.access import Access, teacher_access, unmet_requirements
 from stillhouse.trace.plan import (
     Exchangeable,
-    Plan,
     PlannedTests,
     TeacherPlan,
+    TracePlan,
     dump_plan,
     load_plan,
     parse_plan,
@@ -27,7 +27,7 @@ EVERYTHING = Access(
 
 
 def test_a_resolved_plan_comes_back_from_its_yaml():
-    plan = Plan(
+    plan = TracePlan(
         name="case-7",
         suspect="rival",
         teachers=(TeacherPlan(name="ours", log="log.parquet", accounts=("a", "no")),),
@@ -72,21 +72,21 @@ def test_a_plan_that_is_not_there_names_the_nearest(tmp_path):
 
 def test_options_fill_a_plan_and_may_not_contradict_it():
     ours = TeacherPlan(name="ours", log="log.parquet")
-    plan = resolve(Plan(), suspect="rival", teachers=[ours], references=["r"])
+    plan = resolve(TracePlan(), suspect="rival", teachers=[ours], references=["r"])
     assert (plan.suspect, plan.teachers, plan.references) == ("rival", (ours,), ("r",))
     assert resolve(plan, suspect=None, teachers=[], references=[]) == plan
     assert resolve(plan, suspect="rival", teachers=[], references=[]) == plan
     with pytest.raises(UsageError, match="already names its suspect"):
         resolve(plan, suspect="another", teachers=[], references=[])
     with pytest.raises(UsageError, match="no suspect was named"):
-        resolve(Plan(), suspect=None, teachers=[ours], references=[])
+        resolve(TracePlan(), suspect=None, teachers=[ours], references=[])
     with pytest.raises(UsageError, match="no log was named"):
-        resolve(Plan(), suspect="rival", teachers=[], references=[])
+        resolve(TracePlan(), suspect="rival", teachers=[], references=[])
 
 
 def test_full_access_allows_every_planned_test():
-    assert set(hindrances(Plan(), EVERYTHING).values()) == {None}
-    assert "rephrasings" not in hindrances(Plan(), EVERYTHING)
+    assert set(unmet_requirements(TracePlan(), EVERYTHING).values()) == {None}
+    assert "rephrasings" not in unmet_requirements(TracePlan(), EVERYTHING)
 
 
 @pytest.mark.parametrize(
@@ -101,29 +101,29 @@ def test_full_access_allows_every_planned_test():
     ],
 )
 def test_less_access_costs_the_tests_that_need_it_and_says_why(lost, tests):
-    found = hindrances(Plan(), dataclasses.replace(EVERYTHING, **lost))
+    found = unmet_requirements(TracePlan(), dataclasses.replace(EVERYTHING, **lost))
     assert {test for test, why in found.items() if why} == tests
     assert all(why.startswith(("needs", "its score")) for why in found.values() if why)
 
 
 def test_with_text_only_the_overlap_score_is_what_remains():
     text_only = dataclasses.replace(EVERYTHING, suspect=frozenset({"generate"}))
-    assert "overlap" in str(hindrances(Plan(), text_only)["exchangeable"])
-    plan = Plan(tests=PlannedTests(exchangeable=Exchangeable(score="overlap")))
-    assert hindrances(plan, text_only)["exchangeable"] is None
+    assert "overlap" in str(unmet_requirements(TracePlan(), text_only)["exchangeable"])
+    plan = TracePlan(tests=PlannedTests(exchangeable=Exchangeable(score="overlap")))
+    assert unmet_requirements(plan, text_only)["exchangeable"] is None
 
 
 def test_the_score_of_the_teacher_needs_its_weights():
-    plan = Plan(tests=PlannedTests(exchangeable=Exchangeable(score="teacher")))
+    plan = TracePlan(tests=PlannedTests(exchangeable=Exchangeable(score="teacher")))
     behind_api = dataclasses.replace(EVERYTHING, teacher=frozenset({"model", "resamples"}))
-    assert "--teacher" in str(hindrances(plan, behind_api)["exchangeable"])
-    assert hindrances(plan, EVERYTHING)["exchangeable"] is None
+    assert "--teacher" in str(unmet_requirements(plan, behind_api)["exchangeable"])
+    assert unmet_requirements(plan, EVERYTHING)["exchangeable"] is None
 
 
 def test_a_reference_score_needs_a_reference():
-    plan = Plan(tests=PlannedTests(exchangeable=Exchangeable(score="reference")))
+    plan = TracePlan(tests=PlannedTests(exchangeable=Exchangeable(score="reference")))
     assert "--reference" in str(
-        hindrances(plan, dataclasses.replace(EVERYTHING, references=0))["exchangeable"]
+        unmet_requirements(plan, dataclasses.replace(EVERYTHING, references=0))["exchangeable"]
     )
 
 
@@ -137,22 +137,22 @@ def test_what_a_plan_gives_of_a_teacher():
 
 
 def test_a_marked_log_needs_marked_resamples():
-    plan = Plan()
-    assert hindrances(plan, EVERYTHING)["exchangeable"] is None
+    plan = TracePlan()
+    assert unmet_requirements(plan, EVERYTHING)["exchangeable"] is None
 
     def why(*without, plan=plan, more=()):
         given = dataclasses.replace(EVERYTHING, teacher=(EVERYTHING.teacher - set(without)) | set(more))
-        return hindrances(plan, given)["exchangeable"]
+        return unmet_requirements(plan, given)["exchangeable"]
 
     assert "still trace resample --watermark" in why("marked resamples")
     drawn_here = ("resamples", "marked resamples")
     assert why(*drawn_here) is None
     assert "safetensors" in why(*drawn_here, "sampler")
     assert why("marked resamples", "watermark key") is None
-    unknown = Plan(tests=PlannedTests(radioactivity=None))
+    unknown = TracePlan(tests=PlannedTests(radioactivity=None))
     assert "the kind of the log's watermark" in why(*drawn_here, plan=unknown)
     with_placebos = TeacherPlan(name="t", log="l", accounts=("a",), placebo_accounts=("b",))
     assert "placebo accounts" in teacher_access(with_placebos, has_weights=True)
     assert "--watermark-by-account" in why(*drawn_here, more=["placebo accounts"])
-    others = Plan(teachers=(with_placebos, TeacherPlan(name="u", log="l", watermark_key="k")))
+    others = TracePlan(teachers=(with_placebos, TeacherPlan(name="u", log="l", watermark_key="k")))
     assert why(*drawn_here, plan=others) is None, "the placebo accounts are another teacher's"

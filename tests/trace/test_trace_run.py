@@ -11,7 +11,7 @@ from stillhouse.models import Request, Sampling, fingerprint_of, open_model
 from stillhouse.trace import run
 from stillhouse.trace.bundle.files import read_transcript, transcript_path
 from stillhouse.trace.detectors.canaries import make_canaries, write_canaries
-from stillhouse.trace.plan import Plan, PlannedTests, TeacherPlan, TrainingOrder
+from stillhouse.trace.plan import PlannedTests, TeacherPlan, TracePlan, TrainingOrder
 from stillhouse.trace.rerun import rerun_bundle, table_difference
 from stillhouse.trace.resample import read_resamples
 from stillhouse.trace.run import run_trace
@@ -52,7 +52,7 @@ def plan_of(log, teacher, **changes):
     )
     tests = PlannedTests(style=None, training_order=TrainingOrder(texts=str(texts)))
     fields = {"suspect": str(teacher), "teachers": (ours,), "tests": tests, "placebos": 3}
-    return Plan(**fields | changes)
+    return TracePlan(**fields | changes)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from stillhouse.files import atomic_write
 from stillhouse.provenance import terms_page
 from stillhouse.recipe import Recipe
 from stillhouse.recipe.load import section_of
-from stillhouse.trace.plan import Plan
+from stillhouse.trace.plan import TracePlan
 
 MADE = "<!-- Made by `make docs`; edit the code instead. -->"
 
@@ -77,7 +77,7 @@ def _examples(text: str) -> str:
 
 def plan_page() -> str:
     """docs/trace-plan.md: every key of a trace's plan."""
-    return "\n\n".join([MADE, PLAN_PREFACE, *_section(Plan, "")]) + "\n"
+    return "\n\n".join([MADE, PLAN_PREFACE, *_section(TracePlan, "")]) + "\n"
 
 
 def recipe_page() -> str:

@@ -18,7 +18,7 @@ from stillhouse.console import WIDTH, console
 from stillhouse.errors import UsageError
 
 if TYPE_CHECKING:
-    from stillhouse.trace.plan import Plan
+    from stillhouse.trace.plan import TracePlan
 
 USAGE = "Usage: still trace [OPTIONS]"
 EXAMPLES = """\
@@ -165,9 +165,9 @@ PARTS = {
 """The verbs below `still trace`, with their examples."""
 
 
-def _plan(asked: Asked) -> Plan:
+def _plan(asked: Asked) -> TracePlan:
     """The resolved plan: that of --plan, or the default one, with what the options name."""
-    from stillhouse.trace.plan import Plan, TeacherPlan, load_plan, of_texts, resolve
+    from stillhouse.trace.plan import TeacherPlan, TracePlan, load_plan, of_texts, resolve
 
     if asked.teacher and len(asked.teacher) != len(asked.log):
         raise UsageError(
@@ -183,7 +183,7 @@ def _plan(asked: Asked) -> Plan:
         TeacherPlan(name=name, model=model, log=log, resamples=resamples)
         for name, model, log, resamples in zip(names, models, asked.log, drawn, strict=True)
     ]
-    plan = Plan(name=asked.out.resolve().name) if asked.plan is None else load_plan(asked.plan)
+    plan = TracePlan(name=asked.out.resolve().name) if asked.plan is None else load_plan(asked.plan)
     if asked.texts is not None:
         if asked.log or asked.plan:
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stillhouse.trace.plan import Plan, TeacherPlan
+from stillhouse.trace.plan import TeacherPlan, TracePlan
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def teacher_access(
     return frozenset(name for name, there in given.items() if there)
 
 
-def hindrances(plan: Plan, access: Access) -> dict[str, str | None]:
+def unmet_requirements(plan: TracePlan, access: Access) -> dict[str, str | None]:
     """Every planned test, with why it cannot run and what would let it; None where it can."""
     return {test: _CHECKS[test](plan, access) for test in plan.tests.wanted}
 
 
-def _exchangeable(plan: Plan, access: Access) -> str | None:
+def _exchangeable(plan: TracePlan, access: Access) -> str | None:
     assert plan.tests.exchangeable is not None
     score = plan.tests.exchangeable.score
     if score == "overlap":
@@ -67,7 +67,7 @@ def _exchangeable(plan: Plan, access: Access) -> str | None:
     return missing
 
 
-def _marked_resamples(plan: Plan, access: Access) -> str | None:
+def _marked_resamples(plan: TracePlan, access: Access) -> str | None:
     if "resamples" in access.teacher:
         if "marked resamples" in access.teacher:
             return None
@@ -87,7 +87,7 @@ def _marked_resamples(plan: Plan, access: Access) -> str | None:
     return None
 
 
-def _radioactivity(plan: Plan, access: Access) -> str | None:
+def _radioactivity(plan: TracePlan, access: Access) -> str | None:
     assert plan.tests.radioactivity is not None
     if "watermark key" not in access.teacher:
         return "needs the key of the mark in the teacher's outputs (`watermark_key` in the plan)."
@@ -96,36 +96,36 @@ def _radioactivity(plan: Plan, access: Access) -> str | None:
     return _suspect(access, "weights" if plan.tests.radioactivity.mode == "open" else "generate")
 
 
-def _canaries(plan: Plan, access: Access) -> str | None:
+def _canaries(plan: TracePlan, access: Access) -> str | None:
     if "canaries" not in access.teacher:
         return "needs the canaries that were given to the accounts (`canaries` in the plan)."
     return _suspect(access, "logprobs")
 
 
-def _rephrasings(plan: Plan, access: Access) -> str | None:
+def _rephrasings(plan: TracePlan, access: Access) -> str | None:
     assert plan.tests.rephrasings is not None
     if plan.tests.rephrasings.texts is None:
         return "needs published texts with rephrasings (`tests.rephrasings.texts` in the plan)."
     return _suspect(access, "logprobs")
 
 
-def _style(plan: Plan, access: Access) -> str | None:
+def _style(plan: TracePlan, access: Access) -> str | None:
     if access.references < 2:
         return "needs at least two reference models (--reference) to be compared with."
     return _suspect(access, "generate")
 
 
-def _identity(plan: Plan, access: Access) -> str | None:
+def _identity(plan: TracePlan, access: Access) -> str | None:
     return _suspect(access, "generate")
 
 
-def _weights(plan: Plan, access: Access) -> str | None:
+def _weights(plan: TracePlan, access: Access) -> str | None:
     if "weights" not in access.teacher:
         return "needs the teacher's weights on this machine."
     return _suspect(access, "weights")
 
 
-def _training_order(plan: Plan, access: Access) -> str | None:
+def _training_order(plan: TracePlan, access: Access) -> str | None:
     assert plan.tests.training_order is not None
     if plan.tests.training_order.texts is None:
         return "needs the teacher's training texts in their order (`tests.training_order.texts` in the plan)."

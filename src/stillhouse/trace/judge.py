@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.trace.access import Access, hindrances
+from stillhouse.trace.access import Access, unmet_requirements
 from stillhouse.trace.bundle.files import read_transcript, transcript_path
 from stillhouse.trace.bundle.schema import (
     PlaceboPart,
@@ -28,18 +28,18 @@ from stillhouse.trace.bundle.schema import (
     finite_e,
 )
 from stillhouse.trace.finding import Finding, Judge, Level
-from stillhouse.trace.plan import Plan, TeacherPlan
+from stillhouse.trace.plan import TeacherPlan, TracePlan
 from stillhouse.trace.verdict import Weighed, climb, same_weights, verdict
 
 MODULES = {
-    "exchangeable": "exchangeable",
-    "radioactivity": "radioactivity",
-    "canaries": "canaries",
-    "rephrasings": "rephrasings",
-    "style": "style",
-    "identity": "identity",
-    "weights": "weights_lineage",
-    "training_order": "training_order",
+    "exchangeable": "detectors.exchangeable.judge",
+    "radioactivity": "detectors.radioactivity",
+    "canaries": "detectors.canaries",
+    "rephrasings": "detectors.rephrasings",
+    "style": "detectors.style",
+    "identity": "detectors.identity",
+    "weights": "detectors.weights_lineage",
+    "training_order": "detectors.training_order",
 }
 """Where each test is; a module has `observe` and `judge`."""
 LEVELS: dict[str, Level] = {
@@ -54,7 +54,7 @@ LEVELS: dict[str, Level] = {
 
 
 @dataclass(frozen=True)
-class Judged:
+class TeacherJudgement:
     """All that can be said about one teacher."""
 
     tests: list[TestPart]
@@ -63,8 +63,8 @@ class Judged:
 
 
 def judge_all(
-    directory: Path, plan: Plan, access: Mapping[str, Access], secrets: Mapping[str, bytes]
-) -> dict[str, Judged]:
+    directory: Path, plan: TracePlan, access: Mapping[str, Access], secrets: Mapping[str, bytes]
+) -> dict[str, TeacherJudgement]:
     """Every finding and verdict of a bundle, by teacher.
 
     Args:
@@ -91,7 +91,7 @@ def judge_all(
             alpha=plan.alpha,
             of_weights=of_weights.get(name),
         )
-        judged[name] = Judged(
+        judged[name] = TeacherJudgement(
             tests=parts,
             rungs=[RungPart.model_validate(dataclasses.asdict(rung)) for rung in rungs[name]],
             verdict=VerdictPart.model_validate(dataclasses.asdict(found)),
@@ -100,11 +100,11 @@ def judge_all(
 
 
 def judge_tests(
-    directory: Path, plan: Plan, teacher: TeacherPlan, access: Access, secrets: Mapping[str, bytes]
+    directory: Path, plan: TracePlan, teacher: TeacherPlan, access: Access, secrets: Mapping[str, bytes]
 ) -> list[TestPart]:
     """The planned tests about one teacher, in the plan's order, each judged from its transcript."""
     parts = []
-    for test, hindrance in hindrances(plan, access).items():
+    for test, hindrance in unmet_requirements(plan, access).items():
         level, weight = level_of(plan, test), plan.tests.weight(test)
         if hindrance is not None:
             parts.append(TestPart(test=test, level=level, weight=weight, hindrance=hindrance))
@@ -127,7 +127,7 @@ def judge_tests(
 
 
 def judge_transcript(
-    test: str, transcript: pa.Table, arguments: Mapping[str, Any], plan: Plan, teacher: TeacherPlan
+    test: str, transcript: pa.Table, arguments: Mapping[str, Any], plan: TracePlan, teacher: TeacherPlan
 ) -> tuple[Finding, list[PlaceboPart]]:
     """A test's finding on the accounts that are tested, and the same where there is nothing to find."""
     judge = judge_of(test)
@@ -156,7 +156,7 @@ def judge_of(test: str) -> Judge:
     return importlib.import_module(f".{MODULES[test]}", __package__).judge
 
 
-def level_of(plan: Plan, test: str) -> Level:
+def level_of(plan: TracePlan, test: str) -> Level:
     """The level that a planned test can reach."""
     if test == "radioactivity":
         assert plan.tests.radioactivity is not None
@@ -164,7 +164,9 @@ def level_of(plan: Plan, test: str) -> Level:
     return LEVELS[test]
 
 
-def parameters(plan: Plan, teacher: TeacherPlan, test: str, secrets: Mapping[str, bytes]) -> dict[str, Any]:
+def parameters(
+    plan: TracePlan, teacher: TeacherPlan, test: str, secrets: Mapping[str, bytes]
+) -> dict[str, Any]:
     """What the judge of ``test`` is called with; as JSON would give it back."""
     planned: dict[str, Any] = {"seed": plan.seed, "alpha": plan.alpha}
     if test == "exchangeable":

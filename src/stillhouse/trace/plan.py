@@ -22,7 +22,7 @@ from stillhouse.recipe.load import checked, read_text
 from stillhouse.recipe.validation import directory_name
 from stillhouse.recipe.yaml_lines import dump_yaml, read_yaml
 
-Score = Literal["loglik", "min_k", "reference", "teacher", "overlap"]
+ScoreName = Literal["loglik", "min_k", "reference", "teacher", "overlap"]
 QUESTION = "Was the suspect trained on outputs that the teacher delivered to these accounts?"
 
 
@@ -54,7 +54,7 @@ class Exchangeable:
 
     weight: PositiveFloat = 1.0
     """Its share in the mean of its level."""
-    score: Score = "loglik"
+    score: ScoreName = "loglik"
     """What the delivered output and its resamples are ranked by: the suspect's log-likelihood, that of its
     least likely tokens, the difference to a reference model's or to the teacher's own, or (text only) the
     overlap with what it writes."""
@@ -166,7 +166,7 @@ class PlannedTests:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TracePlan:
     """A whole plan."""
 
     name: Text = "trace"
@@ -203,7 +203,7 @@ class Plan:
     """What is done."""
 
 
-def load_plan(path: str | Path) -> Plan:
+def load_plan(path: str | Path) -> TracePlan:
     """Reads and checks a plan.
 
     Raises:
@@ -213,20 +213,20 @@ def load_plan(path: str | Path) -> Plan:
     return parse_plan(read_text(Path(path), "plan"), name=str(path))
 
 
-def parse_plan(text: str, *, name: str = "<text>") -> Plan:
+def parse_plan(text: str, *, name: str = "<text>") -> TracePlan:
     """Like `load_plan`, from text; ``name`` stands for the file in error messages."""
     values, origins = read_yaml(text, name)
     if not isinstance(values, dict):
         raise RecipeError(f"{name}:1: a plan is a mapping of keys (question, teachers, tests, …)")
-    return checked(Plan, values, origins, _broken_rules)
+    return checked(TracePlan, values, origins, _broken_rules)
 
 
-def dump_plan(plan: Plan) -> str:
+def dump_plan(plan: TracePlan) -> str:
     """The plan as YAML, defaults included; reading it gives ``plan`` again."""
     return dump_yaml(dataclasses.asdict(plan))
 
 
-def of_texts(plan: Plan, texts: str) -> Plan:
+def of_texts(plan: TracePlan, texts: str) -> TracePlan:
     """The plan of an author, who asks about published texts and about nothing else."""
     return dataclasses.replace(
         plan,
@@ -245,12 +245,12 @@ def of_texts(plan: Plan, texts: str) -> Plan:
 
 
 def resolve(
-    plan: Plan,
+    plan: TracePlan,
     *,
     suspect: str | None,
     teachers: Sequence[TeacherPlan],
     references: Sequence[str],
-) -> Plan:
+) -> TracePlan:
     """The plan with what the command line names; neither may contradict the other.
 
     Raises:
@@ -275,7 +275,7 @@ def resolve(
     return resolved
 
 
-def _broken_rules(plan: Plan) -> Iterator[tuple[str, str]]:
+def _broken_rules(plan: TracePlan) -> Iterator[tuple[str, str]]:
     """What is wrong with a plan whose fields fit: key and complaint."""
     names = [teacher.name for teacher in plan.teachers]
     for number, teacher in enumerate(plan.teachers):

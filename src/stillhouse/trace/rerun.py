@@ -23,17 +23,17 @@ from stillhouse.trace.bundle.files import OPENED, PLAN, RESAMPLES, read_transcri
 from stillhouse.trace.bundle.schema import Evidence, TestPart
 from stillhouse.trace.detectors.case import Case, observe
 from stillhouse.trace.judge import judge_transcript, parameters
-from stillhouse.trace.plan import Plan, TeacherPlan, load_plan
+from stillhouse.trace.plan import TeacherPlan, TracePlan, load_plan
 from stillhouse.trace.report.labels import number
 from stillhouse.trace.run import environment, read_teacher_log
 from stillhouse.trace.suspects.base import Suspect, open_suspect
-from stillhouse.trace.verify import Verification
+from stillhouse.trace.verify import BundleVerification
 
 SAME = ("torch", "transformers", "tokenizers", "numpy", "platform", "machine")
 """What has to be as recorded for answers to be the same, bit for bit."""
 
 
-def rerun_bundle(directory: Path, result: Verification) -> None:
+def rerun_bundle(directory: Path, result: BundleVerification) -> None:
     """Adds what differs to ``result``, as differences or as notes.
 
     Raises:
@@ -59,12 +59,12 @@ def rerun_bundle(directory: Path, result: Verification) -> None:
         suspect.close()
 
 
-def _references(plan: Plan) -> list[str]:
+def _references(plan: TracePlan) -> list[str]:
     found = [plan.suspect, *plan.references, *(teacher.model for teacher in plan.teachers)]
     return [reference for reference in found if reference is not None]
 
 
-def _require_recorded(plan: Plan, evidence: Evidence) -> None:
+def _require_recorded(plan: TracePlan, evidence: Evidence) -> None:
     models = [evidence.suspect, *evidence.references, *(t.model for t in evidence.teachers if t.model)]
     for model in models:
         if fingerprint_of(model.reference) != model.fingerprint:
@@ -78,11 +78,11 @@ def _require_recorded(plan: Plan, evidence: Evidence) -> None:
 
 def _compare(
     directory: Path,
-    plan: Plan,
+    plan: TracePlan,
     teacher: TeacherPlan,
     part: TestPart,
     suspect: Suspect,
-    result: Verification,
+    result: BundleVerification,
     *,
     exact: bool,
 ) -> None:
@@ -114,7 +114,7 @@ def _compare(
 
 
 def _compare_tables(
-    name: str, before: pa.Table, after: pa.Table, result: Verification, *, exact: bool
+    name: str, before: pa.Table, after: pa.Table, result: BundleVerification, *, exact: bool
 ) -> bool:
     """Whether two tables are equal; says where they are not."""
     found = table_difference(before, after)

@@ -19,7 +19,7 @@ from stillhouse.files import atomic_path, atomic_write, storage_errors, take_loc
 from stillhouse.hashing import sha256_file
 from stillhouse.models import parse_reference
 from stillhouse.provenance import versions
-from stillhouse.trace.access import Access, hindrances, teacher_access
+from stillhouse.trace.access import Access, teacher_access, unmet_requirements
 from stillhouse.trace.bundle.commitments import COMMITMENTS, commit, now, secret_files
 from stillhouse.trace.bundle.files import (
     OPENED,
@@ -41,8 +41,8 @@ from stillhouse.trace.bundle.schema import (
 )
 from stillhouse.trace.delivered_log import Log, read_log
 from stillhouse.trace.detectors.case import Case, observe
-from stillhouse.trace.judge import Judged, judge_all
-from stillhouse.trace.plan import Plan, TeacherPlan
+from stillhouse.trace.judge import TeacherJudgement, judge_all
+from stillhouse.trace.plan import TeacherPlan, TracePlan
 from stillhouse.trace.report.page import render_page
 from stillhouse.trace.resample import planned_mark, read_marks
 from stillhouse.watermark import key_fingerprint, read_key as read_mark_key
@@ -59,7 +59,7 @@ LIBRARIES = ("numpy", "scipy", "pyarrow", "tokenizers")
 
 
 def run_trace(
-    plan: Plan, directory: Path, *, key: Ed25519PrivateKey | None = None, command: str = ""
+    plan: TracePlan, directory: Path, *, key: Ed25519PrivateKey | None = None, command: str = ""
 ) -> Evidence:
     """Carries out a resolved plan, or goes on with it, and writes the bundle.
 
@@ -95,7 +95,7 @@ def run_trace(
         os.close(lock)
 
 
-def access_to(plan: Plan, teacher: TeacherPlan, suspect: Suspect) -> Access:
+def access_to(plan: TracePlan, teacher: TeacherPlan, suspect: Suspect) -> Access:
     """What there is to work with for one teacher."""
     place = None if teacher.model is None else parse_reference(teacher.model)
     has_weights = place is not None and place.kind != "api"
@@ -111,7 +111,7 @@ def access_to(plan: Plan, teacher: TeacherPlan, suspect: Suspect) -> Access:
     )
 
 
-def _resamples_are_marked(plan: Plan, teacher: TeacherPlan) -> bool:
+def _resamples_are_marked(plan: TracePlan, teacher: TeacherPlan) -> bool:
     """Whether a file of resamples carries the mark that the plan's key puts on."""
     if teacher.resamples is None or teacher.watermark_key is None:
         return False
@@ -127,9 +127,9 @@ def read_teacher_log(teacher: TeacherPlan) -> Log:
 
 
 def _observe_all(
-    plan: Plan, teacher: TeacherPlan, log: Log, suspect: Suspect, access: Access, directory: Path
+    plan: TracePlan, teacher: TeacherPlan, log: Log, suspect: Suspect, access: Access, directory: Path
 ) -> None:
-    for test, hindrance in hindrances(plan, access).items():
+    for test, hindrance in unmet_requirements(plan, access).items():
         if hindrance is not None:
             console.info(f"{test} ({teacher.name}): not possible; it {hindrance}")
             continue
@@ -141,7 +141,7 @@ def _observe_all(
 
 
 def _conclude(
-    plan: Plan,
+    plan: TracePlan,
     directory: Path,
     commitments: Commitments,
     logs: Mapping[str, Log],
@@ -177,7 +177,7 @@ def _conclude(
     return write_evidence(directory, evidence, key)
 
 
-def _open_secrets(plan: Plan, directory: Path) -> dict[str, bytes]:
+def _open_secrets(plan: TracePlan, directory: Path) -> dict[str, bytes]:
     """Copies the secret files into the bundle, so that commitments can be checked; their contents."""
     contents = {}
     for name, path in secret_files(plan).items():
@@ -189,7 +189,7 @@ def _open_secrets(plan: Plan, directory: Path) -> dict[str, bytes]:
 
 
 def commitments_part(
-    directory: Path, commitments: Commitments, judged: Mapping[str, Judged]
+    directory: Path, commitments: Commitments, judged: Mapping[str, TeacherJudgement]
 ) -> CommitmentsPart:
     """Whether the commitments came first, by the times that they and the transcripts carry."""
     paths = [part.transcript for found in judged.values() for part in found.tests if part.transcript]
@@ -226,7 +226,7 @@ def _model(reference: str, commitments: Commitments, access: Mapping[str, Access
 
 
 def _teacher(
-    teacher: TeacherPlan, log: Log, access: Access, judged: Judged, commitments: Commitments
+    teacher: TeacherPlan, log: Log, access: Access, judged: TeacherJudgement, commitments: Commitments
 ) -> TeacherPart:
     return TeacherPart(
         name=teacher.name,

@@ -37,7 +37,7 @@ from stillhouse.trace.bundle.files import (
 )
 from stillhouse.trace.bundle.schema import Commitments, Evidence
 from stillhouse.trace.judge import judge_all
-from stillhouse.trace.plan import Plan, load_plan
+from stillhouse.trace.plan import TracePlan, load_plan
 from stillhouse.trace.report.page import render_page
 from stillhouse.trace.run import commitments_part
 
@@ -47,7 +47,7 @@ and scipy, that counts as none."""
 
 
 @dataclass
-class Verification:
+class BundleVerification:
     """The outcome of a check."""
 
     evidence: Evidence
@@ -73,7 +73,7 @@ class Verification:
         }
 
 
-def verify_bundle(directory: Path, *, public_key: str | None = None) -> Verification:
+def verify_bundle(directory: Path, *, public_key: str | None = None) -> BundleVerification:
     """Checks a bundle.
 
     Args:
@@ -83,7 +83,7 @@ def verify_bundle(directory: Path, *, public_key: str | None = None) -> Verifica
         IntegrityError: there is no evidence, or it cannot be read as such.
     """
     evidence = read_evidence(directory)
-    result = Verification(evidence, len(evidence.files) + 1)
+    result = BundleVerification(evidence, len(evidence.files) + 1)
     if found := signature_difference(directory, evidence, public_key):
         result.differences.append(found)
     elif evidence.signed_by is None:
@@ -132,7 +132,7 @@ def _file_differences(directory: Path, evidence: Evidence) -> Iterator[str]:
 
 
 def _commitment_differences(
-    directory: Path, evidence: Evidence, plan: Plan, commitments: Commitments
+    directory: Path, evidence: Evidence, plan: TracePlan, commitments: Commitments
 ) -> Iterator[str]:
     if commitments.plan != sha256_text((directory / PLAN).read_text("utf-8")):
         yield f"{PLAN} is not the plan that was committed"
@@ -154,7 +154,7 @@ def _commitment_differences(
 
 
 def _compare_numbers(
-    directory: Path, evidence: Evidence, plan: Plan, commitments: Commitments, result: Verification
+    directory: Path, evidence: Evidence, plan: TracePlan, commitments: Commitments, result: BundleVerification
 ) -> None:
     suspect = frozenset(evidence.suspect.can)
     if [t.name for t in evidence.teachers] != [t.name for t in plan.teachers]:
@@ -237,7 +237,7 @@ def _count_numbers(value: Any) -> int:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def require_verified(directory: Path, result: Verification, most: int = 20) -> None:
+def require_verified(directory: Path, result: BundleVerification, most: int = 20) -> None:
     """Refuses a bundle with differences.
 
     Raises:

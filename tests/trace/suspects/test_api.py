@@ -12,7 +12,7 @@ from stillhouse.serve.app import Server
 from stillhouse.serve.model_pool import Shelf
 from stillhouse.trace.delivered_log import read_log
 from stillhouse.trace.detectors.exchangeable.judge import judge, observe
-from stillhouse.trace.plan import Plan, PlannedTests, TeacherPlan
+from stillhouse.trace.plan import PlannedTests, TeacherPlan, TracePlan
 from stillhouse.trace.resample import resample
 from stillhouse.trace.run import run_trace
 from stillhouse.trace.suspects.base import open_suspect
@@ -163,7 +163,7 @@ def test_a_plan_has_a_budget_and_the_name_of_a_key(server, tiny_teacher, tmp_pat
     tests = PlannedTests(radioactivity=None, canaries=None, style=None, identity=None, weights=None)
 
     def asked(name, **keys):
-        plan = Plan(suspect=reference, teachers=(ours,), tests=tests, api_key_env="RIVAL_KEY", **keys)
+        plan = TracePlan(suspect=reference, teachers=(ours,), tests=tests, api_key_env="RIVAL_KEY", **keys)
         (teacher,) = run_trace(plan, tmp_path / name).teachers
         return teacher.tests[0].finding.n
 

@@ -25,7 +25,7 @@ from stillhouse.hashing import sha256_bytes, sha256_file, sha256_json, sha256_te
 from stillhouse.models import fingerprint_of
 from stillhouse.trace.bundle.schema import Commitments
 from stillhouse.trace.delivered_log import log_files
-from stillhouse.trace.plan import Plan, dump_plan
+from stillhouse.trace.plan import TracePlan, dump_plan
 
 COMMITMENTS, SALTS = "commitments.json", "salts.json"
 
@@ -35,7 +35,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def make_commitments(plan: Plan, salts: Mapping[str, str]) -> Commitments:
+def make_commitments(plan: TracePlan, salts: Mapping[str, str]) -> Commitments:
     """The commitments of a resolved plan, as of now.
 
     Args:
@@ -57,7 +57,7 @@ def make_commitments(plan: Plan, salts: Mapping[str, str]) -> Commitments:
     )
 
 
-def commit(plan: Plan, directory: Path) -> Commitments:
+def commit(plan: TracePlan, directory: Path) -> Commitments:
     """Writes ``commitments.json``, and ``salts.json`` where there are secrets; those that exist stay.
 
     Raises:
@@ -118,7 +118,7 @@ def differing(committed: Commitments, found: Commitments) -> list[str]:
     return lines
 
 
-def secret_files(plan: Plan) -> dict[str, str]:
+def secret_files(plan: TracePlan) -> dict[str, str]:
     """The files of the plan that stay secret until the end, by the name of their commitment."""
     return {
         f"{teacher.name}.{kind}": path

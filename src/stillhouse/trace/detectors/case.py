@@ -18,7 +18,7 @@ from stillhouse.files import read_json_lines
 from stillhouse.trace.bundle.commitments import now
 from stillhouse.trace.bundle.files import RESAMPLES, TRANSCRIPTS, write_transcript
 from stillhouse.trace.delivered_log import Log
-from stillhouse.trace.plan import Plan, TeacherPlan
+from stillhouse.trace.plan import TeacherPlan, TracePlan
 from stillhouse.trace.suspects.base import Ask
 from stillhouse.trace.suspects.resumable import in_parts
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Case:
     """What a test is carried out on."""
 
-    plan: Plan
+    plan: TracePlan
     teacher: TeacherPlan
     log: Log
     """Of the tested and the placebo accounts."""
@@ -230,13 +230,13 @@ def _training_order(case: Case) -> pa.Table:
         return training_order.observe(case.suspect, texts, reference=reference)
 
 
-def _reference(plan: Plan) -> AbstractContextManager[Suspect | None]:
+def _reference(plan: TracePlan) -> AbstractContextManager[Suspect | None]:
     """The first reference model, opened; None where the plan has none."""
     return _opened(plan.references[0] if plan.references else None, plan)
 
 
 @contextmanager
-def _opened(model_reference: str | None, plan: Plan) -> Iterator[Suspect | None]:
+def _opened(model_reference: str | None, plan: TracePlan) -> Iterator[Suspect | None]:
     from stillhouse.trace.suspects.base import open_suspect
 
     if model_reference is None:
@@ -263,7 +263,7 @@ def _of(log: Log, accounts: Sequence[str]) -> Log:
     return replace(log, rows=rows)
 
 
-def _public_texts(plan: Plan) -> Iterator[str] | None:
+def _public_texts(plan: TracePlan) -> Iterator[str] | None:
     if not plan.public:
         return None
     return (Path(path).read_text("utf-8", "replace") for path in plan.public)

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from stillhouse.stats.rank_test import RankTest, rank_test, resamples_of, usable
-from stillhouse.trace.detectors.exchangeable.scores import Arranged, Score, arrange, missing_columns
+from stillhouse.trace.detectors.exchangeable.scores import Arranged, RankingScore, arrange, missing_columns
 from stillhouse.trace.finding import Assumption
 
 ODD = 0.01
 """A check of an assumption fails at this p-value: one in a hundred fails by chance."""
-REFERENCE_ALONE = Score(
+REFERENCE_ALONE = RankingScore(
     ("reference_loglik", "characters"), lambda loglik, characters: loglik / characters, "", ""
 )
 

@@ -18,7 +18,14 @@ from stillhouse.hashing import sha256_json
 from stillhouse.stats.evalues import first_time
 from stillhouse.stats.rank_test import log_e_process, usable
 from stillhouse.trace.delivered_log import Delivered, Log
-from stillhouse.trace.detectors.exchangeable.scores import Score, arrange, halves, min_k, overlap, score_named
+from stillhouse.trace.detectors.exchangeable.scores import (
+    RankingScore,
+    arrange,
+    halves,
+    min_k,
+    overlap,
+    score_named,
+)
 from stillhouse.trace.resample import Resamples, log_facts
 from stillhouse.trace.suspects.base import Prompt, Suspect
 from stillhouse.trace.suspects.resumable import Parts
@@ -203,7 +210,7 @@ def _overlaps(suspect: Suspect, prompts: Sequence[Prompt], texts: Sequence[str])
     return [None if one is None else overlap(one, rest) for one, (_, rest) in zip(said, cut, strict=True)]
 
 
-def _reached(transcript: pa.Table, score: Score, stop_at: float) -> bool:
+def _reached(transcript: pa.Table, score: RankingScore, stop_at: float) -> bool:
     scores_NK1 = usable(arrange(transcript, score).scores_NK1)
     if not len(scores_NK1):
         return False

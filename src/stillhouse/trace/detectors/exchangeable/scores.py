@@ -61,7 +61,7 @@ def _grams(found: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class Score:
+class RankingScore:
     """A column that is made from a transcript's."""
 
     columns: tuple[str, ...]
@@ -81,32 +81,34 @@ def _per_character(loglik: np.ndarray, characters: np.ndarray) -> np.ndarray:
 
 _LOGPROBS = "the suspect's log-probabilities of given text; with text only, use the score `overlap`"
 SCORES = {
-    "loglik": Score(
+    "loglik": RankingScore(
         ("loglik", "tokens"), _per_token, "the suspect's log-likelihood of the text, per token", _LOGPROBS
     ),
-    "total": Score(("loglik",), lambda loglik: loglik, "the suspect's log-likelihood of the text", _LOGPROBS),
-    "per_character": Score(
+    "total": RankingScore(
+        ("loglik",), lambda loglik: loglik, "the suspect's log-likelihood of the text", _LOGPROBS
+    ),
+    "per_character": RankingScore(
         ("loglik", "characters"),
         _per_character,
         "the suspect's log-likelihood of the text, per character",
         _LOGPROBS,
     ),
-    "min_k": Score(
+    "min_k": RankingScore(
         ("min_k",), lambda least: least, "the suspect's log-likelihood of its least likely tokens", _LOGPROBS
     ),
-    "reference": Score(
+    "reference": RankingScore(
         ("loglik", "reference_loglik", "characters"),
         lambda loglik, reference, characters: _per_character(loglik - reference, characters),
         "the suspect's log-likelihood of the text less a reference model's, per character",
         "the suspect's log-probabilities and a reference model's (--reference)",
     ),
-    "teacher": Score(
+    "teacher": RankingScore(
         ("loglik", "teacher_loglik", "teacher_tokens"),
         lambda loglik, teacher, tokens: _per_token(loglik - teacher, tokens),
         "the suspect's log-likelihood of the text less the teacher's own, per token of the teacher",
         "the suspect's log-probabilities and the archived teacher's (--teacher)",
     ),
-    "overlap": Score(
+    "overlap": RankingScore(
         ("overlap",),
         lambda shared: shared,
         "the overlap of the text's second half with what the suspect writes after its first",
@@ -131,7 +133,7 @@ class Arranged:
     """Resamples that are left out as too short, as delivered outputs of that length are."""
 
 
-def score_named(name: str) -> Score:
+def score_named(name: str) -> RankingScore:
     """The score of this name.
 
     Raises:
@@ -146,7 +148,7 @@ def score_named(name: str) -> Score:
     return SCORES[name]
 
 
-def missing_columns(transcript: pa.Table, score: Score) -> list[str]:
+def missing_columns(transcript: pa.Table, score: RankingScore) -> list[str]:
     """Columns that the score needs and that are not there, or empty."""
     made = {"characters": "text"}
     wanted = [made.get(name, name) for name in score.columns]
@@ -154,7 +156,7 @@ def missing_columns(transcript: pa.Table, score: Score) -> list[str]:
     return [n for n in wanted if n not in names or transcript[n].null_count == len(transcript)]
 
 
-def arrange(transcript: pa.Table, score: Score) -> Arranged:
+def arrange(transcript: pa.Table, score: RankingScore) -> Arranged:
     """The transcript as a matrix, items in the order in which they come first."""
     ids = transcript["id"].to_pylist()
     place = {id: number for number, id in enumerate(dict.fromkeys(ids))}
