@@ -8,13 +8,13 @@ from hypothesis import given, strategies as st
 
 from stillhouse.console import plain_table
 from stillhouse.evaluate import results_table
-from stillhouse.evaluate.verdict import find
-from stillhouse.pages.numbers import count, figure, size, span
+from stillhouse.evaluate.verdict import judge_comparison
+from stillhouse.pages.numbers import format_bytes, format_count, format_interval, format_number
 
 
 def finding(value: float, half: float, against: str = "control", measure: str = "kl", **changes):
     part = {"kl": None, "agreement": None, "nll": None} | {measure: estimate(value, half) | changes}
-    return find({against: part}, [])
+    return judge_comparison({against: part}, [])
 
 
 UNDECIDED = "Student and control cannot be told apart in nearness to the teacher"
@@ -45,13 +45,13 @@ def test_the_sentence_names_amount_interval_level_and_documents():
 
 def test_a_worse_likelihood_of_the_text_is_said():
     part = {"kl": estimate(-0.138, 0.021), "agreement": None, "nll": estimate(0.104, 0.02)}
-    found = find({"control": part}, [])
+    found = judge_comparison({"control": part}, [])
     assert found.outcome == "better"
     assert found.headline.endswith("than the control, but finds the text less likely")
     assert found.sentence.endswith(
         "clustered by document); its likelihood of the text is 0.104 nats per token worse."
     )
-    unsure = find({"control": part | {"nll": estimate(0.104, 0.2)}}, [])
+    unsure = judge_comparison({"control": part | {"nll": estimate(0.104, 0.2)}}, [])
     assert "likelihood" not in unsure.sentence + unsure.headline
 
 
@@ -71,12 +71,12 @@ def test_without_a_control_the_student_is_held_against_itself_before():
 
 def test_the_control_comes_first_where_there_are_both():
     report = sample_report()
-    found = find(report["comparison"], report["models"])
+    found = judge_comparison(report["comparison"], report["models"])
     assert (found.against, found.outcome) == ("control", "better")
 
 
 def test_a_student_alone_is_reported_with_its_interval():
-    found = find({}, sample_report()["models"])
+    found = judge_comparison({}, sample_report()["models"])
     assert found.outcome == "unmeasured"
     assert "divergence from the teacher is 0.723 nats per token (95% interval" in found.sentence
 
@@ -87,20 +87,20 @@ def test_a_student_alone_is_reported_with_its_interval():
      (2.5e7, "2.50e+07"), (-0.0512, "−0.0512"), (float("inf"), "∞"), (None, "–")],
 )  # fmt: skip
 def test_figures(value, text):
-    assert figure(value) == text
+    assert format_number(value) == text
 
 
 @given(st.floats(1e-5, 9e5))
 def test_a_figure_is_within_half_a_unit_of_its_third_digit(value):
-    assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=0.0051)
+    assert float(format_number(value).replace(",", "")) == pytest.approx(value, rel=0.0051)
 
 
 def test_an_interval_gets_the_decimals_that_its_width_deserves():
-    assert span(estimate(0.7231, 0.0312)) == ("0.723", "0.692 to 0.754")
-    assert span(estimate(0.7231, 0.0312), scale=100) == ("72.3", "69.2 to 75.4")
-    assert span(estimate(880.2, 140.0)) == ("880", "740 to 1,020")
-    assert span(estimate(-0.138, 0.021), signed=True) == ("−0.138", "−0.159 to −0.117")
-    assert span(estimate(0.7231, 0) | {"low": None, "high": None}) == ("0.72", "no interval")
+    assert format_interval(estimate(0.7231, 0.0312)) == ("0.723", "0.692 to 0.754")
+    assert format_interval(estimate(0.7231, 0.0312), scale=100) == ("72.3", "69.2 to 75.4")
+    assert format_interval(estimate(880.2, 140.0)) == ("880", "740 to 1,020")
+    assert format_interval(estimate(-0.138, 0.021), signed=True) == ("−0.138", "−0.159 to −0.117")
+    assert format_interval(estimate(0.7231, 0) | {"low": None, "high": None}) == ("0.72", "no interval")
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_an_interval_gets_the_decimals_that_its_width_deserves():
     [(512, "512 B"), (98_600_000, "98.6 MB"), (324_960_000, "325 MB"), (999_700_000, "1 GB")],
 )
 def test_sizes(value, text):
-    assert size(value) == text
+    assert format_bytes(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(900, "900"), (134_515_008, "135 M"), (1_240_000_000, "1.24 B")])
 def test_counts(value, text):
-    assert count(value) == text
+    assert format_count(value) == text
 
 
 @given(

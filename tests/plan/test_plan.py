@@ -12,7 +12,7 @@ from stillhouse.models import describe
 from stillhouse.plan import Machine, costs, plan
 from stillhouse.plan.machine import measure_machine
 from stillhouse.plan.shapes import shape_of, student_shape
-from stillhouse.plan.workload import count, dollars
+from stillhouse.plan.workload import api_cost, estimate_workload
 from stillhouse.recipe import Collect, Evaluate, Objective, Prompts, Recipe, Student, Teacher, Train
 from stillhouse.recipe.load import load_recipe
 from stillhouse.recipe.verifiers import Select, Verifier
@@ -113,14 +113,14 @@ class TestAmounts:
     def test_counts(self):
         # 400 characters are 100 tokens, and 20 for the template; answers of 80.
         recipe = self.recipe(collect=Collect(samples=2, max_tokens=80), train=Train(epochs=3))
-        amounts = count(recipe, PROMPTS[:10], PROMPTS[10:])
-        assert amounts.requests == 24
-        assert amounts.prompt_tokens == 24 * 120
-        assert amounts.new_tokens == 24 * 80
-        assert amounts.train_documents == 20
-        assert amounts.document_tokens == 200
-        assert amounts.trained_tokens == 3 * 20 * 200
-        assert amounts.counted == pytest.approx(80 / 200)
+        workload = estimate_workload(recipe, PROMPTS[:10], PROMPTS[10:])
+        assert workload.requests == 24
+        assert workload.prompt_tokens == 24 * 120
+        assert workload.new_tokens == 24 * 80
+        assert workload.train_documents == 20
+        assert workload.document_tokens == 200
+        assert workload.trained_tokens == 3 * 20 * 200
+        assert workload.counted == pytest.approx(80 / 200)
 
     def test_limits(self):
         recipe = self.recipe(
@@ -128,37 +128,37 @@ class TestAmounts:
             train=Train(max_length=150, tokens=777),
             objective=Objective(loss_on="all"),
         )
-        amounts = count(recipe, PROMPTS[:10], PROMPTS[10:])
-        assert amounts.requests == pytest.approx(3)  # of 200 tokens each
-        assert amounts.document_tokens == 150
-        assert amounts.trained_tokens == 777
-        assert amounts.counted == 1
+        workload = estimate_workload(recipe, PROMPTS[:10], PROMPTS[10:])
+        assert workload.requests == pytest.approx(3)  # of 200 tokens each
+        assert workload.document_tokens == 150
+        assert workload.trained_tokens == 777
+        assert workload.counted == 1
 
     def test_finished_exchanges_are_not_asked(self):
         exchange = [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y" * 200}]
         prompts = [Prompt(str(n), exchange, "s") for n in range(4)]
-        amounts = count(self.recipe(), prompts, [])
-        assert amounts.requests == amounts.new_tokens == 0
-        assert amounts.train_documents == 4
-        assert amounts.counted == pytest.approx(50 / 120)
+        workload = estimate_workload(self.recipe(), prompts, [])
+        assert workload.requests == workload.new_tokens == 0
+        assert workload.train_documents == 4
+        assert workload.counted == pytest.approx(50 / 120)
 
     def test_money(self):
         prices = {"price_in": 1.0, "price_out": 10.0}
         recipe = self.recipe(teacher=Teacher(model="api:x", **prices), collect=Collect(max_tokens=80))
-        amounts = count(recipe, PROMPTS, [])
+        workload = estimate_workload(recipe, PROMPTS, [])
         spent = (12 * 120 * 1.0 + 12 * 80 * 10.0) / 1e6
-        assert dollars(recipe, amounts, PROMPTS) == pytest.approx(spent)
-        assert dollars(self.recipe(), amounts, PROMPTS) == 0
+        assert api_cost(recipe, workload, PROMPTS) == pytest.approx(spent)
+        assert api_cost(self.recipe(), workload, PROMPTS) == 0
         capped = dataclasses.replace(recipe, collect=Collect(max_tokens=80, max_cost=0.001))
-        assert dollars(capped, amounts, PROMPTS) == 0.001
+        assert api_cost(capped, workload, PROMPTS) == 0.001
         unpriced = self.recipe(teacher=Teacher(model="api:x"))
-        assert dollars(unpriced, amounts, PROMPTS) is None
+        assert api_cost(unpriced, workload, PROMPTS) is None
         quarter = [dataclasses.replace(p, tags={"n": "x"} if i % 4 else {}) for i, p in enumerate(PROMPTS)]
         routed = Teacher(model="api:y", route={"n": "x"}, price_in=2.0, price_out=20.0)
         both = dataclasses.replace(recipe, teachers=(routed,))
         asked = [prompt for prompt in quarter if not prompt.is_finished]
         more = sum(bool(prompt.tags) for prompt in asked) / len(asked)
-        assert dollars(both, amounts, quarter) == pytest.approx(spent * (1 + more))
+        assert api_cost(both, workload, quarter) == pytest.approx(spent * (1 + more))
 
 
 class TestStudents:

@@ -9,7 +9,14 @@ from huggingface_hub import ModelCard
 from hypothesis import given, strategies as st
 
 from stillhouse.evaluate.schema import Report
-from stillhouse.provenance import find_terms, judge, model_card, read_card_head, require_allowed, together
+from stillhouse.provenance import (
+    combine_verdicts,
+    find_terms,
+    judge_terms,
+    model_card,
+    read_card_head,
+    require_allowed,
+)
 from stillhouse.provenance.card import escape
 from stillhouse.provenance.card_head import public_name
 from stillhouse.recipe import Collect, Objective, Prompts, Recipe, Student, Teacher
@@ -32,7 +39,7 @@ def recipe(teacher="embedded:smollm2", *, student=None, **changes):
 
 def card(made_by, report=None, facts=None, accept=None):
     terms = [find_terms(each.model, declared=each.terms) for each in (made_by.teacher, *made_by.teachers)]
-    verdict = together(require_allowed(each, made_by.purpose, accept) for each in terms)
+    verdict = combine_verdicts(require_allowed(each, made_by.purpose, accept) for each in terms)
     return model_card(
         recipe=made_by, report=report or {}, terms=terms, verdict=verdict, manifest_facts=facts or {}
     )
@@ -246,7 +253,7 @@ def test_the_head_is_read_back_as_metadata_for_the_next_generation():
     }
     grandchild = find_terms("runs/x/student", metadata=fields)
     assert grandchild.key == "llama-3.1"
-    assert judge(grandchild, "commercial").duties
+    assert judge_terms(grandchild, "commercial").duties
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from hypothesis import given, strategies as st
 from stillhouse.errors import TermsError
 from stillhouse.provenance import (
     all_terms,
-    explain,
+    combine_verdicts,
+    explain_terms,
     find_terms,
-    judge,
+    judge_terms,
     naming_warning,
     require_allowed,
-    together,
 )
 from stillhouse.provenance.terms import terms_by_key
 from stillhouse.recipe import Purpose
@@ -80,7 +80,7 @@ def test_the_hand_written_table_is_whole():
     ],
 )
 def test_the_verdict_for_each_purpose(key, purpose, mark):
-    verdict = judge(terms_by_key()[key], purpose)
+    verdict = judge_terms(terms_by_key()[key], purpose)
     assert verdict.allowed is MEANS[mark]
     assert terms_by_key()[key].name in verdict.reason
     if verdict.allowed is False:
@@ -90,20 +90,20 @@ def test_the_verdict_for_each_purpose(key, purpose, mark):
 @pytest.mark.parametrize("key", ["llama-2", "llama-3", "tongyi-qianwen", "xai-community"])
 def test_some_outputs_may_improve_their_own_family_only(key):
     terms, others = terms_by_key()[key], terms_by_key()["apache-2.0"]
-    verdict = judge(terms, "research", student=terms)
+    verdict = judge_terms(terms, "research", student=terms)
     assert verdict.allowed is True and verdict.duties == terms.duties
-    assert judge(terms, "research", student=others).allowed is False
+    assert judge_terms(terms, "research", student=others).allowed is False
 
 
 def test_a_research_licence_stays_one_within_its_family():
     terms = terms_by_key()["tongyi-qianwen-research"]
-    assert judge(terms, "research", student=terms).allowed is True
-    assert judge(terms, "commercial", student=terms).allowed is False
+    assert judge_terms(terms, "research", student=terms).allowed is True
+    assert judge_terms(terms, "commercial", student=terms).allowed is False
 
 
 def test_a_ban_without_an_exception_has_none():
     terms = terms_by_key()["anthropic"]
-    assert judge(terms, "research", student=terms).allowed is False
+    assert judge_terms(terms, "research", student=terms).allowed is False
 
 
 def test_conditions_are_allowed_with_their_duties():
@@ -160,7 +160,7 @@ def test_the_reason_for_accepting_unknown_terms_is_kept(reason):
 
 def test_a_reason_changes_nothing_where_terms_are_known():
     terms = terms_by_key()["mit"]
-    assert require_allowed(terms, "research", "whatever") == judge(terms, "research")
+    assert require_allowed(terms, "research", "whatever") == judge_terms(terms, "research")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_name_that_the_terms_do_not_allow_is_warned_of(key, name, warned):
 
 @pytest.mark.parametrize("entry", all_terms(), ids=lambda entry: entry.key)
 def test_an_explanation_has_every_field_and_every_purpose(entry):
-    explained = explain(entry)
+    explained = explain_terms(entry)
     assert explained["clause"] == entry.clause and explained["duties"] == entry.duties
     marks = [explained["verdicts"][purpose]["allowed"] for purpose in PURPOSES]
     assert marks == [MEANS[mark] for mark in BY_HAND[entry.key]]
@@ -191,8 +191,8 @@ def test_an_explanation_has_every_field_and_every_purpose(entry):
 
 @given(st.lists(st.sampled_from(sorted(BY_HAND)), min_size=1, max_size=4), st.sampled_from(PURPOSES))
 def test_several_teachers_are_judged_as_strictly_as_the_strictest(keys, purpose):
-    verdicts = [judge(terms_by_key()[key], purpose) for key in keys]
-    found = together(verdicts)
+    verdicts = [judge_terms(terms_by_key()[key], purpose) for key in keys]
+    found = combine_verdicts(verdicts)
     letters = {BY_HAND[key][PURPOSES.index(purpose)] for key in keys}
     assert found.allowed is MEANS["n" if "n" in letters else "?" if "?" in letters else "y"]
     assert set(found.duties) == {duty for verdict in verdicts for duty in verdict.duties}

@@ -43,19 +43,19 @@ def terms(
 
 
 def _list_all() -> None:
-    from stillhouse.provenance import all_terms, explain
+    from stillhouse.provenance import all_terms, explain_terms
 
     entries = all_terms()
     rows = [[t.key, t.name, t.outputs_may_train, t.may_compete] for t in entries]
     console.table("Terms", ["key", "name", "may train", "may compete"], rows)
-    console.data([explain(t) for t in entries])
+    console.data([explain_terms(t) for t in entries])
 
 
 def _explain(model: str, purpose: Purpose) -> None:
-    from stillhouse.provenance import explain, find_terms, judge
+    from stillhouse.provenance import explain_terms, find_terms, judge_terms
 
     found = find_terms(model, metadata=_metadata(model))
-    verdict = judge(found, purpose)
+    verdict = judge_terms(found, purpose)
     answer = {True: "allowed", False: "refused", None: "unknown: needs --accept-terms"}[verdict.allowed]
     passes_on = {True: "yes", False: "no", None: "unknown"}[found.passes_on]
     nobody_knows = found.outputs_may_train == "unknown" or found.passes_on is None
@@ -72,7 +72,7 @@ def _explain(model: str, purpose: Purpose) -> None:
         *([["note", found.note]] if found.note and nobody_knows else []),
     ]
     console.table(f"{found.name} ({found.key})", ["what", "terms"], rows)
-    console.data({"model": model, "purpose": purpose, **explain(found)})
+    console.data({"model": model, "purpose": purpose, **explain_terms(found)})
     if near := _meant(model, known=found.key != "unknown"):
         console.hint(near)
 

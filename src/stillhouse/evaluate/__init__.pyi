@@ -2,7 +2,7 @@ from .compare import Candidate as Candidate, evaluate_models as evaluate_models
 from .ensemble import SeveralReferences as SeveralReferences
 from .measures import (
     Measures as Measures,
-    Reference as Reference,
+    ReferenceModel as ReferenceModel,
     TeacherReference as TeacherReference,
     measure as measure,
 )

@@ -18,9 +18,9 @@ import torch
 from stillhouse.console import console
 from stillhouse.errors import EmptyCorpusError
 from stillhouse.evaluate.answers import answer
-from stillhouse.evaluate.measures import Measures, Reference, TeacherReference, measure
+from stillhouse.evaluate.measures import Measures, ReferenceModel, TeacherReference, measure
 from stillhouse.evaluate.speed import NEW_TOKENS, ROUNDS, Speeds, measure_speed
-from stillhouse.evaluate.verdict import find
+from stillhouse.evaluate.verdict import judge_comparison
 from stillhouse.recipe import Evaluate
 from stillhouse.stats.intervals import clipped, exponential, interval, paired_difference
 
@@ -60,7 +60,7 @@ def evaluate_models(
     prompts: Sequence[Prompt],
     settings: Evaluate,
     *,
-    reference: Reference | None = None,
+    reference: ReferenceModel | None = None,
 ) -> dict[str, Any]:
     """Measures every candidate and compares the student with the others.
 
@@ -102,7 +102,7 @@ def evaluate_models(
     return {
         "models": models,
         "comparison": comparison,
-        "verdict": asdict(find(comparison, models)),
+        "verdict": asdict(judge_comparison(comparison, models)),
         "held_out": {"documents": len(documents), "tokens": next(iter(measures.values())).tokens},
         "answers": _answers(candidates, prompts[: settings.prompts], settings.max_tokens),
         "conditions": _conditions(candidates, documents, settings),
@@ -167,7 +167,7 @@ def weight_files(path: Path) -> tuple[int, str]:
 
 
 def _measure_all(
-    candidates: Sequence[Candidate], documents: Sequence[Document], reference: Reference | None
+    candidates: Sequence[Candidate], documents: Sequence[Document], reference: ReferenceModel | None
 ) -> dict[str, Measures]:
     """The teacher first, whatever its place in the table: the others are held against it."""
     teacher = next((c for c in candidates if c.key == "teacher"), None)

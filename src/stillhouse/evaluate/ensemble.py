@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stillhouse.evaluate.measures import Measures, Reference, own_measures
+from stillhouse.evaluate.measures import Measures, ReferenceModel, own_measures
 
 if TYPE_CHECKING:
     from stillhouse.distill import Document
@@ -28,11 +28,11 @@ class SeveralReferences:
     """
 
     def __init__(
-        self, documents: Sequence[Document], members: Sequence[tuple[Reference, Sequence[int], float]]
+        self, documents: Sequence[Document], members: Sequence[tuple[ReferenceModel, Sequence[int], float]]
     ) -> None:
         self.documents: Sequence[Document] = list(documents)
         self.vocab_size = min(reference.vocab_size for reference, _, _ in members)
-        self._speakers: list[list[tuple[Reference, int, float]]] = [[] for _ in documents]
+        self._speakers: list[list[tuple[ReferenceModel, int, float]]] = [[] for _ in documents]
         for reference, indices, weight in members:
             for place, index in enumerate(indices):
                 self._speakers[index].append((reference, place, weight))

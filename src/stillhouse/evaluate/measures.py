@@ -54,7 +54,7 @@ class Measures:
         return int(self.tokens_D.sum())
 
 
-class Reference(Protocol):
+class ReferenceModel(Protocol):
     """What models are held against on a list of documents."""
 
     documents: Sequence[Document]
@@ -96,14 +96,14 @@ class TeacherReference:
         return own_measures(self)
 
 
-def own_measures(reference: Reference) -> Measures:
+def own_measures(reference: ReferenceModel) -> Measures:
     """A reference against itself: no divergence, full agreement, and its likelihood of the text."""
     own = _measure(reference.documents, reference.logp, reference.vocab_size, None)
     return replace(own, kl_D=np.zeros(len(own.documents)), agree_D=own.tokens_D.astype(np.float64))
 
 
 def measure(
-    model: PreTrainedModel, documents: Sequence[Document], *, teacher: Reference | None = None
+    model: PreTrainedModel, documents: Sequence[Document], *, teacher: ReferenceModel | None = None
 ) -> Measures:
     """Measures ``model`` on ``documents``.
 
@@ -155,9 +155,9 @@ def _measure(
     documents: Sequence[Document],
     logp: Callable[[int, slice, int], Tensor],
     vocab_size: int,
-    teacher: Reference | None,
+    teacher: ReferenceModel | None,
 ) -> Measures:
-    """Document by document, chunk by chunk; ``logp`` as :meth:`Reference.logp`."""
+    """Document by document, chunk by chunk; ``logp`` as :meth:`ReferenceModel.logp`."""
     vocab = vocab_size if teacher is None else min(vocab_size, teacher.vocab_size)
     sums = []
     for index, document in enumerate(documents):

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from stillhouse.pages.numbers import figure
+from stillhouse.pages.numbers import format_number
 from stillhouse.pages.svg import COLOURS, figure_axes, name_rows, running_mean, svg_element
 
 NAMES = {
@@ -40,9 +40,14 @@ def forest(
                 axes.plot([estimate["low"] * scale, estimate["high"] * scale], [y, y], color=colour, lw=2.5)
             axes.plot([value], [y], "o", ms=5, color=colour)
             axes.annotate(
-                figure(value), (value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
+                format_number(value),
+                (value, y),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
             )
-            described.append(f"{NAMES[model['key']]} {figure(value)}")
+            described.append(f"{NAMES[model['key']]} {format_number(value)}")
         name_rows(axes, [NAMES[m["key"]] for m in rows])
         axes.set_xlabel(unit)
         axes.margins(x=0.08)
@@ -95,9 +100,8 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        described = (
-            f"Training loss ({objective}) from {figure(smooth[0])} to {figure(smooth[-1])} nats per token"
-        )
+        first, last = format_number(smooth[0]), format_number(smooth[-1])
+        described = f"Training loss ({objective}) from {first} to {last} nats per token"
         return svg_element(drawing, name, f"{described} over {seen[-1]:,} tokens.")
 
 
@@ -113,7 +117,8 @@ def round_curve(points: Sequence[Mapping[str, Any]], field: str, *, name: str, l
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        described = f"{label} from {figure(smooth[0])} to {figure(smooth[-1])} over {len(rounds)} rounds."
+        first, last = format_number(smooth[0]), format_number(smooth[-1])
+        described = f"{label} from {first} to {last} over {len(rounds)} rounds."
         return svg_element(drawing, name, described)
 
 

@@ -48,10 +48,10 @@ def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> None:
 def render_page(report: Mapping[str, Any]) -> str:
     """The page as one HTML text; the same report gives the same page."""
     filters = {
-        "span": numbers.span,
-        "figure": numbers.figure,
-        "size": numbers.size,
-        "count": numbers.count,
+        "span": numbers.format_interval,
+        "figure": numbers.format_number,
+        "size": numbers.format_bytes,
+        "count": numbers.format_count,
         "value": plain_value,
         "title": readable_key,
         "seconds": _seconds,
@@ -110,8 +110,8 @@ def _student_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     shown = {key: value for key, value in facts.items() if key not in ("influence", "seconds")}
     if facts.get("healed"):
         shown["healed"] = [
-            f"layers {gap['first']} to {gap['last']} (error {numbers.figure(gap['error_before'])} to "
-            f"{numbers.figure(gap['error_after'])})"
+            f"layers {gap['first']} to {gap['last']} (error {numbers.format_number(gap['error_before'])} to "
+            f"{numbers.format_number(gap['error_after'])})"
             for gap in facts["healed"]
         ]
     return shown
@@ -126,7 +126,7 @@ def plain_value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        return numbers.figure(value, 4)
+        return numbers.format_number(value, 4)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(plain_value(item) for item in value) or "–"
     if isinstance(value, Mapping):

@@ -15,11 +15,11 @@ SCHEMA_VERSION = 1
 ModelKey = Literal["teacher", "before", "offline", "student", "control"]
 
 
-class _Part(BaseModel):
+class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EstimatePart(_Part):
+class EstimateEntry(_Entry):
     """A value with its interval, clustered by document; ends are null for a single document.
 
     JSON has no infinity: a perplexity beyond the largest number is null too.
@@ -32,7 +32,7 @@ class EstimatePart(_Part):
     confidence: float
 
 
-class SpeedPart(_Part):
+class SpeedEntry(_Entry):
     """Tokens per second: the median of the rounds, the slowest and the fastest."""
 
     median: float
@@ -40,7 +40,7 @@ class SpeedPart(_Part):
     high: float
 
 
-class ModelPart(_Part):
+class ModelEntry(_Entry):
     """One model, in the order of the tables."""
 
     key: ModelKey
@@ -51,35 +51,35 @@ class ModelPart(_Part):
     """Of the weight files as saved, or of the weights in memory where there is no file."""
     format: str = ""
     """``GGUF``, ``safetensors`` or ``in memory``."""
-    kl: EstimatePart | None = None
+    kl: EstimateEntry | None = None
     """KL(teacher ‖ model), nats per counted token."""
-    agreement: EstimatePart | None = None
+    agreement: EstimateEntry | None = None
     """Share of counted positions whose likeliest token is the teacher's."""
-    nll: EstimatePart | None = None
+    nll: EstimateEntry | None = None
     """Negative log-likelihood of the held-out text, nats per counted token."""
-    perplexity: EstimatePart
+    perplexity: EstimateEntry
     """exp of ``nll``."""
-    tokens_per_s: SpeedPart | None = None
+    tokens_per_s: SpeedEntry | None = None
     """Writing: greedy, batch size 1."""
-    scored_tokens_per_s: SpeedPart | None = None
+    scored_tokens_per_s: SpeedEntry | None = None
     """Reading: one text at a time."""
-    pass_at_1: EstimatePart | None = None
+    pass_at_1: EstimateEntry | None = None
     """Share of sampled answers to held-out prompts that the verifiers found right; clustered by prompt."""
-    consensus_at_k: EstimatePart | None = None
+    consensus_at_k: EstimateEntry | None = None
     """Share of held-out prompts whose majority answer is right."""
     samples: int | None = None
     """Answers to each prompt for these two."""
 
 
-class DifferencePart(_Part):
+class DifferenceEntry(_Entry):
     """Student minus another model, paired by document: for kl and nll, below zero favours the student."""
 
-    kl: EstimatePart | None = None
-    agreement: EstimatePart | None = None
-    nll: EstimatePart | None = None
+    kl: EstimateEntry | None = None
+    agreement: EstimateEntry | None = None
+    nll: EstimateEntry | None = None
 
 
-class VerdictPart(_Part):
+class VerdictEntry(_Entry):
     """The comparison in words (see :mod:`.verdict`)."""
 
     outcome: Literal["better", "worse", "undecided", "unmeasured"]
@@ -88,7 +88,7 @@ class VerdictPart(_Part):
     sentence: str
 
 
-class PointPart(BaseModel):
+class StepEntry(BaseModel):
     """One optimizer step; further fields of ``metrics.jsonl`` are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -98,7 +98,7 @@ class PointPart(BaseModel):
     tokens: int
 
 
-class AnswerPart(_Part):
+class AnswerEntry(_Entry):
     """One held-out prompt and what each model said to it."""
 
     prompt: str
@@ -106,7 +106,7 @@ class AnswerPart(_Part):
     replies: dict[ModelKey, str]
 
 
-class StagePart(BaseModel):
+class StageEntry(BaseModel):
     """One stage of the run; further facts are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -115,7 +115,7 @@ class StagePart(BaseModel):
     seconds: float
 
 
-class Report(_Part):
+class Report(_Entry):
     """A whole report."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -124,20 +124,20 @@ class Report(_Part):
     """ISO 8601, UTC."""
     objective: str = ""
     """What the student minimised, e.g. ``forward_kl``; the control always minimises cross-entropy."""
-    models: list[ModelPart]
-    comparison: dict[Literal["control", "before", "offline"], DifferencePart] = Field(default_factory=dict)
-    verdict: VerdictPart
+    models: list[ModelEntry]
+    comparison: dict[Literal["control", "before", "offline"], DifferenceEntry] = Field(default_factory=dict)
+    verdict: VerdictEntry
     held_out: dict[str, int]
     """``documents`` and counted ``tokens``."""
     conditions: dict[str, Any] = Field(default_factory=dict)
     """How the numbers were taken: type, device, threads, rounds."""
-    training: dict[Literal["offline", "student", "control"], list[PointPart]] = Field(default_factory=dict)
-    answers: list[AnswerPart] = Field(default_factory=list)
+    training: dict[Literal["offline", "student", "control"], list[StepEntry]] = Field(default_factory=dict)
+    answers: list[AnswerEntry] = Field(default_factory=list)
     corpus: dict[str, Any] = Field(default_factory=dict)
     """Counts by name; ``rejected`` holds counts by reason."""
     student_facts: dict[str, Any] = Field(default_factory=dict)
     """How the student was made; ``influence`` (one number a layer of the parent) and ``keep`` are drawn."""
-    stages: list[StagePart] = Field(default_factory=list)
+    stages: list[StageEntry] = Field(default_factory=list)
     terms: dict[str, Any] = Field(default_factory=dict)
     lineage: dict[str, Any] = Field(default_factory=dict)
     """Names and hashes of what the student comes from."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, get_args
 
-from stillhouse.pages.numbers import figure
+from stillhouse.pages.numbers import format_number
 from stillhouse.pages.template import page_template
 from stillhouse.recipe.study import Claim, Measure, Study
 from stillhouse.stats.intervals import interval
@@ -138,7 +138,7 @@ def difference_in_words(claim: Mapping[str, Any]) -> str:
     if claim["margin"]:
         text += f" (margin {signed(claim['margin'], '+g')})"
     if claim["cheaper"] is not None:
-        text += f"; {figure(claim['times_cheaper'])} times fewer operations"
+        text += f"; {format_number(claim['times_cheaper'])} times fewer operations"
     return text
 
 
@@ -149,5 +149,5 @@ def study_page(results: Mapping[str, Any]) -> str:
     from stillhouse.evaluate import study_plots
 
     plots = {name: Markup(svg) for name, svg in study_plots.draw(results).items()}
-    filters = {"percent": percent, "words": difference_in_words, "figure": figure}
+    filters = {"percent": percent, "words": difference_in_words, "figure": format_number}
     return page_template(__package__, "study.html.j2", filters).render(results=results, plots=plots)

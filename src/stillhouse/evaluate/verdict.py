@@ -14,7 +14,7 @@ NAMES = {"control": "the control", "before": "the student before training"}
 
 
 @dataclass(frozen=True)
-class Finding:
+class EvaluationVerdict:
     """What the numbers allow to be said of the student.
 
     ``outcome`` is about the student against ``against``: ``better`` and ``worse`` only when the
@@ -27,14 +27,14 @@ class Finding:
     sentence: str
 
 
-def find(comparison: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Finding:
+def judge_comparison(comparison: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> EvaluationVerdict:
     """Judges the student against the control, or where there is none against itself before training.
 
     Divergence decides where the teacher's probabilities were measured, else the likelihood of the text.
 
     Args:
         comparison: for ``control`` and ``before``, the student's paired differences by measure (see
-            :class:`.schema.DifferencePart`).
+            :class:`.schema.DifferenceEntry`).
         models: their entries in the report; read when there is nothing to compare with.
     """
     against = next((key for key in ("control", "before") if comparison.get(key)), None)
@@ -53,20 +53,20 @@ def find(comparison: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> 
     headline = _headline(outcome, against, measure)
     if other_way:
         headline += ", but finds the text less likely" if outcome == "better" else ""
-    return Finding(outcome, against, headline, sentence)
+    return EvaluationVerdict(outcome, against, headline, sentence)
 
 
-def _alone(student: Mapping[str, Any]) -> Finding:
+def _alone(student: Mapping[str, Any]) -> EvaluationVerdict:
     """The student's own number, when it is held against no other student."""
     measure = "kl" if student["kl"] else "nll"
     value, low, high = (student[measure][field] for field in ("value", "low", "high"))
     text = f"{_documents(student[measure])} the student's {WHAT[measure]} is {value:.3f} nats per token"
     if low is None:
-        return Finding(
+        return EvaluationVerdict(
             "unmeasured", None, "Measured, not compared", f"{text}; one document gives no interval."
         )
     level = f"{student[measure]['confidence']:.0%} interval, clustered by document: {low:.3f} to {high:.3f}"
-    return Finding("unmeasured", None, "Measured, not compared", f"{text} ({level}).")
+    return EvaluationVerdict("unmeasured", None, "Measured, not compared", f"{text} ({level}).")
 
 
 def _documents(estimate: Mapping[str, Any]) -> str:

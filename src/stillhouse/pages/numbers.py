@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def figure(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
     """``0.712``, ``12.3``, ``880``, ``12,300``: so many significant digits; an exponent from a million on."""
     if value is None:
         return "–"
@@ -22,7 +22,7 @@ def figure(value: float | None, digits: int = 3) -> str:
     return f"{rounded:,.{min(places, 6)}f}".replace("-", "−")
 
 
-def places_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
+def decimals_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
     """Decimals that show the interval's half width with two digits, 0 to 4."""
     if estimate["low"] is None or estimate["high"] is None or not math.isfinite(estimate["high"]):
         return 2
@@ -30,7 +30,9 @@ def places_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
     return 2 if half <= 0 else min(4, max(0, 1 - math.floor(math.log10(half))))
 
 
-def span(estimate: Mapping[str, Any], *, scale: float = 1.0, signed: bool = False) -> tuple[str, str]:
+def format_interval(
+    estimate: Mapping[str, Any], *, scale: float = 1.0, signed: bool = False
+) -> tuple[str, str]:
     """A value and its interval as texts, with as many decimals as the interval's width deserves.
 
     What is beyond the largest number (null in a report read back) is ``∞``.
@@ -39,7 +41,7 @@ def span(estimate: Mapping[str, Any], *, scale: float = 1.0, signed: bool = Fals
         scale: 100 for per cent.
         signed: a plus before positive numbers, for differences.
     """
-    places = places_for(estimate, scale)
+    places = decimals_for(estimate, scale)
 
     def text(value: float | None) -> str:
         if value is None or not math.isfinite(value):
@@ -51,7 +53,7 @@ def span(estimate: Mapping[str, Any], *, scale: float = 1.0, signed: bool = Fals
     return text(estimate["value"]), f"{text(estimate['low'])} to {text(estimate['high'])}"
 
 
-def size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes in powers of ten: ``98 MB``, ``1.3 GB``."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -61,7 +63,7 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if value >= 99.5 or unit == "B" else f"{value:.3g} {unit}"
 
 
-def count(value: int) -> str:
+def format_count(value: int) -> str:
     """A number of parameters: ``135 M``, ``1.24 B``."""
     for unit, power in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= power * 0.9995:

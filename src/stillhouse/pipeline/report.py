@@ -27,7 +27,7 @@ from stillhouse.recipe.teachers import all_teachers
 if TYPE_CHECKING:
     from stillhouse.corpus import Prompt
     from stillhouse.distill import Document
-    from stillhouse.evaluate import Candidate, Reference
+    from stillhouse.evaluate import Candidate, ReferenceModel
 
 BOOKKEEPING = (
     "finished_before",
@@ -179,7 +179,7 @@ def _candidates(run: Run) -> list[Candidate]:
     return found
 
 
-def _reference(run: Run, candidates: Sequence[Candidate], documents: list[Document]) -> Reference | None:
+def _reference(run: Run, candidates: Sequence[Candidate], documents: list[Document]) -> ReferenceModel | None:
     """What the models are held against: the teacher, or each document's own of several."""
     from stillhouse.evaluate import SeveralReferences, TeacherReference
     from stillhouse.models import load_weights

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stillhouse.distill import Document, TeacherSignal
     from stillhouse.models import ChatTemplate, Weights
     from stillhouse.pipeline.teacher_targets import Lesson
-    from stillhouse.provenance import Terms, Verdict
+    from stillhouse.provenance import Terms, TermsVerdict
 
 
 class Run:
@@ -75,7 +75,7 @@ class Run:
         return self._terms[0]
 
     @cached_property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> TermsVerdict:
         """That the run may go on with all of its teachers; TermsError where it may not."""
         teachers, start = self._terms
         recipe = self.recipe

@@ -15,18 +15,18 @@ from stillhouse.plan.costs import Machine
 from stillhouse.plan.machine import measure_machine
 from stillhouse.plan.preflight import preflight
 from stillhouse.plan.shapes import shape_of, student_shape
-from stillhouse.plan.stages import StagePlan, Work, plan_stages
-from stillhouse.plan.workload import count, dollars
+from stillhouse.plan.stages import PlanInputs, StagePlan, plan_stages
+from stillhouse.plan.workload import api_cost, estimate_workload
 from stillhouse.recipe import Recipe
 
 if TYPE_CHECKING:
-    from stillhouse.provenance import Terms, Verdict
+    from stillhouse.provenance import Terms, TermsVerdict
 
-__all__ = ["Machine", "Plan", "StagePlan", "plan", "preflight"]
+__all__ = ["Machine", "RunPlan", "StagePlan", "plan", "preflight"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run would take."""
 
     stages: tuple[StagePlan, ...]
@@ -34,7 +34,7 @@ class Plan:
     """To be paid to an API; None when the recipe does not say its prices."""
     terms: Terms
     """Of the (main) teacher."""
-    verdict: Verdict
+    verdict: TermsVerdict
     """Whether those of all teachers allow the purpose."""
 
     @property
@@ -48,7 +48,7 @@ class Plan:
         return max(stage.memory_bytes for stage in self.stages)
 
 
-def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
+def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
     """Plans ``recipe`` on ``machine``, or on this one, which is then timed for about a second.
 
     Raises:
@@ -57,7 +57,7 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     """
     from stillhouse.corpus import load_prompts, split_held_out
     from stillhouse.models import describe, recipe_terms
-    from stillhouse.provenance import judge, together
+    from stillhouse.provenance import combine_verdicts, judge_terms
 
     preflight(recipe)
     source = recipe.prompts
@@ -71,21 +71,21 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     vocabulary = recipe.student.vocabulary or tokenizer.vocab_size
     student = student_shape(recipe.student, parent, vocab=vocabulary)
     asked = train if recipe.needs_answers else []
-    amounts = count(recipe, asked, held_out)
+    workload = estimate_workload(recipe, asked, held_out)
     others = [describe(each.model) for each in recipe.teachers]
-    work = Work(
+    inputs = PlanInputs(
         recipe,
         facts,
         teacher,
         student,
-        amounts,
+        workload,
         machine or measure_machine(),
         tuple(shape_of(each) for each in others if each.kind != "api"),
     )
     terms, start = recipe_terms(recipe)
-    return Plan(
-        stages=tuple(plan_stages(work)),
-        dollars=dollars(recipe, amounts, [*asked, *held_out]),
+    return RunPlan(
+        stages=tuple(plan_stages(inputs)),
+        dollars=api_cost(recipe, workload, [*asked, *held_out]),
         terms=terms[0],
-        verdict=together(judge(each, recipe.purpose, student=start) for each in terms),
+        verdict=combine_verdicts(judge_terms(each, recipe.purpose, student=start) for each in terms),
     )

@@ -1,4 +1,4 @@
-"""What each stage of a run would take, from amounts, shapes and a machine."""
+"""What each stage of a run would take, from workload, shapes and a machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stillhouse.plan import costs
 from stillhouse.plan.costs import Machine, Shape
-from stillhouse.plan.workload import TYPICAL_ANSWER, Amounts
+from stillhouse.plan.workload import TYPICAL_ANSWER, Workload
 from stillhouse.recipe import Recipe
 from stillhouse.recipe.on_policy import OnPolicy
 
@@ -37,7 +37,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Work:
+class PlanInputs:
     """All that the stages' costs follow from."""
 
     recipe: Recipe
@@ -45,7 +45,7 @@ class Work:
     teacher: Shape | None
     """None behind an API."""
     student: Shape
-    amounts: Amounts
+    workload: Workload
     machine: Machine
     other_teachers: tuple[Shape, ...] = ()
     """Those of the recipe's `teachers` that are not behind an API."""
@@ -67,135 +67,137 @@ class Work:
         return [*([self.teacher] if self.teacher else []), *self.other_teachers]
 
 
-def plan_stages(work: Work) -> list[StagePlan]:
+def plan_stages(inputs: PlanInputs) -> list[StagePlan]:
     """The stages in their order; those that would do nothing are left out."""
-    recipe = work.recipe
-    stages = [_collect(work), _filter(work)]
+    recipe = inputs.recipe
+    stages = [_collect(inputs), _filter(inputs)]
     if recipe.select is not None:
-        stages.append(_select(work))
-    stages.append(_student(work))
+        stages.append(_select(inputs))
+    stages.append(_student(inputs))
     if recipe.learns_offline:
-        if work.needs_teacher and recipe.objective.targets != "online":
-            stages.append(_targets(work))
-        stages.append(_arm(work, "train", teaches=work.needs_teacher))
-        if work.needs_teacher and recipe.evaluate.control:
-            stages.append(_arm(work, "control", teaches=False))
+        if inputs.needs_teacher and recipe.objective.targets != "online":
+            stages.append(_targets(inputs))
+        stages.append(_arm(inputs, "train", teaches=inputs.needs_teacher))
+        if inputs.needs_teacher and recipe.evaluate.control:
+            stages.append(_arm(inputs, "control", teaches=False))
     if recipe.on_policy is not None:
-        stages.append(_on_policy(work, recipe.on_policy))
-    return [*stages, _evaluate(work)]
+        stages.append(_on_policy(inputs, recipe.on_policy))
+    return [*stages, _evaluate(inputs)]
 
 
-def _collect(work: Work) -> StagePlan:
-    amounts, machine = work.amounts, work.machine
-    if not amounts.requests:
+def _collect(inputs: PlanInputs) -> StagePlan:
+    workload, machine = inputs.workload, inputs.machine
+    if not workload.requests:
         return StagePlan("collect", 0, costs.BASE_MEMORY, 1.0, "all prompts have answers already")
-    tokens = round(amounts.prompt_tokens + amounts.new_tokens)
+    tokens = round(workload.prompt_tokens + workload.new_tokens)
     memory: float = costs.BASE_MEMORY
-    if work.teacher is None:
+    if inputs.teacher is None:
         backend = "API"
-        each = amounts.new_tokens / amounts.requests
-        seconds = costs.api_seconds(amounts.requests, each, work.recipe.collect.concurrency)
-    elif (backend := _backend(work)) == "llama.cpp":
-        size = work.teacher_facts.size_bytes or work.teacher.parameters
+        each = workload.new_tokens / workload.requests
+        seconds = costs.api_seconds(workload.requests, each, inputs.recipe.collect.concurrency)
+    elif (backend := _backend(inputs)) == "llama.cpp":
+        size = inputs.teacher_facts.size_bytes or inputs.teacher.parameters
         memory += size
         seconds = 2.0 + costs.llama_generation_seconds(
-            work.teacher, size, amounts.prompt_tokens, amounts.new_tokens, LLAMA_SLOTS, machine
+            inputs.teacher, size, workload.prompt_tokens, workload.new_tokens, LLAMA_SLOTS, machine
         )
     else:
-        batch = min(TORCH_BATCH, work.recipe.collect.concurrency, amounts.requests)
-        memory += work.teacher.parameters * (2 if machine.fast_bfloat16 else 4)
-        seconds = _load_seconds(work) + costs.torch_generation_seconds(
-            work.teacher, amounts.prompt_tokens, amounts.new_tokens, batch, machine
+        batch = min(TORCH_BATCH, inputs.recipe.collect.concurrency, workload.requests)
+        memory += inputs.teacher.parameters * (2 if machine.fast_bfloat16 else 4)
+        seconds = _load_seconds(inputs) + costs.torch_generation_seconds(
+            inputs.teacher, workload.prompt_tokens, workload.new_tokens, batch, machine
         )
     return StagePlan(
-        "collect", tokens, round(memory), seconds, f"{amounts.requests:,.0f} requests, {backend}"
+        "collect", tokens, round(memory), seconds, f"{workload.requests:,.0f} requests, {backend}"
     )
 
 
-def _filter(work: Work) -> StagePlan:
-    tokens = round(work.amounts.train_documents * work.amounts.document_tokens)
+def _filter(inputs: PlanInputs) -> StagePlan:
+    tokens = round(inputs.workload.train_documents * inputs.workload.document_tokens)
     return StagePlan("filter", tokens, costs.BASE_MEMORY, 1.0)
 
 
-def _select(work: Work) -> StagePlan:
+def _select(inputs: PlanInputs) -> StagePlan:
     """Scoring every answer that may be learned from."""
-    answers = work.amounts.train_documents
-    seconds = 1.0 + _scoring_seconds(work, answers)
+    answers = inputs.workload.train_documents
+    seconds = 1.0 + _scoring_seconds(inputs, answers)
     return StagePlan("select", 0, costs.BASE_MEMORY, seconds, f"{answers:,.0f} answers")
 
 
-def _scoring_seconds(work: Work, answers: float) -> float:
+def _scoring_seconds(inputs: PlanInputs, answers: float) -> float:
     """Of all verifiers, one answer after the other."""
-    return answers * sum(costs.VERIFY_S.get(each.kind, costs.COMPARE_S) for each in work.recipe.verifiers)
+    return answers * sum(costs.VERIFY_S.get(each.kind, costs.COMPARE_S) for each in inputs.recipe.verifiers)
 
 
-def _student(work: Work) -> StagePlan:
+def _student(inputs: PlanInputs) -> StagePlan:
     """Loading the teacher falls here: it stays in memory from now on."""
-    amounts, student = work.amounts, work.student
-    seconds = costs.IMPORT_S + (_load_seconds(work) if work.teacher else 0.0)
+    workload, student = inputs.workload, inputs.student
+    seconds = costs.IMPORT_S + (_load_seconds(inputs) if inputs.teacher else 0.0)
     seconds += 2 * student.parameters * costs.SAFETENSORS_LOAD_S  # written, and read again
     tokens = 0
-    if work.recipe.student.init == "prune" and work.teacher is not None:
-        corpus = amounts.train_documents * amounts.document_tokens
-        tokens = round(min(work.recipe.student.calibration_tokens, corpus))
-        flops = costs.forward_flops(work.teacher, tokens, context=amounts.document_tokens, head_tokens=0)
-        seconds += 2 * costs.pass_seconds(flops, work.machine, bfloat16=False)  # measured, and healed
-    memory = work.resident + 4 * student.parameters
+    if inputs.recipe.student.init == "prune" and inputs.teacher is not None:
+        corpus = workload.train_documents * workload.document_tokens
+        tokens = round(min(inputs.recipe.student.calibration_tokens, corpus))
+        flops = costs.forward_flops(inputs.teacher, tokens, context=workload.document_tokens, head_tokens=0)
+        seconds += 2 * costs.pass_seconds(flops, inputs.machine, bfloat16=False)  # measured, and healed
+    memory = inputs.resident + 4 * student.parameters
     note = f"{student.parameters / 1e6:,.1f} M parameters"
     return StagePlan("student", tokens, round(memory), seconds, note)
 
 
-def _targets(work: Work) -> StagePlan:
-    kind = work.recipe.objective.targets
-    tokens = work.amounts.train_documents * work.amounts.document_tokens
-    head_tokens = 0 if kind == "hidden" else tokens * work.amounts.counted
-    seconds = _teacher_seconds(work, tokens, head_tokens)
-    return StagePlan("targets", round(tokens), round(work.resident), seconds, kind)
+def _targets(inputs: PlanInputs) -> StagePlan:
+    kind = inputs.recipe.objective.targets
+    tokens = inputs.workload.train_documents * inputs.workload.document_tokens
+    head_tokens = 0 if kind == "hidden" else tokens * inputs.workload.counted
+    seconds = _teacher_seconds(inputs, tokens, head_tokens)
+    return StagePlan("targets", round(tokens), round(inputs.resident), seconds, kind)
 
 
-def _arm(work: Work, name: str, *, teaches: bool) -> StagePlan:
+def _arm(inputs: PlanInputs, name: str, *, teaches: bool) -> StagePlan:
     """One training run: with the teacher's distributions, or (the control) on its text alone."""
-    tokens = work.amounts.trained_tokens
-    counted = tokens * work.amounts.counted
-    steps = max(1.0, tokens / work.recipe.train.batch_tokens)
-    seconds, memory = _learning(work, tokens, counted, work.amounts.document_tokens, steps, teaches=teaches)
-    if teaches and work.teacher is not None:
-        targets = work.recipe.objective.targets
+    tokens = inputs.workload.trained_tokens
+    counted = tokens * inputs.workload.counted
+    steps = max(1.0, tokens / inputs.recipe.train.batch_tokens)
+    seconds, memory = _learning(
+        inputs, tokens, counted, inputs.workload.document_tokens, steps, teaches=teaches
+    )
+    if teaches and inputs.teacher is not None:
+        targets = inputs.recipe.objective.targets
         seconds += _teacher_seconds(
-            work, tokens if targets == "online" else 0, counted if targets in ("hidden", "online") else 0
+            inputs, tokens if targets == "online" else 0, counted if targets in ("hidden", "online") else 0
         )
     return StagePlan(name, round(tokens), round(memory), seconds, f"{steps:,.0f} steps")
 
 
-def _on_policy(work: Work, settings: OnPolicy) -> StagePlan:
+def _on_policy(inputs: PlanInputs, settings: OnPolicy) -> StagePlan:
     """Sampling from the student, the teacher's pass over the samples, and learning from them."""
-    amounts = work.amounts
+    workload = inputs.workload
     rounds = settings.rounds * (1 - settings.off_policy)
-    prompt = max(1.0, amounts.document_tokens - min(work.recipe.collect.max_tokens, TYPICAL_ANSWER))
+    prompt = max(1.0, workload.document_tokens - min(inputs.recipe.collect.max_tokens, TYPICAL_ANSWER))
     answer = min(settings.max_tokens, TYPICAL_ANSWER)
     samples = rounds * settings.prompts * settings.samples
     tokens, counted = samples * (prompt + answer), samples * answer
     batch = min(TORCH_BATCH, settings.prompts * settings.samples)
     sampling = costs.torch_generation_seconds(
-        work.student, rounds * settings.prompts * prompt, counted, batch, work.machine
+        inputs.student, rounds * settings.prompts * prompt, counted, batch, inputs.machine
     )
     steps = settings.rounds * settings.policy.inner_steps
-    taught = settings.teacher > 0 and work.teacher is not None
-    seconds, memory = _learning(work, tokens, counted, prompt + answer, steps, teaches=taught)
+    taught = settings.teacher > 0 and inputs.teacher is not None
+    seconds, memory = _learning(inputs, tokens, counted, prompt + answer, steps, teaches=taught)
     if taught:
-        seconds += _teacher_seconds(work, tokens, counted)
+        seconds += _teacher_seconds(inputs, tokens, counted)
     if settings.reward:
-        seconds += _scoring_seconds(work, samples)
+        seconds += _scoring_seconds(inputs, samples)
     note = f"{settings.rounds:,} rounds, {samples:,.0f} samples"
     return StagePlan("on_policy", round(tokens), round(memory), sampling + seconds, note)
 
 
 def _learning(
-    work: Work, tokens: float, counted: float, context: float, steps: float, *, teaches: bool
+    inputs: PlanInputs, tokens: float, counted: float, context: float, steps: float, *, teaches: bool
 ) -> tuple[float, float]:
     """Seconds and bytes of the student's own passes, losses and updates."""
-    train, lora, student = work.recipe.train, work.recipe.student.lora, work.student
-    bfloat16 = work.machine.fast_bfloat16 if train.dtype == "auto" else train.dtype == "bfloat16"
+    train, lora, student = inputs.recipe.train, inputs.recipe.student.lora, inputs.student
+    bfloat16 = inputs.machine.fast_bfloat16 if train.dtype == "auto" else train.dtype == "bfloat16"
     learns_head = train.embeddings and lora is None
     trained = student.parameters if learns_head else student.body
     if lora is not None:
@@ -205,75 +207,75 @@ def _learning(
         student, tokens, context=context, head_tokens=counted, weights=lora is None, head=learns_head
     )
     seconds = (
-        costs.pass_seconds(flops, work.machine, bfloat16=bfloat16)
-        + costs.loss_seconds(counted, student.vocab, work.machine, divergence=teaches)
-        + costs.optimizer_seconds(steps, trained, work.machine)
+        costs.pass_seconds(flops, inputs.machine, bfloat16=bfloat16)
+        + costs.loss_seconds(counted, student.vocab, inputs.machine, divergence=teaches)
+        + costs.optimizer_seconds(steps, trained, inputs.machine)
     )
-    teacher_head = work.teacher.head if teaches and work.teacher is not None else 0
+    teacher_head = inputs.teacher.head if teaches and inputs.teacher is not None else 0
     micro = min(train.micro_tokens, train.batch_tokens)
     memory = costs.training_memory(student, trained, micro, bfloat16=bfloat16, teacher_head=teacher_head)
-    return seconds, work.resident + memory
+    return seconds, inputs.resident + memory
 
 
-def _evaluate(work: Work) -> StagePlan:
+def _evaluate(inputs: PlanInputs) -> StagePlan:
     """Teacher, student before and after, and control: all in memory at once, in float32."""
-    settings, amounts, machine = work.recipe.evaluate, work.amounts, work.machine
-    offline = work.recipe.learns_offline
-    models = [work.student] * (3 if settings.control and work.needs_teacher and offline else 2)
-    models += [work.student] if work.recipe.on_policy is not None and offline else []
-    models += work.teachers
-    text = amounts.held_out_documents * amounts.document_tokens
-    written = min(settings.prompts, amounts.held_out_documents) * settings.max_tokens
+    settings, workload, machine = inputs.recipe.evaluate, inputs.workload, inputs.machine
+    offline = inputs.recipe.learns_offline
+    models = [inputs.student] * (3 if settings.control and inputs.needs_teacher and offline else 2)
+    models += [inputs.student] if inputs.recipe.on_policy is not None and offline else []
+    models += inputs.teachers
+    text = workload.held_out_documents * workload.document_tokens
+    written = min(settings.prompts, workload.held_out_documents) * settings.max_tokens
     rounds = SPEED_ROUNDS if settings.speed else 0
     seconds = 0.0
     for shape in models:
         flops = costs.forward_flops(
             shape,
             text + rounds * 2 * SPEED_READ,
-            context=amounts.document_tokens,
-            head_tokens=text * amounts.counted,
+            context=workload.document_tokens,
+            head_tokens=text * workload.counted,
         )
         seconds += costs.pass_seconds(flops, machine, bfloat16=False)
         one_token = costs.weights_read_seconds(4 * shape.parameters, machine)
         seconds += (written + rounds * SPEED_WRITTEN) * one_token
-        seconds += _sampled_seconds(work, shape)
+        seconds += _sampled_seconds(inputs, shape)
     memory = costs.BASE_MEMORY + sum(4 * shape.parameters for shape in models)
     return StagePlan("evaluate", round(text * len(models)), round(memory), seconds, f"{len(models)} models")
 
 
-def _sampled_seconds(work: Work, shape: Shape) -> float:
+def _sampled_seconds(inputs: PlanInputs, shape: Shape) -> float:
     """The answers from which pass@1 and the majority vote are taken, and scoring them."""
-    settings, asked = work.recipe.evaluate, work.amounts.held_out_documents
+    settings, asked = inputs.recipe.evaluate, inputs.workload.held_out_documents
     answers = settings.samples * asked
     if not answers:
         return 0.0
     written = answers * min(settings.sample_tokens, TYPICAL_ANSWER)
-    read = asked * work.amounts.document_tokens
+    read = asked * inputs.workload.document_tokens
     batch = min(TORCH_BATCH, answers)
-    writing = costs.torch_generation_seconds(shape, read, written, batch, work.machine)
-    return writing + _scoring_seconds(work, answers)
+    writing = costs.torch_generation_seconds(shape, read, written, batch, inputs.machine)
+    return writing + _scoring_seconds(inputs, answers)
 
 
-def _teacher_seconds(work: Work, tokens: float, head_tokens: float) -> float:
+def _teacher_seconds(inputs: PlanInputs, tokens: float, head_tokens: float) -> float:
     """The teacher's layers over ``tokens``, and its head over ``head_tokens``."""
-    assert work.teacher is not None
+    assert inputs.teacher is not None
     flops = costs.forward_flops(
-        work.teacher, tokens, context=work.amounts.document_tokens, head_tokens=head_tokens
+        inputs.teacher, tokens, context=inputs.workload.document_tokens, head_tokens=head_tokens
     )
-    return costs.pass_seconds(flops, work.machine, bfloat16=work.machine.fast_bfloat16)
+    return costs.pass_seconds(flops, inputs.machine, bfloat16=inputs.machine.fast_bfloat16)
 
 
-def _backend(work: Work) -> str:
-    wanted = work.recipe.teacher.backend
+def _backend(inputs: PlanInputs) -> str:
+    wanted = inputs.recipe.teacher.backend
     if wanted != "auto":
         return wanted
-    return "llama.cpp" if _is_gguf(work) and importlib.util.find_spec("xllamacpp") else "torch"
+    return "llama.cpp" if _is_gguf(inputs) and importlib.util.find_spec("xllamacpp") else "torch"
 
 
-def _load_seconds(work: Work) -> float:
-    assert work.teacher is not None
-    return work.teacher.parameters * (costs.GGUF_LOAD_S if _is_gguf(work) else costs.SAFETENSORS_LOAD_S)
+def _load_seconds(inputs: PlanInputs) -> float:
+    assert inputs.teacher is not None
+    return inputs.teacher.parameters * (costs.GGUF_LOAD_S if _is_gguf(inputs) else costs.SAFETENSORS_LOAD_S)
 
 
-def _is_gguf(work: Work) -> bool:
-    return work.teacher_facts.kind in ("gguf", "embedded")
+def _is_gguf(inputs: PlanInputs) -> bool:
+    return inputs.teacher_facts.kind in ("gguf", "embedded")

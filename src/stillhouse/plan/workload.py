@@ -26,7 +26,7 @@ TYPICAL_ANSWER = 250
 
 
 @dataclass(frozen=True)
-class Amounts:
+class Workload:
     """Counts that follow from recipe and prompts alone."""
 
     requests: float
@@ -44,7 +44,7 @@ class Amounts:
     """Over all passes."""
 
 
-def count(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> Amounts:
+def estimate_workload(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> Workload:
     """How many requests and tokens a run has to do with; prompts are counted by their characters."""
     samples, limit = recipe.collect.samples, recipe.collect.max_total_tokens
     every = [*train, *held_out]
@@ -61,7 +61,7 @@ def count(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt]) -
     document = min(read + answer * share_asked, recipe.train.max_length)
     documents = len(train) * (samples * share_asked * done + 1 - share_asked)
     counted = 1.0 if recipe.objective.loss_on == "all" else _answer_share(every, answer, mean_text)
-    return Amounts(
+    return Workload(
         requests=requests * done,
         prompt_tokens=requests * done * (mean_text + context),
         new_tokens=requests * done * answer,
@@ -92,7 +92,7 @@ def _answer_share(prompts: Sequence[Prompt], answer: float, mean_text: float) ->
     return answers / (len(prompts) * mean_text + answer * (len(prompts) - len(finished)))
 
 
-def dollars(recipe: Recipe, amounts: Amounts, asked: Sequence[Prompt]) -> float | None:
+def api_cost(recipe: Recipe, workload: Workload, asked: Sequence[Prompt]) -> float | None:
     """What APIs would be paid; None when the recipe does not say their prices.
 
     Args:
@@ -106,6 +106,6 @@ def dollars(recipe: Recipe, amounts: Amounts, asked: Sequence[Prompt]) -> float 
             continue
         if teacher.price_in is None or teacher.price_out is None:
             return None
-        paid = amounts.prompt_tokens * teacher.price_in + amounts.new_tokens * teacher.price_out
+        paid = workload.prompt_tokens * teacher.price_in + workload.new_tokens * teacher.price_out
         spent += paid * count / len(every) / 1e6
     return spent if recipe.collect.max_cost is None else min(spent, recipe.collect.max_cost)

@@ -11,12 +11,12 @@ from .manifest import (
 from .page import terms_page as terms_page
 from .terms import Terms as Terms, all_terms as all_terms
 from .verdict import (
-    Verdict as Verdict,
-    explain as explain,
-    judge as judge,
+    TermsVerdict as TermsVerdict,
+    combine_verdicts as combine_verdicts,
+    explain_terms as explain_terms,
+    judge_terms as judge_terms,
     naming_warning as naming_warning,
     require_all_allowed as require_all_allowed,
     require_allowed as require_allowed,
-    together as together,
 )
-from .verify import Verification as Verification, verify_run as verify_run
+from .verify import RunVerification as RunVerification, verify_run as verify_run

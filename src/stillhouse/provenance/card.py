@@ -22,7 +22,7 @@ from stillhouse.provenance.card_head import (
     student_license,
 )
 from stillhouse.provenance.terms import Terms
-from stillhouse.provenance.verdict import Verdict, naming_warning
+from stillhouse.provenance.verdict import TermsVerdict, naming_warning
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.recipe.load import dump_recipe
 from stillhouse.recipe.teachers import all_teachers
@@ -43,7 +43,7 @@ def model_card(
     recipe: Recipe,
     report: Mapping[str, Any],
     terms: Sequence[Terms],
-    verdict: Verdict,
+    verdict: TermsVerdict,
     manifest_facts: Mapping[str, Any],
 ) -> str:
     """The text of the card.
@@ -191,7 +191,7 @@ def _results(report: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, [escape(verdict), "\n".join(table), under.strip()]))
 
 
-def _terms(recipe: Recipe, terms: Sequence[Terms], verdict: Verdict) -> str:
+def _terms(recipe: Recipe, terms: Sequence[Terms], verdict: TermsVerdict) -> str:
     answer = {True: "allowed", False: "refused", None: "unknown"}[verdict.allowed]
     weights = base_terms(recipe, terms)
     distinct = {each.key: each for each in terms}.values()

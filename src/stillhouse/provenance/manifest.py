@@ -48,7 +48,7 @@ RESULT_NEUTRAL = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class OutputFile:
     """A file that a stage wrote."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic's own name
@@ -81,7 +81,7 @@ class StageRecord:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic's own name
 
     inputs: dict[str, str]
-    outputs: tuple[Output, ...]
+    outputs: tuple[OutputFile, ...]
     facts: dict[str, Any]
     started: str | None
     """ISO 8601, UTC; None where nobody said."""
@@ -183,10 +183,10 @@ class Manifest:
         record = self.stages.get(stage)
         return sha256_json([[output.path, output.sha256] for output in record.outputs] if record else [])
 
-    def _output(self, path: Path) -> Output:
+    def _output(self, path: Path) -> OutputFile:
         below = path.absolute().relative_to(self.directory.absolute()).as_posix()
         assert _is_below(below), f"{path} is not below {self.directory}"
-        return Output(path=below, sha256=sha256_file(path), size=path.stat().st_size)
+        return OutputFile(path=below, sha256=sha256_file(path), size=path.stat().st_size)
 
 
 def recipe_section_hash(recipe: Recipe, section: str) -> str:

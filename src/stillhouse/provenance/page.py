@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from stillhouse.provenance.terms import Terms, all_terms
-from stillhouse.provenance.verdict import judge
+from stillhouse.provenance.verdict import judge_terms
 from stillhouse.recipe import Purpose
 
 _MARKS = {True: "yes", False: "no", None: "unknown"}
@@ -26,7 +26,7 @@ def terms_page() -> str:
         "|" + "---|" * (len(purposes) + 4),
     ]
     for entry in all_terms():
-        marks = [_MARKS[judge(entry, purpose).allowed] for purpose in purposes]
+        marks = [_MARKS[judge_terms(entry, purpose).allowed] for purpose in purposes]
         cells = [f"`{entry.key}`", entry.name, *marks, _MARKS[entry.passes_on], entry.checked]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *(line for entry in all_terms() for line in _details(entry))]) + "\n"

@@ -23,7 +23,7 @@ _PURPOSES_OF_USE: dict[str, tuple[Purpose, ...]] = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TermsVerdict:
     """Whether a teacher may teach for a purpose."""
 
     allowed: bool | None
@@ -36,7 +36,7 @@ class Verdict:
     """Why unknown terms were accepted, in the user's words."""
 
 
-def judge(terms: Terms, purpose: Purpose, *, student: Terms | None = None) -> Verdict:
+def judge_terms(terms: Terms, purpose: Purpose, *, student: Terms | None = None) -> TermsVerdict:
     """Whether outputs under ``terms`` may train a student for ``purpose``.
 
     Args:
@@ -47,21 +47,25 @@ def judge(terms: Terms, purpose: Purpose, *, student: Terms | None = None) -> Ve
     training = _training(terms, student)
     if training == "no":
         only = ", except models made from its own weights" if terms.own_family else ""
-        return Verdict(False, f"{terms.name}: outputs may not train other models{only}")
+        return TermsVerdict(False, f"{terms.name}: outputs may not train other models{only}")
     for whose, found in (("", terms), ("the student's starting weights are under ", student)):
         if found is not None and purpose not in _PURPOSES_OF_USE[found.use]:
-            return Verdict(
+            return TermsVerdict(
                 False, f"{whose}{found.name}: {found.use} use only, so not for a {purpose} purpose"
             )
     if purpose == "competing" and terms.may_compete == "no":
-        return Verdict(False, f"{terms.name}: the student may not compete with the provider")
+        return TermsVerdict(False, f"{terms.name}: the student may not compete with the provider")
     if training == "unknown":
-        return Verdict(None, f"{terms.name}: whether outputs may train other models is unknown", terms.duties)
+        return TermsVerdict(
+            None, f"{terms.name}: whether outputs may train other models is unknown", terms.duties
+        )
     if purpose == "competing" and terms.may_compete == "unknown":
-        return Verdict(None, f"{terms.name}: whether the student may compete is unknown", terms.duties)
+        return TermsVerdict(None, f"{terms.name}: whether the student may compete is unknown", terms.duties)
     if terms.duties:
-        return Verdict(True, f"{terms.name}: outputs may train other models, under conditions", terms.duties)
-    return Verdict(True, f"{terms.name}: outputs may train other models")
+        return TermsVerdict(
+            True, f"{terms.name}: outputs may train other models, under conditions", terms.duties
+        )
+    return TermsVerdict(True, f"{terms.name}: outputs may train other models")
 
 
 def _training(terms: Terms, student: Terms | None) -> Answer:
@@ -72,20 +76,20 @@ def _training(terms: Terms, student: Terms | None) -> Answer:
 
 def require_allowed(
     terms: Terms, purpose: Purpose, accept_terms: str | None, *, student: Terms | None = None
-) -> Verdict:
+) -> TermsVerdict:
     """The verdict, when the run may go on.
 
     Unknown terms may be accepted with a reason, which the verdict then carries; a ban may not.
 
     Args:
         accept_terms: the user's reason; blank is none.
-        student: see :func:`judge`.
+        student: see :func:`judge_terms`.
 
     Raises:
         TermsError: (exit status 3) refused, or unknown and not accepted; with the clause, where it stands,
             and what to do.
     """
-    verdict = judge(terms, purpose, student=student)
+    verdict = judge_terms(terms, purpose, student=student)
     accepted = (accept_terms or "").strip()
     if verdict.allowed:
         return verdict
@@ -107,16 +111,16 @@ def require_allowed(
 
 def require_all_allowed(
     terms: Iterable[Terms], purpose: Purpose, accept_terms: str | None, *, student: Terms | None = None
-) -> Verdict:
+) -> TermsVerdict:
     """:func:`require_allowed` for each teacher of a student, and what they say together."""
-    return together(require_allowed(each, purpose, accept_terms, student=student) for each in terms)
+    return combine_verdicts(require_allowed(each, purpose, accept_terms, student=student) for each in terms)
 
 
-def together(verdicts: Iterable[Verdict]) -> Verdict:
+def combine_verdicts(verdicts: Iterable[TermsVerdict]) -> TermsVerdict:
     """The verdict on all teachers of a student: as strict as the strictest, with everybody's duties."""
     found = list(verdicts)
     answers = [verdict.allowed for verdict in found]
-    return Verdict(
+    return TermsVerdict(
         False if False in answers else None if None in answers else True,
         "; ".join(dict.fromkeys(verdict.reason for verdict in found)),
         tuple(dict.fromkeys(duty for verdict in found for duty in verdict.duties)),
@@ -126,7 +130,7 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
 
 def _instead(terms: Terms, purpose: Purpose, student: Terms | None) -> str:
     """What to do about a refusal."""
-    others = [p for p in get_args(Purpose) if p != purpose and judge(terms, p, student=student).allowed]
+    others = [p for p in get_args(Purpose) if p != purpose and judge_terms(terms, p, student=student).allowed]
     ways = [f"if it is true, set purpose to {' or '.join(others)}"] if others else []
     if terms.own_family and student is None:
         ways.append("start the student from the teacher's own weights (student.init: prune)")
@@ -146,8 +150,8 @@ def naming_warning(terms: Terms, name: str) -> str | None:
     )
 
 
-def explain(terms: Terms) -> dict[str, Any]:
+def explain_terms(terms: Terms) -> dict[str, Any]:
     """Everything known of ``terms`` as plain data: the fields, and the verdict for each purpose."""
     fields = {k: v for k, v in dataclasses.asdict(terms).items() if k != "match"}
-    verdicts = {purpose: dataclasses.asdict(judge(terms, purpose)) for purpose in get_args(Purpose)}
+    verdicts = {purpose: dataclasses.asdict(judge_terms(terms, purpose)) for purpose in get_args(Purpose)}
     return fields | {"verdicts": verdicts}

@@ -17,7 +17,7 @@ from stillhouse.recipe.load import load_recipe
 
 
 @dataclass(frozen=True)
-class Verification:
+class RunVerification:
     """The outcome of a check."""
 
     checked: int
@@ -25,12 +25,8 @@ class Verification:
     differences: list[str]
     """One line each, in the order of the stages."""
 
-    @property
-    def first_difference(self) -> str | None:
-        return self.differences[0] if self.differences else None
 
-
-def verify_run(run_dir: str | Path) -> Verification:
+def verify_run(run_dir: str | Path) -> RunVerification:
     """Compares a run's directory with its manifest.
 
     For each stage in turn: whether the recipe's sections are those it was made with, whether what it took
@@ -55,7 +51,7 @@ def verify_run(run_dir: str | Path) -> Verification:
             files.add(output.path)
             if found := output.difference(directory):
                 differences.append(f"{found} (stage {stage})")
-    return Verification(len(files), differences)
+    return RunVerification(len(files), differences)
 
 
 def _recipe(directory: Path, manifest: Manifest) -> tuple[Recipe | None, list[str]]:
