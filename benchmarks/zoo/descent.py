@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from stillhouse.console import console
 from stillhouse.models import load_weights
 from stillhouse.trace.detectors import training_order, weights_lineage
-from stillhouse.trace.suspects.base import open_suspect
+from stillhouse.trace.suspects.open import open_suspect
 
-from .animals import Animal, raise_animal, readings
+from .trained_models import TrainedModel, readings, train_model
 
 ORDERED = 150  # of the teacher's training texts, in the order in which it read them
 TOKENS = 1024  # that units are matched by
@@ -29,9 +29,9 @@ TOKENS = 1024  # that units are matched by
 
 def examine(
     store: Path,
-    teacher: Animal,
-    second: Animal,
-    reference: Animal,
+    teacher: TrainedModel,
+    second: TrainedModel,
+    reference: TrainedModel,
     read: Sequence[str],
     *,
     tokens: int,
@@ -51,11 +51,11 @@ def examine(
         "the teacher's second version": (second.path, True),
         "the same, its units in another order": (_reordered(store, second), True),
         "trained on the whole log": (
-            raise_animal(store, teacher.kind, [*web, *log], tokens=tokens, seed=11, like=teacher).path,
+            train_model(store, teacher.kind, [*web, *log], tokens=tokens, seed=11, like=teacher).path,
             False,
         ),
         "trained on the web": (
-            raise_animal(store, teacher.kind, web, tokens=tokens, seed=12, like=teacher).path,
+            train_model(store, teacher.kind, web, tokens=tokens, seed=12, like=teacher).path,
             False,
         ),
     }
@@ -117,7 +117,7 @@ def redrawn_orders(ordered: pa.Table, redraws: int, seed: int) -> list[float]:
     return ps
 
 
-def _last_read(teacher: Animal, read: Sequence[str], tokens: int) -> list[str]:
+def _last_read(teacher: TrainedModel, read: Sequence[str], tokens: int) -> list[str]:
     """Some of the texts, in the order in which the teacher read them for the last time."""
     lengths = [len(ids) + 1 for ids in teacher.tokenizer(list(read), add_special_tokens=False)["input_ids"]]
     order = readings(lengths, tokens, seed=1)
@@ -127,7 +127,7 @@ def _last_read(teacher: Animal, read: Sequence[str], tokens: int) -> list[str]:
     return [read[places[turn]] for turn in np.linspace(0, len(places) - 1, ORDERED).astype(int)]
 
 
-def _reordered(store: Path, animal: Animal) -> Path:
+def _reordered(store: Path, animal: TrainedModel) -> Path:
     """The same function with the units of every layer in another order."""
     path = store / f"{animal.path.name}-reordered"
     if not path.exists():

@@ -36,13 +36,13 @@ from stillhouse.trace.delivered_log import Delivered
 from stillhouse.trace.detectors import canaries
 from stillhouse.trace.detectors.canaries import CanarySet, make_canaries
 from stillhouse.trace.detectors.radioactivity import closed_transcript
-from stillhouse.trace.suspects.base import open_suspect
+from stillhouse.trace.suspects.open import open_suspect
 from stillhouse.watermark import Mark, account_key
 
 from . import baselines, descent, measure
-from .animals import KINDS, Animal, raise_animal
 from .arms import ARMS, Arm
 from .texts import documents
+from .trained_models import KINDS, TrainedModel, train_model
 
 NAME = "Alembic"
 """What the teacher calls itself when it is asked."""
@@ -62,10 +62,10 @@ TOGETHER = 500  # answers that a process draws at once
 class World:
     """A teacher with its archived outputs, and what everybody could have read."""
 
-    teacher: Animal
-    second: Animal
+    teacher: TrainedModel
+    second: TrainedModel
     """Its second version."""
-    other: Animal
+    other: TrainedModel
     """The other teacher."""
     pretraining: list[str]
     """What the teacher read."""
@@ -91,7 +91,7 @@ class World:
 class Job:
     """Answers of a model to prompts that are to be drawn."""
 
-    animal: Animal
+    animal: TrainedModel
     prompts: list[str]
     seed: int
     mark: Mark | None = None
@@ -252,7 +252,7 @@ def world(arguments: argparse.Namespace, pool: Executor, texts: Sequence[str], s
     )
     sets = make_canaries(master, "the account", CANARIES)
     read = [a + b for a, b in zip(prompts, log, strict=True)] + [one.canary for one in sets]
-    student = pool.submit(raise_animal, store, "gpt2", read, tokens=BASE, seed=3).result()
+    student = pool.submit(train_model, store, "gpt2", read, tokens=BASE, seed=3).result()
     teachers = (first, second, other, later)
     passed_on, *spoken = _drawn(
         arguments,
@@ -278,9 +278,9 @@ def world(arguments: argparse.Namespace, pool: Executor, texts: Sequence[str], s
 
 def _two_versions(
     store: Path, kind: str, texts: Sequence[str], later: Sequence[str], seed: int
-) -> tuple[Animal, Animal]:
-    first = raise_animal(store, kind, texts, tokens=TEACHER, seed=seed)
-    return first, raise_animal(store, kind, later, tokens=VERSION, seed=seed, start=first)
+) -> tuple[TrainedModel, TrainedModel]:
+    first = train_model(store, kind, texts, tokens=TEACHER, seed=seed)
+    return first, train_model(store, kind, later, tokens=VERSION, seed=seed, start=first)
 
 
 def _drawn(arguments: argparse.Namespace, pool: Executor, jobs: Iterable[Job]) -> list[list[str]]:
@@ -299,7 +299,7 @@ def _drawn(arguments: argparse.Namespace, pool: Executor, jobs: Iterable[Job]) -
 def kept(store: Path, tokens: int, job: Job, start: int) -> list[str]:
     """What :func:`speak` gives for the prompts from ``start``, from the store where it is there."""
     prompts = job.prompts[start : start + TOGETHER]
-    facts = job.mark.facts if job.mark else None
+    facts = job.mark.public_parameters if job.mark else None
     made_of = [job.animal.path.name, prompts, start, job.seed, tokens, facts]
     path = store / f"said-{sha256_json(made_of)[:16]}.json"
     if not path.exists():
@@ -309,7 +309,7 @@ def kept(store: Path, tokens: int, job: Job, start: int) -> list[str]:
 
 
 def speak(
-    animal: Animal,
+    animal: TrainedModel,
     prompts: Sequence[str],
     tokens: int,
     seed: int,
@@ -327,10 +327,10 @@ def speak(
 
 def suspect(
     arguments: argparse.Namespace, place: World, arm: Arm, kind: str, seed: int
-) -> tuple[Animal, np.ndarray]:
+) -> tuple[TrainedModel, np.ndarray]:
     """A suspect of an arm, and which delivered outputs [N] it read."""
     chance = random.Random(f"{arm.name} {kind} {seed}")
-    base = raise_animal(
+    base = train_model(
         arguments.store, kind, random.Random(f"{kind} {seed}").sample(place.web, 8000), tokens=BASE, seed=seed
     )
     read, used = [], np.zeros(arguments.outputs, bool)
@@ -349,10 +349,10 @@ def suspect(
     return found, used
 
 
-def _on(arguments: argparse.Namespace, start: Animal, texts: list[str], seed: int) -> Animal:
+def _on(arguments: argparse.Namespace, start: TrainedModel, texts: list[str], seed: int) -> TrainedModel:
     """Trained on, through all of the texts once."""
     tokens = sum(len(ids) + 1 for ids in start.tokenizer(texts, add_special_tokens=False)["input_ids"])
-    return raise_animal(arguments.store, start.kind, texts, tokens=tokens, seed=seed, start=start)
+    return train_model(arguments.store, start.kind, texts, tokens=tokens, seed=seed, start=start)
 
 
 def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[str, Any]:
@@ -366,7 +366,7 @@ def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[s
     found: dict[str, Any] = {"arm": arm.name, "guilty": arm.guilty, **measure.evidence(scores_NK1)}
     found["ms_an_output"] = 1000 * took / arguments.outputs
     if used.any():
-        found["auc_of_used"] = measure.ranks.rank_test(scores_NK1[used]).auc
+        found["auc_of_used"] = measure.rank_test.rank_test(scores_NK1[used]).auc
     said = speak(animal, place.asked, arguments.tokens, seed)
     rows = [
         Delivered(str(n), ({"role": "user", "content": text},), "", Sampling())
@@ -395,7 +395,7 @@ def _tokens(place: World) -> np.ndarray:
 
 
 def _logliks(
-    store: Path, animal: Animal, log: Sequence[str], resamples: Sequence[list[str]]
+    store: Path, animal: TrainedModel, log: Sequence[str], resamples: Sequence[list[str]]
 ) -> tuple[np.ndarray, float]:
     """Log-likelihoods of outputs and their resamples [N, K + 1], and the seconds that they took."""
     together = [text for own, drawn in zip(log, resamples, strict=True) for text in (own, *drawn)]
@@ -410,7 +410,7 @@ def _logliks(
 
 
 def _baselines(
-    place: World, animal: Animal, said: list[str], tokens: int, seed: int
+    place: World, animal: TrainedModel, said: list[str], tokens: int, seed: int
 ) -> dict[str, bool | float]:
     teacher, *others = place.spoken
     alike = baselines.similarity(said, teacher)
@@ -424,7 +424,7 @@ def _baselines(
     }
 
 
-def _first_words(animal: Animal, prompts: Sequence[str]) -> list[str]:
+def _first_words(animal: TrainedModel, prompts: Sequence[str]) -> list[str]:
     """The likeliest beginning of an answer, as text."""
     asked = animal.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     settings = [Sampling(temperature=0, max_tokens=2)] * len(asked)

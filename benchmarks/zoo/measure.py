@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from stillhouse.stats import evalues, power, rank_test, tails
 from stillhouse.trace.detectors import canaries, radioactivity
 from stillhouse.trace.detectors.transcript import per_token
-from stillhouse.watermark import Mark, Pairs, account_key, weigh
+from stillhouse.watermark import Mark, Pairs, account_key, detection_from_scores
 
 LEVELS = (0.05, 0.01, 0.001)
 PAIRS = 300
@@ -106,7 +106,7 @@ def other_keys(mark: Mark, pairs: Pairs, redraws: int, seed: int) -> tuple[np.nd
     """p-values and log10 E, both [R], of the same pairs under keys that marked nothing."""
     master = np.random.default_rng(seed).bytes(32)
     keys = [replace(mark, key=account_key(master, f"redraw {number}")) for number in range(redraws)]
-    heard = [weigh(key, key.scores(pairs.windows_NW, pairs.tokens_N)) for key in keys]
+    heard = [detection_from_scores(key, key.scores(pairs.windows_NW, pairs.tokens_N)) for key in keys]
     return np.array([one.p_value for one in heard]), np.array([one.log_e for one in heard]) / LN10
 
 
@@ -149,8 +149,8 @@ def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
         "auc": found.auc,
         "p": found.p,
         "log10_e": float(log_e[-1] / np.log(10)),
-        "until_20": evalues.first_time(log_e, 20),
-        "until_1000": evalues.first_time(log_e, 1000),
+        "until_20": evalues.rounds_until(log_e, 20),
+        "until_1000": evalues.rounds_until(log_e, 1000),
     }
 
 

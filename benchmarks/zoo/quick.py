@@ -24,14 +24,14 @@ from stillhouse.console import console
 from stillhouse.trace.detectors import canaries, radioactivity, rephrasings, style
 from stillhouse.trace.detectors.canaries import CanarySet, make_canaries
 from stillhouse.trace.detectors.rephrasings import Versions, draw_all
-from stillhouse.trace.suspects.base import Scored, Suspect
+from stillhouse.trace.suspects.base import Suspect, TextLikelihood
 from stillhouse.watermark import Mark, account_key
 
 from . import baselines, measure
 from .arms import ARMS, Arm
 from .ngrams import Trigrams
+from .python_docs import python_documentation
 from .vocabulary import byte_level_bpe
-from .words import python_documentation
 
 VOCABULARY = 512
 PROMPT = 8  # tokens that an output follows
@@ -193,13 +193,13 @@ class Asked:
     animal: Trigrams
     tokenizer: Tokenizer
 
-    def loglik(self, prompts: Sequence[object], texts: Sequence[str]) -> list[Scored | None]:
+    def loglik(self, prompts: Sequence[object], texts: Sequence[str]) -> list[TextLikelihood | None]:
         ids = [row.ids for row in self.tokenizer.encode_batch(list(texts))]
-        scored: list[Scored | None] = [None] * len(ids)
+        scored: list[TextLikelihood | None] = [None] * len(ids)
         for length in sorted({len(row) for row in ids}):
             alike = [place for place, row in enumerate(ids) if len(row) == length]
             for place, logp in zip(alike, self.animal.score(np.array([ids[n] for n in alike])), strict=True):
-                scored[place] = Scored(len(logp), float(logp.sum()), logp.astype(np.float32))
+                scored[place] = TextLikelihood(len(logp), float(logp.sum()), logp.astype(np.float32))
         return scored
 
 
@@ -285,7 +285,7 @@ def _examined(place: World, arm: Arm, seed: int, redraws: int) -> dict[str, Any]
     scores_NK1 = scores(animal, place)
     found: dict[str, Any] = {"arm": arm.name, "guilty": arm.guilty, **measure.evidence(scores_NK1)}
     if used.any():
-        found["auc_of_used"] = measure.ranks.rank_test(scores_NK1[used]).auc
+        found["auc_of_used"] = measure.rank_test.rank_test(scores_NK1[used]).auc
     read = read_out(animal, place.log)
     organic = place.sources["organic"]
     assert isinstance(organic, np.ndarray)

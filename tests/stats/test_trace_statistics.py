@@ -173,7 +173,7 @@ def test_the_e_process_keeps_its_size_under_optional_stopping():
     highest = np.array([evalues.log_betting_process(paid[:, draw]).max() for draw in range(draws)])
     for alpha in (0.05, 0.01, 0.001):  # whoever looks after every item and stops when he likes what he sees
         assert within(np.sum(highest >= -math.log(alpha)), draws, alpha)
-    assert evalues.first_time(evalues.log_betting_process(paid[:, 0]), 1e9) is None
+    assert evalues.rounds_until(evalues.log_betting_process(paid[:, 0]), 1e9) is None
 
 
 def test_the_e_process_is_the_mean_of_products():
@@ -184,7 +184,7 @@ def test_the_e_process_is_the_mean_of_products():
     ]
     assert np.exp(evalues.log_betting_process(paid)) == pytest.approx(slow)
     log_e = evalues.log_betting_process(np.full(50, 1.98))
-    assert evalues.first_time(log_e, 20.0) == int(np.argmax(np.exp(log_e) >= 20)) + 1
+    assert evalues.rounds_until(log_e, 20.0) == int(np.argmax(np.exp(log_e) >= 20)) + 1
 
 
 def test_a_bet_on_fewer_than_the_mean_loses_whatever_the_single_means():

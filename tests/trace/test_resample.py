@@ -17,7 +17,7 @@ from stillhouse.errors import CapabilityError, CorpusError, IntegrityError
 from stillhouse.models import Request, Sampling, load_tokenizer, open_model
 from stillhouse.stats.rank_test import rank_test
 from stillhouse.trace.delivered_log import read_log
-from stillhouse.trace.resample import LogMark, count_public, log_facts, read_resamples, resample
+from stillhouse.trace.resample import LogMark, count_public, log_metadata, read_resamples, resample
 from stillhouse.watermark import Mark, account_key, detect, key_fingerprint
 
 
@@ -123,7 +123,7 @@ def test_another_teacher_is_refused_by_both_fingerprints_unless_allowed(tiny_tea
         resample(str(tiny_teacher), log, 2, 0, tmp_path / "r.parquet")
     assert "f" * 64 in str(refused.value) and model.fingerprint in str(refused.value)
     found = resample(str(tiny_teacher), log, 2, 0, tmp_path / "r.parquet", allow_other_teacher=True)
-    facts = log_facts(log, found)
+    facts = log_metadata(log, found)
     assert facts["log_teachers"] == ["f" * 64] and facts["resample_teachers"] == [model.fingerprint]
 
 
@@ -212,8 +212,8 @@ def test_resamples_of_a_marked_log_carry_its_mark(tiny_teacher, marked_log, tmp_
     mark = LogMark(Mark(KEY))
     alike = resample(str(tiny_teacher), marked_log, 3, 7, tmp_path / "marked.parquet", mark=mark)
     plain = resample(str(tiny_teacher), marked_log, 3, 7, tmp_path / "plain.parquet")
-    assert (alike.marks, plain.marks) == ((Mark(KEY).facts,), ())
-    assert log_facts(marked_log, alike)["resample_marks"] == [Mark(KEY).facts]
+    assert (alike.marks, plain.marks) == ((Mark(KEY).public_parameters,), ())
+    assert log_metadata(marked_log, alike)["resample_marks"] == [Mark(KEY).public_parameters]
     drawn = [tokenizer.encode(text, add_special_tokens=False) for row in alike.texts.values() for text in row]
     assert detect(Mark(KEY), drawn).p_value < 1e-9 < 1e-3 < detect(Mark(MASTER), drawn).p_value
     texts = {

@@ -162,7 +162,7 @@ def test_the_resamples_of_a_marked_log_are_drawn_with_its_mark(tmp_path, log, ti
         "radioactivity",
     ]
     drawn = directory / "resamples/ours.parquet"
-    assert read_resamples(drawn).marks == (Mark(b"Z" * 32).facts,)
+    assert read_resamples(drawn).marks == (Mark(b"Z" * 32).public_parameters,)
     assert "resamples carry the watermark" in (directory / "report.html").read_text()
     assert verify_bundle(directory).differences == []
     # The same file, handed in, is known by the mark that it carries; under another key it is not.

@@ -18,7 +18,7 @@ from stillhouse.stats.tails import (
     gamma_log_e,
     gamma_upper,
 )
-from stillhouse.watermark import Mark, detect, distinct_pairs, interval, text_pairs, weigh
+from stillhouse.watermark import Mark, detect, detection_from_scores, distinct_pairs, interval, text_pairs
 
 SCHEMES = ("kgw", "gumbel", "tournament")
 KEY = bytes(range(32))
@@ -68,7 +68,7 @@ def test_counting_repetitions_would_have_made_chance_look_like_a_mark():
     for _ in range(300):
         mark = Mark(rng.bytes(32))
         every = text_pairs([text], mark.window)
-        wrong += weigh(mark, mark.scores(every.windows_NW, every.tokens_N)).p_value <= 0.01
+        wrong += detection_from_scores(mark, mark.scores(every.windows_NW, every.tokens_N)).p_value <= 0.01
     assert wrong > 30
 
 

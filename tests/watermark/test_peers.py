@@ -26,7 +26,7 @@ from transformers import (
     WatermarkingConfig,
 )
 
-from stillhouse.watermark import Detection, Mark, distinct_pairs, text_pairs, weigh
+from stillhouse.watermark import Detection, Mark, detection_from_scores, distinct_pairs, text_pairs
 from stillhouse.watermark.pseudorandom import vocabulary_words, window_seeds
 
 VOCABULARY = 300
@@ -67,7 +67,7 @@ def test_transformers_counts_the_same_pairs_and_the_same_green_ones(model, schem
         token in detector.processor._get_greenlist_ids(torch.tensor([*before, token][: len(before) + inside]))
         for before, token in zip(pairs.windows_NW.tolist(), pairs.tokens_N.tolist(), strict=True)
     ]
-    ours = weigh(Mark(KEY, "kgw", width, gamma=0.25), np.array(colours, float))
+    ours = detection_from_scores(Mark(KEY, "kgw", width, gamma=0.25), np.array(colours, float))
     assert ours.pairs == theirs.num_tokens_scored[0]
     assert ours.mean * ours.pairs == pytest.approx(theirs.num_green_tokens[0])
     assert ours.z == pytest.approx(theirs.z_score[0])
@@ -134,7 +134,11 @@ def textseals(textseal, kind: str, ids: list[int]) -> tuple[list[float], float, 
     ]
     mark = Mark(KEY, SCHEME[kind], 2, gamma=0.25, depth=30)
     assert own == scores
-    return scores, float(detector.get_pvalue(sum(scores), len(scores), 1e-200)), weigh(mark, np.array(own))
+    return (
+        scores,
+        float(detector.get_pvalue(sum(scores), len(scores), 1e-200)),
+        detection_from_scores(mark, np.array(own)),
+    )
 
 
 SCHEME = {"greenlist": "kgw", "gumbelmax": "gumbel", "synthid": "tournament"}

@@ -133,7 +133,7 @@ def surrogate(
     from stillhouse.trace.detectors.exchangeable.judge import POWER
     from stillhouse.trace.resample import read_resamples
     from stillhouse.trace.surrogate import SHARES, measure
-    from stillhouse.trace.suspects.base import open_suspect
+    from stillhouse.trace.suspects.open import open_suspect
 
     held, read = read_resamples(resamples), read_log(log)
     with ExitStack() as stack:

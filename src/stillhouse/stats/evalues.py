@@ -37,7 +37,7 @@ def log_betting_process(payoffs: ArrayLike) -> np.ndarray:
     return log_e_N - math.log(len(payoffs_BN) * len(SHARES))
 
 
-def first_time(log_e_N: np.ndarray, at: float) -> int | None:
+def rounds_until(log_e_N: np.ndarray, at: float) -> int | None:
     """How many rounds it took until E ≥ ``at``; None where it never did."""
     reached = np.flatnonzero(log_e_N >= math.log(at))
     return int(reached[0]) + 1 if len(reached) else None

@@ -39,7 +39,7 @@ def heads_log_p(heads: int, n: int) -> float:
     return min(0.0, _log_sum(ways) - n * math.log(2))
 
 
-def independent_log_p(log_ps: Sequence[float]) -> float:
+def fisher_log_p(log_ps: Sequence[float]) -> float:
     """Fisher's combination of p-values that are independent under the null (each may be conservative).
 
     −Σ log p is at most a Gamma variable of shape m, whose tail is e^−x Σ_{j<m} x^j / j!.

@@ -76,20 +76,20 @@ def _below_and_equal(scores_NK1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return below_NK1, equal_NK1
 
 
-def resamples_of(scores_NK1: np.ndarray) -> np.ndarray:
+def resample_counts(scores_NK1: np.ndarray) -> np.ndarray:
     """K of each item [N]: its resamples that have a score."""
     return np.count_nonzero(~np.isnan(scores_NK1), axis=1) - 1
 
 
 def usable(scores_NK1: np.ndarray) -> np.ndarray:
     """The items whose delivered output and at least one resample have a score."""
-    return scores_NK1[~np.isnan(scores_NK1[:, 0]) & (resamples_of(scores_NK1) > 0)]
+    return scores_NK1[~np.isnan(scores_NK1[:, 0]) & (resample_counts(scores_NK1) > 0)]
 
 
 def mid_ranks(scores_NK1: np.ndarray) -> np.ndarray:
     """u [N] in (0, 1) of the delivered outputs, ½ + c / (2 (K + 1)): a mean of ½ under the null."""
     scores_NK1 = _checked(scores_NK1)
-    return 0.5 + signed_wins(scores_NK1)[:, 0] / (2.0 * (resamples_of(scores_NK1) + 1))
+    return 0.5 + signed_wins(scores_NK1)[:, 0] / (2.0 * (resample_counts(scores_NK1) + 1))
 
 
 def odds(k: int, best_of: float) -> np.ndarray:
@@ -115,7 +115,7 @@ def payoffs(scores_NK1: np.ndarray, bets: Sequence[float] = BETS) -> np.ndarray:
     """
     scores_NK1 = _checked(scores_NK1)
     below_NK1, equal_NK1 = _below_and_equal(scores_NK1)
-    k_N = resamples_of(scores_NK1)
+    k_N = resample_counts(scores_NK1)
     paid_BNK1 = np.empty((len(bets), *scores_NK1.shape))
     for k in np.unique(k_N).tolist():
         rows = k_N == k
@@ -131,9 +131,9 @@ def log_e_process(scores_NK1: np.ndarray, bets: Sequence[float] = BETS) -> np.nd
     return log_betting_process(payoffs(scores_NK1, bets)[:, :, 0])
 
 
-def wins_of_delivered(scores_NK1: np.ndarray) -> np.ndarray:
+def delivered_win_rates(scores_NK1: np.ndarray) -> np.ndarray:
     """The share of its resamples that each delivered output outranks [N], ties by half; its mean is AUC."""
-    return 0.5 + signed_wins(scores_NK1)[:, 0] / (2.0 * resamples_of(scores_NK1))
+    return 0.5 + signed_wins(scores_NK1)[:, 0] / (2.0 * resample_counts(scores_NK1))
 
 
 def rank_test(scores_NK1: np.ndarray, *, lattice: int = LATTICE) -> RankTest:
@@ -144,7 +144,7 @@ def rank_test(scores_NK1: np.ndarray, *, lattice: int = LATTICE) -> RankTest:
         lattice: values of the sum beyond which Chernoff's bound stands for the exact p-value.
     """
     scores_NK1 = _checked(scores_NK1)
-    wins_NK1, k_N = signed_wins(scores_NK1), resamples_of(scores_NK1)
+    wins_NK1, k_N = signed_wins(scores_NK1), resample_counts(scores_NK1)
     total = int(wins_NK1[:, 0].sum())
     variance = float(((wins_NK1**2).sum(1) / (k_N + 1)).sum())  # absent texts have c = 0
     null = _Null(wins_NK1, ~np.isnan(scores_NK1), total)
@@ -160,7 +160,7 @@ def rank_test(scores_NK1: np.ndarray, *, lattice: int = LATTICE) -> RankTest:
     )
 
 
-def label_p(values_NK1: np.ndarray, present_NK1: np.ndarray, *, lattice: int = LATTICE) -> float:
+def label_permutation_p(values_NK1: np.ndarray, present_NK1: np.ndarray, *, lattice: int = LATTICE) -> float:
     """P(Σ values of the labelled texts ≥ that of column 0), labels placed at random: the exact p-value.
 
     Args:
@@ -291,5 +291,5 @@ def _normal_upper(z: float) -> float:
 def _checked(scores_NK1: np.ndarray) -> np.ndarray:
     scores_NK1 = np.asarray(scores_NK1, np.float64)
     assert scores_NK1.ndim == 2 and len(scores_NK1)
-    assert not np.isnan(scores_NK1[:, 0]).any() and (resamples_of(scores_NK1) > 0).all()
+    assert not np.isnan(scores_NK1[:, 0]).any() and (resample_counts(scores_NK1) > 0).all()
     return scores_NK1

@@ -19,12 +19,12 @@ import pyarrow as pa
 from stillhouse.trace.access import Access, unmet_requirements
 from stillhouse.trace.bundle.files import read_transcript, transcript_path
 from stillhouse.trace.bundle.schema import (
-    PlaceboPart,
-    RungPart,
-    TestPart,
-    VerdictPart,
-    finding_of,
-    finding_part,
+    LevelRecord,
+    PlaceboRecord,
+    PlannedTestRecord,
+    VerdictRecord,
+    finding_from_record,
+    finding_record,
     finite_e,
 )
 from stillhouse.trace.finding import Finding, Judge, Level
@@ -57,9 +57,9 @@ LEVELS: dict[str, Level] = {
 class TeacherJudgement:
     """All that can be said about one teacher."""
 
-    tests: list[TestPart]
-    rungs: list[RungPart]
-    verdict: VerdictPart
+    tests: list[PlannedTestRecord]
+    rungs: list[LevelRecord]
+    verdict: VerdictRecord
 
 
 def judge_all(
@@ -93,33 +93,33 @@ def judge_all(
         )
         judged[name] = TeacherJudgement(
             tests=parts,
-            rungs=[RungPart.model_validate(dataclasses.asdict(rung)) for rung in rungs[name]],
-            verdict=VerdictPart.model_validate(dataclasses.asdict(found)),
+            rungs=[LevelRecord.model_validate(dataclasses.asdict(rung)) for rung in rungs[name]],
+            verdict=VerdictRecord.model_validate(dataclasses.asdict(found)),
         )
     return judged
 
 
 def judge_tests(
     directory: Path, plan: TracePlan, teacher: TeacherPlan, access: Access, secrets: Mapping[str, bytes]
-) -> list[TestPart]:
+) -> list[PlannedTestRecord]:
     """The planned tests about one teacher, in the plan's order, each judged from its transcript."""
     parts = []
     for test, hindrance in unmet_requirements(plan, access).items():
         level, weight = level_of(plan, test), plan.tests.weight(test)
         if hindrance is not None:
-            parts.append(TestPart(test=test, level=level, weight=weight, hindrance=hindrance))
+            parts.append(PlannedTestRecord(test=test, level=level, weight=weight, hindrance=hindrance))
             continue
         path = transcript_path(teacher.name, test)
         finding, placebos = judge_transcript(
             test, read_transcript(directory / path), parameters(plan, teacher, test, secrets), plan, teacher
         )
         parts.append(
-            TestPart(
+            PlannedTestRecord(
                 test=test,
                 level=finding.level,
                 weight=weight,
                 transcript=path,
-                finding=finding_part(finding),
+                finding=finding_record(finding),
                 placebos=placebos,
             )
         )
@@ -128,7 +128,7 @@ def judge_tests(
 
 def judge_transcript(
     test: str, transcript: pa.Table, arguments: Mapping[str, Any], plan: TracePlan, teacher: TeacherPlan
-) -> tuple[Finding, list[PlaceboPart]]:
+) -> tuple[Finding, list[PlaceboRecord]]:
     """A test's finding on the accounts that are tested, and the same where there is nothing to find."""
     judge = judge_of(test)
     tested = of_accounts(transcript, teacher.accounts)
@@ -224,12 +224,12 @@ def relabelled(transcript: pa.Table, rng: np.random.Generator) -> pa.Table | Non
     return transcript.set_column(place, "draw", column).filter(pa.array(kept))
 
 
-def _placebo(name: str, finding: Finding) -> PlaceboPart:
+def _placebo(name: str, finding: Finding) -> PlaceboRecord:
     e_value = None if finding.e_value is None else finite_e(finding.e_value)
-    return PlaceboPart(name=name, p_value=finding.p_value, e_value=e_value)
+    return PlaceboRecord(name=name, p_value=finding.p_value, e_value=e_value)
 
 
-def _weighed(part: TestPart) -> Weighed:
+def _weighed(part: PlannedTestRecord) -> Weighed:
     """From what is written down, so that the written numbers are what was combined."""
-    finding = None if part.finding is None else finding_of(part.finding)
+    finding = None if part.finding is None else finding_from_record(part.finding)
     return Weighed(part.test, part.level, part.weight, finding)

@@ -20,13 +20,14 @@ from stillhouse.errors import CorpusError, IntegrityError
 from stillhouse.models import fingerprint_of, parse_reference
 from stillhouse.trace.bundle.commitments import log_hash, secret_files
 from stillhouse.trace.bundle.files import OPENED, PLAN, RESAMPLES, read_transcript
-from stillhouse.trace.bundle.schema import Evidence, TestPart
+from stillhouse.trace.bundle.schema import Evidence, PlannedTestRecord
 from stillhouse.trace.detectors.case import Case, observe
 from stillhouse.trace.judge import judge_transcript, parameters
 from stillhouse.trace.plan import TeacherPlan, TracePlan, load_plan
 from stillhouse.trace.report.labels import number
 from stillhouse.trace.run import environment, read_teacher_log
-from stillhouse.trace.suspects.base import Suspect, open_suspect
+from stillhouse.trace.suspects.base import Suspect
+from stillhouse.trace.suspects.open import open_suspect
 from stillhouse.trace.verify import BundleVerification
 
 SAME = ("torch", "transformers", "tokenizers", "numpy", "platform", "machine")
@@ -80,7 +81,7 @@ def _compare(
     directory: Path,
     plan: TracePlan,
     teacher: TeacherPlan,
-    part: TestPart,
+    part: PlannedTestRecord,
     suspect: Suspect,
     result: BundleVerification,
     *,

@@ -62,7 +62,7 @@ class Resamples:
     failed: int
     """Draws that the teacher did not answer."""
     marks: tuple[dict[str, Any], ...] = ()
-    """The watermarks that they carry (:attr:`~stillhouse.watermark.Mark.facts`), if any."""
+    """The watermarks that they carry (:attr:`~stillhouse.watermark.Mark.public_parameters`), if any."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class LogMark:
             )
         return replace(self.mark, key=account_key(self.mark.key, row.account))
 
-    def facts(self, log: Log) -> list[dict[str, Any]]:
+    def public_parameters(self, log: Log) -> list[dict[str, Any]]:
         """All marks of a log, each once; JSON-able."""
-        found = [self.of(row).facts for row in {row.account: row for row in log.rows}.values()]
+        found = [self.of(row).public_parameters for row in {row.account: row for row in log.rows}.values()]
         return sorted({one["key"]: one for one in found}.values(), key=lambda one: one["key"])
 
 
@@ -133,7 +133,7 @@ def resample(
                 hint="Marks are put on by the sampler for safetensors weights; name those of the teacher.",
             )
         made_from = {"teacher_hash": model.fingerprint, "log": log.hash, "draws": draws, "seed": seed}
-        made_from |= {"marks": mark.facts(log)} if mark else {}
+        made_from |= {"marks": mark.public_parameters(log)} if mark else {}
         if not out.exists():
             _draw(model, log, made_from, out, mark)
     finally:
@@ -211,7 +211,7 @@ def require_teacher(log: Log, model: Model) -> None:
         )
 
 
-def log_facts(log: Log, resamples: Resamples, public: Iterable[str] | None = None) -> dict[str, Any]:
+def log_metadata(log: Log, resamples: Resamples, public: Iterable[str] | None = None) -> dict[str, Any]:
     """What the judge cannot see in a transcript, for its table of assumptions; JSON-able.
 
     Args:

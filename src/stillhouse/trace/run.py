@@ -32,11 +32,11 @@ from stillhouse.trace.bundle.files import (
 )
 from stillhouse.trace.bundle.schema import (
     Commitments,
-    CommitmentsPart,
+    CommitmentsRecord,
+    DeliveredLogRecord,
     Evidence,
-    LogPart,
-    ModelPart,
-    TeacherPart,
+    ModelRecord,
+    TeacherRecord,
     evidence_text,
 )
 from stillhouse.trace.delivered_log import Log, read_log
@@ -71,7 +71,7 @@ def run_trace(
         IntegrityError: the directory holds commitments to something else.
         StillhouseError: a model, a log or a secret is not there or not usable.
     """
-    from stillhouse.trace.suspects.base import open_suspect
+    from stillhouse.trace.suspects.open import open_suspect
 
     lock = take_lock(directory)
     try:
@@ -118,7 +118,7 @@ def _resamples_are_marked(plan: TracePlan, teacher: TeacherPlan) -> bool:
     key, marks = read_mark_key(teacher.watermark_key), read_marks(teacher.resamples)
     if plan.tests.radioactivity is None:  # then only the key is known
         return any(mark["key"] == key_fingerprint(key) for mark in marks)
-    return planned_mark(plan.tests.radioactivity, key).facts in marks
+    return planned_mark(plan.tests.radioactivity, key).public_parameters in marks
 
 
 def read_teacher_log(teacher: TeacherPlan) -> Log:
@@ -190,7 +190,7 @@ def _open_secrets(plan: TracePlan, directory: Path) -> dict[str, bytes]:
 
 def commitments_part(
     directory: Path, commitments: Commitments, judged: Mapping[str, TeacherJudgement]
-) -> CommitmentsPart:
+) -> CommitmentsRecord:
     """Whether the commitments came first, by the times that they and the transcripts carry."""
     paths = [part.transcript for found in judged.values() for part in found.tests if part.transcript]
     times = [time for path in paths if (time := started(read_transcript(directory / path)))]
@@ -205,7 +205,7 @@ def commitments_part(
             f"The commitments were made at {commitments.created}, AFTER the first query at {first}: whatever "
             "they fix could have been chosen with an eye on the answers."
         )
-    return CommitmentsPart(
+    return CommitmentsRecord(
         sha256=sha256_file(directory / COMMITMENTS),
         created=commitments.created,
         first_query=first,
@@ -220,19 +220,21 @@ def environment() -> dict[str, str]:
     return versions() | found | {"machine": platform.machine(), "processors": str(os.cpu_count())}
 
 
-def _model(reference: str, commitments: Commitments, access: Mapping[str, Access] | None = None) -> ModelPart:
+def _model(
+    reference: str, commitments: Commitments, access: Mapping[str, Access] | None = None
+) -> ModelRecord:
     can = sorted(next(iter(access.values())).suspect) if access else []
-    return ModelPart(reference=reference, fingerprint=commitments.models.get(reference), can=can)
+    return ModelRecord(reference=reference, fingerprint=commitments.models.get(reference), can=can)
 
 
 def _teacher(
     teacher: TeacherPlan, log: Log, access: Access, judged: TeacherJudgement, commitments: Commitments
-) -> TeacherPart:
-    return TeacherPart(
+) -> TeacherRecord:
+    return TeacherRecord(
         name=teacher.name,
         model=None if teacher.model is None else _model(teacher.model, commitments),
         access=sorted(access.teacher),
-        log=LogPart(path=teacher.log, sha256=log.hash, rows=len(log.rows), left_out=log.left_out),
+        log=DeliveredLogRecord(path=teacher.log, sha256=log.hash, rows=len(log.rows), left_out=log.left_out),
         tests=judged.tests,
         rungs=judged.rungs,
         verdict=judged.verdict,

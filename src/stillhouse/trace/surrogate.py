@@ -12,7 +12,7 @@ import numpy as np
 
 from stillhouse.errors import CorpusError
 from stillhouse.stats.power import log_size
-from stillhouse.stats.rank_test import resamples_of, usable, wins_of_delivered
+from stillhouse.stats.rank_test import delivered_win_rates, resample_counts, usable
 from stillhouse.trace.delivered_log import Log
 from stillhouse.trace.detectors.exchangeable.judge import mean_lower
 from stillhouse.trace.detectors.exchangeable.observe import observe
@@ -85,10 +85,10 @@ def measure(
             "no output has both a score and a resample of its own",
             hint="Give the resamples that were drawn for this log (still trace resample).",
         )
-    wins_N = wins_of_delivered(scores_NK1)
+    wins_N = delivered_win_rates(scores_NK1)
     return Surrogate(
         n=len(scores_NK1),
-        resamples_each=float(np.mean(resamples_of(scores_NK1))),
+        resamples_each=float(np.mean(resample_counts(scores_NK1))),
         auc=float(wins_N.mean()),
         low=mean_lower(wins_N, alpha / 2),
         high=1.0 - mean_lower(1.0 - wins_N, alpha / 2),

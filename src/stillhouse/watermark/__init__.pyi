@@ -2,11 +2,11 @@ from .detection import (
     Detection as Detection,
     Pairs as Pairs,
     detect as detect,
+    detection_from_scores as detection_from_scores,
     distinct_pairs as distinct_pairs,
-    evidence_as_it_grew as evidence_as_it_grew,
     interval as interval,
+    running_log_e as running_log_e,
     text_pairs as text_pairs,
-    weigh as weigh,
 )
 from .keys import (
     account_key as account_key,

@@ -60,7 +60,7 @@ def detect(mark: Mark, texts: Iterable[Sequence[int]]) -> Detection:
     Prompts do not belong in it: the mark is in answers, from their token number ``window`` on.
     """
     pairs = distinct_pairs(text_pairs(texts, mark.window))
-    return weigh(mark, mark.scores(pairs.windows_NW, pairs.tokens_N))
+    return detection_from_scores(mark, mark.scores(pairs.windows_NW, pairs.tokens_N))
 
 
 def text_pairs(texts: Iterable[Sequence[int]], window: int) -> Pairs:
@@ -81,7 +81,7 @@ def distinct_pairs(pairs: Pairs) -> Pairs:
     return Pairs(rows[first, :-1], rows[first, -1], pairs.repeated + len(rows) - len(first))
 
 
-def weigh(mark: Mark, scores_N: np.ndarray) -> Detection:
+def detection_from_scores(mark: Mark, scores_N: np.ndarray) -> Detection:
     """The evidence in the scores of distinct pairs."""
     n, total = len(scores_N), float(scores_N.sum())
     expected, deviation = _null(mark)
@@ -97,7 +97,7 @@ def weigh(mark: Mark, scores_N: np.ndarray) -> Detection:
     )
 
 
-def evidence_as_it_grew(mark: Mark, scores_N: np.ndarray) -> np.ndarray:
+def running_log_e(mark: Mark, scores_N: np.ndarray) -> np.ndarray:
     """The natural logarithm of the e-value [N] after each pair."""
     return _log_e(mark, np.cumsum(scores_N), np.arange(1, len(scores_N) + 1))
 

@@ -70,7 +70,7 @@ class Mark:
             raise UsageError(f"a tournament has 1 to {LAYERS} layers, not {self.depth}")
 
     @property
-    def facts(self) -> dict[str, str | int | float]:
+    def public_parameters(self) -> dict[str, str | int | float]:
         """What may be told of the mark; JSON-able. The key goes by its name."""
         its_own = {"kgw": {"gamma": self.gamma, "delta": self.delta}, "tournament": {"depth": self.depth}}
         told = {"key": key_fingerprint(self.key), "scheme": self.scheme, "window": self.window}

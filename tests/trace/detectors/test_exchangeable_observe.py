@@ -21,7 +21,8 @@ from stillhouse.trace.detectors.exchangeable.judge import judge, observe
 from stillhouse.trace.plan import parse_plan
 from stillhouse.trace.resample import resample
 from stillhouse.trace.surrogate import measure
-from stillhouse.trace.suspects.base import Can, open_suspect
+from stillhouse.trace.suspects.base import SuspectCapabilities
+from stillhouse.trace.suspects.open import open_suspect
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_what_a_suspect_cannot_do_is_said_before_it_is_asked(case, tiny_teacher)
         observe(suspect, log, resamples, scores=["reference"])
     with pytest.raises(UsageError, match="needs the archived teacher"):
         observe(suspect, log, resamples, scores=["teacher"])
-    suspect.can = Can(generate=True, logprobs=False, weights=False)
+    suspect.can = SuspectCapabilities(generate=True, logprobs=False, weights=False)
     with pytest.raises(CapabilityError) as refused:
         observe(suspect, log, resamples)
     assert "overlap" in refused.value.hint

@@ -15,7 +15,7 @@ from stillhouse.trace.detectors.exchangeable.judge import judge, observe
 from stillhouse.trace.plan import PlannedTests, TeacherPlan, TracePlan
 from stillhouse.trace.resample import resample
 from stillhouse.trace.run import run_trace
-from stillhouse.trace.suspects.base import open_suspect
+from stillhouse.trace.suspects.open import open_suspect
 
 
 class Counted:

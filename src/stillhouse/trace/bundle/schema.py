@@ -20,11 +20,11 @@ SCHEMA_VERSION = 1
 LARGEST = 1e300
 
 
-class _Part(BaseModel):
+class _EvidenceRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class AssumptionPart(_Part):
+class AssumptionRecord(_EvidenceRecord):
     """See :class:`.finding.Assumption`."""
 
     text: str
@@ -32,7 +32,7 @@ class AssumptionPart(_Part):
     evidence: str = ""
 
 
-class FindingPart(_Part):
+class FindingRecord(_EvidenceRecord):
     """See :class:`.finding.Finding`."""
 
     test: str
@@ -44,14 +44,14 @@ class FindingPart(_Part):
     p_value: float | None = None
     e_value: float | None = None
     effect: dict[str, float | None] = Field(default_factory=dict)
-    assumptions: list[AssumptionPart] = Field(default_factory=list)
+    assumptions: list[AssumptionRecord] = Field(default_factory=list)
     rivals: list[str] = Field(default_factory=list)
     parameters: dict[str, Any] = Field(default_factory=dict)
     series: dict[str, list[float | None]] = Field(default_factory=dict)
     reason: str | None = None
 
 
-class PlaceboPart(_Part):
+class PlaceboRecord(_EvidenceRecord):
     """The same test where there is nothing to find."""
 
     name: str
@@ -60,7 +60,7 @@ class PlaceboPart(_Part):
     e_value: float | None
 
 
-class TestPart(_Part):
+class PlannedTestRecord(_EvidenceRecord):
     """One planned test about one teacher."""
 
     test: str
@@ -71,11 +71,11 @@ class TestPart(_Part):
     """The file that the finding is computed from, below the bundle."""
     hindrance: str | None = None
     """Why it was not begun: what the access lacks."""
-    finding: FindingPart | None = None
-    placebos: list[PlaceboPart] = Field(default_factory=list)
+    finding: FindingRecord | None = None
+    placebos: list[PlaceboRecord] = Field(default_factory=list)
 
 
-class RungPart(_Part):
+class LevelRecord(_EvidenceRecord):
     """See :class:`.combine.RungEvidence`."""
 
     level: Literal["L1", "L2"]
@@ -85,7 +85,7 @@ class RungPart(_Part):
     claimed: bool
 
 
-class VerdictPart(_Part):
+class VerdictRecord(_EvidenceRecord):
     """See :class:`.combine.Verdict`."""
 
     outcome: Literal["hard", "bound", "inconclusive"]
@@ -94,7 +94,7 @@ class VerdictPart(_Part):
     sentence: str
 
 
-class LogPart(_Part):
+class DeliveredLogRecord(_EvidenceRecord):
     """A delivered log as it was read."""
 
     path: str
@@ -106,7 +106,7 @@ class LogPart(_Part):
     warnings: list[str] = Field(default_factory=list)
 
 
-class ModelPart(_Part):
+class ModelRecord(_EvidenceRecord):
     """A model that was asked."""
 
     reference: str
@@ -114,20 +114,20 @@ class ModelPart(_Part):
     can: list[str] = Field(default_factory=list)
 
 
-class TeacherPart(_Part):
+class TeacherRecord(_EvidenceRecord):
     """Everything about one teacher."""
 
     name: str
-    model: ModelPart | None
+    model: ModelRecord | None
     access: list[str]
     """What the plan gave of it."""
-    log: LogPart
-    tests: list[TestPart]
-    rungs: list[RungPart]
-    verdict: VerdictPart
+    log: DeliveredLogRecord
+    tests: list[PlannedTestRecord]
+    rungs: list[LevelRecord]
+    verdict: VerdictRecord
 
 
-class Commitments(_Part):
+class Commitments(_EvidenceRecord):
     """What was fixed, by its hash, before the first query."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -148,7 +148,7 @@ class Commitments(_Part):
     """`TEACHER.watermark_key`, `TEACHER.canaries`: SHA-256 of a salt and the file; opened at the end."""
 
 
-class CommitmentsPart(_Part):
+class CommitmentsRecord(_EvidenceRecord):
     """How the commitments stand to what was done."""
 
     sha256: str
@@ -159,7 +159,7 @@ class CommitmentsPart(_Part):
     words: str
 
 
-class Evidence(_Part):
+class Evidence(_EvidenceRecord):
     """A whole bundle but for the transcripts."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -167,14 +167,14 @@ class Evidence(_Part):
     question: str
     created: str
     """ISO 8601, UTC."""
-    suspect: ModelPart
-    references: list[ModelPart] = Field(default_factory=list)
-    teachers: list[TeacherPart]
+    suspect: ModelRecord
+    references: list[ModelRecord] = Field(default_factory=list)
+    teachers: list[TeacherRecord]
     hard: float
     alpha: float
     share: float
     seed: int
-    commitments: CommitmentsPart
+    commitments: CommitmentsRecord
     environment: dict[str, str]
     command: str
     signed_by: str | None = None
@@ -183,12 +183,12 @@ class Evidence(_Part):
     """Path below the bundle to SHA-256, of every file but this one and the signature."""
 
 
-def finding_part(finding: Finding) -> FindingPart:
+def finding_record(finding: Finding) -> FindingRecord:
     """A finding as it is written down."""
-    return FindingPart.model_validate(_finite(dataclasses.asdict(finding)))
+    return FindingRecord.model_validate(_finite(dataclasses.asdict(finding)))
 
 
-def finding_of(part: FindingPart) -> Finding:
+def finding_from_record(part: FindingRecord) -> Finding:
     """A finding as it was written down."""
     fields: dict[str, Any] = part.model_dump()
     fields["assumptions"] = tuple(Assumption(**item) for item in fields["assumptions"])

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import write_secret_lines
-from stillhouse.stats.rank_test import label_p, log_e_process, payoffs, rank_test
+from stillhouse.stats.rank_test import label_permutation_p, log_e_process, payoffs, rank_test
 from stillhouse.stats.tails import e_value
 from stillhouse.trace.detectors.transcript import per_token, scored_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
@@ -202,7 +202,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         n=test.n,
         statistic="nats by which the canaries' ranks are likelier if some are remembered, or known by heart",
         value=float(weights_NK1[:, 0].sum()) / NAT,
-        p_value=label_p(weights_NK1, ~np.isnan(scores_NK1)),
+        p_value=label_permutation_p(weights_NK1, ~np.isnan(scores_NK1)),
         e_value=e_value(log_e_process(scores_NK1, BETS)[-1]),
         effect={"auc": test.auc, "z": test.z, "first_places": float((above_N == 0).mean())},
         assumptions=(

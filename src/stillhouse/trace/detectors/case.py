@@ -19,8 +19,8 @@ from stillhouse.trace.bundle.commitments import now
 from stillhouse.trace.bundle.files import RESAMPLES, TRANSCRIPTS, write_transcript
 from stillhouse.trace.delivered_log import Log
 from stillhouse.trace.plan import TeacherPlan, TracePlan
-from stillhouse.trace.suspects.base import Ask
-from stillhouse.trace.suspects.resumable import in_parts
+from stillhouse.trace.suspects.base import GenerateFn
+from stillhouse.trace.suspects.resumable import with_journal
 
 if TYPE_CHECKING:
     from stillhouse.models import Model, Reply, Request
@@ -43,7 +43,7 @@ class Case:
         """Where answers of a test under way are kept; gone when its transcript is there."""
         return self.directory / TRANSCRIPTS / self.teacher.name / f"{test}-{number}.journal"
 
-    def asking(self, test: str, model: Suspect, ask: Ask | None = None, number: int = 0) -> Ask:
+    def asking(self, test: str, model: Suspect, ask: GenerateFn | None = None, number: int = 0) -> GenerateFn:
         """Puts a test's requests to a model, by ``ask`` or else by its own `generate`.
 
         On this machine it goes on after an end in the middle; what an API answers is in its own journal.
@@ -51,7 +51,7 @@ class Case:
         ask = ask or model.generate
         if not model.can.weights:
             return ask
-        return in_parts(f"{test} ({self.teacher.name})", ask, self.journal(test, number))
+        return with_journal(f"{test} ({self.teacher.name})", ask, self.journal(test, number))
 
 
 def observe(test: str, case: Case, path: Path) -> None:
@@ -121,7 +121,7 @@ def _radioactivity(case: Case) -> pa.Table:
 
 
 @contextmanager
-def _answering(case: Case) -> Iterator[Ask]:
+def _answering(case: Case) -> Iterator[GenerateFn]:
     """How the suspect is asked for many answers: a GGUF file as llama.cpp runs it, which is quicker."""
     from stillhouse.models import open_model, parse_reference
 
@@ -178,7 +178,7 @@ def _style(case: Case) -> pa.Table:
     """The suspect's and the references' answers beside the teacher's, which the log holds."""
     from stillhouse.models import Reply
     from stillhouse.trace.detectors import style
-    from stillhouse.trace.suspects.base import open_suspect
+    from stillhouse.trace.suspects.open import open_suspect
 
     plan, section = case.plan, case.plan.tests.style
     assert section is not None
@@ -195,7 +195,9 @@ def _style(case: Case) -> pa.Table:
     def delivered(requests: Sequence[Request]) -> list[Reply | StillhouseError]:
         return [Reply(rows[request.id].output, None, "stop", 0, 0) for request in requests]
 
-    models: dict[str, tuple[style.Group, Ask]] = {"suspect": ("suspect", case.asking("style", case.suspect))}
+    models: dict[str, tuple[style.Group, GenerateFn]] = {
+        "suspect": ("suspect", case.asking("style", case.suspect))
+    }
     models[case.teacher.name] = ("candidate", delivered)
     for number, (name, model) in enumerate(others.items(), 1):
         group = "reference" if name in plan.references else "candidate"
@@ -237,7 +239,7 @@ def _reference(plan: TracePlan) -> AbstractContextManager[Suspect | None]:
 
 @contextmanager
 def _opened(model_reference: str | None, plan: TracePlan) -> Iterator[Suspect | None]:
-    from stillhouse.trace.suspects.base import open_suspect
+    from stillhouse.trace.suspects.open import open_suspect
 
     if model_reference is None:
         yield None

@@ -22,7 +22,7 @@ from stillhouse.errors import UsageError
 from stillhouse.models import Reply, Request, Sampling
 from stillhouse.stats.tails import clopper_pearson
 from stillhouse.trace.finding import Assumption, Finding, Level
-from stillhouse.trace.suspects.base import Ask
+from stillhouse.trace.suspects.base import GenerateFn
 
 NAME = "identity"
 LEVEL: Level = "exhibit"
@@ -145,7 +145,7 @@ ASCII boundaries, because Japanese and Korean put their particles right after a 
 _SENTENCE = re.compile(r"[^.!?。！？؟\n]+(?:\.\d[^.!?。！？؟\n]*)*")
 
 
-def observe(ask: Ask, languages: Sequence[str] = (), *, max_tokens: int = 200) -> pa.Table:
+def observe(ask: GenerateFn, languages: Sequence[str] = (), *, max_tokens: int = 200) -> pa.Table:
     """Asks every question once, greedily, without a system prompt.
 
     Args:

@@ -35,16 +35,16 @@ from stillhouse.models import Reply, Request, Sampling, Weights, tokenizer_diffe
 from stillhouse.trace.delivered_log import Delivered
 from stillhouse.trace.detectors.transcript import refusal, refused
 from stillhouse.trace.finding import Assumption, Finding, Level
-from stillhouse.trace.suspects.base import Ask
+from stillhouse.trace.suspects.base import GenerateFn
 from stillhouse.watermark import (
     Detection,
     Mark,
     Pairs,
+    detection_from_scores,
     distinct_pairs,
-    evidence_as_it_grew,
     interval,
     parse_key,
-    weigh,
+    running_log_e,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ _RIVALS: Mapping[str, tuple[str, ...]] = {
 
 
 def observe_closed(
-    ask: Ask,
+    ask: GenerateFn,
     rows: Sequence[Delivered],
     tokenizer: PreTrainedTokenizerFast,
     *,
@@ -255,7 +255,7 @@ def _mark(parameters: Mapping[str, Any]) -> Mark:
 
 def _weighed(mark: Mark, pairs: Pairs) -> tuple[np.ndarray, Detection]:
     scores_N = mark.scores(pairs.windows_NW, pairs.tokens_N)
-    return scores_N, weigh(mark, scores_N)
+    return scores_N, detection_from_scores(mark, scores_N)
 
 
 def scored_pairs(transcript: pa.Table, window: int) -> tuple[Pairs, int]:
@@ -363,7 +363,7 @@ def _assumptions(
 def _series(mark: Mark, scores_N: np.ndarray) -> dict[str, list[float]]:
     """The e-value as the pairs came in."""
     places = np.unique(np.linspace(1, len(scores_N), min(POINTS, len(scores_N))).astype(int))
-    log10_e = evidence_as_it_grew(mark, scores_N)[places - 1] / np.log(10)
+    log10_e = running_log_e(mark, scores_N)[places - 1] / np.log(10)
     return {"pairs": places.astype(float).tolist(), "log10_e": log10_e.tolist()}
 
 

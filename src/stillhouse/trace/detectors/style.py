@@ -35,7 +35,7 @@ from stillhouse.hashing import sha256_json
 from stillhouse.models import Message, Reply, Request, Sampling
 from stillhouse.stats.evalues import from_p
 from stillhouse.trace.finding import Assumption, Finding, Level
-from stillhouse.trace.suspects.base import Ask
+from stillhouse.trace.suspects.base import GenerateFn
 
 NAME = "style"
 LEVEL: Level = "L0"
@@ -69,7 +69,7 @@ _MARK = re.compile(r"\w+|[^\w\s]|\n+")
 
 
 def observe(
-    models: Mapping[str, tuple[Group, Ask]],
+    models: Mapping[str, tuple[Group, GenerateFn]],
     prompts: Mapping[str, Sequence[Message]],
     sampling: Sampling = ANSWERS,
 ) -> pa.Table:
@@ -77,7 +77,7 @@ def observe(
 
     Args:
         models: by name; one of them the suspect. Answers of a candidate that a log already holds need no
-            model: an `Ask` may look them up.
+            model: a `GenerateFn` may look them up.
         prompts: conversations to be answered, by id.
     """
     rows = []

@@ -35,7 +35,7 @@ from scipy.stats import rankdata
 
 from stillhouse.models import tokenizer_difference
 from stillhouse.stats.evalues import from_p
-from stillhouse.stats.permutations import fixed_points_log_p, heads_log_p, independent_log_p, p_value
+from stillhouse.stats.permutations import fisher_log_p, fixed_points_log_p, heads_log_p, p_value
 from stillhouse.trace.detectors.transcript import refusal, refused
 from stillhouse.trace.finding import Assumption, Finding, Level
 
@@ -124,7 +124,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
 
     signs_log_p = heads_log_p(same, decided)
     order_log_ps = [fixed_points_log_p(hits, n) for hits, n in [*in_place, in_channels] if n]
-    log_p = independent_log_p([*order_log_ps, signs_log_p])
+    log_p = fisher_log_p([*order_log_ps, signs_log_p])
     return Finding(
         NAME,
         LEVEL,

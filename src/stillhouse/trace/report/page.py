@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from stillhouse.pages.template import page_template
-from stillhouse.trace.bundle.schema import Evidence, FindingPart, PlaceboPart, TestPart
+from stillhouse.trace.bundle.schema import Evidence, FindingRecord, PlaceboRecord, PlannedTestRecord
 from stillhouse.trace.report.labels import EFFECTS, LEVEL_OF_TEXTS, LEVELS, PLAIN, TITLES, number
 from stillhouse.trace.verdict import NOT_SHOWN, OF_TEXTS, claim, of_texts
 
@@ -69,7 +69,7 @@ def _draw(evidence: Evidence) -> dict[str, Any]:
     return {place: Markup(svg) for place, svg in pictures.items()}
 
 
-def _of_test(part: TestPart, hard: float, name: str) -> dict[str, str]:
+def _of_test(part: PlannedTestRecord, hard: float, name: str) -> dict[str, str]:
     from stillhouse.trace.report import plots as drawings
 
     finding, pictures = part.finding, {}
@@ -88,7 +88,7 @@ def _of_test(part: TestPart, hard: float, name: str) -> dict[str, str]:
     return pictures
 
 
-def _effects(finding: FindingPart) -> list[tuple[str, str, str]]:
+def _effects(finding: FindingRecord) -> list[tuple[str, str, str]]:
     """Effects as texts: what it is, value, interval; without the statistic, which stands above."""
     effect, found = finding.effect, []
     for name, value in effect.items():
@@ -108,7 +108,7 @@ def _interval(low: float | None, high: float | None) -> str:
     return "" if high is None else f"at most {number(high)}"
 
 
-def _largest(placebos: list[PlaceboPart]) -> str:
+def _largest(placebos: list[PlaceboRecord]) -> str:
     return number(max((p.e_value for p in placebos if p.e_value is not None), default=None))
 
 

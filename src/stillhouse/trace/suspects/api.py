@@ -28,7 +28,7 @@ from stillhouse.journal import Journal, read_journal
 from stillhouse.models import ChatTemplate, Message, Reply, Request, Sampling, parse_reference
 from stillhouse.models.backends.concurrency import Pace
 from stillhouse.models.backends.openai_api import ApiModel, open_api
-from stillhouse.trace.suspects.base import Can, Prompt, Scored
+from stillhouse.trace.suspects.base import Prompt, SuspectCapabilities, TextLikelihood
 
 CONCURRENCY = 32
 TIMEOUT_S = 120.0
@@ -43,7 +43,7 @@ GO_ON = "Go on with the following text where it stops, word for word as you know
 Answer = dict[str, Any]
 
 
-class _Job(NamedTuple):
+class _ApiQuery(NamedTuple):
     """What is to be asked."""
 
     text: str
@@ -78,18 +78,18 @@ class ApiSuspect:
         except BaseException:
             self.close()
             raise
-        self.can = Can(generate=True, logprobs=echoes, weights=False)
+        self.can = SuspectCapabilities(generate=True, logprobs=echoes, weights=False)
 
-    def loglik(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Scored | None]:
+    def loglik(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[TextLikelihood | None]:
         """The log-likelihood of each text after its prompt, written out plainly."""
         before = [self._written_out(prompt) for prompt in prompts]
         whole = [start + text for start, text in zip(before, texts, strict=True)]
-        jobs = {_key("echo", text): _Job(text, self._echo) for text in [*before, *whole] if text}
+        jobs = {_key("echo", text): _ApiQuery(text, self._echo) for text in [*before, *whole] if text}
         if not self.affords([job.text for key, job in jobs.items() if key not in self._answers]):
             self._exhausted()
             return [None] * len(texts)
         self._ask(jobs)
-        scored: list[Scored | None] = []
+        scored: list[TextLikelihood | None] = []
         for start, text in zip(before, whole, strict=True):
             prompt_logps = self._answers.get(_key("echo", start), {}).get("logps") if start else []
             logps = self._answers.get(_key("echo", text), {}).get("logps")
@@ -107,7 +107,7 @@ class ApiSuspect:
         for prompt, beginning, length in zip(prompts, beginnings, lengths, strict=True):
             key = _key("continue", [list(prompt), beginning, length])
             keys.append(key)
-            jobs[key] = _Job(beginning, self._continuing(prompt, beginning, length))
+            jobs[key] = _ApiQuery(beginning, self._continuing(prompt, beginning, length))
         self._ask(jobs)
         return [self._answers.get(key, {}).get("said") for key in keys]
 
@@ -118,7 +118,7 @@ class ApiSuspect:
             key = _key("answer", [request.id, list(request.messages), asdict(request.sampling)])
             text = "".join(str(turn.get("content") or "") for turn in request.messages)
             keys.append(key)
-            jobs[key] = _Job(text, self._answering(request), request.sampling.max_tokens)
+            jobs[key] = _ApiQuery(text, self._answering(request), request.sampling.max_tokens)
         self._ask(jobs)
         return [
             Reply(**self._answers[key]["reply"]) if key in self._answers else self._refused[key]
@@ -143,10 +143,10 @@ class ApiSuspect:
         """Tokens that a text is taken to have, by those that were read before."""
         return len(text.encode()) * (self._read / self._bytes if self._bytes else TOKENS_PER_BYTE)
 
-    def _cost_of_answer(self, job: _Job) -> float:
+    def _cost_of_answer(self, job: _ApiQuery) -> float:
         return TOKENS_PER_BYTE * len(job.text.encode()) + (self._template or 0) + job.answer
 
-    def _limit(self, job: _Job) -> int:
+    def _limit(self, job: _ApiQuery) -> int:
         """How many may be under way: the first answer alone, where a budget has to know what one costs."""
         unknown = job.answer and self.max_tokens is not None and self._template is None
         return 1 if unknown else self._pace.limit
@@ -234,7 +234,7 @@ class ApiSuspect:
 
         return answered
 
-    def _ask(self, jobs: dict[str, _Job]) -> None:
+    def _ask(self, jobs: dict[str, _ApiQuery]) -> None:
         """Asks what is not answered yet; a text that is refused stays unanswered.
 
         Raises:
@@ -245,7 +245,7 @@ class ApiSuspect:
             self._ask_all(deque((key, job) for key, job in jobs.items() if key not in self._answers))
         )
 
-    async def _ask_all(self, waiting: deque[tuple[str, _Job]]) -> None:
+    async def _ask_all(self, waiting: deque[tuple[str, _ApiQuery]]) -> None:
         under_way: dict[asyncio.Task[Any], tuple[str, str, float]] = {}
         try:
             while waiting or under_way:
@@ -304,9 +304,9 @@ def _key(kind: str, asked: Any) -> str:
     return sha256_json([kind, asked])
 
 
-def _scored(logps: Sequence[float | None]) -> Scored | None:
+def _scored(logps: Sequence[float | None]) -> TextLikelihood | None:
     """None where a log-probability is missing, or no token is left."""
     if not logps or any(value is None for value in logps):
         return None
     values = np.array(logps, np.float32)
-    return Scored(len(values), float(values.sum(dtype=np.float64)), values)
+    return TextLikelihood(len(values), float(values.sum(dtype=np.float64)), values)

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from stillhouse.errors import StillhouseError
-from stillhouse.models import Message, Reply, Request, parse_reference
+from stillhouse.models import Message, Reply, Request
 
 Prompt = Sequence[Message]
 """The turns before a text; empty where it stands alone."""
-Ask = Callable[[Sequence[Request]], Sequence[Reply | StillhouseError]]
+GenerateFn = Callable[[Sequence[Request]], Sequence[Reply | StillhouseError]]
 """Puts requests to a model; for each, in order, an answer or why there is none."""
 
 
 @dataclass(frozen=True)
-class Can:
+class SuspectCapabilities:
     """What a suspect is able to tell."""
 
     generate: bool
@@ -33,7 +32,7 @@ class Can:
 
 
 @dataclass(frozen=True)
-class Scored:
+class TextLikelihood:
     """What a suspect thinks of one text after its prompt."""
 
     tokens: int
@@ -50,14 +49,14 @@ class Suspect(Protocol):
     reference: str
     fingerprint: str
     """As a model's: of weights and tokenizer, or of an API's address and name."""
-    can: Can
+    can: SuspectCapabilities
 
     @property
     def parameters(self) -> int | None:
         """How many a model on this machine has."""
         ...
 
-    def loglik(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Scored | None]:
+    def loglik(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[TextLikelihood | None]:
         """The log-likelihood of each text after its prompt; None where there is none (no room, refused).
 
         Texts that are asked together and have equal prompts cost the prompt once.
@@ -81,32 +80,3 @@ class Suspect(Protocol):
     def close(self) -> None:
         """Frees memory and connections."""
         ...
-
-
-def open_suspect(
-    reference: str,
-    *,
-    journal: Path | None = None,
-    max_tokens: int | None = None,
-    api_key_env: str = "OPENAI_API_KEY",
-    seed: int = 0,
-) -> Suspect:
-    """The suspect that ``reference`` names.
-
-    Args:
-        journal: where an API's answers are kept as they come, so that nothing is asked twice; models on this
-            machine need none.
-        max_tokens: tokens that an API may count in all; None is no limit.
-        api_key_env: environment variable with the key of an API.
-        seed: of draws whose request has none.
-
-    Raises:
-        StillhouseError: as :func:`stillhouse.models.open_model`.
-    """
-    if parse_reference(reference).kind == "api":
-        from stillhouse.trace.suspects.api import open_api_suspect
-
-        return open_api_suspect(reference, journal, max_tokens=max_tokens, api_key_env=api_key_env, seed=seed)
-    from stillhouse.trace.suspects.local import TorchSuspect
-
-    return TorchSuspect(reference, seed=seed)

@@ -9,7 +9,7 @@ from stillhouse.errors import StillhouseError
 from stillhouse.models import Reply, Request, Sampling, TorchModel, cpu_has_bfloat16, load_weights
 from stillhouse.models.backends.pytorch import sample_any
 from stillhouse.models.chat.encode import added_tokens, encode_piece
-from stillhouse.trace.suspects.base import Can, Prompt, Scored
+from stillhouse.trace.suspects.base import Prompt, SuspectCapabilities, TextLikelihood
 from stillhouse.trace.suspects.prefix_scoring import PrefixScorer
 
 _ANYTHING = "x"  # a text stands after its prompt, not at the start of a document
@@ -19,7 +19,7 @@ _BYTE_FALLBACK = "<0x01>"
 class TorchSuspect:
     """A transformers model in memory; GGUF weights are de-quantised."""
 
-    can = Can(generate=True, logprobs=True, weights=True)
+    can = SuspectCapabilities(generate=True, logprobs=True, weights=True)
 
     def __init__(self, reference: str, *, seed: int = 0) -> None:
         from stillhouse.distill.training.runtime import choose_device
@@ -32,7 +32,7 @@ class TorchSuspect:
         self._seed = seed
         self._scorer = PrefixScorer(weights.model)
 
-    def loglik(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Scored | None]:
+    def loglik(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[TextLikelihood | None]:
         """The log-likelihood of each text, its part beyond the model's context left out."""
         known: dict[int, tuple[int, ...]] = {}
         jobs = []
@@ -43,7 +43,7 @@ class TorchSuspect:
             room = None if self.context_length is None else max(0, self.context_length - len(prompt_ids))
             jobs.append((prompt_ids, tuple(text_ids[:room])))
         return [
-            Scored(len(logps), float(logps.sum(dtype="float64")), logps) if len(logps) else None
+            TextLikelihood(len(logps), float(logps.sum(dtype="float64")), logps) if len(logps) else None
             for logps in self._scorer.token_logps(jobs)
         ]
 

@@ -18,14 +18,14 @@ from stillhouse.errors import ModelError, StillhouseError
 from stillhouse.hashing import sha256_json
 from stillhouse.journal import Journal, read_journal
 from stillhouse.models import Reply, Request
-from stillhouse.trace.suspects.base import Ask
+from stillhouse.trace.suspects.base import GenerateFn
 
-TOGETHER = 128
+BATCH = 128
 """Answers of a part: more than run at once, so that few slots are idle."""
 _TOLD = ("text", "reasoning", "finish_reason", "prompt_tokens", "completion_tokens")
 
 
-class Parts:
+class ResumableAnswers:
     """The parts of one long question.
 
     Args:
@@ -69,18 +69,18 @@ class Parts:
             self._journal.close()
 
 
-def in_parts(name: str, ask: Ask, journal: Path | None) -> Ask:
+def with_journal(name: str, ask: GenerateFn, journal: Path | None) -> GenerateFn:
     """``ask`` with progress under ``name``, whose answers are kept in ``journal``."""
 
     def asked(requests: Sequence[Request]) -> list[Reply | StillhouseError]:
         questions = [[one.id, list(one.messages), asdict(one.sampling)] for one in requests]
         replies: list[Reply | StillhouseError] = []
         with (
-            closing(Parts(journal, questions)) as parts,
+            closing(ResumableAnswers(journal, questions)) as parts,
             console.progress(name, len(requests), "answers") as bar,
         ):
-            for start in range(0, len(requests), TOGETHER):
-                chunk = requests[start : start + TOGETHER]
+            for start in range(0, len(requests), BATCH):
+                chunk = requests[start : start + BATCH]
                 told = parts.next(lambda chunk=chunk: [_told(reply) for reply in ask(chunk)])
                 replies += map(_heard, told)
                 bar.advance(len(chunk))

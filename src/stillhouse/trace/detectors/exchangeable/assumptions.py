@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.stats.rank_test import RankTest, rank_test, resamples_of, usable
+from stillhouse.stats.rank_test import RankTest, rank_test, resample_counts, usable
 from stillhouse.trace.detectors.exchangeable.scores import Arranged, RankingScore, arrange, missing_columns
 from stillhouse.trace.finding import Assumption
 
@@ -27,7 +27,7 @@ def assumptions(
     *,
     early: bool,
 ) -> tuple[Assumption, ...]:
-    k_N = resamples_of(usable(arranged.scores_NK1))
+    k_N = resample_counts(usable(arranged.scores_NK1))
     unscored, every = sum(arranged.unscored), len(transcript)
     rows = [
         *_of_the_log(facts),

@@ -21,15 +21,15 @@ import pyarrow as pa
 
 from stillhouse.errors import UsageError
 from stillhouse.stats import power
-from stillhouse.stats.evalues import SHARES, first_time, to_p
+from stillhouse.stats.evalues import SHARES, rounds_until, to_p
 from stillhouse.stats.rank_test import (
     RankTest,
+    delivered_win_rates,
     log_e_process,
     mid_ranks,
     rank_test,
-    resamples_of,
+    resample_counts,
     usable,
-    wins_of_delivered,
 )
 from stillhouse.stats.tails import SMALLEST, e_value
 from stillhouse.trace.detectors.exchangeable.assumptions import assumptions
@@ -90,11 +90,11 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         return _not_run(parameters, _why_none(transcript, arranged))
     log_e_N = log_e_process(scores_NK1)
     stop_at = parameters.get("stop_at")
-    stopped = None if stop_at is None else first_time(log_e_N, float(stop_at))
+    stopped = None if stop_at is None else rounds_until(log_e_N, float(stop_at))
     n = stopped or len(log_e_N)
     scores_NK1, log_e_N = scores_NK1[:n], log_e_N[:n]
     test = rank_test(scores_NK1)
-    k = float(np.mean(resamples_of(scores_NK1)))
+    k = float(np.mean(resample_counts(scores_NK1)))
     # Whoever may stop early has p from the e-process: the permutation p-value is for a size fixed before.
     p_value = test.p if stop_at is None else max(SMALLEST, to_p(e_value(log_e_N.max())))
     log_size = facts.get("log_size") or asked
@@ -178,7 +178,7 @@ def _share_used(
 ) -> dict[str, float | None]:
     """AUC and f with their bounds: two-sided with a surrogate; without one, f ≥ 2·AUC − 1 alone."""
     alpha, surrogate = float(parameters.get("alpha", 0.05)), parameters.get("surrogate_auc")
-    wins_N = wins_of_delivered(scores_NK1)
+    wins_N = delivered_win_rates(scores_NK1)
     side = alpha if surrogate is None else alpha / 2
     low = mean_lower(wins_N, side)
     if surrogate is None:
@@ -237,7 +237,7 @@ def _not_run(parameters: Mapping[str, Any], reason: str) -> Finding:
 def _series(scores_NK1: np.ndarray, log_e_N: np.ndarray) -> dict[str, list[float]]:
     """The growth of the evidence, and how often each tenth of the ranks came up."""
     points = np.unique(np.linspace(0, len(log_e_N) - 1, min(DRAWN, len(log_e_N))).round().astype(int))
-    bins = int(resamples_of(scores_NK1).max()) + 1
+    bins = int(resample_counts(scores_NK1).max()) + 1
     histogram = np.histogram(mid_ranks(scores_NK1), bins=bins, range=(0.0, 1.0))[0]
     return {
         "outputs": (points + 1.0).tolist(),

@@ -15,7 +15,7 @@ import pyarrow as pa
 from stillhouse.console import Progress, console
 from stillhouse.errors import CapabilityError, UsageError
 from stillhouse.hashing import sha256_json
-from stillhouse.stats.evalues import first_time
+from stillhouse.stats.evalues import rounds_until
 from stillhouse.stats.rank_test import log_e_process, usable
 from stillhouse.trace.delivered_log import Delivered, Log
 from stillhouse.trace.detectors.exchangeable.scores import (
@@ -26,9 +26,9 @@ from stillhouse.trace.detectors.exchangeable.scores import (
     overlap,
     score_named,
 )
-from stillhouse.trace.resample import Resamples, log_facts
+from stillhouse.trace.resample import Resamples, log_metadata
 from stillhouse.trace.suspects.base import Prompt, Suspect
-from stillhouse.trace.suspects.resumable import Parts
+from stillhouse.trace.suspects.resumable import ResumableAnswers
 
 FACTS = b"exchangeable"
 """Key of the transcript's metadata: what is known of log and resamples, JSON."""
@@ -115,7 +115,7 @@ def observe(
     questions = [models, sorted(columns), size, [[item.row.id, *item.texts] for item in items]]
     with (
         contextlib.nullcontext(progress) if progress else shown as bar,
-        contextlib.closing(Parts(journal, questions)) as answered,
+        contextlib.closing(ResumableAnswers(journal, questions)) as answered,
     ):
         for start in range(0, len(items), size):
             chunk = items[start : start + size]
@@ -130,7 +130,7 @@ def observe(
             bar.advance(len(chunk))
             if stop_at is not None and _reached(pa.concat_tables(parts), wanted[0], stop_at):
                 break
-    facts = log_facts(log, resamples, public) | {"log_size": len(items)}
+    facts = log_metadata(log, resamples, public) | {"log_size": len(items)}
     transcript = pa.concat_tables(parts) if parts else TRANSCRIPT.empty_table()
     return transcript.replace_schema_metadata({FACTS: json.dumps(facts).encode()})
 
@@ -214,4 +214,4 @@ def _reached(transcript: pa.Table, score: RankingScore, stop_at: float) -> bool:
     scores_NK1 = usable(arrange(transcript, score).scores_NK1)
     if not len(scores_NK1):
         return False
-    return first_time(log_e_process(scores_NK1), stop_at) is not None
+    return rounds_until(log_e_process(scores_NK1), stop_at) is not None

@@ -57,7 +57,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Animal:
+class TrainedModel:
     """One trained model and what it was made from."""
 
     path: Path
@@ -87,16 +87,16 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(path)
 
 
-def raise_animal(
+def train_model(
     store: Path,
     kind: str,
     texts: Sequence[str],
     *,
     tokens: int,
     seed: int,
-    start: Animal | None = None,
-    like: Animal | None = None,
-) -> Animal:
+    start: TrainedModel | None = None,
+    like: TrainedModel | None = None,
+) -> TrainedModel:
     """Trains a model of ``kind`` on ``tokens`` tokens of ``texts`` (gone through again where they are fewer).
 
     Args:
@@ -125,7 +125,7 @@ def raise_animal(
             half_done.rename(path)
         except OSError:  # another process raised the same
             shutil.rmtree(half_done)
-    return Animal(path, kind)
+    return TrainedModel(path, kind)
 
 
 def _train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
