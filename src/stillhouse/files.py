@@ -103,20 +103,20 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 
-def write_secret(path: str | Path, data: str | bytes, *, if_there: StillhouseError | None = None) -> None:
+def write_secret(path: str | Path, data: str | bytes, *, if_exists: StillhouseError | None = None) -> None:
     """Writes a file that only its owner may read.
 
     Args:
-        if_there: raised where there is such a file already; None writes over it.
+        if_exists: raised where there is such a file already; None writes over it.
     """
     target = Path(path)
-    how = os.O_TRUNC if if_there is None else os.O_EXCL
+    how = os.O_TRUNC if if_exists is None else os.O_EXCL
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | how, 0o600)
         except FileExistsError as error:
-            raise if_there or error from error
+            raise if_exists or error from error
         with open(descriptor, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
 
@@ -126,10 +126,10 @@ def write_json(path: str | Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_secret_lines(path: str | Path, rows: Iterable[Any], *, if_there: StillhouseError) -> None:
+def write_secret_lines(path: str | Path, rows: Iterable[Any], *, if_exists: StillhouseError) -> None:
     """:func:`write_secret` of JSON lines, one for each row."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_secret(path, "".join(lines), if_there=if_there)
+    write_secret(path, "".join(lines), if_exists=if_exists)
 
 
 def read_json(path: str | Path) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from stillhouse.corpus import Corpus, Prompt, collect
+from stillhouse.corpus import Corpus, Prompt, collect_answers
 from stillhouse.corpus.collect.run import CollectSummary
 from stillhouse.errors import StillhouseError
 from stillhouse.hashing import sha256_json
@@ -94,7 +94,7 @@ def run_collect(
 ) -> CollectSummary:
     pairs = [("held_out", prompt) for prompt in held_out] + [("train", prompt) for prompt in prompts]
     return asyncio.run(
-        collect(
+        collect_answers(
             model,
             pairs,
             corpus,

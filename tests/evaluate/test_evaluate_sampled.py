@@ -11,7 +11,7 @@ from stillhouse.evaluate import results_table, sample_and_score
 from stillhouse.evaluate.compare import Candidate
 from stillhouse.models import Reply, load_weights
 from stillhouse.recipe import Evaluate, Verifier
-from stillhouse.verifiers import open_verifier
+from stillhouse.verifiers import open_verifiers
 
 PROMPTS = [
     Prompt(f"p{n}", [{"role": "user", "content": f"{n}?"}], "s", {"answer": answer})
@@ -25,7 +25,7 @@ def test_estimates_are_those_of_a_count_by_hand(monkeypatch):
     replies = [None if text is None else Reply(text, None, "stop", 1, 1) for text in said]
     monkeypatch.setattr("stillhouse.evaluate.sampled._replies", lambda candidate, requests: replies)
     candidate = Candidate("student", "s", None)  # pyright: ignore[reportArgumentType]
-    with open_verifier([Verifier(kind="exact")]) as verifiers:
+    with open_verifiers([Verifier(kind="exact")]) as verifiers:
         found = sample_and_score([candidate], PROMPTS, SETTINGS, verifiers, seed=0)["student"]
     assert found["pass_at_1"]["value"] == pytest.approx((2 / 4 + 1 / 4 + 1) / 3)
     assert found["consensus_at_k"]["value"] == pytest.approx(2 / 3)
@@ -38,7 +38,7 @@ def test_two_models_with_the_same_weights_say_the_same(tiny_teacher):
     pair = [Candidate("before", "b", weights), Candidate("student", "s", weights)]
     texts = []
     verifier = Verifier(kind="function", function="builtins:bool")
-    with open_verifier([verifier]) as verifiers:
+    with open_verifiers([verifier]) as verifiers:
         score = verifiers.score
         verifiers.score = lambda answers: texts.append([a.text for a in answers]) or score(answers)  # type: ignore[method-assign]
         found = sample_and_score(pair, [*PROMPTS[1:], finished], SETTINGS, verifiers, seed=1)

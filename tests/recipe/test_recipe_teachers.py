@@ -7,7 +7,7 @@ import pytest
 from stillhouse.errors import RecipeError
 from stillhouse.pipeline.resume import _affected
 from stillhouse.recipe.load import dump_recipe, parse_recipe
-from stillhouse.recipe.teachers import responsible, shares
+from stillhouse.recipe.teachers import teacher_number, teacher_shares
 
 ROUTED = "{model: b, route: {domain: code, level: '3'}}"
 SOUND = "name: n\nteacher: {model: a}\nprompts: {source: p}\nstudent: {model: m}\n"
@@ -20,18 +20,18 @@ def recipe(*teachers: str, extra: str = ""):
 
 def test_the_first_whose_tags_fit_is_responsible_and_else_the_main_one():
     found = recipe(ROUTED, "{model: c}", "{model: d, route: {domain: code}}")
-    assert responsible(found, {"domain": "code", "level": 3, "more": 1}) == 1
-    assert responsible(found, {"domain": "code", "level": 4}) == 3
-    assert responsible(found, {"domain": "prose"}) == 0
-    assert responsible(found, {}) == 0
+    assert teacher_number(found, {"domain": "code", "level": 3, "more": 1}) == 1
+    assert teacher_number(found, {"domain": "code", "level": 4}) == 3
+    assert teacher_number(found, {"domain": "prose"}) == 0
+    assert teacher_number(found, {}) == 0
     assert parse_recipe(dump_recipe(found)) == found
 
 
 def test_shares_are_weights_made_to_sum_to_one():
     found = recipe(ROUTED, "{model: c, weight: 2.0}", "{model: d}")
-    assert shares(found, 0) == {0: 0.25, 2: 0.5, 3: 0.25}
-    assert shares(found, 1) == {1: 1.0}
-    assert shares(recipe(ROUTED), 0) == {0: 1.0}
+    assert teacher_shares(found, 0) == {0: 0.25, 2: 0.5, 3: 0.25}
+    assert teacher_shares(found, 1) == {1: 1.0}
+    assert teacher_shares(recipe(ROUTED), 0) == {0: 1.0}
 
 
 @pytest.mark.parametrize(

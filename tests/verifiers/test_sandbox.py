@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.recipe import Verifier
-from stillhouse.verifiers import Answer, open_verifier
+from stillhouse.verifiers import Answer, open_verifiers
 from stillhouse.verifiers.sandbox import run_python
 from stillhouse.verifiers.types import VerifierFailure
 
@@ -20,7 +20,7 @@ def ran(code: str, tests: str = "", *, timeout_s: float = 20, memory_mb: int = 2
 
 def test_code_in_a_fence_is_held_against_its_tests():
     text = "Here:\n```python\ndef double(x):\n    return 2 * x\n```\nDone."
-    with open_verifier([Verifier(kind="code")]) as verifiers:
+    with open_verifiers([Verifier(kind="code")]) as verifiers:
         right, wrong, none = verifiers.score(
             [
                 Answer(text, tags={"answer": "assert double(2) == 4"}),

@@ -9,12 +9,12 @@ import pytest
 
 from stillhouse.errors import MissingExtraError, RecipeError
 from stillhouse.recipe import Verifier
-from stillhouse.verifiers import Answer, check_verifiers, open_verifier
+from stillhouse.verifiers import Answer, check_verifiers, open_verifiers
 from stillhouse.verifiers.extract import extract, number
 
 
 def scored(verifier: Verifier, *answers: Answer):
-    with open_verifier([verifier]) as verifiers:
+    with open_verifiers([verifier]) as verifiers:
         return verifiers.score(answers), verifiers.failures[verifier.kind]
 
 
@@ -139,7 +139,7 @@ def test_a_verifier_that_misbehaves_scores_nothing_and_goes_on():
 
 def test_the_child_that_hung_is_dead_and_another_was_started():
     verifier = Verifier(kind="function", function="verifiers.verifier_hooks:misbehave", timeout_s=1)
-    with open_verifier([verifier]) as verifiers:
+    with open_verifiers([verifier]) as verifiers:
         child = verifiers._children[0]
         first = child._process
         verifiers.score([Answer("hang"), Answer("good")])
@@ -151,7 +151,7 @@ def test_the_child_that_hung_is_dead_and_another_was_started():
 
 def test_the_reward_is_the_mean_by_weight():
     settings = [Verifier(kind="exact", weight=3), Verifier(kind="format", weight=1)]
-    with open_verifier(settings) as verifiers:
+    with open_verifiers(settings) as verifiers:
         (score,) = verifiers.score([Answer("4", tags={"answer": "4"})])
         assert verifiers.vote(Answer(" 4 ")) == "4"
     assert score.value == 0.75
@@ -162,7 +162,7 @@ def test_what_cannot_be_opened(monkeypatch):
     with pytest.raises(RecipeError, match="no_such_function"):
         check_verifiers([Verifier(kind="function", function="verifiers.verifier_hooks:no_such_function")])
     with pytest.raises(RecipeError, match="no_such_module"):
-        open_verifier([Verifier(kind="function", function="no_such_module:f")])
+        open_verifiers([Verifier(kind="function", function="no_such_module:f")])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="math_verify"):
-        open_verifier([Verifier(kind="math")])
+        open_verifiers([Verifier(kind="math")])

@@ -1,4 +1,4 @@
-from .collect.run import CollectSummary as CollectSummary, collect as collect
+from .collect.run import CollectSummary as CollectSummary, collect_answers as collect_answers
 from .curate.filter import FilterSummary as FilterSummary, filter_corpus as filter_corpus
 from .curate.rejection_sampling import (
     SelectSummary as SelectSummary,
@@ -8,7 +8,8 @@ from .curate.rejection_sampling import (
 from .curate.user_function import load_verifier as load_verifier
 from .messages import assistant_message as assistant_message
 from .prompts.context import Context as Context, load_context as load_context
-from .prompts.load import Prompt as Prompt, load_prompts as load_prompts
+from .prompts.load import load_prompts as load_prompts
+from .prompts.prompt import Prompt as Prompt
 from .prompts.split import split_held_out as split_held_out
 from .schema import REJECT_SCHEMA as REJECT_SCHEMA, SCHEMA as SCHEMA
 from .store.corpus import Corpus as Corpus

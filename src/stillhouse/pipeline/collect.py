@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.pipeline.run_context import Run
-from stillhouse.recipe.teachers import all_teachers, responsible
+from stillhouse.recipe.teachers import all_teachers, teacher_number
 
 if TYPE_CHECKING:
     from stillhouse.corpus import CollectSummary, Prompt
@@ -32,7 +32,7 @@ def ask_teachers(run: Run, asked: Sequence[tuple[str, Prompt]]) -> CollectSummar
     """
     by_teacher: dict[int, list[tuple[str, Prompt]]] = {}
     for split, prompt in asked:
-        by_teacher.setdefault(responsible(run.recipe, prompt.tags), []).append((split, prompt))
+        by_teacher.setdefault(teacher_number(run.recipe, prompt.tags), []).append((split, prompt))
     by_teacher = by_teacher or {0: []}
     everybody = {prompt.id for _, prompt in asked}
     found = []
@@ -45,7 +45,7 @@ def ask_teachers(run: Run, asked: Sequence[tuple[str, Prompt]]) -> CollectSummar
 async def _ask(
     run: Run, number: int, asked: Iterable[tuple[str, Prompt]], others: set[str]
 ) -> CollectSummary:
-    from stillhouse.corpus import collect
+    from stillhouse.corpus import collect_answers
     from stillhouse.models import open_model
 
     teacher, settings = all_teachers(run.recipe)[number], run.recipe.collect
@@ -58,7 +58,7 @@ async def _ask(
         seed=run.recipe.seed,
     )
     try:
-        return await collect(
+        return await collect_answers(
             model,
             asked,
             run.corpus("collected"),
@@ -66,7 +66,7 @@ async def _ask(
             teacher=teacher,
             terms=run.teachers_terms[number].key,
             seed=run.recipe.seed,
-            others=others,
+            other_prompts=others,
         )
     finally:
         await model.close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.console import console
 from stillhouse.errors import EmptyCorpusError
 from stillhouse.pipeline.run_context import Run
-from stillhouse.recipe.teachers import all_teachers, responsible, shares
+from stillhouse.recipe.teachers import all_teachers, teacher_number, teacher_shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
     """Trains the student on its own samples and saves it; the facts of the stage."""
     from stillhouse.distill import prepare_lora, require_same_tokenizer, save_student, train_on_policy
     from stillhouse.models import has_stop, load_weights
-    from stillhouse.verifiers import open_verifier
+    from stillhouse.verifiers import open_verifiers
 
     settings = run.recipe.on_policy
     assert settings is not None
@@ -40,7 +40,7 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
     asked = questions(run, weights)
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
     with contextlib.ExitStack() as stack:
-        verifiers = stack.enter_context(open_verifier(run.recipe.verifiers)) if settings.reward else None
+        verifiers = stack.enter_context(open_verifiers(run.recipe.verifiers)) if settings.reward else None
         result = train_on_policy(
             model,
             asked,
@@ -95,7 +95,7 @@ def questions(run: Run, weights: Weights) -> list[Question]:
     for prompt in run.prompts[0]:
         asked = run.context_of(prompt).for_student(prompt.question)
         ids = weights.template.encode_prompt(weights.tokenizer, asked)
-        taught = shares(recipe, responsible(recipe, prompt.tags)) if settings.teacher else {}
+        taught = teacher_shares(recipe, teacher_number(recipe, prompt.tags)) if settings.teacher else {}
         readings = tuple(Reading(n, weight, _read(run, n, prompt)) for n, weight in taught.items())
         rooms = [(ids, weights), *((reading.ids, run.weights_of(reading.teacher)) for reading in readings)]
         if any(len(read) + settings.max_tokens > _context_length(reader.model) for read, reader in rooms):

@@ -92,13 +92,13 @@ def _add_samples(
 ) -> None:
     """pass@1 and the majority vote of each model, where the recipe asks for samples."""
     from stillhouse.evaluate import sample_and_score
-    from stillhouse.verifiers import open_verifier
+    from stillhouse.verifiers import open_verifiers
 
     settings = run.recipe.evaluate
     if not settings.samples or not prompts:
         return
     least = {} if run.recipe.select is None else {"least": run.recipe.select.min_reward}
-    with open_verifier(run.recipe.verifiers) as verifiers:
+    with open_verifiers(run.recipe.verifiers) as verifiers:
         found = sample_and_score(candidates, prompts, settings, verifiers, seed=run.recipe.seed, **least)
         failed = {kind: count for kind, count in verifiers.failures.items() if count}
     if failed:

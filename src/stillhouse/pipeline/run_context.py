@@ -15,7 +15,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.files import read_json
 from stillhouse.provenance import Manifest, require_all_allowed
 from stillhouse.recipe import Objective, Recipe
-from stillhouse.recipe.teachers import all_teachers, responsible
+from stillhouse.recipe.teachers import all_teachers, teacher_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -136,7 +136,7 @@ class Run:
 
     def context_of(self, prompt: Prompt) -> Context:
         """What stands before ``prompt`` where its teacher answers it."""
-        return self.contexts[responsible(self.recipe, prompt.tags)]
+        return self.contexts[teacher_number(self.recipe, prompt.tags)]
 
     def corpus(self, name: str) -> Corpus:
         from stillhouse.corpus import Corpus

@@ -120,7 +120,7 @@ def filter_answers(run: Run) -> Done:
 def select_answers(run: Run) -> Done:
     """Rejection sampling: scores the kept answers and selects those that are learned from."""
     from stillhouse.corpus import select_corpus
-    from stillhouse.verifiers import open_verifier
+    from stillhouse.verifiers import open_verifiers
 
     settings = run.recipe.select
     if settings is None:
@@ -133,7 +133,7 @@ def select_answers(run: Run) -> Done:
         )
     total = run.manifest.facts("filter")["kept"]
     with (
-        open_verifier(run.recipe.verifiers) as verifiers,
+        open_verifiers(run.recipe.verifiers) as verifiers,
         console.progress("select", total, "answers") as progress,
     ):
         summary = select_corpus(

@@ -149,14 +149,17 @@ def _answer_tests(study: Study, runs: Path, name: str, seed: int, data: Path) ->
     from stillhouse.corpus import load_prompts
     from stillhouse.evaluate import Candidate, judge_answers
     from stillhouse.models import load_weights
-    from stillhouse.verifiers import open_verifier
+    from stillhouse.verifiers import open_verifiers
 
     place, asked = runs / name / "tests.json", _asked(study, runs / name / "student")
     if place.is_file() and read_json(place)["asked"] == asked:
         return
     weights = load_weights(str(runs / name / "student"))
     judged: dict[str, Any] = {}
-    with open_verifier(study.verifiers) as verifiers, console.progress("tests", len(study.tests)) as progress:
+    with (
+        open_verifiers(study.verifiers) as verifiers,
+        console.progress("tests", len(study.tests)) as progress,
+    ):
         for test, source in study.tests.items():
             prompts = load_prompts(source.replace("{data}", str(data)))
             answers = judge_answers(

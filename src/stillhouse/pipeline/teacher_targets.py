@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.console import console
 from stillhouse.pipeline.run_context import Run
-from stillhouse.recipe.teachers import all_teachers, responsible, shares
+from stillhouse.recipe.teachers import all_teachers, teacher_number, teacher_shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,7 +60,7 @@ def lessons(
     by_teacher: dict[tuple[int, float], list[int]] = {}
     owners = _owners(run, split)
     for index, document in enumerate(documents):
-        for share in shares(run.recipe, owners[document.id]).items():
+        for share in teacher_shares(run.recipe, owners[document.id]).items():
             by_teacher.setdefault(share, []).append(index)
     found = []
     for (number, weight), indices in sorted(by_teacher.items()):
@@ -107,7 +107,7 @@ def _readers(run: Run) -> tuple[Reader, Reader]:
 def _owners(run: Run, split: str) -> dict[str, int]:
     """The responsible teacher of each exchange, by id."""
     rows = run.learned.rows(split, columns=["id", "split", "tags"])
-    return {str(row["id"]): responsible(run.recipe, json.loads(row["tags"] or "{}")) for row in rows}
+    return {str(row["id"]): teacher_number(run.recipe, json.loads(row["tags"] or "{}")) for row in rows}
 
 
 def target_directory(run: Run, number: int) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stillhouse.recipe import Recipe
-from stillhouse.recipe.teachers import all_teachers, responsible
+from stillhouse.recipe.teachers import all_teachers, teacher_number
 
 if TYPE_CHECKING:
     from stillhouse.corpus import Prompt
@@ -99,7 +99,7 @@ def api_cost(recipe: Recipe, workload: Workload, asked: Sequence[Prompt]) -> flo
         asked: the prompts without answers, which say how the requests are shared among several teachers.
     """
     spent, every = 0.0, [prompt for prompt in asked if not prompt.is_finished]
-    shares = Counter(responsible(recipe, prompt.tags) for prompt in every)
+    shares = Counter(teacher_number(recipe, prompt.tags) for prompt in every)
     for number, count in shares.items():
         teacher = all_teachers(recipe)[number]
         if not teacher.model.startswith("api:"):

@@ -14,5 +14,9 @@ from .sections import (
     Train as Train,
 )
 from .study import Study as Study, is_study as is_study, load_study as load_study
-from .teachers import all_teachers as all_teachers, responsible as responsible, shares as shares
+from .teachers import (
+    all_teachers as all_teachers,
+    teacher_number as teacher_number,
+    teacher_shares as teacher_shares,
+)
 from .verifiers import Select as Select, Verifier as Verifier

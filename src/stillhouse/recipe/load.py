@@ -67,10 +67,10 @@ def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = 
         raise RecipeError(f"{name}:1: a recipe is a mapping of keys (name, teacher, …), not {_show(values)}")
     for override in overrides:
         apply_override(override, values, origins)
-    return recipe_of(values, origins)
+    return build_recipe(values, origins)
 
 
-def recipe_of(values: dict[str, Any], origins: Origins) -> Recipe:
+def build_recipe(values: dict[str, Any], origins: Origins) -> Recipe:
     """The recipe with these values, checked.
 
     Args:
@@ -81,10 +81,10 @@ def recipe_of(values: dict[str, Any], origins: Origins) -> Recipe:
         RecipeError: something in it is wrong; all complaints at once, each with its place.
     """
     _its_own_teacher(values)
-    return checked(Recipe, values, origins, broken_rules)
+    return validate(Recipe, values, origins, broken_rules)
 
 
-def checked(
+def validate(
     kind: type[T],
     values: dict[str, Any],
     origins: Origins,

@@ -18,7 +18,7 @@ from annotated_types import MinLen
 
 from stillhouse.errors import RecipeError
 from stillhouse.recipe.field_types import NonNegativeInt, PositiveFloat, Text
-from stillhouse.recipe.load import apply_override, checked, read_text, recipe_of
+from stillhouse.recipe.load import apply_override, build_recipe, read_text, validate
 from stillhouse.recipe.sections import Evaluate, Recipe
 from stillhouse.recipe.suggest import did_you_mean
 from stillhouse.recipe.validation import directory_name
@@ -100,7 +100,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise RecipeError(f"{path}:1: a study is a mapping of keys (study, seeds, arms, …)")
     for override in overrides:
         apply_override(override, values, origins)
-    study = checked(Study, values, origins, _broken_rules)
+    study = validate(Study, values, origins, _broken_rules)
     for name in study.arms:
         _arm(study, name, study.seeds[0], Path("data"), Path("runs"), _arm_origins(origins, name))
     return study
@@ -121,7 +121,7 @@ def arm_recipe(study: Study, name: str, seed: int, data: Path, runs: Path) -> Re
 def _arm(study: Study, name: str, seed: int, data: Path, runs: Path, origins: Origins) -> Recipe:
     values = _laid_over(study.common, study.arms[name].recipe)
     values = _filled(values, {"data": str(data), "runs": str(runs)})
-    return recipe_of({"name": name, "seed": seed} | values, origins)
+    return build_recipe({"name": name, "seed": seed} | values, origins)
 
 
 def _arm_origins(origins: Origins, name: str) -> Origins:

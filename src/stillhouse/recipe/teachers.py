@@ -20,7 +20,7 @@ def all_teachers(recipe: Recipe) -> tuple[Teacher, ...]:
     return (recipe.teacher, *recipe.teachers)
 
 
-def responsible(recipe: Recipe, tags: Mapping[str, Any]) -> int:
+def teacher_number(recipe: Recipe, tags: Mapping[str, Any]) -> int:
     """The number of the teacher that answers a prompt with these tags; values are compared as text."""
     for number, teacher in enumerate(recipe.teachers, start=1):
         if teacher.route and all(str(tags.get(key)) == str(value) for key, value in teacher.route.items()):
@@ -28,7 +28,7 @@ def responsible(recipe: Recipe, tags: Mapping[str, Any]) -> int:
     return 0
 
 
-def shares(recipe: Recipe, number: int) -> dict[int, float]:
+def teacher_shares(recipe: Recipe, number: int) -> dict[int, float]:
     """Whose distributions teach the prompts of teacher ``number``, by number; the shares sum to 1."""
     if number:
         return {number: 1.0}
@@ -39,7 +39,7 @@ def shares(recipe: Recipe, number: int) -> dict[int, float]:
 
 def averages(recipe: Recipe) -> bool:
     """Whether the main teacher's distributions are averaged with others'."""
-    return len(shares(recipe, 0)) > 1
+    return len(teacher_shares(recipe, 0)) > 1
 
 
 def teacher_rules(recipe: Recipe) -> Iterator[Complaint]:

@@ -43,11 +43,11 @@ def _core_resolvers() -> Resolvers:
     return resolvers
 
 
-class _Loader(yaml.SafeLoader):
+class _CoreSchemaLoader(yaml.SafeLoader):
     yaml_implicit_resolvers = _core_resolvers()
 
 
-class _Dumper(yaml.SafeDumper):
+class _CoreSchemaDumper(yaml.SafeDumper):
     """Quotes text that either YAML 1.2 or 1.1 would read as something else (``no``, ``1e-4``)."""
 
     yaml_implicit_resolvers: ClassVar[Resolvers] = {  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -59,11 +59,11 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Dumper.add_representer(
+_CoreSchemaDumper.add_representer(
     tuple, lambda dumper, value: dumper.represent_sequence(_TAG + "seq", value, flow_style=True)
 )
 # Line ends that only double quotes can hold: elsewhere they are folded into spaces or other line ends.
-_Dumper.add_representer(
+_CoreSchemaDumper.add_representer(
     str,
     lambda dumper, value: dumper.represent_scalar(
         _TAG + "str", value, style='"' if re.search("[\x85\u2028\u2029]", value) else None
@@ -73,7 +73,7 @@ _Dumper.add_representer(
 
 def dump_yaml(value: Any) -> str:
     """``value`` as YAML that `read_yaml` reads back; tuples on one line, keys in their order."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return yaml.dump(value, Dumper=_CoreSchemaDumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def read_yaml(text: str, name: str) -> tuple[Any, Origins]:
@@ -90,7 +90,7 @@ def read_yaml(text: str, name: str) -> tuple[Any, Origins]:
         RecipeError: the text is not YAML of this kind; names the line.
     """
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=_CoreSchemaLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = name if mark is None else f"{name}:{mark.line + 1}"
@@ -101,11 +101,11 @@ def read_yaml(text: str, name: str) -> tuple[Any, Origins]:
         raise RecipeError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if node is None:
         raise RecipeError(f"{name}: the file is empty")
-    reader = _Reader(name)
+    reader = _NodeReader(name)
     return reader.value(node, ()), reader.origins
 
 
-class _Reader:
+class _NodeReader:
     """Turns a tree of YAML nodes into plain values, noting lines."""
 
     def __init__(self, name: str) -> None:

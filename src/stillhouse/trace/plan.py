@@ -18,7 +18,7 @@ from annotated_types import Gt, Le
 
 from stillhouse.errors import RecipeError, UsageError
 from stillhouse.recipe.field_types import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Text
-from stillhouse.recipe.load import checked, read_text
+from stillhouse.recipe.load import read_text, validate
 from stillhouse.recipe.validation import directory_name
 from stillhouse.recipe.yaml_lines import dump_yaml, read_yaml
 
@@ -218,7 +218,7 @@ def parse_plan(text: str, *, name: str = "<text>") -> TracePlan:
     values, origins = read_yaml(text, name)
     if not isinstance(values, dict):
         raise RecipeError(f"{name}:1: a plan is a mapping of keys (question, teachers, tests, …)")
-    return checked(TracePlan, values, origins, _broken_rules)
+    return validate(TracePlan, values, origins, _broken_rules)
 
 
 def dump_plan(plan: TracePlan) -> str:

@@ -91,4 +91,4 @@ def write_key(path: str | Path, key: bytes) -> None:
         StorageError: it cannot be written.
     """
     there = UsageError(f"{path} exists, and keys are never overwritten", hint="Name another file.")
-    write_secret(path, checked_key(key).hex() + "\n", if_there=there)
+    write_secret(path, checked_key(key).hex() + "\n", if_exists=there)

@@ -10,11 +10,11 @@ import pytest
 from corpus_helpers import FakeTeacher, make_prompt, make_prompts, run_collect
 from hypothesis import given, settings, strategies as st
 
-from stillhouse.corpus import Corpus, Prompt, collect
+from stillhouse.corpus import Corpus, Prompt, collect_answers
 from stillhouse.corpus.collect.failures import Failures
 from stillhouse.errors import ApiError, AuthenticationError, ContextLengthError, EmptyCorpusError
 from stillhouse.models import Reply
-from stillhouse.models.backends.concurrency import Pace
+from stillhouse.models.backends.concurrency import AdaptiveConcurrency
 from stillhouse.recipe import Collect, Teacher
 
 
@@ -113,7 +113,7 @@ def test_second_run_asks_nothing_and_a_larger_one_only_what_is_new(tmp_path):
     prompts = make_prompts(10)
     corpus = Corpus(tmp_path)
     run_collect(FakeTeacher(), prompts, corpus)
-    first = corpus.finished()
+    first = corpus.ids()
     teacher = FakeTeacher()
     assert run_collect(teacher, prompts, corpus).finished_before == 10
     assert teacher.asked == []
@@ -138,7 +138,7 @@ def test_answers_to_another_recipe_are_set_aside_and_come_back(tmp_path, change)
     before = {row["id"]: row for row in corpus.rows()}
     summary = run_collect(FakeTeacher(), prompts, corpus, **change)
     assert (summary.collected, summary.set_aside) == (6, 6)
-    assert corpus.finished().isdisjoint(before)
+    assert corpus.ids().isdisjoint(before)
     teacher = FakeTeacher()
     summary = run_collect(teacher, prompts, corpus)
     assert (summary.collected, summary.finished_before, teacher.asked) == (0, 6, [])
@@ -323,7 +323,9 @@ def test_cancelling_keeps_every_finished_answer_and_seals(tmp_path):
     async def interrupted():
         prompts = [("train", prompt) for prompt in make_prompts(1000)]
         work = asyncio.create_task(
-            collect(teacher, prompts, corpus, Collect(), teacher=Teacher(model="x"), terms="mit", seed=0)
+            collect_answers(
+                teacher, prompts, corpus, Collect(), teacher=Teacher(model="x"), terms="mit", seed=0
+            )
         )
         await asyncio.sleep(0.2)
         work.cancel()
@@ -331,30 +333,30 @@ def test_cancelling_keeps_every_finished_answer_and_seals(tmp_path):
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(interrupted())
-    kept = corpus.finished()
+    kept = corpus.ids()
     assert 4 < len(kept) < 1000
     assert len(corpus.shards()) == 1
     assert len(set(asked(teacher)) - kept) <= 4
     assert teacher.under_way == 0
 
 
-# Pace
+# AdaptiveConcurrency
 
 
 def test_pace_halves_once_a_round_and_climbs_one_a_round():
-    pace = Pace(16)
+    concurrency = AdaptiveConcurrency(16)
     for left in range(15, -1, -1):  # all 16 of a round are pushed back
-        pace.ended(trouble=True, under_way=left)
-    assert (pace.limit, pace.lowest) == (8, 8)
+        concurrency.call_ended(overloaded=True, in_flight=left)
+    assert (concurrency.limit, concurrency.lowest) == (8, 8)
     for _ in range(9):
-        pace.ended(trouble=False, under_way=7)
-    assert pace.limit == 9
+        concurrency.call_ended(overloaded=False, in_flight=7)
+    assert concurrency.limit == 9
     for _ in range(5):
-        pace.ended(trouble=True, under_way=0)
-    assert pace.limit == 1
+        concurrency.call_ended(overloaded=True, in_flight=0)
+    assert concurrency.limit == 1
     for _ in range(200):
-        pace.ended(trouble=False, under_way=0)
-    assert (pace.limit, pace.lowest) == (16, 1)
+        concurrency.call_ended(overloaded=False, in_flight=0)
+    assert (concurrency.limit, concurrency.lowest) == (16, 1)
 
 
 def test_pushing_back_lowers_the_number_of_calls_and_calm_raises_it(tmp_path):

@@ -6,7 +6,7 @@ import asyncio
 
 from corpus_helpers import FakeTeacher, make_prompt
 
-from stillhouse.corpus import Corpus, collect
+from stillhouse.corpus import Corpus, collect_answers
 from stillhouse.recipe import Collect, Teacher
 
 PRICED = Teacher(model="fake:teacher", price_in=1e5, price_out=1e5)  # $ 3 an answer of 30 tokens
@@ -20,7 +20,7 @@ def other_teacher(**options) -> FakeTeacher:
 
 def ask(model, corpus, prompts, others=(), **settings):
     return asyncio.run(
-        collect(
+        collect_answers(
             model,
             [("train", prompt) for prompt in prompts],
             corpus,
@@ -28,7 +28,7 @@ def ask(model, corpus, prompts, others=(), **settings):
             teacher=PRICED,
             terms=f"terms of {model.reference}",
             seed=0,
-            others={prompt.id for prompt in others},
+            other_prompts={prompt.id for prompt in others},
         )
     )
 

@@ -11,7 +11,7 @@ from stillhouse.corpus import Corpus, load_prompts, read_pass_rates, select_corp
 from stillhouse.corpus.schema import REJECT_SCHEMA
 from stillhouse.errors import CorpusError, MissingExtraError
 from stillhouse.recipe import Select, Verifier
-from stillhouse.verifiers import open_verifier
+from stillhouse.verifiers import open_verifiers
 
 
 def row(prompt: str, sample: int, text: str, *, split: str = "train") -> dict:
@@ -45,7 +45,7 @@ def kept(tmp_path) -> Corpus:
 
 def select(kept: Corpus, settings: Select):
     target = Corpus(kept.directory.parent / "selected")
-    with open_verifier([Verifier(kind="numeric", extract="last_number")]) as verifiers:
+    with open_verifiers([Verifier(kind="numeric", extract="last_number")]) as verifiers:
         summary = select_corpus(kept, target, settings, verifiers, samples=4)
     rejects = Corpus(kept.directory.parent / "rejects", schema=REJECT_SCHEMA).rows()
     return summary, [r["id"] for r in target.rows()], {r["id"]: r["reason"] for r in rejects}

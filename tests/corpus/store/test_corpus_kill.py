@@ -24,14 +24,14 @@ COLLECT = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from corpus_helpers import make_prompts
-from stillhouse.corpus import Corpus, collect
+from stillhouse.corpus import Corpus, collect_answers
 from stillhouse.models import open_model
 from stillhouse.recipe import Collect, Teacher
 
 async def main(url, directory):
     model = open_model(f"api:{{url}}#misbehaving-1", timeout_s=2)
     try:
-        await collect(
+        await collect_answers(
             model,
             [("train", prompt) for prompt in make_prompts({COUNT})],
             Corpus(directory, shard_rows=20),

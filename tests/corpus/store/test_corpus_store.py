@@ -32,7 +32,7 @@ def fill(directory, count: int, **options) -> Corpus:
 
 def test_empty_corpus_has_no_rows(tmp_path):
     corpus = Corpus(tmp_path / "nothing")
-    assert (len(corpus), list(corpus.rows()), corpus.finished()) == (0, [], set())
+    assert (len(corpus), list(corpus.rows()), corpus.ids()) == (0, [], set())
     corpus.seal()
     assert not (tmp_path / "nothing").exists()
 

@@ -20,7 +20,7 @@ from stillhouse.models import Request, Sampling
 from stillhouse.recipe import Collect, Teacher
 
 if TYPE_CHECKING:
-    from stillhouse.corpus.prompts.load import Prompt
+    from stillhouse.corpus.prompts.prompt import Prompt
     from stillhouse.models import Message, Model, Reply
 
 IMPORTED = "imported"

@@ -28,11 +28,11 @@ from stillhouse.corpus.collect.failures import Failures
 from stillhouse.corpus.store.corpus import Corpus
 from stillhouse.corpus.store.reconcile import reconcile
 from stillhouse.errors import ApiError, AuthenticationError, EmptyCorpusError, StillhouseError
-from stillhouse.models.backends.concurrency import Pace
+from stillhouse.models.backends.concurrency import AdaptiveConcurrency
 from stillhouse.recipe import Collect, Teacher
 
 if TYPE_CHECKING:
-    from stillhouse.corpus.prompts.load import Prompt
+    from stillhouse.corpus.prompts.prompt import Prompt
     from stillhouse.models import Model, Reply
 
 FAILURES_IN_A_ROW = 20
@@ -68,7 +68,7 @@ class CollectSummary:
     """The limit that ended collecting early (`max_cost`, `max_total_tokens`), or None."""
 
 
-async def collect(
+async def collect_answers(
     model: Model,
     prompts: Iterable[tuple[str, Prompt]],
     corpus: Corpus,
@@ -77,7 +77,7 @@ async def collect(
     teacher: Teacher,
     terms: str,
     seed: int,
-    others: Collection[str] = (),
+    other_prompts: Collection[str] = (),
 ) -> CollectSummary:
     """Asks ``model`` every (split, prompt) that ``corpus`` does not answer yet; seals the corpus.
 
@@ -88,8 +88,8 @@ async def collect(
     was finished before.
 
     Args:
-        others: ids of prompts that other teachers answer into the same corpus; their rows are left alone, and
-            count for the limits.
+        other_prompts: ids of prompts that other teachers answer into the same corpus; their rows are left
+            alone, and count for the limits.
 
     Raises:
         AuthenticationError: the key was refused; nothing more is asked.
@@ -101,29 +101,29 @@ async def collect(
     started = time.monotonic()
     corpus.lock()
     try:
-        set_aside = reconcile(corpus, {exchange.id: exchange.split for exchange in exchanges}, others)
-        run = _Run(model, corpus, settings, teacher, terms, others)
-        await run.collect(exchanges)
+        set_aside = reconcile(corpus, {exchange.id: exchange.split for exchange in exchanges}, other_prompts)
+        collection = _Collection(model, corpus, settings, teacher, terms, other_prompts)
+        await collection.collect(exchanges)
     finally:
         corpus.seal()
-    run.require_an_answer()
+    collection.require_an_answer()
     return CollectSummary(
         asked=len(exchanges),
-        finished_before=run.finished_before,
-        collected=run.collected,
-        imported=run.imported,
-        failed=dict(run.failed),
+        finished_before=collection.finished_before,
+        collected=collection.collected,
+        imported=collection.imported,
+        failed=dict(collection.failed),
         set_aside=set_aside,
-        prompt_tokens=run.budget.prompt_tokens,
-        completion_tokens=run.budget.completion_tokens,
-        cost_usd=run.budget.spent_usd,
+        prompt_tokens=collection.budget.prompt_tokens,
+        completion_tokens=collection.budget.completion_tokens,
+        cost_usd=collection.budget.spent_usd,
         seconds=round(time.monotonic() - started, 3),
-        lowest_concurrency=run.pace.lowest,
-        stopped_by=run.stopped_by,
+        lowest_concurrency=collection.concurrency.lowest,
+        stopped_by=collection.stopped_by,
     )
 
 
-class _Run:
+class _Collection:
     """One collection under way."""
 
     def __init__(
@@ -133,12 +133,14 @@ class _Run:
         settings: Collect,
         teacher: Teacher,
         terms: str,
-        others: Collection[str],
+        other_prompts: Collection[str],
     ) -> None:
-        self.model, self.corpus, self.terms, self.others = model, corpus, terms, others
+        self.model, self.corpus, self.terms, self.other_prompts = model, corpus, terms, other_prompts
         self.budget = Budget(settings, teacher)
         self.batch_size = min(model.max_batch, settings.concurrency)
-        self.pace = Pace(min(model.concurrency, settings.concurrency // self.batch_size))
+        self.concurrency = AdaptiveConcurrency(
+            min(model.concurrency, settings.concurrency // self.batch_size)
+        )
         self.failures = Failures(corpus.directory)
         self.finished_before = self.collected = self.imported = 0
         self.failed: Counter[str] = Counter()
@@ -169,7 +171,7 @@ class _Run:
         done = self.failures.final()
         columns = ["id", "prompt_id", "prompt_tokens", "completion_tokens", "cost_usd"]
         for row in self.corpus.rows(columns=columns):
-            if row["prompt_id"] in self.others:
+            if row["prompt_id"] in self.other_prompts:
                 self.budget.spent_by_others(row)
                 continue
             done.add(row["id"])
@@ -182,7 +184,7 @@ class _Run:
             while batches and self.stopped_by is None:
                 reserve = self.budget.estimate([exchange.request for exchange in batches[0]])
                 limit = self.budget.exceeded_by(reserve)
-                if len(self._under_way) >= self.pace.limit or (limit and self._under_way):
+                if len(self._under_way) >= self.concurrency.limit or (limit and self._under_way):
                     await self._settle()
                 elif limit and len(batches[0]) > 1:
                     batch = batches.popleft()
@@ -222,7 +224,7 @@ class _Run:
         pushed_back = self.model.pushbacks > self._pushbacks
         self._pushbacks = self.model.pushbacks
         failed = any(isinstance(result, ApiError) for result in results)
-        self.pace.ended(trouble=pushed_back or failed, under_way=len(self._under_way) - 1)
+        self.concurrency.call_ended(overloaded=pushed_back or failed, in_flight=len(self._under_way) - 1)
 
     def _store_answer(self, exchange: Exchange, reply: Reply) -> None:
         cost = self.budget.cost(reply.prompt_tokens, reply.completion_tokens)

@@ -10,7 +10,7 @@ from stillhouse.corpus.curate.refusals import is_refusal
 from stillhouse.corpus.curate.user_function import Verifier
 from stillhouse.corpus.messages import answer_text, user_text
 from stillhouse.corpus.ngrams import Quotations, ngrams
-from stillhouse.corpus.prompts.load import Prompt
+from stillhouse.corpus.prompts.prompt import Prompt
 from stillhouse.corpus.schema import Row
 from stillhouse.errors import StillhouseError
 from stillhouse.recipe import Filter

@@ -18,7 +18,7 @@ from stillhouse.corpus.curate import checks as filters
 from stillhouse.corpus.curate.checks import Check
 from stillhouse.corpus.curate.near_duplicates import NearDuplicates
 from stillhouse.corpus.curate.user_function import load_verifier
-from stillhouse.corpus.prompts.load import Prompt
+from stillhouse.corpus.prompts.prompt import Prompt
 from stillhouse.corpus.schema import REJECT_SCHEMA, Row
 from stillhouse.corpus.store.corpus import Corpus
 from stillhouse.corpus.store.external_sort import sorted_rows
@@ -145,7 +145,7 @@ def _checks_for_training(
 
 def _add_unanswered(source: Corpus, dropped: Sequence[Prompt], reject: Any) -> None:
     """Adds requests that failed, and prompts that were never asked, to the rejects."""
-    answered = source.finished()
+    answered = source.ids()
     for id, line in sorted(Failures(source.directory).latest().items()):
         if id not in answered:
             row = {name: line[name] for name in source.schema.names if name in line}

@@ -7,43 +7,17 @@ ends with an assistant's turn is a finished exchange, and is imported as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stillhouse.corpus.prompts.columns import conversation
 from stillhouse.corpus.prompts.files import read_records
 from stillhouse.corpus.prompts.packaged import PACKAGES, packaged_records
+from stillhouse.corpus.prompts.prompt import Prompt
 from stillhouse.corpus.prompts.reasoning_gym import PREFIX, generated_records
 from stillhouse.corpus.prompts.split import draw_ids
 from stillhouse.errors import CorpusError, EmptyCorpusError
 from stillhouse.hashing import sha256_json
-
-if TYPE_CHECKING:
-    from stillhouse.models import Message
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation for the teacher to continue, or one that is finished."""
-
-    id: str
-    """SHA-256 of the messages in canonical JSON, 32 hex digits."""
-    messages: list[Message]
-    source: str
-    """The file or package it came from."""
-    tags: dict[str, Any] = field(default_factory=dict)
-    """The record's other columns, e.g. a reference answer for a verifier."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the assistant spoke last: nothing is left to ask."""
-        return self.messages[-1]["role"] == "assistant"
-
-    @property
-    def question(self) -> list[Message]:
-        """The conversation up to the answer, where there is one."""
-        return list(self.messages[:-1] if self.is_finished else self.messages)
 
 
 def load_prompts(

@@ -18,11 +18,11 @@ from stillhouse.errors import CorpusError, MissingExtraError
 PACKAGES = ("mmlu",)
 
 
-class _Loader(yaml.SafeLoader):
+class _LmEvalTaskLoader(yaml.SafeLoader):
     """YAML in which tags such as ``!function`` mean nothing: they name code, and no code is wanted."""
 
 
-_Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
+_LmEvalTaskLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
 def packaged_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -44,7 +44,7 @@ def packaged_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _questions(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    task = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+    task = yaml.load(path.read_text("utf-8"), Loader=_LmEvalTaskLoader)
     try:
         samples = task["fewshot_config"]["samples"]
         for number, sample in enumerate(samples, 1):

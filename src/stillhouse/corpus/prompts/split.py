@@ -6,15 +6,12 @@ Draws depend on the seed and on each prompt's own id, never on the order of the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from stillhouse.corpus.messages import user_text
 from stillhouse.corpus.ngrams import ngrams
+from stillhouse.corpus.prompts.prompt import Prompt
 from stillhouse.errors import CorpusError
 from stillhouse.hashing import sha256_text
-
-if TYPE_CHECKING:
-    from stillhouse.corpus.prompts.load import Prompt
 
 
 def draw_ids(ids: Iterable[str], count: int, seed: int) -> set[str]:

@@ -79,7 +79,7 @@ class Corpus:
                 if split is None or row["split"] == split:
                     yield row
 
-    def finished(self) -> set[str]:
+    def ids(self) -> set[str]:
         """Ids of all rows: exchanges that need not be asked for again."""
         return {row["id"] for row in self.rows(columns=["id"])}
 
@@ -122,7 +122,7 @@ class Corpus:
         if self._writer is None:
             self._numbers()
             self._writer = Writer(self.directory, self.schema, self.shard_rows)
-            self._ids = self.finished()
+            self._ids = self.ids()
         return self._writer
 
     def append(self, row: Row) -> None:

@@ -17,21 +17,21 @@ from stillhouse.corpus.store.corpus import Corpus
 from stillhouse.corpus.store.shards import read_shard
 
 
-def reconcile(corpus: Corpus, wanted: Mapping[str, str], others: Collection[str] = ()) -> int:
+def reconcile(corpus: Corpus, wanted: Mapping[str, str], other_prompts: Collection[str] = ()) -> int:
     """Brings ``corpus`` in line with ``wanted`` (split by exchange id); returns how many rows moved out.
 
-    Rows of the prompts ``others`` (ids) are another teacher's business and stay as they are.
+    Rows of the prompts ``other_prompts`` (ids) are another teacher's business and stay as they are.
     """
     aside = Corpus(corpus.directory / "set_aside")
     moved = 0
     seen = corpus.rows(columns=["id", "split", "prompt_id"])
-    if any(wanted.get(row["id"]) != row["split"] and row["prompt_id"] not in others for row in seen):
+    if any(wanted.get(row["id"]) != row["split"] and row["prompt_id"] not in other_prompts for row in seen):
         corpus.lock().roll()
-        known = aside.finished()
+        known = aside.ids()
         for path in corpus.shards():
-            moved += _clean_shard(corpus, path, wanted, others, aside, known)
+            moved += _clean_shard(corpus, path, wanted, other_prompts, aside, known)
         aside.seal()
-    present = corpus.finished()
+    present = corpus.ids()
     for row in aside.rows():
         if row["id"] in wanted and row["id"] not in present:
             corpus.append(row | {"split": wanted[row["id"]]})
@@ -42,7 +42,7 @@ def _clean_shard(
     corpus: Corpus,
     path: Path,
     wanted: Mapping[str, str],
-    others: Collection[str],
+    other_prompts: Collection[str],
     aside: Corpus,
     known: set[str],
 ) -> int:
@@ -50,7 +50,7 @@ def _clean_shard(
     moved = 0
     changed = False
     for row in read_shard(path, corpus.schema):
-        if row["prompt_id"] in others:
+        if row["prompt_id"] in other_prompts:
             keep.append(row)
             continue
         if row["id"] in wanted:

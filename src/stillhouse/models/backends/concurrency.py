@@ -1,38 +1,40 @@
-"""How many calls may be under way: additive increase, multiplicative decrease.
+"""How many calls to a server may be in flight: additive increase, multiplicative decrease.
 
-The rule of TCP (Chiu and Jain 1989): after each round without trouble one call more,
-after trouble half as many. Trouble that belongs to the same round counts once, since
-calls that were already under way say nothing about the lower number.
+The congestion control of TCP (Chiu and Jain 1989): a round of calls without trouble adds one to the
+limit, a sign of overload halves it. Overload that belongs to the same round counts once: calls that
+were in flight when the limit fell were sent under the old limit and say nothing about the new one.
 """
 
 from __future__ import annotations
 
 
-class Pace:
-    """The number of calls that may be under way, between 1 and ``most``; it starts at ``most``."""
+class AdaptiveConcurrency:
+    """The number of calls that may be in flight, between 1 and ``maximum``; it starts at ``maximum``."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.lowest = most
-        self._limit = float(most)
-        self._grace = 0
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
+        self.lowest = maximum
+        """The smallest limit so far."""
+        self._limit = float(maximum)
+        self._ignored = 0
 
     @property
     def limit(self) -> int:
-        """Calls that may be under way now."""
+        """Calls that may be in flight now."""
         return int(self._limit)
 
-    def ended(self, *, trouble: bool, under_way: int) -> None:
-        """A call ended, with ``under_way`` others still going on.
+    def call_ended(self, *, overloaded: bool, in_flight: int) -> None:
+        """Adjusts the limit after a call.
 
         Args:
-            trouble: it failed, or the other side asked for patience meanwhile.
+            overloaded: the call failed, or the server asked to wait meanwhile.
+            in_flight: other calls that have not ended yet.
         """
-        if self._grace > 0:
-            self._grace -= 1
-        elif trouble:
+        if self._ignored > 0:
+            self._ignored -= 1
+        elif overloaded:
             self._limit = max(1.0, self._limit / 2)
             self.lowest = min(self.lowest, self.limit)
-            self._grace = under_way
+            self._ignored = in_flight
         else:
-            self._limit = min(float(self.most), self._limit + 1 / self._limit)
+            self._limit = min(float(self.maximum), self._limit + 1 / self._limit)

@@ -28,7 +28,7 @@ def make_key(path: Path) -> str:
 
     key = Ed25519PrivateKey.generate()
     data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_secret(path, data, if_there=UsageError(f"{path} exists already; a key is never overwritten"))
+    write_secret(path, data, if_exists=UsageError(f"{path} exists already; a key is never overwritten"))
     return public_hex(key)
 
 

@@ -142,7 +142,7 @@ def write_canaries(path: str | Path, sets: Sequence[CanarySet]) -> None:
         UsageError: the file exists; canaries that were given out must not be lost.
     """
     there = UsageError(f"{path} exists, and canaries are never overwritten", hint="Name another file.")
-    write_secret_lines(path, map(asdict, sets), if_there=there)
+    write_secret_lines(path, map(asdict, sets), if_exists=there)
 
 
 def read_canaries(path: str | Path) -> list[CanarySet]:

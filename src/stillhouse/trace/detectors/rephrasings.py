@@ -122,7 +122,7 @@ def write_versions(path: str | Path, texts: Sequence[Versions]) -> None:
         UsageError: the file exists; what decided a publication must not be lost.
     """
     there = UsageError(f"{path} exists, and drawn texts are never overwritten", hint="Name another --out.")
-    write_secret_lines(path, map(asdict, texts), if_there=there)
+    write_secret_lines(path, map(asdict, texts), if_exists=there)
 
 
 def observe(suspect: Suspect, texts: Sequence[Versions], *, reference: Suspect | None = None) -> pa.Table:

@@ -26,7 +26,7 @@ from stillhouse.errors import ApiError, CorpusError, ModelError, ModelNotFoundEr
 from stillhouse.hashing import sha256_json
 from stillhouse.journal import Journal, read_journal
 from stillhouse.models import ChatTemplate, Message, Reply, Request, Sampling, parse_reference
-from stillhouse.models.backends.concurrency import Pace
+from stillhouse.models.backends.concurrency import AdaptiveConcurrency
 from stillhouse.models.backends.openai_api import ApiModel, open_api
 from stillhouse.trace.suspects.base import Prompt, SuspectCapabilities, TextLikelihood
 
@@ -63,7 +63,8 @@ class ApiSuspect:
         self.reference, self.fingerprint = model.reference, model.fingerprint
         self.max_tokens, self.tokens = max_tokens, 0
         self._model = model
-        self._pace, self._pushbacks, self._failed_in_a_row = Pace(concurrency), model.pushbacks, 0
+        self._concurrency = AdaptiveConcurrency(concurrency)
+        self._pushbacks, self._failed_in_a_row = model.pushbacks, 0
         self._answers: dict[str, Answer] = {}
         self._refused: dict[str, StillhouseError] = {}
         """Why there is no answer, of what was asked in this process."""
@@ -149,7 +150,7 @@ class ApiSuspect:
     def _limit(self, job: _ApiQuery) -> int:
         """How many may be under way: the first answer alone, where a budget has to know what one costs."""
         unknown = job.answer and self.max_tokens is not None and self._template is None
-        return 1 if unknown else self._pace.limit
+        return 1 if unknown else self._concurrency.limit
 
     def _exhausted(self) -> ModelError:
         error = ModelError(f"{self.reference}: the budget of {self.max_tokens:,} tokens allows no more")
@@ -274,7 +275,7 @@ class ApiSuspect:
         pushed_back = self._model.pushbacks > self._pushbacks
         self._pushbacks = self._model.pushbacks
         failed = isinstance(result, ApiError)
-        self._pace.ended(trouble=pushed_back or failed, under_way=under_way)
+        self._concurrency.call_ended(overloaded=pushed_back or failed, in_flight=under_way)
         self._failed_in_a_row = self._failed_in_a_row + 1 if failed else 0
         if self._failed_in_a_row == FAILURES_IN_A_ROW:
             raise ApiError(

@@ -106,7 +106,7 @@ class Verifiers:
         )
 
 
-def open_verifier(settings: Sequence[Verifier]) -> Verifiers:
+def open_verifiers(settings: Sequence[Verifier]) -> Verifiers:
     """Opens the verifiers of a recipe.
 
     Raises:
@@ -118,11 +118,11 @@ def open_verifier(settings: Sequence[Verifier]) -> Verifiers:
 
 
 def check_verifiers(settings: Sequence[Verifier]) -> None:
-    """Raises what :func:`open_verifier` would raise, sooner: before anybody is asked and paid."""
+    """Raises what :func:`open_verifiers` would raise, sooner: before anybody is asked and paid."""
     _require_packages(settings)
     own = [verifier for verifier in settings if verifier.kind == "function"]
     if own:
-        open_verifier(own).close()
+        open_verifiers(own).close()
 
 
 def _require_packages(settings: Sequence[Verifier]) -> None:

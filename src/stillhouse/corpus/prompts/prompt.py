@@ -1,0 +1,32 @@
+"""A prompt: a conversation for the teacher to continue, with its id and tags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillhouse.models import Message
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation for the teacher to continue, or one that is finished."""
+
+    id: str
+    """SHA-256 of the messages in canonical JSON, 32 hex digits."""
+    messages: list[Message]
+    source: str
+    """The file or package it came from."""
+    tags: dict[str, Any] = field(default_factory=dict)
+    """The record's other columns, e.g. a reference answer for a verifier."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the assistant spoke last: nothing is left to ask."""
+        return self.messages[-1]["role"] == "assistant"
+
+    @property
+    def question(self) -> list[Message]:
+        """The conversation up to the answer, where there is one."""
+        return list(self.messages[:-1] if self.is_finished else self.messages)
