@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillhouse.export import Exported, export_gguf
+from stillhouse.export import ExportedFile, export_gguf
 from stillhouse.export.quantise import MIXES
 from stillhouse.models import Weights, load_weights
 from stillhouse.stats.intervals import interval
@@ -109,7 +109,7 @@ def save(weights: Weights, directory: Path) -> Path:
     return directory
 
 
-def measured(weights: Weights, ids_NT: Tensor, done: Exported, seconds: float) -> Row:
+def measured(weights: Weights, ids_NT: Tensor, done: ExportedFile, seconds: float) -> Row:
     """The file read back and held against the original."""
     exported: Any = load_weights(str(done.path)).model
     kl, agree = [], []

@@ -330,11 +330,11 @@ async def serving(engine: Callable[[Any], Any]) -> AsyncIterator[int]:
     import uvicorn
 
     from stillhouse.models import load_tokenizer
-    from stillhouse.models.backends.prompts import Prompts
+    from stillhouse.models.backends.prompts import PromptEncoder
     from stillhouse.serve.app import Server
     from stillhouse.serve.model_pool import Shelf
 
-    made = engine(Prompts(*load_tokenizer("embedded:smollm2"), 2048, 0))
+    made = engine(PromptEncoder(*load_tokenizer("embedded:smollm2"), 2048, 0))
     shelf = Shelf({"smollm2": "nothing"}, idle_s=0, load=lambda reference: made)
     app = Server(shelf, queue=8).app(hosts=["127.0.0.1"], api_key=None)
     server = uvicorn.Server(uvicorn.Config(app, port=0, loop="asyncio", log_level="error", access_log=False))

@@ -9,7 +9,7 @@ from stillhouse.corpus import Corpus, Prompt, collect_answers
 from stillhouse.corpus.collect.run import CollectSummary
 from stillhouse.errors import StillhouseError
 from stillhouse.hashing import sha256_json
-from stillhouse.models import Can, Reply, Request
+from stillhouse.models import Capabilities, Reply, Request
 from stillhouse.recipe import Collect, Teacher
 
 
@@ -47,7 +47,7 @@ class FakeTeacher:
     fingerprint = "f" * 64
     template_hash: str | None = "t" * 64
     context_length: int | None = None
-    can = Can(generate=True, logprobs=False, train=False)
+    can = Capabilities(generate=True, logprobs=False, train=False)
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.models import awake_server
+from stillhouse.models import start_llama_server
 from stillhouse.models.gguf.pretokenizers import pre_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -109,7 +109,7 @@ class LlamaCpp:
         params.warmup, params.ui, params.no_extra_bufts = False, False, True
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        self.server = awake_server(params)
+        self.server = start_llama_server(params)
 
     def logprobs(self, ids: list[int], vocab_size: int) -> torch.Tensor:
         """Log-probabilities [V] of what follows ``ids``.

@@ -99,7 +99,7 @@ def test_every_type_is_written_as_it_says_and_loads(tmp_path, name):
     (done,) = export_gguf(tmp_path / "model", [name])
     file = read_gguf(done.path)
     assert file.metadata["general.file_type"] == MIXES[name].file_type
-    assert file.tensors["blk.0.attn_q.weight"].kind == Kind[MIXES[name].kind]
+    assert file.tensors["blk.0.attn_q.weight"].type == Kind[MIXES[name].kind]
     loaded = load_weights(str(done.path)).model.state_dict()
     for key, value in model.state_dict().items():
         assert (loaded[key] - value).square().mean() <= 0.01 * value.square().mean(), key
@@ -108,7 +108,7 @@ def test_every_type_is_written_as_it_says_and_loads(tmp_path, name):
 def test_without_llama_cpps_library_the_package_does_what_it_can(tmp_path, without_llama):
     save(tmp_path / "model", "llama", byte_level())
     done = export_gguf(tmp_path / "model", ["q8_0", "q4_0"], tmp_path / "out")
-    assert read_gguf(done[1].path).tensors["output.weight"].kind == Kind.Q8_0  # Q6_K with the library
+    assert read_gguf(done[1].path).tensors["output.weight"].type == Kind.Q8_0  # Q6_K with the library
     with pytest.raises(MissingExtraError, match="q4_k_m") as caught:
         export_gguf(tmp_path / "model", ["q4_k_m"], tmp_path / "other")
     assert "f32, f16, bf16, q8_0, q4_0" in (caught.value.hint or "")

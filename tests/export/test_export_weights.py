@@ -1,4 +1,4 @@
-"""Exported weights against the model they came from: read back by our loader, and run by llama.cpp."""
+"""ExportedFile weights against the model they came from: read back by our loader, and run by llama.cpp."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stillhouse.models import awake_server, load_tokenizer, load_weights, parse_reference
+from stillhouse.models import load_tokenizer, load_weights, parse_reference, start_llama_server
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ def test_real_text_is_cut_as_llama_cpp_cuts_it():
     params = xllamacpp.CommonParams()
     params.model.path = str(parse_reference("embedded:smollm2").path)
     params.n_ctx, params.verbosity, params.warmup, params.ui = 64, -1, False, False
-    server = awake_server(params)
+    server = start_llama_server(params)
     tokenizer, _ = load_tokenizer("embedded:smollm2")
 
     def theirs(text):

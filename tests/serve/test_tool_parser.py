@@ -6,13 +6,13 @@ import re
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from stillhouse.models.chat.tool_calls import CallForm
+from stillhouse.models.chat.tool_calls import ToolCallFormat
 from stillhouse.serve.engine import Piece
 from stillhouse.serve.responses import ChatChoice
 from stillhouse.serve.tool_parser import Call, Calls
 
-HERMES = CallForm("<tool_call>\n", "\n</tool_call>", "arguments")
-BARE = CallForm("", "", "parameters")
+HERMES = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments")
+BARE = ToolCallFormat("", "", "parameters")
 NAMES = ("f", "grün")
 FRAGMENTS = st.lists(
     st.sampled_from([
@@ -53,7 +53,7 @@ def a_call(text, form):
     except (ValueError, ZeroDivisionError):
         return None
     fits = isinstance(found, dict) and found.get("name") in NAMES
-    arguments = found.get(form.arguments, {}) if fits else None
+    arguments = found.get(form.arguments_key, {}) if fits else None
     return (found["name"], arguments) if isinstance(arguments, dict) else None
 
 
@@ -106,9 +106,9 @@ def test_an_answer_that_is_a_call_as_a_whole(fragments, cuts):
 
 @pytest.mark.parametrize("form", [HERMES, BARE])
 def test_every_cut_of_an_answer_with_a_call(form):
-    call = json.dumps({"name": "f", form.arguments: {"text": "a } </tool_call> é"}}, ensure_ascii=False)
-    text = f"Let me see.\n{form.open}{call}{form.close}" if form.open else call
-    wanted = [*(["Let me see."] if form.open else []), ("f", {"text": "a } </tool_call> é"})]
+    call = json.dumps({"name": "f", form.arguments_key: {"text": "a } </tool_call> é"}}, ensure_ascii=False)
+    text = f"Let me see.\n{form.prefix}{call}{form.suffix}" if form.prefix else call
+    wanted = [*(["Let me see."] if form.prefix else []), ("f", {"text": "a } </tool_call> é"})]
     for cut in range(len(text) + 1):
         assert read(form, [text[:cut], text[cut:]]) == wanted
         alone = read(form, [text[:cut]])  # the answer was cut off here

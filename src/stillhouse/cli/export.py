@@ -53,7 +53,7 @@ def export(
     rows = [[found.type, str(found.path), f"{found.bytes / 1e6:,.1f}"] for found in done]
     console.table("Exported", ["type", "file", "MB"], rows)
     console.data({"directory": str(directory), "files": [_facts(found) for found in done]})
-    if not done[0].asked_llama:
+    if not done[0].checked_with_llama_cpp:
         console.info("llama.cpp was not asked (xllamacpp is not installed); the tokenizer was checked here")
     if done[0].template == "file":
         console.info(
@@ -69,5 +69,5 @@ def _facts(found: Any) -> dict[str, Any]:
         "bytes": found.bytes,
         "modelfile": str(found.modelfile),
         "template": found.template,
-        "checked_with_llama_cpp": found.asked_llama,
+        "checked_with_llama_cpp": found.checked_with_llama_cpp,
     }

@@ -69,9 +69,9 @@ def show_plan(recipe: Recipe) -> None:
 
 
 def _warn_of_no_key(recipe: Recipe) -> None:
-    from stillhouse.models import lacks_key, parse_reference
+    from stillhouse.models import api_key_missing, parse_reference
 
-    lacking = [t for t in all_teachers(recipe) if lacks_key(parse_reference(t.model), t.api_key_env)]
+    lacking = [t for t in all_teachers(recipe) if api_key_missing(parse_reference(t.model), t.api_key_env)]
     for variable in dict.fromkeys(teacher.api_key_env for teacher in lacking):
         console.warn(f"{variable} is not set: without a key a run of this recipe is refused")
 

@@ -1,1 +1,1 @@
-from .write import Exported as Exported, export_gguf as export_gguf
+from .write import ExportedFile as ExportedFile, export_gguf as export_gguf

@@ -18,7 +18,13 @@ from stillhouse.console import console
 from stillhouse.errors import IntegrityError, ModelError, TokenizerMismatchError
 from stillhouse.export.source import Source
 from stillhouse.export.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
-from stillhouse.models import GgufFile, awake_server, read_gguf, tokenizer_difference, tokenizer_from_gguf
+from stillhouse.models import (
+    GgufFile,
+    read_gguf,
+    start_llama_server,
+    tokenizer_difference,
+    tokenizer_from_gguf,
+)
 
 SAMPLES = (
     "The 3 quick brown foxes jumped over 1234567 lazy dogs' tails.\n\n\tIt's 25°C — naïve café, isn't it?",
@@ -165,7 +171,7 @@ def _served(xllamacpp: Any, path: Path) -> Iterator[str]:
     params.n_ctx, params.n_parallel, params.verbosity = 64, 1, -1
     params.warmup, params.ui, params.endpoint_slots, params.no_extra_bufts = False, False, False, True
     try:
-        server = awake_server(params)
+        server = start_llama_server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp cannot load what was written to {path}: {error}") from error
     yield server.listening_address

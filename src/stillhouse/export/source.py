@@ -100,7 +100,7 @@ def _source(
         raise ModelError(f"{path}: the weights {min(left)} have no place in a {config.model_type} model")
     require_rows(path, tokenizer, config.get_text_config().vocab_size)
     first = tokenizer.eos_token_id
-    ordered = dict.fromkeys([first, *sorted(template.end_marks(tokenizer)), *ends])
+    ordered = dict.fromkeys([first, *sorted(template.end_token_ids(tokenizer)), *ends])
     known = tuple(number for number in ordered if isinstance(number, int))
     return Source(
         path, name, _license(path), config, tokenizer, template, known, weights=weights, shapes=shapes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
 from stillhouse.export.source import Source
-from stillhouse.models import normal_merges, pre_tokenizer_name
+from stillhouse.models import bpe_merges, pre_tokenizer_name
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -90,10 +90,10 @@ def vocabulary_of(source: Source) -> Vocabulary:
                 types[number] = BYTE
         if isinstance(unknown := source.tokenizer.unk_token_id, int):
             types[unknown] = UNKNOWN
-        scores = _scores(source, tokens, types, normal_merges(model))
+        scores = _scores(source, tokens, types, bpe_merges(model))
         prefix = backend.encode("a", add_special_tokens=False).tokens[0].startswith(_SPACE)
         return Vocabulary("llama", "default", tokens, types, scores=scores, add_space_prefix=prefix, **common)
-    return Vocabulary("gpt2", _pre(source), tokens, types, merges=normal_merges(model), **common)
+    return Vocabulary("gpt2", _pre(source), tokens, types, merges=bpe_merges(model), **common)
 
 
 def _tokens(source: Source, *, rows: int) -> tuple[list[str], list[int]]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFile:
     """One written file."""
 
     type: str
@@ -41,13 +41,13 @@ class Exported:
     modelfile: Path
     template: Template
     """Where the chat template is: in the Modelfile too, in the file alone, or nowhere (there is none)."""
-    asked_llama: bool
+    checked_with_llama_cpp: bool
     """Whether llama.cpp loaded the file and cut the sample texts the same (xllamacpp was there)."""
 
 
 def export_gguf(
     directory: Path, types: Sequence[str], out: Path | None = None, *, replace: bool = False
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Writes the model in ``directory`` as GGUF, once for each of ``types``.
 
     Args:
@@ -114,7 +114,7 @@ def _require_free(paths: Iterable[Path]) -> None:
 
 def _export(
     source: Source, vocabulary: Vocabulary, tensors: Sequence[ExportedTensor], name: str, path: Path
-) -> Exported:
+) -> ExportedFile:
     kinds = kinds_of(tensors, MIXES[name])
     with atomic_path(path) as temporary:
         _require_room(path, sum(stored_bytes(t.shape, k) for t, k in zip(tensors, kinds, strict=True)))
@@ -124,7 +124,7 @@ def _export(
         asked = check_file(temporary, source, vocabulary, sizes)
     text, template = modelfile(source, path.name, add_bos=vocabulary.add_bos)
     atomic_write(_modelfile_of(path), text)
-    return Exported(name, path, path.stat().st_size, _modelfile_of(path), template, asked)
+    return ExportedFile(name, path, path.stat().st_size, _modelfile_of(path), template, asked)
 
 
 def _write(
@@ -192,7 +192,7 @@ def _short_writes(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _add_card(source: Source, done: Sequence[Exported]) -> None:
+def _add_card(source: Source, done: Sequence[ExportedFile]) -> None:
     """The model's own card, or a short one, in each directory that has none."""
     for place in {exported.path.parent for exported in done}:
         if (place / "README.md").exists():

@@ -1,22 +1,22 @@
-from .backends.llama_cpp import awake_server as awake_server, open_llama as open_llama
+from .backends.llama_cpp import open_llama_cpp as open_llama_cpp, start_llama_server as start_llama_server
 from .backends.open import open_model as open_model
-from .backends.openai_api import lacks_key as lacks_key
-from .backends.prompts import Prompts as Prompts, cut_at_stop as cut_at_stop, has_stop as has_stop
+from .backends.openai_api import api_key_missing as api_key_missing
+from .backends.prompts import PromptEncoder as PromptEncoder, cut_at_stop as cut_at_stop, has_stop as has_stop
 from .backends.pytorch import TorchModel as TorchModel
-from .chat.isolated_template import ContainedTemplate as ContainedTemplate
+from .chat.isolated_template import IsolatedTemplate as IsolatedTemplate
 from .chat.reasoning import (
-    CLOSE_THOUGHTS as CLOSE_THOUGHTS,
-    OPEN_THOUGHTS as OPEN_THOUGHTS,
+    REASONING_END as REASONING_END,
+    REASONING_START as REASONING_START,
     split_reasoning as split_reasoning,
 )
 from .chat.template import ChatTemplate as ChatTemplate, compare_templates as compare_templates
-from .chat.tool_calls import CallForm as CallForm
+from .chat.tool_calls import ToolCallFormat as ToolCallFormat
 from .cpu import cpu_has_bfloat16 as cpu_has_bfloat16
 from .gguf.file import GgufFile as GgufFile, read_gguf as read_gguf
 from .gguf.pretokenizers import pre_tokenizer_name as pre_tokenizer_name
 from .gguf.token_bytes import token_bytes as token_bytes
 from .gguf.tokenizer import (
-    normal_merges as normal_merges,
+    bpe_merges as bpe_merges,
     same_tokenizer as same_tokenizer,
     tokenizer_difference as tokenizer_difference,
     tokenizer_from_gguf as tokenizer_from_gguf,
@@ -26,21 +26,21 @@ from .recipe_terms import recipe_terms as recipe_terms, terms_of as terms_of
 from .reference import EMBEDDED as EMBEDDED, Reference as Reference, parse_reference as parse_reference
 from .sampling.batch import can_sample as can_sample, sample as sample
 from .sampling.constrained import (
-    Constraints as Constraints,
-    checked_schema as checked_schema,
-    guided as guided,
+    ConstraintFactory as ConstraintFactory,
+    validated_schema as validated_schema,
+    with_guidance_options as with_guidance_options,
 )
 from .sampling.continuous import (
     ContinuousSampler as ContinuousSampler,
     LiveSequence as LiveSequence,
-    TokenScore as TokenScore,
+    TokenLogprob as TokenLogprob,
 )
 from .sampling.next_token import Marker as Marker
 from .types import (
-    Can as Can,
+    Capabilities as Capabilities,
     Message as Message,
     Model as Model,
-    ModelFacts as ModelFacts,
+    ModelInfo as ModelInfo,
     Reply as Reply,
     Request as Request,
     Sampling as Sampling,

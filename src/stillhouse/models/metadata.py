@@ -18,7 +18,7 @@ from stillhouse.models import hub
 from stillhouse.models.gguf.config import ARCHITECTURES, transformers_config
 from stillhouse.models.gguf.file import GgufFile, read_gguf, read_tensor
 from stillhouse.models.reference import Reference, parse_reference
-from stillhouse.models.types import ModelFacts
+from stillhouse.models.types import ModelInfo
 from stillhouse.provenance import read_card_head
 
 _METADATA = (
@@ -31,7 +31,7 @@ _METADATA = (
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit on a safetensors header
 
 
-def describe(reference: str) -> ModelFacts:
+def describe(reference: str) -> ModelInfo:
     """The facts about the model that ``reference`` names.
 
     Fields that its files do not tell are None. For an API everything but the name is.
@@ -57,15 +57,15 @@ def describe(reference: str) -> ModelFacts:
         ) from error
 
 
-def _nothing_known(reference: Reference) -> ModelFacts:
+def _nothing_known(reference: Reference) -> ModelInfo:
     empty = dict.fromkeys(
         ("model_type", "parameters", "vocab_size", "layers", "hidden_size", "context_length")
     )
     empty |= dict.fromkeys(("tokenizer_hash", "template_hash", "license", "size_bytes"))
-    return ModelFacts(reference=reference.text, kind=reference.kind, name=reference.name, **empty)
+    return ModelInfo(reference=reference.text, kind=reference.kind, name=reference.name, **empty)
 
 
-def _from_gguf(reference: Reference, file: GgufFile) -> ModelFacts:
+def _from_gguf(reference: Reference, file: GgufFile) -> ModelInfo:
     from stillhouse.models.gguf.tokenizer import gguf_tokens, tokenizer_hash
 
     config: dict[str, Any] = {}
@@ -76,15 +76,15 @@ def _from_gguf(reference: Reference, file: GgufFile) -> ModelFacts:
         config = transformers_config(file, llama3_factors=factors)
     template = file.metadata.get("tokenizer.chat_template")
     embedding = file.tensors.get("token_embd.weight")
-    return ModelFacts(
+    return ModelInfo(
         reference=reference.text,
         kind=reference.kind,
         model_type=config.get("model_type", file.architecture),
         parameters=sum(place.size for name, place in file.tensors.items() if name != "rope_freqs.weight"),
         vocab_size=embedding.shape[0] if embedding else None,
-        layers=file.of_architecture("block_count"),
-        hidden_size=file.of_architecture("embedding_length"),
-        context_length=file.of_architecture("context_length"),
+        layers=file.architecture_field("block_count"),
+        hidden_size=file.architecture_field("embedding_length"),
+        context_length=file.architecture_field("context_length"),
         tokenizer_hash=tokenizer_hash(gguf_tokens(file), file.metadata.get("tokenizer.ggml.merges", [])),
         template_hash=sha256_text(template) if template else None,
         license=file.metadata.get("general.license"),
@@ -95,7 +95,7 @@ def _from_gguf(reference: Reference, file: GgufFile) -> ModelFacts:
     )
 
 
-def _from_directory(reference: Reference, path: Path) -> ModelFacts:
+def _from_directory(reference: Reference, path: Path) -> ModelInfo:
     if not (path / "config.json").is_file():
         from stillhouse.models.weights import require_safetensors
 
@@ -111,7 +111,7 @@ def _from_directory(reference: Reference, path: Path) -> ModelFacts:
         "model_type": config.get("model_type"),
         "general.name": name,
     }
-    return ModelFacts(
+    return ModelInfo(
         reference=reference.text,
         kind=reference.kind,
         model_type=config.get("model_type"),
@@ -156,7 +156,7 @@ def _tensor_sizes(file: Path) -> int:
 
 def _tokenizer_hash(file: Path) -> str | None:
     """The hash that the same tokenizer has as GGUF, where it is byte-level BPE."""
-    from stillhouse.models.gguf.tokenizer import normal_merges, tokenizer_hash
+    from stillhouse.models.gguf.tokenizer import bpe_merges, tokenizer_hash
 
     if not file.is_file():
         return None
@@ -166,7 +166,7 @@ def _tokenizer_hash(file: Path) -> str | None:
         return sha256_text(file.read_text("utf-8"))
     ids = dict(model["vocab"])
     ids |= {token["content"]: token["id"] for token in data.get("added_tokens", [])}
-    return tokenizer_hash(sorted(ids, key=ids.__getitem__), normal_merges(model))
+    return tokenizer_hash(sorted(ids, key=ids.__getitem__), bpe_merges(model))
 
 
 def _template_hash(path: Path) -> str | None:

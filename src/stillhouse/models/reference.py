@@ -50,7 +50,7 @@ class Reference:
         return self.kind in ("gguf", "embedded")
 
     @property
-    def is_elsewhere(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether it is an API whose address is not this machine's own."""
         return self.kind == "api" and urlsplit(self.url or "").hostname not in _LOOPBACK
 

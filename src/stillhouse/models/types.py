@@ -76,13 +76,13 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Can:
+class Capabilities:
     """What a model is able to do; asked, never guessed."""
 
     generate: bool
     logprobs: bool
     train: bool
-    mark: bool = False
+    watermark: bool = False
     """Whether answers may carry a watermark (`Request.marker`)."""
 
 
@@ -95,7 +95,7 @@ class Model(Protocol):
     template_hash: str | None
     """SHA-256 of the chat template that is applied here; None where a server applies its own."""
     context_length: int | None
-    can: Can
+    can: Capabilities
     max_batch: int
     """Requests that one generate() call takes at once."""
     concurrency: int
@@ -113,7 +113,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """What headers and configuration files tell about a model, without its weights."""
 
     reference: str
@@ -157,4 +157,4 @@ class Weights:
         """Ids that end an answer: those of the template, and of the model's own generation settings."""
         own = getattr(self.model.generation_config, "eos_token_id", None)
         ends = own if isinstance(own, list) else [own]
-        return self.template.end_marks(self.tokenizer) | {end for end in ends if isinstance(end, int)}
+        return self.template.end_token_ids(self.tokenizer) | {end for end in ends if isinstance(end, int)}

@@ -16,7 +16,7 @@ from stillhouse.recipe.suggest import did_you_mean
 from stillhouse.recipe.teachers import all_teachers
 
 if TYPE_CHECKING:
-    from stillhouse.models import ModelFacts
+    from stillhouse.models import ModelInfo
 
 CHECKED = ("filter", "student", "train")
 """The stages that can be looked at beforehand."""
@@ -58,7 +58,7 @@ def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
             choose_device(recipe.train.device)
 
 
-def _check_pruning(student: Student, parent: ModelFacts) -> None:
+def _check_pruning(student: Student, parent: ModelInfo) -> None:
     config = parent.config.get("text_config", parent.config)
     if student.keep is not None and parent.layers is not None and student.keep[-1] >= parent.layers:
         raise RecipeError(

@@ -10,10 +10,10 @@ from stillhouse.plan.costs import Shape, gated_layer
 from stillhouse.recipe import Student
 
 if TYPE_CHECKING:
-    from stillhouse.models import ModelFacts
+    from stillhouse.models import ModelInfo
 
 
-def shape_of(facts: ModelFacts) -> Shape:
+def shape_of(facts: ModelInfo) -> Shape:
     """The shape that a model's configuration and header tell.
 
     Raises:

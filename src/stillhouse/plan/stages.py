@@ -13,7 +13,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.recipe.on_policy import OnPolicy
 
 if TYPE_CHECKING:
-    from stillhouse.models import ModelFacts
+    from stillhouse.models import ModelInfo
 
 TORCH_BATCH = 48
 """Requests of one generate() call of the torch backend."""
@@ -41,7 +41,7 @@ class PlanInputs:
     """All that the stages' costs follow from."""
 
     recipe: Recipe
-    teacher_facts: ModelFacts
+    teacher_facts: ModelInfo
     teacher: Shape | None
     """None behind an API."""
     student: Shape

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from stillhouse.models import CLOSE_THOUGHTS, CallForm, Request, Sampling
+from stillhouse.models import REASONING_END, Request, Sampling, ToolCallFormat
 from stillhouse.serve.engine import Engine
 from stillhouse.serve.request_parsing import Refused, fitting, followed, needs, sampling_of
 from stillhouse.serve.schema import ChatRequest, Message, ToolCall, ToolName
@@ -102,7 +102,7 @@ def tools_of(asked: ChatRequest) -> Tools:
         if tool in forced:
             followed(tool.get("parameters") or {"type": "object"}, f"tools.{place}.function.parameters")
     if len(forced) > 1:
-        followed(CallForm("", "", "arguments").schema(forced), "tools")
+        followed(ToolCallFormat("", "", "arguments").schema(forced), "tools")
     return Tools(tuple(tools), tuple(forced), mentioned)
 
 
@@ -115,7 +115,7 @@ class Beginning:
     schema: dict[str, Any] | None
     inside: bool
     """Whether the prompt ends in the model's thoughts."""
-    form: CallForm | None
+    form: ToolCallFormat | None
     """Of the calls that the answer may have."""
     names: tuple[str, ...]
     """Of the tools that it may call."""
@@ -125,7 +125,7 @@ class Beginning:
     @property
     def marks(self) -> tuple[str, ...]:
         """What of the answer is to be told even where it is a special token."""
-        return self.form.marks if self.form else ()
+        return self.form.delimiters if self.form else ()
 
     def calls(self) -> Calls | None:
         """What finds calls in one such answer."""
@@ -143,25 +143,25 @@ def beginning(
     schema: dict[str, Any] | None,
 ) -> Beginning:
     """The prompt of a chat. An answer that must follow a schema, or must call, begins without thoughts."""
-    from stillhouse.models import guided
+    from stillhouse.models import with_guidance_options
 
     if tools.offered or tools.mentioned:
         needs(engine, asked.model, "tools", "tools")
-    form = engine.prompts.template.call_form if tools.offered else None
+    form = engine.prompts.template.tool_call_format if tools.offered else None
     sampling = sampling_of(asked, asked.max_completion_tokens or asked.max_tokens or engine.context_length)
     if form and not (asked.parallel_tool_calls or tools.forced):
-        sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *form.marks[1:]))
+        sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *form.delimiters[1:]))
     said = ""
     if form and tools.forced:
-        schema, said = guided(form.schema(tools.forced)), form.open
+        schema, said = with_guidance_options(form.schema(tools.forced)), form.prefix
     if schema:
         needs(engine, asked.model, "schema", "tool_choice" if said else "response_format")
     question, given = Request("of this request", messages, sampling), _settings(asked, tools)
-    ids = fitting(engine.prompts.ids(question, **given))
-    inside = engine.prompts.opens_thought(ids)
+    ids = fitting(engine.prompts.encode(question, **given))
+    inside = engine.prompts.ends_in_reasoning(ids)
     if schema and (inside or said):
-        begun = f"\n{CLOSE_THOUGHTS}\n\n{said}" if inside else said
-        ids, inside = fitting(engine.prompts.ids(question, begun=begun, **given)), False
+        begun = f"\n{REASONING_END}\n\n{said}" if inside else said
+        ids, inside = fitting(engine.prompts.encode(question, answer_prefix=begun, **given)), False
     names = tuple(tool["name"] for tool in tools.offered)
     return Beginning(tuple(ids), sampling, schema, inside, form, names, said)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from stillhouse.models import CLOSE_THOUGHTS, OPEN_THOUGHTS
+from stillhouse.models import REASONING_END, REASONING_START
 
 Kind = Literal["content", "reasoning"]
 Part = tuple[Kind, str]
@@ -94,9 +94,9 @@ class Thoughts:
         if self._state == "head":
             self._read_head(end)
         if self._state == "thoughts":
-            thoughts, closed, rest = self._held.partition(CLOSE_THOUGHTS)
+            thoughts, closed, rest = self._held.partition(REASONING_END)
             if not closed and not end:
-                keep = overlap(thoughts, CLOSE_THOUGHTS)
+                keep = overlap(thoughts, REASONING_END)
                 thoughts, rest = thoughts[: len(thoughts) - keep], thoughts[len(thoughts) - keep :]
             if not self._shown:
                 thoughts = thoughts.lstrip()
@@ -123,9 +123,9 @@ class Thoughts:
     def _read_head(self, end: bool) -> None:
         blank = len(self._held) - len(self._held.lstrip())
         head = self._held[blank:]
-        if head.startswith(OPEN_THOUGHTS):
-            self._state, self._held = "thoughts", head[len(OPEN_THOUGHTS) :]
-        elif end or (head and not OPEN_THOUGHTS.startswith(head)):
+        if head.startswith(REASONING_START):
+            self._state, self._held = "thoughts", head[len(REASONING_START) :]
+        elif end or (head and not REASONING_START.startswith(head)):
             self._state = "thoughts" if self._inside else "plain"
 
 

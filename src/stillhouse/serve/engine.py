@@ -26,7 +26,7 @@ from stillhouse.errors import (
 from stillhouse.serve.detokenizer import Detokenizer, Stops
 
 if TYPE_CHECKING:
-    from stillhouse.models import LiveSequence, Marker, Prompts, Sampling, TokenScore
+    from stillhouse.models import LiveSequence, Marker, PromptEncoder, Sampling, TokenLogprob
 
 SLOTS = 32
 """Answers of one safetensors model under way at once; more wait."""
@@ -49,9 +49,9 @@ class Piece:
     """May be empty in the middle of a character or of what may become a stop."""
     tokens: int = 0
     """Tokens that it took."""
-    scores: tuple[TokenScore, ...] = ()
+    scores: tuple[TokenLogprob, ...] = ()
     """Of these tokens, where they were asked for; of the prompt's with the first piece, before any of it."""
-    prompt_scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenLogprob, ...] = ()
     cached_tokens: int = 0
     """Of the prompt, with the first piece."""
     finish_reason: str | None = None
@@ -68,7 +68,7 @@ class Wish:
     """How many likeliest tokens to tell with each; 0 its own log-probability only, None nothing."""
     score_prompt: bool = False
     schema: dict[str, Any] | None = None
-    """What the answer must follow, as :func:`~stillhouse.models.sampling.constrained.guided` gives it."""
+    """The JSON schema that the answer must follow, from :func:`~stillhouse.models.with_guidance_options`."""
     marks: tuple[str, ...] = ()
     """Texts that are told even where the tokenizer has them as special tokens."""
 
@@ -85,7 +85,7 @@ CAPABILITIES = {
 class Engine(Protocol):
     """One model that is ready to answer."""
 
-    prompts: Prompts
+    prompts: PromptEncoder
     context_length: int
     can: frozenset[str]
     """Of the keys of :data:`CAPABILITIES`."""
@@ -113,21 +113,21 @@ def open_engine(reference: str, marker: Marker | None = None) -> Engine:
         StillhouseError: as :func:`stillhouse.models.load_weights`.
     """
     from stillhouse.models import (
-        ContainedTemplate,
+        IsolatedTemplate,
         cpu_has_bfloat16,
         load_weights,
-        open_llama,
+        open_llama_cpp,
         parse_reference,
     )
 
     parsed = parse_reference(reference)
     if parsed.is_gguf:
         assert marker is None
-        model = open_llama(reference, seed=0, cache_prompts=True)
-        model.prompts.template = ContainedTemplate.of(model.prompts.template)
+        model = open_llama_cpp(reference, seed=0, cache_prompts=True)
+        model.prompts.template = IsolatedTemplate.of(model.prompts.template)
         return LlamaEngine(model)
     weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
-    weights.template = ContainedTemplate.of(weights.template)
+    weights.template = IsolatedTemplate.of(weights.template)
     return TorchEngine(weights, marker=marker)
 
 
@@ -173,7 +173,7 @@ class TorchEngine:
     """A transformers model in a thread of its own."""
 
     def __init__(self, weights: Any, *, slots: int = SLOTS, marker: Marker | None = None) -> None:
-        from stillhouse.models import Constraints, ContinuousSampler, Prompts, can_sample
+        from stillhouse.models import ConstraintFactory, ContinuousSampler, PromptEncoder, can_sample
 
         self._model = weights.model
         if not can_sample(self._model):
@@ -182,14 +182,14 @@ class TorchEngine:
                 hint="`still export` it to GGUF and serve that file.",
             )
         self.context_length = _capacity(self._model, slots + KEPT + 1)
-        self.prompts = Prompts(weights.tokenizer, weights.template, self.context_length, seed=0)
+        self.prompts = PromptEncoder(weights.tokenizer, weights.template, self.context_length, seed=0)
         self.can = frozenset({"echo", "embed", "schema", *_tools(self.prompts)})
         self._tokenizer, self._marker = weights.tokenizer, marker
         self._sampler = ContinuousSampler(
             self._model, weights.end_ids, slots=slots, capacity=self.context_length, kept=KEPT
         )
         width = self._model.get_output_embeddings().weight.shape[0]
-        self._constraints = Constraints(weights.tokenizer, width, weights.end_ids)
+        self._constraints = ConstraintFactory(weights.tokenizer, width, weights.end_ids)
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._listeners: dict[int, asyncio.Queue[Any]] = {}
         self._post = _Post()
@@ -200,13 +200,13 @@ class TorchEngine:
         from stillhouse.models import LiveSequence
 
         constraint = (
-            None if wish.schema is None else await asyncio.to_thread(self._constraints.of, wish.schema)
+            None if wish.schema is None else await asyncio.to_thread(self._constraints.create, wish.schema)
         )
         heard = self._post.queue()
         sequence = LiveSequence(
             wish.ids,
             wish.sampling,
-            scores=wish.scores,
+            top_logprobs=wish.scores,
             score_prompt=wish.score_prompt,
             constraint=constraint,
             marker=self._marker,
@@ -234,8 +234,8 @@ class TorchEngine:
                 yield Piece(
                     said,
                     tokens=1,
-                    scores=(event.score,) if event.score else (),
-                    prompt_scores=tuple(sequence.prompt_scores) if first else (),
+                    scores=(event.logprob,) if event.logprob else (),
+                    prompt_scores=tuple(sequence.prompt_logprobs) if first else (),
                     cached_tokens=sequence.cached_tokens if first else 0,
                     finish_reason=reason,
                 )
@@ -311,7 +311,7 @@ class LlamaEngine:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.prompts: Prompts = model.prompts
+        self.prompts: PromptEncoder = model.prompts
         self.can = frozenset({"embed", "schema", *_tools(self.prompts)})
         self._forgetting: asyncio.TimerHandle | None = None
         self.context_length: int = model.context_length
@@ -328,7 +328,12 @@ class LlamaEngine:
             return gone.is_set()
 
         self._model.stream(
-            wish.ids, wish.sampling, listener, scores=wish.scores, schema=wish.schema, marks=wish.marks
+            wish.ids,
+            wish.sampling,
+            listener,
+            top_logprobs=wish.scores,
+            schema=wish.schema,
+            preserved_tokens=wish.marks,
         )
         try:
             while True:
@@ -362,8 +367,8 @@ class LlamaEngine:
         self._forgetting = loop.call_later(EMBEDDER_IDLE_S, self._model.forget_embedder)
 
 
-def _tools(prompts: Prompts) -> set[str]:
-    return {"tools"} if prompts.template.call_form else set()
+def _tools(prompts: PromptEncoder) -> set[str]:
+    return {"tools"} if prompts.template.tool_call_format else set()
 
 
 def _joined(pieces: Sequence[Piece]) -> Piece:
@@ -398,11 +403,11 @@ def _llama_told(chunk: dict[str, Any] | StillhouseError) -> Piece | StillhouseEr
     )
 
 
-def _llama_scores(told: Sequence[dict[str, Any]]) -> tuple[TokenScore, ...]:
-    from stillhouse.models import TokenScore
+def _llama_scores(told: Sequence[dict[str, Any]]) -> tuple[TokenLogprob, ...]:
+    from stillhouse.models import TokenLogprob
 
     return tuple(
-        TokenScore(
+        TokenLogprob(
             item["id"],
             item["logprob"],
             tuple((top["id"], top["logprob"]) for top in item.get("top_logprobs") or ()),

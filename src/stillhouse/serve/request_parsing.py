@@ -64,7 +64,7 @@ def seeded(
     first = secrets.randbits(31) if asked.seed is None else asked.seed
     if isinstance(asked, ChatRequest):
         sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *engine.prompts.template.stops))
-    fitted = engine.prompts.fitted(sampling, len(ids))
+    fitted = engine.prompts.fit_to_context(sampling, len(ids))
     return [dataclasses.replace(fitted, seed=(first + number) % 2**31) for number in range(asked.n)]
 
 
@@ -83,10 +83,10 @@ def schema_of(asked: ChatRequest) -> dict[str, Any] | None:
 
 def followed(schema: dict[str, Any], param: str) -> dict[str, Any]:
     """A schema that answers can be made to follow; Refused says what is wrong with it."""
-    from stillhouse.models import checked_schema
+    from stillhouse.models import validated_schema
 
     try:
-        return checked_schema(schema)
+        return validated_schema(schema)
     except SchemaError as error:
         raise Refused(f"{param}: {error}"[:500], param) from None
 

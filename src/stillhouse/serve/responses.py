@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from stillhouse.models import TokenScore
+from stillhouse.models import TokenLogprob
 from stillhouse.serve.detokenizer import Thoughts
 from stillhouse.serve.engine import Piece
 from stillhouse.serve.tool_parser import Call, Calls
@@ -29,7 +29,7 @@ class TokenNames:
         """The bytes that the token stands for."""
         return (self._bytes[token] if token < len(self._bytes) else None) or b""
 
-    def chat(self, score: TokenScore) -> dict[str, Any]:
+    def chat(self, score: TokenLogprob) -> dict[str, Any]:
         """One item of a chat completion's `logprobs.content`."""
         return self._named(score.id, score.logprob) | {
             "top_logprobs": [self._named(token, logprob) for token, logprob in score.top]
@@ -40,7 +40,9 @@ class TokenNames:
         shown = raw.decode("utf-8", errors="replace")
         return {"token": shown, "logprob": max(logprob, -9999.0), "bytes": list(raw)}
 
-    def completion(self, scores: Sequence[TokenScore | None], ids: Sequence[int], at: int) -> dict[str, Any]:
+    def completion(
+        self, scores: Sequence[TokenLogprob | None], ids: Sequence[int], at: int
+    ) -> dict[str, Any]:
         """A completion's `logprobs`; the first token of a prompt has none (None).
 
         Args:
@@ -195,14 +197,14 @@ class TextChoice:
         self.index, self._names, self._silent = index, names, silent
         self._text = ""
         self._prompt_ids, self._prompt = echo or ((), "")
-        self._scores: list[TokenScore | None] = []
+        self._scores: list[TokenLogprob | None] = []
         self._ids: list[int] = []
         self.finish_reason: str | None = None
         self._begun = False
 
     def add(self, piece: Piece) -> list[dict[str, Any]]:
         """The chunks that ``piece`` becomes."""
-        text, scores, at = "", list[TokenScore | None](), len(self._text)
+        text, scores, at = "", list[TokenLogprob | None](), len(self._text)
         if not self._begun and self._prompt_ids:
             text, scores = self._prompt, [None, *piece.prompt_scores]
         self._begun = True

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.models import CallForm
+from stillhouse.models import ToolCallFormat
 from stillhouse.serve.detokenizer import overlap
 
 
@@ -34,9 +34,9 @@ class Calls:
         names: of the tools that were offered.
     """
 
-    def __init__(self, form: CallForm, names: Collection[str]) -> None:
+    def __init__(self, form: ToolCallFormat, names: Collection[str]) -> None:
         self._form, self._names = form, names
-        self._open, self._close = form.marks or ("", "")
+        self._open, self._close = form.delimiters or ("", "")
         self._held = self._blank = ""
         self._looked = 0
         """Characters of what is held that are known to hold no whole object."""
@@ -96,7 +96,7 @@ class Calls:
         return None, body or len(text)
 
     def _valid(self, found: Any) -> Call | None:
-        given = found.get(self._form.arguments, {})
+        given = found.get(self._form.arguments_key, {})
         if found.get("name") not in self._names or not isinstance(given, dict):
             return None
         arguments = json.dumps(given, ensure_ascii=False)

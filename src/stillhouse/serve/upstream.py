@@ -57,7 +57,7 @@ class Upstream:
         self.name = name
         self.host = address.netloc.rpartition("@")[2]
         """Host and port, as they may be shown."""
-        self._elsewhere, self._encrypted = reference.is_elsewhere, address.scheme == "https"
+        self._elsewhere, self._encrypted = reference.is_remote, address.scheme == "https"
         self._url, self._theirs, self._variable = reference.url, reference.name, api_key_env
         key = os.environ.get(api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):

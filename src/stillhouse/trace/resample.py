@@ -127,7 +127,7 @@ def resample(
     try:
         if not allow_other_teacher:
             require_teacher(log, model)
-        if mark and not model.can.mark:
+        if mark and not model.can.watermark:
             raise CapabilityError(
                 f"the answers of {teacher} cannot be watermarked",
                 hint="Marks are put on by the sampler for safetensors weights; name those of the teacher.",

@@ -257,7 +257,7 @@ def test_end_marks():
     tok = tokenizer()
     for style, mark in {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}.items():
         template = ChatTemplate(STYLES[style][0], TOKENS)
-        assert template.end_marks(tok) == {tok.eos_token_id, tok.convert_tokens_to_ids(mark)}
+        assert template.end_token_ids(tok) == {tok.eos_token_id, tok.convert_tokens_to_ids(mark)}
 
 
 def test_templates_that_differ_get_a_warning_that_says_what_to_set():

@@ -7,11 +7,11 @@ from chat_templates import CHATML, LLAMA3_TOOLS, MISTRAL_TOOLS, QWEN3, QWEN_TOOL
 from tool_cases import REFERRING
 
 from stillhouse.models import ChatTemplate
-from stillhouse.models.chat.tool_calls import CallForm
-from stillhouse.models.sampling.constrained import checked_schema
+from stillhouse.models.chat.tool_calls import ToolCallFormat
+from stillhouse.models.sampling.constrained import validated_schema
 
 SPECIAL = {"bos_token": "<|begin_of_text|>", "eos_token": "</s>"}
-HERMES = CallForm("<tool_call>\n", "\n</tool_call>", "arguments")
+HERMES = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments")
 
 
 def thinking(source):
@@ -27,7 +27,7 @@ def thinking(source):
     [
         (QWEN_TOOLS, HERMES),
         (thinking(QWEN_TOOLS), HERMES),
-        (LLAMA3_TOOLS, CallForm("", "", "parameters")),
+        (LLAMA3_TOOLS, ToolCallFormat("", "", "parameters")),
         (MISTRAL_TOOLS, None),
         (CHATML, None),
         (QWEN3, None),
@@ -37,12 +37,12 @@ def thinking(source):
     ],
 )
 def test_the_form_of_a_template_s_calls(source, form):
-    assert ChatTemplate(source, SPECIAL).call_form == form
+    assert ChatTemplate(source, SPECIAL).tool_call_format == form
     assert thinking(QWEN_TOOLS) != QWEN_TOOLS
 
 
 def test_a_template_without_tools_has_no_form():
-    assert ChatTemplate.plain().call_form is None
+    assert ChatTemplate.plain().tool_call_format is None
 
 
 def test_references_inside_a_tool_s_schema_still_lead_there():
@@ -54,7 +54,7 @@ def test_references_inside_a_tool_s_schema_still_lead_there():
     for step in target.removeprefix("#/").split("/"):
         found = found[int(step)] if isinstance(found, list) else found[step]
     assert found == {"enum": ["red", "blue"]}
-    assert checked_schema(form)["anyOf"] == form["anyOf"]
+    assert validated_schema(form)["anyOf"] == form["anyOf"]
 
 
 def test_what_a_tool_or_a_call_says_is_plain_text():
@@ -81,5 +81,5 @@ def test_an_answer_may_be_begun():
     words, template = tokenizer(), ChatTemplate(QWEN_TOOLS, SPECIAL)
     messages = [{"role": "user", "content": "Hi"}]
     whole = template.encode_prompt(words, messages)
-    begun = template.encode_prompt(words, messages, begun="<tool_call>\n")
+    begun = template.encode_prompt(words, messages, answer_prefix="<tool_call>\n")
     assert begun[: len(whole)] == whole and words.decode(begun[len(whole) :]) == "<tool_call>\n"

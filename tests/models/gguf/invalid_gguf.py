@@ -93,10 +93,10 @@ def opened(path):
     """What becomes of the file: an error of ours, or a token."""
     from stillhouse.errors import StillhouseError
     from stillhouse.models import Request, Sampling
-    from stillhouse.models.backends.llama_cpp import open_llama
+    from stillhouse.models.backends.llama_cpp import open_llama_cpp
 
     try:
-        model = open_llama(str(path), seed=0)
+        model = open_llama_cpp(str(path), seed=0)
     except StillhouseError as error:
         return f"refused: {error}"
     request = Request("0", [{"role": "user", "content": "Hi"}], Sampling(max_tokens=2))

@@ -12,7 +12,13 @@ from tiny_gguf import BYTE, BYTES, CONTROL, MERGES, NORMAL, UNUSED, USER_DEFINED
 from transformers import AutoTokenizer
 
 from stillhouse.errors import TokenizerMismatchError
-from stillhouse.models import awake_server, describe, load_tokenizer, same_tokenizer, tokenizer_difference
+from stillhouse.models import (
+    describe,
+    load_tokenizer,
+    same_tokenizer,
+    start_llama_server,
+    tokenizer_difference,
+)
 from stillhouse.models.gguf.file import read_gguf
 from stillhouse.models.gguf.tokenizer import check_tokenizer, tokenizer_from_gguf
 
@@ -52,7 +58,7 @@ class Llama:
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.verbosity, params.warmup, params.ui = 64, -1, False, False
-        self.server = awake_server(params)
+        self.server = start_llama_server(params)
 
     def ids(self, text):
         body = json.dumps({"content": text, "parse_special": True, "add_special": False}).encode()

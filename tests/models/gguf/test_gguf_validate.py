@@ -15,7 +15,7 @@ from tiny_gguf import tiny_model, vocabulary, write_gguf
 
 from stillhouse.errors import ModelError
 from stillhouse.models.gguf.file import read_gguf
-from stillhouse.models.gguf.validate import require_sound
+from stillhouse.models.gguf.validate import validate_for_llama_cpp
 
 pytest.importorskip("xllamacpp")
 
@@ -107,7 +107,7 @@ REFUSED = [
 def test_a_lie_is_named(honest, lies, message):
     path = lying(honest, **lies)
     with pytest.raises(ModelError, match=message):
-        require_sound(read_gguf(path))
+        validate_for_llama_cpp(read_gguf(path))
 
 
 @pytest.mark.parametrize("length", [0, 3, 8, 23, 200, 5000, -1])
@@ -115,4 +115,4 @@ def test_a_file_that_is_cut_off_is_refused(honest, length):
     path = honest.with_name("cut.gguf")
     path.write_bytes(honest.read_bytes()[:length])
     with pytest.raises(ModelError, match=r"empty|cut off"):
-        require_sound(read_gguf(path))
+        validate_for_llama_cpp(read_gguf(path))

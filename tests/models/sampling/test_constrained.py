@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillhouse.errors import SchemaError
 from stillhouse.models import Sampling, load_tokenizer, load_weights
-from stillhouse.models.sampling.constrained import Constraints, checked_schema
+from stillhouse.models.sampling.constrained import ConstraintFactory, validated_schema
 from stillhouse.models.sampling.continuous import ContinuousSampler, LiveSequence
 
 PERSON = {
@@ -35,7 +35,7 @@ def tiny(tiny_teacher):
 @pytest.fixture(scope="module")
 def smollm2():
     tokenizer, _ = load_tokenizer("embedded:smollm2")
-    return tokenizer, Constraints(tokenizer, WIDTH, {2, 0})
+    return tokenizer, ConstraintFactory(tokenizer, WIDTH, {2, 0})
 
 
 def is_person(text):
@@ -49,13 +49,13 @@ def is_person(text):
 
 
 def test_a_random_model_s_answers_follow_the_schema(tiny):
-    constraints = Constraints(tiny.tokenizer, tiny.model.config.vocab_size, tiny.end_ids)
+    constraints = ConstraintFactory(tiny.tokenizer, tiny.model.config.vocab_size, tiny.end_ids)
     sampler = ContinuousSampler(tiny.model, tiny.end_ids, slots=6, capacity=200, kept=2)
     everyone = [
         LiveSequence(
             (5, 6, 7),
             Sampling(temperature=heat, top_p=top_p, seed=seed, max_tokens=190),
-            constraint=constraints.of(checked_schema(PERSON)),
+            constraint=constraints.create(validated_schema(PERSON)),
         )
         for seed, (heat, top_p) in enumerate([(0, 1), (1.0, 1), (1.5, 0.9), (2.0, 1), (1, 0.5), (0.7, 0.95)])
     ]
@@ -68,13 +68,15 @@ def test_a_random_model_s_answers_follow_the_schema(tiny):
 
 
 def test_a_neighbour_without_a_schema_gets_exactly_what_it_gets_alone(tiny):
-    constraints = Constraints(tiny.tokenizer, tiny.model.config.vocab_size, tiny.end_ids)
+    constraints = ConstraintFactory(tiny.tokenizer, tiny.model.config.vocab_size, tiny.end_ids)
 
     def run(*constrained):
         sampler = ContinuousSampler(tiny.model, set(), slots=6, capacity=200, kept=2)
         free = [
-            LiveSequence((9, 8, 7), Sampling(temperature=1, top_p=0.9, seed=1, max_tokens=40), scores=2),
-            LiveSequence((4, 4), Sampling(temperature=0, max_tokens=40), scores=0),
+            LiveSequence(
+                (9, 8, 7), Sampling(temperature=1, top_p=0.9, seed=1, max_tokens=40), top_logprobs=2
+            ),
+            LiveSequence((4, 4), Sampling(temperature=0, max_tokens=40), top_logprobs=0),
         ]
         for one in [*free, *constrained]:
             sampler.add(one)
@@ -83,7 +85,7 @@ def test_a_neighbour_without_a_schema_gets_exactly_what_it_gets_alone(tiny):
 
     bound = [
         LiveSequence(
-            (5, 6), Sampling(seed=n, max_tokens=60), constraint=constraints.of(checked_schema(PERSON))
+            (5, 6), Sampling(seed=n, max_tokens=60), constraint=constraints.create(validated_schema(PERSON))
         )
         for n in range(3)
     ]
@@ -91,39 +93,43 @@ def test_a_neighbour_without_a_schema_gets_exactly_what_it_gets_alone(tiny):
 
 
 def test_scores_are_the_model_s_own(tiny):
-    constraints = Constraints(tiny.tokenizer, tiny.model.config.vocab_size, tiny.end_ids)
+    constraints = ConstraintFactory(tiny.tokenizer, tiny.model.config.vocab_size, tiny.end_ids)
     sampler = ContinuousSampler(tiny.model, tiny.end_ids, slots=1, capacity=200, kept=0)
     prompt = (5, 6, 7)
-    constraint = constraints.of(checked_schema({"enum": ["the cat"]}))
-    sampler.add(LiveSequence(prompt, Sampling(temperature=0, max_tokens=30), scores=1, constraint=constraint))
+    constraint = constraints.create(validated_schema({"enum": ["the cat"]}))
+    sampler.add(
+        LiveSequence(prompt, Sampling(temperature=0, max_tokens=30), top_logprobs=1, constraint=constraint)
+    )
     drawn = finish(sampler)
     ids = [one.id for one in drawn]
     with torch.inference_mode():
         logp_TV = tiny.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
     wanted = [logp_TV[len(prompt) - 1 + n, token].item() for n, token in enumerate(ids)]
-    assert [one.score.logprob for one in drawn] == pytest.approx(wanted, abs=1e-3)
-    assert any(one.score.top[0][0] != one.id for one in drawn)  # the model alone would have said other things
+    assert [one.logprob.logprob for one in drawn] == pytest.approx(wanted, abs=1e-3)
+    assert any(
+        one.logprob.top[0][0] != one.id for one in drawn
+    )  # the model alone would have said other things
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', '{"a":1}', '{\n  "a": 1\n}', '{"a": "naïve 東京 🙂"}', "{}"])
 def test_what_satisfies_the_schema_is_allowed_to_its_end_with_the_tokenizer_s_own_tokens(smollm2, text):
     tokenizer, constraints = smollm2
-    constraint = constraints.of(checked_schema({"type": "object"}))
+    constraint = constraints.create(validated_schema({"type": "object"}))
     ids = tokenizer.encode(text, add_special_tokens=False)
     for place, token in enumerate(ids):
-        allowed_V = constraint.allowed()
+        allowed_V = constraint.allowed_tokens()
         assert allowed_V.shape == (WIDTH,) and allowed_V[token], place
         assert not allowed_V[[0, 2]].any()  # no end in mid-object
-        constraint.take(token)
+        constraint.consume(token)
     assert constraint.finished and constraint.failure is None
 
 
 def test_an_answer_may_end_only_where_the_schema_lets_it(smollm2):
     tokenizer, constraints = smollm2
-    constraint = constraints.of(checked_schema({"type": "integer"}))
-    assert not constraint.allowed()[[0, 2]].any()
-    constraint.take(tokenizer.encode("7", add_special_tokens=False)[0])
-    allowed_V = constraint.allowed()
+    constraint = constraints.create(validated_schema({"type": "integer"}))
+    assert not constraint.allowed_tokens()[[0, 2]].any()
+    constraint.consume(tokenizer.encode("7", add_special_tokens=False)[0])
+    allowed_V = constraint.allowed_tokens()
     assert allowed_V[[0, 2]].all() and not constraint.finished  # 7 is whole, and 71 may follow
     said = {tokenizer.decode([token]) for token in np.flatnonzero(allowed_V) if token not in (0, 2)}
     assert all(re.fullmatch(r"[0-9]+", word) for word in said)
@@ -131,16 +137,17 @@ def test_an_answer_may_end_only_where_the_schema_lets_it(smollm2):
 
 def test_whitespace_is_bounded(smollm2):
     tokenizer, constraints = smollm2
-    constraint = constraints.of(checked_schema({"type": "object"}))
+    constraint = constraints.create(validated_schema({"type": "object"}))
     for token in tokenizer.encode("{\n\n", add_special_tokens=False):
-        constraint.take(token)
+        constraint.consume(token)
     for _ in range(30):
         space = next(
-            (t for t in np.flatnonzero(constraint.allowed()) if not tokenizer.decode([t]).strip()), None
+            (t for t in np.flatnonzero(constraint.allowed_tokens()) if not tokenizer.decode([t]).strip()),
+            None,
         )
         if space is None:
             return
-        constraint.take(int(space))
+        constraint.consume(int(space))
     raise AssertionError("an answer could be made of whitespace")
 
 
@@ -160,14 +167,14 @@ def test_whitespace_is_bounded(smollm2):
 )
 def test_a_schema_that_cannot_be_followed_says_why(schema, said):
     with pytest.raises(SchemaError, match=re.escape(said)):
-        checked_schema(schema)
+        validated_schema(schema)
 
 
 def test_a_failure_ends_that_answer_and_says_why_without_the_schema(smollm2):
     tokenizer, constraints = smollm2
-    constraint = constraints.of(checked_schema({"enum": ["secret"]}))
-    constraint.take(tokenizer.encode("{", add_special_tokens=False)[0])
-    assert constraint.finished and constraint.allowed().all()
+    constraint = constraints.create(validated_schema({"enum": ["secret"]}))
+    constraint.consume(tokenizer.encode("{", add_special_tokens=False)[0])
+    assert constraint.finished and constraint.allowed_tokens().all()
     assert "could not be followed further" in str(constraint.failure)
     assert "secret" not in str(constraint.failure)
 
@@ -178,7 +185,9 @@ def test_a_model_without_an_end_token_ends_with_its_json():
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=WIDTH, **sizes)).eval()
     sampler = ContinuousSampler(model, set(), slots=1, capacity=64, kept=0)
-    constraint = Constraints(tokenizer, WIDTH, set()).of(checked_schema({"enum": [[1, 2], "left"]}))
+    constraint = ConstraintFactory(tokenizer, WIDTH, set()).create(
+        validated_schema({"enum": [[1, 2], "left"]})
+    )
     one = LiveSequence((1,), Sampling(seed=3, max_tokens=40), constraint=constraint)
     sampler.add(one)
     assert finish(sampler)[-1].finish_reason == "stop"

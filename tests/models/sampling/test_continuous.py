@@ -144,12 +144,12 @@ def test_scores_are_the_model_s_own_log_probabilities(model):
         if first:
             sampler.add(LiveSequence(first, Sampling(temperature=0, max_tokens=2)))
             finish(sampler)
-        one = LiveSequence(ids, SETTINGS[2], scores=3, score_prompt=True)
+        one = LiveSequence(ids, SETTINGS[2], top_logprobs=3, score_prompt=True)
         sampler.add(one)
         drawn = finish(sampler)
         with torch.inference_mode():
             logp_TV = model(torch.tensor([[*ids, *one.ids]])).logits[0].log_softmax(-1)
-        scores = [*one.prompt_scores, *(d.score for d in drawn if d.sequence is one)]
+        scores = [*one.prompt_logprobs, *(d.logprob for d in drawn if d.sequence is one)]
         assert [score.id for score in scores] == [*ids[1:], *one.ids]
         for place, score in enumerate(scores):
             assert score.logprob == pytest.approx(logp_TV[place, score.id].item(), abs=2e-4)

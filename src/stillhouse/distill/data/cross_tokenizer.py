@@ -41,7 +41,7 @@ class Reader:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.bytes_of = token_bytes(tokenizer)
-        self._ends = template.end_marks(tokenizer)
+        self._ends = template.end_token_ids(tokenizer)
 
     def read(self, messages: Sequence[Message]) -> tuple[list[int], list[Run]]:
         """Token ids of the conversation, and the assistant's turns in it."""

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import ContextLengthError, MissingExtraError, ModelError, StillhouseError
-from stillhouse.models.backends.prompts import Prompts
+from stillhouse.models.backends.prompts import PromptEncoder
 from stillhouse.models.chat.reasoning import split_reasoning
 from stillhouse.models.chat.template import ChatTemplate
 from stillhouse.models.gguf.file import GgufFile, read_gguf
-from stillhouse.models.gguf.validate import require_sound
-from stillhouse.models.types import Can, Reply, Request, Sampling
+from stillhouse.models.gguf.validate import validate_for_llama_cpp
+from stillhouse.models.types import Capabilities, Reply, Request, Sampling
 
 SLOTS = 8
 CACHE_BYTES = 2**30  # for keys and values of all slots together
@@ -30,10 +30,10 @@ EMBEDDED_TOKENS = 2048  # of one text; all are read at once, which takes memory
 _QUIET = -1
 
 
-class LlamaModel:
+class LlamaCppModel:
     """A llama.cpp server inside this process."""
 
-    can = Can(generate=True, logprobs=False, train=False)
+    can = Capabilities(generate=True, logprobs=False, train=False)
     max_batch = 1
     concurrency = SLOTS
     pushbacks = 0
@@ -49,11 +49,11 @@ class LlamaModel:
         seed: int,
         cache_prompts: bool = False,
     ) -> None:
-        require_sound(file)
+        validate_for_llama_cpp(file)
         self.reference, self.fingerprint = reference, fingerprint
         self.template_hash: str | None = template.hash
         self.context_length: int | None = slot_context(file)
-        self.prompts = Prompts(tokenizer, template, self.context_length, seed)
+        self.prompts = PromptEncoder(tokenizer, template, self.context_length, seed)
         self._cache_prompts, self._path = cache_prompts, file.path
         self._server = _start(file.path, self.context_length)
         self._embedder: Any = None
@@ -73,23 +73,23 @@ class LlamaModel:
         sampling: Sampling,
         listen: Callable[[dict[str, Any] | StillhouseError], bool],
         *,
-        scores: int | None = None,
+        top_logprobs: int | None = None,
         schema: Mapping[str, Any] | None = None,
-        marks: Sequence[str] = (),
+        preserved_tokens: Sequence[str] = (),
     ) -> None:
         """Begins one answer in a thread, as soon as a slot is free.
 
         Args:
             listen: hears each of llama.cpp's chunks (also of the prompt's progress), or the error that ends
                 the answer, in that thread; returns True to end it.
-            scores: how many likeliest tokens to tell with each; None tells nothing.
+            top_logprobs: how many likeliest tokens to tell with each; None tells nothing.
             schema: JSON schema that the answer must follow, checked: llama.cpp says nothing of a wrong one.
-            marks: texts that are told even where they are special tokens.
+            preserved_tokens: texts that are told even where they are special tokens.
         """
         body = _body(list(ids), sampling, cache=self._cache_prompts)
-        body |= {"stream": True, "return_progress": True, "preserved_tokens": list(marks)}
-        if scores is not None:
-            body["n_probs"] = max(1, scores)
+        body |= {"stream": True, "return_progress": True, "preserved_tokens": list(preserved_tokens)}
+        if top_logprobs is not None:
+            body["n_probs"] = max(1, top_logprobs)
         if schema is not None:
             body["json_schema"] = schema
         self._threads.submit(self._stream, body, listen)
@@ -146,16 +146,16 @@ class LlamaModel:
         return answer["data"][0]["embedding"]
 
     def _one(self, request: Request) -> Reply | StillhouseError:
-        ids = self.prompts.ids(request)
+        ids = self.prompts.encode(request)
         if isinstance(ids, StillhouseError):
             return ids
         assert self._server is not None, "generate() after close()"
-        sampling = self.prompts.sampling(request, len(ids))
+        sampling = self.prompts.resolve_sampling(request, len(ids))
         answer = self._server.handle_completions(_body(ids, sampling, cache=self._cache_prompts))
         if "error" in answer:
             return _refusal(request, answer["error"])
         choice, usage = answer["choices"][0], answer["usage"]
-        text, reasoning = split_reasoning(choice["text"], inside=self.prompts.opens_thought(ids))
+        text, reasoning = split_reasoning(choice["text"], inside=self.prompts.ends_in_reasoning(ids))
         return Reply(
             text=text,
             reasoning=reasoning,
@@ -165,7 +165,7 @@ class LlamaModel:
         )
 
 
-def open_llama(reference: str, *, seed: int, cache_prompts: bool = False) -> LlamaModel:
+def open_llama_cpp(reference: str, *, seed: int, cache_prompts: bool = False) -> LlamaCppModel:
     """Starts llama.cpp on the GGUF file that ``reference`` names.
 
     Args:
@@ -181,7 +181,7 @@ def open_llama(reference: str, *, seed: int, cache_prompts: bool = False) -> Lla
             f"llama.cpp reads GGUF files, and {reference} is none", hint="Set teacher.backend: torch."
         )
     tokenizer, template = load_tokenizer(reference)
-    return LlamaModel(
+    return LlamaCppModel(
         parsed.text,
         read_gguf(parsed.path),
         tokenizer,
@@ -203,15 +203,17 @@ def slot_context(file: GgufFile) -> int:
 
 
 def _slot_context(file: GgufFile) -> int:
-    heads = file.of_architecture("attention.head_count_kv") or file.of_architecture("attention.head_count", 1)
+    heads = file.architecture_field("attention.head_count_kv") or file.architecture_field(
+        "attention.head_count", 1
+    )
     heads = max(heads) if isinstance(heads, list) else heads
-    width = file.of_architecture("attention.key_length") or (
-        file.of_architecture("embedding_length", 1) // file.of_architecture("attention.head_count", 1)
+    width = file.architecture_field("attention.key_length") or (
+        file.architecture_field("embedding_length", 1) // file.architecture_field("attention.head_count", 1)
     )
     bytes_per_token = (
-        2 * 2 * file.of_architecture("block_count", 1) * heads * width
+        2 * 2 * file.architecture_field("block_count", 1) * heads * width
     )  # keys and values, float16
-    native = file.of_architecture("context_length", SHORTEST_CONTEXT)
+    native = file.architecture_field("context_length", SHORTEST_CONTEXT)
     return min(native, max(SHORTEST_CONTEXT, CACHE_BYTES // bytes_per_token // SLOTS))
 
 
@@ -242,12 +244,12 @@ def _start(path: Path, context: int, *, embed: bool = False) -> Any:
     params.chat_template = "chatml"  # never used; llama.cpp would run the file's own, which may never end
     params.api_keys = [secrets.token_urlsafe(32)]
     try:
-        return awake_server(params)
+        return start_llama_server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp cannot load {path}: {error}", hint="Download the file again.") from error
 
 
-def awake_server(params: Any) -> Any:
+def start_llama_server(params: Any) -> Any:
     """A started llama.cpp server whose loop runs.
 
     One that is let go before its loop has begun waits for ever for the loop's end, since the loop then misses

@@ -41,9 +41,9 @@ def open_model(
     if backend == "auto":
         backend = "llama.cpp" if parsed.is_gguf and importlib.util.find_spec("xllamacpp") else "torch"
     if backend == "llama.cpp":
-        from stillhouse.models.backends.llama_cpp import open_llama
+        from stillhouse.models.backends.llama_cpp import open_llama_cpp
 
-        return _told(open_llama(parsed.text, seed=seed))
+        return _told(open_llama_cpp(parsed.text, seed=seed))
     from stillhouse.models.backends.pytorch import open_torch
 
     return _told(open_torch(parsed.text, seed=seed))

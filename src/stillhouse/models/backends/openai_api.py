@@ -28,7 +28,7 @@ from stillhouse.hashing import sha256_text
 from stillhouse.models.backends.retry import TemporaryError, retry_after, with_retries
 from stillhouse.models.chat.reasoning import split_reasoning
 from stillhouse.models.reference import Reference
-from stillhouse.models.types import Can, Reply, Request, Sampling
+from stillhouse.models.types import Capabilities, Reply, Request, Sampling
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -65,7 +65,7 @@ class Completion:
 class ApiModel:
     """A model that somebody serves."""
 
-    can = Can(generate=True, logprobs=False, train=False)
+    can = Capabilities(generate=True, logprobs=False, train=False)
     max_batch = 1
     concurrency = CONCURRENCY
     template_hash: str | None = None
@@ -242,9 +242,9 @@ class ApiModel:
             raise TemporaryError(f"{self.url} answers in another form: {error}: {body[:80]!r}") from error
 
 
-def lacks_key(reference: Reference, api_key_env: str) -> bool:
+def api_key_missing(reference: Reference, api_key_env: str) -> bool:
     """Whether ``reference`` is an API on another machine and the environment holds no key for it."""
-    return reference.is_elsewhere and not os.environ.get(api_key_env)
+    return reference.is_remote and not os.environ.get(api_key_env)
 
 
 def open_api(
@@ -258,7 +258,7 @@ def open_api(
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
     key = os.environ.get(api_key_env)
-    if lacks_key(reference, api_key_env):
+    if api_key_missing(reference, api_key_env):
         raise AuthenticationError(
             f"no API key: the environment variable {api_key_env} is empty",
             hint=f"export {api_key_env}=…, or name another variable in teacher.api_key_env.",
@@ -269,7 +269,7 @@ def open_api(
         max_retries=0,
         timeout=timeout_s,
         # No proxy that the environment names may see what is meant for this machine.
-        http_client=DefaultAsyncHttpxClient(timeout=timeout_s, trust_env=reference.is_elsewhere),
+        http_client=DefaultAsyncHttpxClient(timeout=timeout_s, trust_env=reference.is_remote),
     )
     return ApiModel(reference, client, timeout_s=timeout_s, retries=retries, seed=seed)
 

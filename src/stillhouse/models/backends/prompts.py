@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STOP_MARGIN = 16  # tokens decoded beyond the longest stop: special ones add no text
 
 
-class Prompts:
+class PromptEncoder:
     """Turns requests into token ids for one model."""
 
     def __init__(
@@ -30,17 +30,21 @@ class Prompts:
         self.tokenizer, self.template, self.seed = tokenizer, template, seed
         self.context_length = context_length
 
-    def ids(self, request: Request, *, begun: str = "", **given: Any) -> list[int] | StillhouseError:
+    def encode(
+        self, request: Request, *, answer_prefix: str = "", **variables: Any
+    ) -> list[int] | StillhouseError:
         """The prompt's ids, or why there are none. Without messages it is the begin token alone.
 
         Args:
-            begun, given: as of :meth:`ChatTemplate.encode_prompt`.
+            answer_prefix, variables: as of :meth:`ChatTemplate.encode_prompt`.
         """
         try:
             ids = (
                 self._opening()
                 if not request.messages
-                else self.template.encode_prompt(self.tokenizer, request.messages, begun=begun, **given)
+                else self.template.encode_prompt(
+                    self.tokenizer, request.messages, answer_prefix=answer_prefix, **variables
+                )
             )
         except StillhouseError as error:
             return error
@@ -60,21 +64,23 @@ class Prompts:
             )
         return [begin]
 
-    def sampling(self, request: Request, prompt_tokens: int) -> Sampling:
+    def resolve_sampling(self, request: Request, prompt_tokens: int) -> Sampling:
         """The request's settings with a seed of its own and no more tokens than the context has room for."""
         sampling = request.sampling
         if sampling.seed is None:
             digest = hashlib.sha256(f"{self.seed}:{request.id}".encode()).digest()
             sampling = replace(sampling, seed=int.from_bytes(digest[:4], "big") >> 1)
-        return replace(self.fitted(sampling, prompt_tokens), stop=(*sampling.stop, *self.template.stops))
+        return replace(
+            self.fit_to_context(sampling, prompt_tokens), stop=(*sampling.stop, *self.template.stops)
+        )
 
-    def fitted(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
+    def fit_to_context(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
         """The settings with no more tokens than the context has room for."""
         if self.context_length is None:
             return sampling
         return replace(sampling, max_tokens=min(sampling.max_tokens, self.context_length - prompt_tokens))
 
-    def opens_thought(self, ids: Sequence[int]) -> bool:
+    def ends_in_reasoning(self, ids: Sequence[int]) -> bool:
         """Whether the prompt itself ends inside the model's thoughts."""
         tail = str(self.tokenizer.decode(list(ids[-8:])))
         return tail.rstrip().endswith("<think>")

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import CapabilityError, OutOfMemoryError, StillhouseError, says_out_of_memory
-from stillhouse.models.backends.prompts import Prompts, cut_at_stop, has_stop
+from stillhouse.models.backends.prompts import PromptEncoder, cut_at_stop, has_stop
 from stillhouse.models.chat.reasoning import split_reasoning
 from stillhouse.models.cpu import cpu_has_bfloat16
-from stillhouse.models.types import Can, Reply, Request, Sampling, Weights
+from stillhouse.models.types import Capabilities, Reply, Request, Sampling, Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stillhouse.models.sampling.batch import Sampled
+    from stillhouse.models.sampling.batch import SampledAnswer
     from stillhouse.models.sampling.next_token import Marker
 
 MAX_BATCH = 64
@@ -42,8 +42,10 @@ class TorchModel:
         self.template_hash: str | None = weights.template.hash
         self.context_length = getattr(weights.model.config, "max_position_embeddings", None)
         self._model, self._tokenizer = weights.model, weights.tokenizer
-        self.can = Can(generate=True, logprobs=False, train=True, mark=can_sample(weights.model))
-        self._prompts = Prompts(weights.tokenizer, weights.template, self.context_length, seed)
+        self.can = Capabilities(
+            generate=True, logprobs=False, train=True, watermark=can_sample(weights.model)
+        )
+        self._prompts = PromptEncoder(weights.tokenizer, weights.template, self.context_length, seed)
         self._ends = weights.end_ids
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
 
@@ -60,18 +62,18 @@ class TorchModel:
         results: list[Reply | StillhouseError | None] = [None] * len(requests)
         jobs = []
         for place, request in enumerate(requests):
-            ids = self._prompts.ids(request)
+            ids = self._prompts.encode(request)
             if isinstance(ids, StillhouseError):
                 results[place] = ids
             else:
-                sampling = self._prompts.sampling(request, len(ids))
-                jobs.append(_Job(place, ids, sampling, request.marker))
+                sampling = self._prompts.resolve_sampling(request, len(ids))
+                jobs.append(_EncodedRequest(place, ids, sampling, request.marker))
         for job, sampled in zip(jobs, self._sample(jobs), strict=True):
             results[job.place] = self._reply(job, sampled)
         assert all(result is not None for result in results)
         return [result for result in results if result is not None]
 
-    def _sample(self, batch: list[_Job]) -> list[Sampled]:
+    def _sample(self, batch: list[_EncodedRequest]) -> list[SampledAnswer]:
         settings = [job.sampling for job in batch]
         try:
             return sample_any(
@@ -90,10 +92,10 @@ class TorchModel:
                 ) from error
             raise
 
-    def _reply(self, job: _Job, sampled: Sampled) -> Reply:
+    def _reply(self, job: _EncodedRequest, sampled: SampledAnswer) -> Reply:
         text = str(self._tokenizer.decode(sampled.ids, skip_special_tokens=True))
         text, stopped = cut_at_stop(text, job.sampling.stop)
-        text, reasoning = split_reasoning(text, inside=self._prompts.opens_thought(job.ids))
+        text, reasoning = split_reasoning(text, inside=self._prompts.ends_in_reasoning(job.ids))
         return Reply(
             text=text,
             reasoning=reasoning,
@@ -104,7 +106,7 @@ class TorchModel:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _EncodedRequest:
     place: int
     ids: list[int]
     sampling: Sampling
@@ -128,7 +130,7 @@ def sample_any(
     ends: set[int],
     stopped: Callable[[int, Sequence[int]], bool] | None = None,
     markers: Sequence[Marker | None] = (),
-) -> list[Sampled]:
+) -> list[SampledAnswer]:
     """`sampler.sample`, or for models that it does not know transformers' generate, one prompt at a time.
 
     The latter does not ask ``stopped``: whoever has stops cuts the text.
@@ -144,11 +146,11 @@ def sample_any(
     ]
 
 
-def _generate_one(model: PreTrainedModel, ids: list[int], setting: Sampling, ends: set[int]) -> Sampled:
+def _generate_one(model: PreTrainedModel, ids: list[int], setting: Sampling, ends: set[int]) -> SampledAnswer:
     import torch
     from transformers import GenerationConfig
 
-    from stillhouse.models.sampling.batch import Sampled
+    from stillhouse.models.sampling.batch import SampledAnswer
 
     heat = {"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p}
     if setting.min_p:
@@ -173,4 +175,4 @@ def _generate_one(model: PreTrainedModel, ids: list[int], setting: Sampling, end
         (logits_1V[0].float() / (setting.temperature or 1.0)).log_softmax(-1)[token].item()
         for token, logits_1V in zip(new, output.logits, strict=True)
     ]
-    return Sampled(new, "stop" if new and new[-1] in ends else "length", logp)
+    return SampledAnswer(new, "stop" if new and new[-1] in ends else "length", logp)

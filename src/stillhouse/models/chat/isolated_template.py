@@ -32,11 +32,11 @@ LONGEST = 16 * 2**20
 """Characters that a template may write: twice the largest body of a request."""
 
 
-class ContainedTemplate(ChatTemplate):
+class IsolatedTemplate(ChatTemplate):
     """A chat template that is rendered in a child process."""
 
     @classmethod
-    def of(cls, template: ChatTemplate) -> ContainedTemplate:
+    def of(cls, template: ChatTemplate) -> IsolatedTemplate:
         """``template``, contained."""
         return cls(template.source, template.special_tokens, template.declared)
 

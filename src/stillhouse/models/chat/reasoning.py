@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-OPEN_THOUGHTS, CLOSE_THOUGHTS = "<think>", "</think>"
+REASONING_START, REASONING_END = "<think>", "</think>"
 _THOUGHTS = re.compile(
-    rf"\A\s*{OPEN_THOUGHTS}(?P<thoughts>.*?)(?:{CLOSE_THOUGHTS}(?P<answer>.*)|\Z)", re.DOTALL
+    rf"\A\s*{REASONING_START}(?P<thoughts>.*?)(?:{REASONING_END}(?P<answer>.*)|\Z)", re.DOTALL
 )
 
 
@@ -24,9 +24,9 @@ def split_reasoning(text: str, *, inside: bool | None = None) -> tuple[str, str 
         The answer without blank lines around it, and the thoughts or None where there are none.
     """
     if inside is None:
-        inside = OPEN_THOUGHTS not in text and CLOSE_THOUGHTS in text
-    if inside and not text.lstrip().startswith(OPEN_THOUGHTS):
-        text = OPEN_THOUGHTS + text
+        inside = REASONING_START not in text and REASONING_END in text
+    if inside and not text.lstrip().startswith(REASONING_START):
+        text = REASONING_START + text
     match = _THOUGHTS.match(text)
     if match is None:
         return text, None

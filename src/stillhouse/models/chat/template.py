@@ -19,7 +19,7 @@ from stillhouse.models.chat.encode import added_tokens, encode_inert, encode_pie
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from stillhouse.models.chat.tool_calls import CallForm
+    from stillhouse.models.chat.tool_calls import ToolCallFormat
     from stillhouse.models.types import Message
 
 PLAIN = """{{ bos_token }}{% for message in messages %}
@@ -66,30 +66,30 @@ class ChatTemplate:
         return () if self.declared else ("\n\nUser:",)
 
     @functools.cached_property
-    def call_form(self) -> CallForm | None:
+    def tool_call_format(self) -> ToolCallFormat | None:
         """How the model writes a call of a tool; None where the template knows none, or no form read here."""
-        from stillhouse.models.chat.tool_calls import call_form
+        from stillhouse.models.chat.tool_calls import detect_tool_call_format
 
-        return call_form(self)
+        return detect_tool_call_format(self)
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **given: Any
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
     ) -> str:
         """The conversation as text.
 
         Args:
-            given: further variables for the template, such as `tools`.
+            variables: further variables for the template, such as `tools`.
 
         Raises:
             ModelError: the template is malformed, or refuses these messages.
         """
         from stillhouse.models.chat.jinja_sandbox import GENERATION_END, GENERATION_START
 
-        text = self.render_marked(messages, add_generation_prompt=add_generation_prompt, **given)
+        text = self.render_marked(messages, add_generation_prompt=add_generation_prompt, **variables)
         return text.replace(GENERATION_START, "").replace(GENERATION_END, "")
 
     def render_marked(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **given: Any
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
     ) -> str:
         """The same, with the template's own `{% generation %}` marks left in."""
         import jinja2
@@ -99,7 +99,7 @@ class ChatTemplate:
                 {
                     "messages": [self._folded(message) for message in messages],
                     "add_generation_prompt": add_generation_prompt,
-                    **{"tools": None, "documents": None, **self.special_tokens, **given},
+                    **{"tools": None, "documents": None, **self.special_tokens, **variables},
                 }
             )
         except jinja2.TemplateSyntaxError as error:
@@ -143,21 +143,22 @@ class ChatTemplate:
         tokenizer: PreTrainedTokenizerFast,
         messages: Sequence[Message],
         *,
-        begun: str = "",
-        **given: Any,
+        answer_prefix: str = "",
+        **variables: Any,
     ) -> list[int]:
         """Token ids [T] after which the model writes the next answer.
 
         Args:
-            begun: how the answer begins; the model writes the rest.
-            given: further variables for the template, such as `tools`; what they spell is plain text, too.
+            answer_prefix: how the answer begins; the model writes the rest.
+            variables: further variables for the template, such as `tools`; special tokens that they spell
+                become plain text.
         """
         guard = _Guard(tokenizer, self)
-        given = {key: guard.replaced(value, guard.marks) for key, value in given.items()}
-        text = self.render(guard.messages(messages), add_generation_prompt=True, **given)
-        return guard.encode(text + begun, "")
+        variables = {key: guard.replaced(value, guard.marks) for key, value in variables.items()}
+        text = self.render(guard.messages(messages), add_generation_prompt=True, **variables)
+        return guard.encode(text + answer_prefix, "")
 
-    def end_marks(self, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    def end_token_ids(self, tokenizer: PreTrainedTokenizerFast) -> set[int]:
         """Ids that end an answer: the tokenizer's end token, and what this template puts after one."""
         from stillhouse.models.chat.assistant_mask import end_of_turn
 

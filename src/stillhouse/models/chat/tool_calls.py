@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
-from stillhouse.models.chat.reasoning import CLOSE_THOUGHTS
+from stillhouse.models.chat.reasoning import REASONING_END
 
 if TYPE_CHECKING:
     from stillhouse.models.chat.template import ChatTemplate
@@ -33,19 +33,19 @@ _CALL = {"id": "call00000", "type": "function", "function": {"name": _NAME, "arg
 
 
 @dataclass(frozen=True)
-class CallForm:
-    """The text of one call: ``open``, a JSON object of `name` and arguments, ``close``."""
+class ToolCallFormat:
+    """The text of one call: ``prefix``, a JSON object of `name` and arguments, ``suffix``."""
 
-    open: str
+    prefix: str
     """With the whitespace that the template writes; empty where an answer is the object itself."""
-    close: str
-    arguments: str
+    suffix: str
+    arguments_key: str
     """The arguments' key."""
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def delimiters(self) -> tuple[str, ...]:
         """What stands around a call, without whitespace; empty where nothing does."""
-        return (self.open.strip(), self.close.strip()) if self.open.strip() else ()
+        return (self.prefix.strip(), self.suffix.strip()) if self.prefix.strip() else ()
 
     def schema(self, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The JSON schema of a call of one of ``tools`` (the API's `function` objects)."""
@@ -55,12 +55,12 @@ class CallForm:
                     "type": "object",
                     "properties": {
                         "name": {"const": tool["name"]},
-                        self.arguments: _moved(
+                        self.arguments_key: _moved(
                             tool.get("parameters") or {"type": "object"},
-                            f"#/anyOf/{place}/properties/{self.arguments}",
+                            f"#/anyOf/{place}/properties/{self.arguments_key}",
                         ),
                     },
-                    "required": ["name", self.arguments],
+                    "required": ["name", self.arguments_key],
                     "additionalProperties": False,
                 }
                 for place, tool in enumerate(tools)
@@ -68,7 +68,7 @@ class CallForm:
         }
 
 
-def call_form(template: ChatTemplate) -> CallForm | None:
+def detect_tool_call_format(template: ChatTemplate) -> ToolCallFormat | None:
     """The form of ``template``'s calls; None where it knows no tools or its form is not read here."""
     question = {"role": "user", "content": "probe question"}
     call = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
@@ -92,11 +92,11 @@ def call_form(template: ChatTemplate) -> CallForm | None:
     if len(keys) != 1 or found != {"name": _NAME, keys[0]: _ARGUMENTS}:
         return None
     close, end_of_turn, more = turn[end:].partition(answered.rpartition(_ANSWER)[2])
-    opening = turn[:place].rpartition(CLOSE_THOUGHTS)[2].lstrip("\n")
+    opening = turn[:place].rpartition(REASONING_END)[2].lstrip("\n")
     one_sided = bool(opening.strip()) != bool(close.strip())
     if more or not end_of_turn or one_sided or opening.rstrip().endswith("["):
         return None
-    return CallForm(opening, close, keys[0])
+    return ToolCallFormat(opening, close, keys[0])
 
 
 def _moved(schema: Any, to: str) -> Any:

@@ -79,7 +79,7 @@ def transformers_config(file: GgufFile, *, llama3_factors: list[float] | None = 
         ModelError: an architecture, or a variant of one, that is not supported.
     """
     architecture = file.architecture
-    if architecture not in ARCHITECTURES or file.of_architecture("expert_count", 0):
+    if architecture not in ARCHITECTURES or file.architecture_field("expert_count", 0):
         kind = f"{architecture} with experts" if architecture in ARCHITECTURES else architecture
         raise ModelError(
             f"{file.path}: the architecture {kind!r} cannot be loaded for training from GGUF",
@@ -92,12 +92,12 @@ def transformers_config(file: GgufFile, *, llama3_factors: list[float] | None = 
     if not isinstance(heads, int):
         raise ModelError(f"{file.path}: layers with different numbers of heads are not supported")
     # Llama's rotary dimension is the whole head; the others state the head's size, or it divides evenly.
-    head_dim = file.of_architecture("attention.key_length")
+    head_dim = file.architecture_field("attention.key_length")
     if head_dim is None:
         head_dim = (
-            file.of_architecture("rope.dimension_count") if architecture == "llama" else None
+            file.architecture_field("rope.dimension_count") if architecture == "llama" else None
         ) or hidden // heads
-    theta = round_f32(file.of_architecture("rope.freq_base", 10_000.0))
+    theta = round_f32(file.architecture_field("rope.freq_base", 10_000.0))
     config = {
         "model_type": model_type,
         "architectures": [class_name],
@@ -106,7 +106,7 @@ def transformers_config(file: GgufFile, *, llama3_factors: list[float] | None = 
         "intermediate_size": file.require(f"{architecture}.feed_forward_length"),
         "num_hidden_layers": file.require(f"{architecture}.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": file.of_architecture("attention.head_count_kv", heads),
+        "num_key_value_heads": file.architecture_field("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": file.require(f"{architecture}.context_length"),
         "rms_norm_eps": round_f32(file.require(f"{architecture}.attention.layer_norm_rms_epsilon")),
@@ -154,13 +154,13 @@ _CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 def _require_numbers(file: GgufFile) -> None:
     """Refuses numbers that are none, and a count of layers that the file's tensors belie."""
     for key in (*_COUNTS, *_HEADS, "attention.sliding_window_pattern", "attention.sliding_window"):
-        value = file.of_architecture(key)
+        value = file.architecture_field(key)
         if isinstance(value, list) and key in _HEADS[:2]:
             continue  # differs from layer to layer; refused by name below
         if value is not None and (type(value) is not int or not 0 < value < 2**31):
             raise ModelError(f"{file.path}: {key} cannot be {value!r:.60}", hint=_DAMAGED)
     for key in (*_REALS, *_CAPS):
-        value = file.of_architecture(key)
+        value = file.architecture_field(key)
         if value is not None and (type(value) not in (int, float) or not 0 <= value < 1e30):
             raise ModelError(f"{file.path}: {key} cannot be {value!r:.60}", hint=_DAMAGED)
     blocks = {match[1] for name in file.tensors if (match := re.match(r"blk\.(\d+)\.", name))}
@@ -190,8 +190,8 @@ def _rope(file: GgufFile, theta: float, llama3_factors: list[float] | None) -> d
             "factor": _llama3_factor(file, theta, llama3_factors),
             **_LLAMA3,
         }
-    kind = file.of_architecture("rope.scaling.type", "none")
-    factor = file.of_architecture("rope.scaling.factor", 1.0)
+    kind = file.architecture_field("rope.scaling.type", "none")
+    factor = file.architecture_field("rope.scaling.factor", 1.0)
     if kind == "none" or factor in (0.0, 1.0):
         return base
     if kind == "linear":
@@ -224,7 +224,7 @@ def _llama3_factor(file: GgufFile, theta: float, factors: list[float]) -> float:
 def _gemma(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
     layers, head_dim = config["num_hidden_layers"], config["head_dim"]
     usual, layers_of_27b = _GEMMA_LAYERS[file.architecture]
-    pattern = file.of_architecture("attention.sliding_window_pattern", usual)
+    pattern = file.architecture_field("attention.sliding_window_pattern", usual)
     if not isinstance(pattern, int):
         raise ModelError(f"{file.path}: an irregular sliding-window pattern is not supported")
     # The 27B model alone scales attention by hidden_size / heads (llama.cpp, hyper-parameters of both).
@@ -238,10 +238,10 @@ def _gemma(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
     }
     if file.architecture == "gemma2":
         return found | {
-            "attn_logit_softcapping": file.of_architecture("attn_logit_softcapping", 50.0),
-            "final_logit_softcapping": file.of_architecture("final_logit_softcapping", 30.0),
+            "attn_logit_softcapping": file.architecture_field("attn_logit_softcapping", 50.0),
+            "final_logit_softcapping": file.architecture_field("final_logit_softcapping", 30.0),
         }
-    local = round_f32(file.of_architecture("rope.freq_base_swa", _GEMMA_LOCAL_THETA))
+    local = round_f32(file.architecture_field("rope.freq_base_swa", _GEMMA_LOCAL_THETA))
     return found | {
         "rope_parameters": {
             "full_attention": config["rope_parameters"],

@@ -28,13 +28,13 @@ _DEFAULT_ALIGNMENT = 32
 
 
 @dataclass(frozen=True)
-class TensorPlace:
+class TensorInfo:
     """Where a tensor lies in the file and how it is stored."""
 
     name: str
     shape: tuple[int, ...]
     """Row-major, as numpy and torch count (GGUF itself lists the fastest dimension first)."""
-    kind: int
+    type: int
     """ggml type number (0 is F32, 1 is F16, …)."""
     offset: int
     """Bytes from the start of the file."""
@@ -51,7 +51,7 @@ class GgufFile:
 
     path: Path
     metadata: dict[str, Any]
-    tensors: dict[str, TensorPlace] = field(repr=False)
+    tensors: dict[str, TensorInfo] = field(repr=False)
 
     @property
     def architecture(self) -> str:
@@ -66,7 +66,7 @@ class GgufFile:
             )
         return self.metadata[key]
 
-    def of_architecture(self, suffix: str, default: Any = None) -> Any:
+    def architecture_field(self, suffix: str, default: Any = None) -> Any:
         """The value of `<architecture>.<suffix>`."""
         return self.metadata.get(f"{self.architecture}.{suffix}", default)
 
@@ -109,10 +109,10 @@ def read_tensor(file: GgufFile, name: str) -> np.ndarray:
 
     place = file.tensors[name]
     try:
-        kind = GGMLQuantizationType(place.kind)
+        kind = GGMLQuantizationType(place.type)
         block, block_bytes = GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
-        raise ModelError(f"{file.path}: tensor {name!r} has the unknown type {place.kind}") from None
+        raise ModelError(f"{file.path}: tensor {name!r} has the unknown type {place.type}") from None
     if place.shape[-1] % block:
         raise ModelError(
             f"{file.path}: tensor {name!r} of shape {place.shape} does not fill blocks of {block}"
@@ -156,13 +156,13 @@ class _Header:
         places = [self.tensor() for _ in range(tensor_count)]
         return GgufFile(self.path, metadata, self.placed(places, metadata))
 
-    def placed(self, places: list[TensorPlace], metadata: dict[str, Any]) -> dict[str, TensorPlace]:
+    def placed(self, places: list[TensorInfo], metadata: dict[str, Any]) -> dict[str, TensorInfo]:
         """The same places, counted from the start of the file."""
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             self.fail(f"has the impossible alignment {alignment!r}")
         start = -(-self.at // alignment) * alignment
-        return {p.name: TensorPlace(p.name, p.shape, p.kind, start + p.offset) for p in places}
+        return {p.name: TensorInfo(p.name, p.shape, p.type, start + p.offset) for p in places}
 
     def fail(self, what: str, *, hint: str | None = None) -> NoReturn:
         raise ModelError(f"{self.path} {what}", hint=hint)
@@ -195,11 +195,11 @@ class _Header:
                 return [self.string() for _ in range(count)]
         return self.fail(f"has a value of unknown type {kind} at byte {self.at}")
 
-    def tensor(self) -> TensorPlace:
+    def tensor(self) -> TensorInfo:
         name, dimensions = self.string(), self.number("I")
         if not 1 <= dimensions <= _MAX_DIMS:
             self.fail(f"says that tensor {name!r} has {dimensions} dimensions")
         shape = tuple(self.number("Q") for _ in range(dimensions))[::-1]
         if 0 in shape:
             self.fail(f"says that tensor {name!r} is empty")
-        return TensorPlace(name, shape, self.number("I"), self.number("Q"))
+        return TensorInfo(name, shape, self.number("I"), self.number("Q"))

@@ -59,7 +59,7 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
         raise TokenizerMismatchError(f"{file.path}: unusable start token: {error}") from error
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        model_max_length=file.of_architecture("context_length"),
+        model_max_length=file.architecture_field("context_length"),
         clean_up_tokenization_spaces=False,
         **{f"{role}_token": tokens[number] for role, number in specials.items()},
     )
@@ -292,9 +292,9 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def _merges(backend: Tokenizer) -> list[str]:
-    return normal_merges(json.loads(backend.to_str())["model"])
+    return bpe_merges(json.loads(backend.to_str())["model"])
 
 
-def normal_merges(model: dict[str, Any]) -> list[str]:
+def bpe_merges(model: dict[str, Any]) -> list[str]:
     """Merges of a tokenizer.json model as "a b"; both spellings of the format are known."""
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]

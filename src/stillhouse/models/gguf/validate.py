@@ -12,14 +12,14 @@ import re
 from typing import Any, NoReturn
 
 from stillhouse.errors import ModelError
-from stillhouse.models.gguf.file import GgufFile, TensorPlace
+from stillhouse.models.gguf.file import GgufFile, TensorInfo
 
 _POSITIVE = ("block_count", "context_length", "embedding_length", "attention.head_count")
 _WITHOUT_HEADS = ("mamba", "rwkv")  # architectures, by their beginning, that say 0 heads
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
-def require_sound(file: GgufFile) -> None:
+def validate_for_llama_cpp(file: GgufFile) -> None:
     """Refuses a file that would end the process that gives it to llama.cpp.
 
     Raises:
@@ -59,12 +59,12 @@ def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _bytes(file: GgufFile, place: TensorPlace) -> int:
+def _bytes(file: GgufFile, place: TensorInfo) -> int:
     """Bytes of a tensor in the file."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(place.kind)]
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(place.type)]
     except (ValueError, KeyError):
         return 0  # newer than the gguf package; llama.cpp refuses what it does not know either
     if place.shape[-1] % block:

@@ -28,7 +28,7 @@ from stillhouse.models.sampling.module_decoder import ModuleDecoder
 from stillhouse.models.sampling.next_token import Marker, draw, draw_with_logp
 from stillhouse.models.types import Sampling
 
-__all__ = ["Sampled", "can_sample", "draw", "sample"]
+__all__ = ["SampledAnswer", "can_sample", "draw", "sample"]
 
 SLOTS = 64  # sequences that run at once
 PREFILL = 1024  # prompt tokens of one prefill pass, if there is more than one prompt; more are slower
@@ -37,7 +37,7 @@ Stopped = Callable[[int, Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledAnswer:
     """One answer."""
 
     ids: list[int]
@@ -86,7 +86,7 @@ def sample(
     slots: int = SLOTS,
     stopped: Stopped | None = None,
     markers: Sequence[Marker | None] = (),
-) -> list[Sampled]:
+) -> list[SampledAnswer]:
     """Continues every prompt until an end token, a stop or its ``max_tokens``.
 
     Args:
@@ -133,7 +133,7 @@ def sample(
         if on_token:
             on_token(len(fresh))
         _leave(running, memory)
-    return [Sampled(one.ids, one.finish_reason or "length", one.logp) for one in everyone]
+    return [SampledAnswer(one.ids, one.finish_reason or "length", one.logp) for one in everyone]
 
 
 class _Entrance:

@@ -27,22 +27,22 @@ LONGEST_SCHEMA = 40_000
 _OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})?"}
 
 
-def guided(schema: Mapping[str, Any]) -> dict[str, Any]:
+def with_guidance_options(schema: Mapping[str, Any]) -> dict[str, Any]:
     """``schema`` with what llguidance, here or inside llama.cpp, is to know besides."""
     return {**schema, "x-guidance": _OPTIONS}
 
 
-def checked_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` as :func:`guided` gives it, once it is known that an answer can begin to follow it.
+def validated_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks that an answer can follow ``schema``; returns it as :func:`with_guidance_options` does.
 
-    llama.cpp would answer as if there were no schema where it is wrong.
+    llama.cpp ignores an invalid schema without an error, so the check happens here.
 
     Raises:
         SchemaError: it is malformed or too long, nothing can satisfy it, or it says what a grammar cannot
             enforce.
         MissingExtraError: llguidance is not installed.
     """
-    made = guided(schema)
+    made = with_guidance_options(schema)
     try:
         size = len(json.dumps(made))
     except RecursionError as error:
@@ -67,14 +67,14 @@ class Constraint:
         """Whether nothing but the end may follow; also after a failure."""
         return self._matcher.is_stopped()
 
-    def allowed(self) -> np.ndarray:
+    def allowed_tokens(self) -> np.ndarray:
         """Which tokens may come next [V]: end tokens where the answer may end. After a failure all."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._failed():
             return np.ones(self._width, bool)
         return np.unpackbits(bits, bitorder="little")[: self._width].astype(bool)
 
-    def take(self, token: int) -> None:
+    def consume(self, token: int) -> None:
         """Goes on by one token that was allowed."""
         self._matcher.consume_token(token)
         self._failed()
@@ -86,7 +86,7 @@ class Constraint:
         return self.failure is not None
 
 
-class Constraints:
+class ConstraintFactory:
     """Makes constraints for one model. For several threads.
 
     Args:
@@ -98,11 +98,11 @@ class Constraints:
         self._tokenizer, self._width, self._ends = tokenizer, width, sorted(ends)
         self._lock = threading.Lock()
 
-    def of(self, schema: Mapping[str, Any]) -> Constraint:
+    def create(self, schema: Mapping[str, Any]) -> Constraint:
         """The beginning of an answer that follows ``schema``; the first call takes a second more.
 
         Args:
-            schema: as :func:`guided` gives it.
+            schema: as :func:`with_guidance_options` gives it.
 
         Raises:
             SchemaError: it cannot be followed.

@@ -33,7 +33,7 @@ WORTH_COPYING = 16  # tokens of an equal prefix that are copied rather than read
 
 
 @dataclass(frozen=True)
-class TokenScore:
+class TokenLogprob:
     """What the model thought of one token: natural logarithms over the whole vocabulary, at temperature 1."""
 
     id: int
@@ -43,12 +43,12 @@ class TokenScore:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledToken:
     """One token that a step drew for a sequence."""
 
     sequence: LiveSequence
     id: int
-    score: TokenScore | None
+    logprob: TokenLogprob | None
     """None where the sequence did not ask."""
     finish_reason: str | None
     """`stop` (an end token, or the constraint is fulfilled) or `length` with the last token; None before."""
@@ -59,9 +59,9 @@ class LiveSequence:
     """One answer under way.
 
     Args:
-        scores: how many of the likeliest tokens to tell with each drawn one; None tells nothing, 0 only the
-            drawn token's own log-probability.
-        score_prompt: also tell those of the prompt's tokens (from the second on), in ``prompt_scores``. A
+        top_logprobs: likeliest tokens to report with each sampled token; 0 reports only the sampled token's
+            own log-probability, None reports nothing.
+        score_prompt: also tell those of the prompt's tokens (from the second on), in ``prompt_logprobs``. A
             prefix is then read again.
         constraint: what the answer must follow. Scores stay those of the model without it.
         marker: a watermark (:class:`stillhouse.watermark.Mark`).
@@ -69,12 +69,12 @@ class LiveSequence:
 
     prompt: tuple[int, ...]
     sampling: Sampling
-    scores: int | None = None
+    top_logprobs: int | None = None
     score_prompt: bool = False
     constraint: Constraint | None = None
     marker: Marker | None = None
     ids: list[int] = field(default_factory=list)
-    prompt_scores: list[TokenScore] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     cached_tokens: int = 0
     """Tokens of the prompt that were there already."""
     cancelled: bool = False
@@ -145,7 +145,7 @@ class ContinuousSampler:
             memory.ids = ()
 
     @torch.inference_mode()
-    def step(self) -> list[Drawn]:
+    def step(self) -> list[SampledToken]:
         """Takes in waiting prompts, then draws a token for everyone who runs."""
         self._leave()
         older = tuple(self._running)
@@ -156,9 +156,9 @@ class ContinuousSampler:
             drawn += self._draw(older, self._decoder.step(tokens_B, lengths_B))
         return drawn
 
-    def _enter(self) -> list[Drawn]:
+    def _enter(self) -> list[SampledToken]:
         """Reads waiting prompts, one after the other, until a chunk is full or no slot is free."""
-        drawn: list[Drawn] = []
+        drawn: list[SampledToken] = []
         room = CHUNK
         while self._waiting and room > 0 and len(self._running) < self.slots:
             one = self._waiting[0]
@@ -171,7 +171,7 @@ class ContinuousSampler:
             logits_NV = self._decoder.extend(ids, self._entrance, one._read, every=one.score_prompt)
             if one.score_prompt:
                 targets = one.prompt[one._read + 1 : one._read + 1 + len(ids)]
-                one.prompt_scores += _scores(logits_NV[: len(targets)], targets, one.scores or 0)
+                one.prompt_logprobs += _scores(logits_NV[: len(targets)], targets, one.top_logprobs or 0)
             one._read += len(ids)
             room -= len(ids)
             if one._read == len(one.prompt):
@@ -199,7 +199,7 @@ class ContinuousSampler:
             if memory:
                 memory.used = self._tick()
 
-    def _draw(self, sequences: Sequence[LiveSequence], logits_BV: torch.Tensor) -> list[Drawn]:
+    def _draw(self, sequences: Sequence[LiveSequence], logits_BV: torch.Tensor) -> list[SampledToken]:
         uniforms = torch.tensor([one._uniforms.random() for one in sequences], dtype=torch.float64)
         settings, markers = [one.sampling for one in sequences], [one.marker for one in sequences]
         answers = [one.ids for one in sequences]
@@ -209,15 +209,15 @@ class ContinuousSampler:
         for row, (one, token) in enumerate(zip(sequences, tokens_B, strict=True)):
             one.ids.append(token)
             score = None
-            if one.scores is not None:
-                score = _scores(logits_BV[row : row + 1], [token], one.scores)[0]
+            if one.top_logprobs is not None:
+                score = _scores(logits_BV[row : row + 1], [token], one.top_logprobs)[0]
             full = len(one.ids) >= one.sampling.max_tokens
             ended = token in self.ends
             if one.constraint and not ended:
-                one.constraint.take(token)
+                one.constraint.consume(token)
                 ended = one.constraint.finished
             reason = "stop" if ended else "length" if full else None
-            drawn.append(Drawn(one, token, score, reason))
+            drawn.append(SampledToken(one, token, score, reason))
             if reason:
                 one.cancelled = True
         return drawn
@@ -264,12 +264,12 @@ def _allowed(sequences: Sequence[LiveSequence], logits_BV: torch.Tensor) -> torc
         return logits_BV
     logits_BV = logits_BV.clone()
     for row, constraint in rows:
-        allowed_V = torch.from_numpy(constraint.allowed()).to(logits_BV.device)
+        allowed_V = torch.from_numpy(constraint.allowed_tokens()).to(logits_BV.device)
         logits_BV[row].masked_fill_(~allowed_V, -torch.inf)
     return logits_BV
 
 
-def _scores(logits_NV: torch.Tensor, tokens: Sequence[int], top: int) -> list[TokenScore]:
+def _scores(logits_NV: torch.Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
     """The log-probability of each of N tokens under its row, with the ``top`` likeliest of the row."""
     if not tokens:
         return []
@@ -277,6 +277,6 @@ def _scores(logits_NV: torch.Tensor, tokens: Sequence[int], top: int) -> list[To
     own = logp_NV.gather(1, torch.tensor([list(tokens)], device=logp_NV.device).T)[:, 0].tolist()
     values, ids = logp_NV.topk(top) if top else (logp_NV[:, :0], logp_NV[:, :0].long())
     return [
-        TokenScore(token, value, tuple(zip(few, chances, strict=True)))
+        TokenLogprob(token, value, tuple(zip(few, chances, strict=True)))
         for token, value, few, chances in zip(tokens, own, ids.tolist(), values.tolist(), strict=True)
     ]

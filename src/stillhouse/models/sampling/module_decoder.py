@@ -22,7 +22,7 @@ class ModuleDecoder:
 
     def __init__(self, model: PreTrainedModel, memory: KeyValues) -> None:
         self.model, self.memory = model, memory
-        self.place = _Place()
+        self.place = _WriteTarget()
         self.cache = Cache(layers=[_SlotLayer(memory, n, self.place) for n in range(len(memory.layers))])
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
@@ -64,7 +64,7 @@ class ModuleDecoder:
         ).logits
 
 
-class _Place:
+class _WriteTarget:
     """Where the pass under way writes: into one slot after its past, or at each sequence's own end."""
 
     slot = 0
@@ -76,7 +76,7 @@ class _Place:
 class _SlotLayer(DynamicLayer):
     """One layer's keys and values, kept in `KeyValues`."""
 
-    def __init__(self, memory: KeyValues, number: int, place: _Place) -> None:
+    def __init__(self, memory: KeyValues, number: int, place: _WriteTarget) -> None:
         super().__init__()
         self.memory, self.number, self.place = memory, number, place
 
