@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 from made_bundle import make_bundle
 
+from stillhouse.pages.numbers import format_scientific
 from stillhouse.trace.bundle.files import read_evidence
 from stillhouse.trace.bundle.schema import Evidence
-from stillhouse.trace.report.labels import number
 from stillhouse.trace.report.page import render_page
 from stillhouse.trace.verify import verify_bundle
 
@@ -62,7 +62,7 @@ def test_a_lawyer_and_a_statistician_find_what_they_look_for(bundle):
         assert words in text
     finding = read_evidence(bundle).teachers[0].tests[0].finding
     assert finding is not None
-    assert number(finding.p_value) in text and number(finding.e_value) in text
+    assert format_scientific(finding.p_value) in text and format_scientific(finding.e_value) in text
 
 
 def test_four_pictures_are_described_in_words(bundle):
@@ -119,4 +119,4 @@ def test_a_page_that_says_something_else_is_noticed_though_its_hash_fits(bundle,
     ],
 )
 def test_numbers_as_people_read_them(value, text):
-    assert number(value) == text
+    assert format_scientific(value) == text

@@ -208,7 +208,7 @@ def _names(references: list[str]) -> list[str]:
 
 
 def _show(evidence: Any) -> None:
-    from stillhouse.trace.report.labels import number
+    from stillhouse.pages.numbers import format_scientific
 
     rows = []
     for teacher in evidence.teachers:
@@ -233,8 +233,8 @@ def _show(evidence: Any) -> None:
                         part.test,
                         part.level,
                         f"{found.n:,}",
-                        number(found.p_value),
-                        number(found.e_value),
+                        format_scientific(found.p_value),
+                        format_scientific(found.e_value),
                     ]
                 )
     several = len(evidence.teachers) > 1

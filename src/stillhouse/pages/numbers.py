@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
 
 def format_number(value: float | None, digits: int = 3) -> str:
     """``0.712``, ``12.3``, ``880``, ``12,300``: so many significant digits; an exponent from a million on."""
@@ -20,6 +22,27 @@ def format_number(value: float | None, digits: int = 3) -> str:
     rounded = float(f"{value:.{digits - 1}e}")
     places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:,.{min(places, 6)}f}".replace("-", "−")
+
+
+def format_scientific(value: float | None) -> str:
+    """``12,300``, ``0.0123``, ``2.6 × 10⁻²⁴``: a power of ten below 10⁻⁴ and from 10⁷ on; None is a dash."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e7:
+        digits, _, exponent = f"{value:.1e}".partition("e")
+        power = f"10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+        is_power = digits == "1.0" and math.isclose(value, 10.0 ** int(exponent))
+        return power if is_power else f"{digits} × {power}".replace("-", "−")
+    if abs(value) >= 100:
+        return f"{value:,.0f}".replace("-", "−")
+    return f"{float(f'{value:.3g}'):.10g}".replace("-", "−")
+
+
+def format_percent(share: float) -> str:
+    """``5%``, ``0.3%``: three significant digits."""
+    return f"{100 * share:.3g}%"
 
 
 def decimals_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:

@@ -18,13 +18,13 @@ import pyarrow as pa
 
 from stillhouse.errors import CorpusError, IntegrityError
 from stillhouse.models import fingerprint_of, parse_reference
+from stillhouse.pages.numbers import format_scientific
 from stillhouse.trace.bundle.commitments import log_hash, secret_files
 from stillhouse.trace.bundle.files import OPENED, PLAN, RESAMPLES, read_transcript
 from stillhouse.trace.bundle.schema import Evidence, PlannedTestRecord
 from stillhouse.trace.detectors.case import Case, observe
 from stillhouse.trace.judge import judge_transcript, parameters
 from stillhouse.trace.plan import TeacherPlan, TracePlan, load_plan
-from stillhouse.trace.report.labels import number
 from stillhouse.trace.run import environment, read_teacher_log
 from stillhouse.trace.suspects.base import Suspect
 from stillhouse.trace.suspects.open import open_suspect
@@ -109,8 +109,8 @@ def _compare(
     )
     then = part.finding.e_value if part.finding else None
     result.notes.append(
-        f"{teacher.name}, {part.test}: E = {number(finding.e_value)} from the new answers, "
-        f"{number(then)} from the recorded ones"
+        f"{teacher.name}, {part.test}: E = {format_scientific(finding.e_value)} from the new answers, "
+        f"{format_scientific(then)} from the recorded ones"
     )
 
 

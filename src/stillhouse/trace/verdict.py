@@ -20,9 +20,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from stillhouse.pages.numbers import format_percent, format_scientific
 from stillhouse.stats.evalues import weighted_mean
 from stillhouse.trace.finding import Finding
-from stillhouse.trace.report.labels import number, percent
 
 Rung = Literal["L1", "L2"]
 RUNGS: tuple[Rung, ...] = ("L1", "L2")
@@ -172,8 +172,9 @@ def same_weights(teachers: Mapping[str, Sequence[Weighed]], hard: float) -> dict
             found[name] = float(weighted_mean(e_values, [1.0] * len(e_values)))
     needed = hard * len(found)
     return {
-        name: f"Apart from that, there is hard evidence that {CLAIM_OF_WEIGHTS} (E = {number(e_value)}, and "
-        f"{number(needed)} is called hard). That shows nothing of what either was trained on."
+        name: f"Apart from that, there is hard evidence that {CLAIM_OF_WEIGHTS} "
+        f"(E = {format_scientific(e_value)}, and {format_scientific(needed)} is called hard). "
+        "That shows nothing of what either was trained on."
         for name, e_value in found.items()
         if e_value >= needed
     }
@@ -211,23 +212,26 @@ def _on_the_ladder(
             "bound",
             None,
             f"Bound: f below {most:.2g}",
-            f"With {percent(1 - alpha)} confidence less than {percent(most)} of the log was used, if outputs "
-            "that are used leave the trace that they left in the surrogate model. This is a bound and no "
-            "more; it says nothing of outputs outside this log.",
+            f"With {format_percent(1 - alpha)} confidence less than {format_percent(most)} of the log was "
+            "used, if outputs that are used leave the trace that they left in the surrogate model. "
+            "This is a bound and no more; it says nothing of outputs outside this log.",
         )
     power = _effect(tests, "power")
     if not rungs:
         why = "No test could be run that bears on a claim."
     else:
         best = max(rungs, key=lambda rung: rung.e_value)
-        why = f"The evidence is E = {number(best.e_value)}, and {number(best.needed)} is called hard."
-    told = "power unknown" if power is None else f"power {percent(power)}"
+        why = (
+            f"The evidence is E = {format_scientific(best.e_value)}, "
+            f"and {format_scientific(best.needed)} is called hard."
+        )
+    told = "power unknown" if power is None else f"power {format_percent(power)}"
     if power is None:
         then = "How likely these tests were to find use at all is unknown without a surrogate model."
     else:
         then = (
-            f"Had {percent(share)} of the log been used, these tests would have given hard evidence with a "
-            f"probability of about {percent(power)}."
+            f"Had {format_percent(share)} of the log been used, these tests would have given hard evidence "
+            f"with a probability of about {format_percent(power)}."
         )
     return Verdict(
         "inconclusive", None, f"Inconclusive ({told})", f"{why} {then} Nothing is shown, either way."
@@ -241,8 +245,9 @@ def _hard(rung: RungEvidence) -> Verdict:
         f"Hard evidence at level {rung.level}",
         f"The evidence is that {claim(rung.level, rung.tests)}. "
         f"If it {null(rung.level, rung.tests)}, and the assumptions hold, "
-        f"evidence of E ≥ {number(rung.needed)} would come up in at most one of {number(rung.needed)} such "
-        f"traces; here E = {number(rung.e_value)}. The explanations that remain are listed with each test.",
+        f"evidence of E ≥ {format_scientific(rung.needed)} would come up in at most one of "
+        f"{format_scientific(rung.needed)} such traces; here E = {format_scientific(rung.e_value)}. "
+        "The explanations that remain are listed with each test.",
     )
 
 

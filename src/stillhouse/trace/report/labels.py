@@ -1,10 +1,6 @@
-"""Numbers and tests in words: the same on the page and in the terminal."""
+"""Names of tests, levels and effects on the evidence page."""
 
 from __future__ import annotations
-
-import math
-
-_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 TITLES = {
     "exchangeable": "Delivered outputs against fresh resamples",
@@ -76,24 +72,3 @@ EFFECTS = {
     "saved": "Share of the log that was not needed",
 }
 """What effects are called; others by their own name."""
-
-
-def number(value: float | None) -> str:
-    """``12,300``, ``0.0123``, ``2.6 × 10⁻²⁴``; a dash for none."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    if not 1e-4 <= abs(value) < 1e7:
-        digits, _, exponent = f"{value:.1e}".partition("e")
-        if digits == "1.0" and math.isclose(value, 10.0 ** int(exponent)):
-            return f"10{str(int(exponent)).translate(_RAISED)}"
-        return f"{digits} × 10{str(int(exponent)).translate(_RAISED)}".replace("-", "−")
-    if abs(value) >= 100:
-        return f"{value:,.0f}".replace("-", "−")
-    return f"{float(f'{value:.3g}'):.10g}".replace("-", "−")
-
-
-def percent(share: float) -> str:
-    """``5%``, ``0.3%``."""
-    return f"{100 * share:.3g}%"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from stillhouse.pages.numbers import format_scientific
 from stillhouse.pages.template import page_template
 from stillhouse.trace.bundle.schema import Evidence, FindingRecord, PlaceboRecord, PlannedTestRecord
-from stillhouse.trace.report.labels import EFFECTS, LEVEL_OF_TEXTS, LEVELS, PLAIN, TITLES, number
+from stillhouse.trace.report.labels import EFFECTS, LEVEL_OF_TEXTS, LEVELS, PLAIN, TITLES
 from stillhouse.trace.verdict import NOT_SHOWN, OF_TEXTS, claim, of_texts
 
 HELD = {True: "holds", False: "does not hold", None: "cannot be told from the data"}
@@ -27,7 +28,7 @@ def render_page(evidence: Evidence, plan: str) -> str:
         plan: the resolved plan, YAML.
     """
     filters = {
-        "number": number,
+        "number": format_scientific,
         "words": _words,
         "readable": _readable,
         "rows": _effects,
@@ -96,20 +97,20 @@ def _effects(finding: FindingRecord) -> list[tuple[str, str, str]]:
         ends = (effect.get(f"{name}_low"), effect.get(f"{name}_high"))
         if of_another or (value is None and ends == (None, None)) or value == finding.value:
             continue
-        found.append((EFFECTS.get(name, _readable(name)), number(value), _interval(*ends)))
+        found.append((EFFECTS.get(name, _readable(name)), format_scientific(value), _interval(*ends)))
     return found
 
 
 def _interval(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
-        return f"{number(low)} to {number(high)}"
+        return f"{format_scientific(low)} to {format_scientific(high)}"
     if low is not None:
-        return f"at least {number(low)}"
-    return "" if high is None else f"at most {number(high)}"
+        return f"at least {format_scientific(low)}"
+    return "" if high is None else f"at most {format_scientific(high)}"
 
 
 def _largest(placebos: list[PlaceboRecord]) -> str:
-    return number(max((p.e_value for p in placebos if p.e_value is not None), default=None))
+    return format_scientific(max((p.e_value for p in placebos if p.e_value is not None), default=None))
 
 
 def _readable(key: str) -> str:
@@ -123,7 +124,7 @@ def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return number(value)
+        return format_scientific(value)
     if isinstance(value, list):
         return ", ".join(map(_words, value))
     if isinstance(value, dict):

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from stillhouse.pages.numbers import format_scientific
 from stillhouse.pages.svg import COLOURS, figure_axes, name_rows, svg_element
-from stillhouse.trace.report.labels import number
 
 REAL, PLACEBO, THRESHOLD = COLOURS["student"], COLOURS["before"], COLOURS["control"]
 
@@ -23,11 +23,12 @@ def ladder(rungs: Sequence[Mapping[str, Any]], *, name: str) -> str:
             value = _log(rung["e_value"])
             axes.plot([0, value], [y, y], color=REAL, lw=6, solid_capstyle="butt")
             axes.plot([math.log10(rung["needed"])] * 2, [y - 0.3, y + 0.3], color=THRESHOLD, lw=2)
-            text = f"E = {number(rung['e_value'])}"
+            reached, needed = format_scientific(rung["e_value"]), format_scientific(rung["needed"])
             axes.annotate(
-                text, (max(value, 0), y), (5, 0), textcoords="offset points", va="center", fontsize=8.5
-            )
-            described.append(f"{rung['level']} E {number(rung['e_value'])} of {number(rung['needed'])}")
+                f"E = {reached}", (max(value, 0), y), (5, 0),
+                textcoords="offset points", va="center", fontsize=8.5,
+            )  # fmt: skip
+            described.append(f"{rung['level']} E {reached} of {needed}")
         name_rows(axes, [rung["level"] for rung in rungs])
         _powers_of_ten(
             axes, [_log(rung["e_value"]) for rung in rungs], [math.log10(r["needed"]) for r in rungs]
@@ -50,9 +51,9 @@ def growth(
         axes.set_xlabel(unit)
         axes.set_ylabel("evidence E")
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(10.0**value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_scientific(10.0**value)))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        last = number(10.0 ** min(points[-1][1], 300)) if points else "unknown"
+        last = format_scientific(10.0 ** min(points[-1][1], 300)) if points else "unknown"
         return svg_element(drawing, name, f"Evidence against {unit}; at the end E = {last}.")
 
 
@@ -85,9 +86,11 @@ def placebos(real: float | None, others: Sequence[float], hard: float, *, name: 
         axes.grid(axis="y", visible=False)
         _powers_of_ten(axes, [*logs, *shown], [math.log10(hard)])
         axes.set_xlabel("evidence E; the line is what is called hard")
-        top = number(max(others, default=None))
+        top = format_scientific(max(others, default=None))
         return svg_element(
-            drawing, name, f"{len(logs)} placebos, the largest E = {top}; the test itself E = {number(real)}."
+            drawing,
+            name,
+            f"{len(logs)} placebos, the largest E = {top}; the test itself E = {format_scientific(real)}.",
         )
 
 
@@ -102,4 +105,4 @@ def _powers_of_ten(axes: Axes, values: Sequence[float], marks: Sequence[float]) 
     margin = 0.06 * (high - low) + 0.1
     axes.set_xlim(low - margin, high + margin)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(10.0**value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_scientific(10.0**value)))
