@@ -140,14 +140,14 @@ def measure_loop(layers: int, settings: Train, steps: int, directory: Path) -> d
 
     meter = Meter(bare, lambda step: bare(step, our_head=True))
     training.open_tracker = lambda *_: meter
-    save, saved = training.Checkpoints.save, []
+    save, saved = training.CheckpointManager.save, []
 
     def timed_save(*arguments: Any) -> None:
         start = clock()
         save(*arguments)
         saved.append(since(start)[0])
 
-    training.Checkpoints.save = timed_save
+    training.CheckpointManager.save = timed_save
     result = training.train(
         model, documents, None, objective=TEXT, settings=settings, directory=directory, seed=0
     )

@@ -14,7 +14,7 @@ from shared import WARM_UP, Meter, read_conversations, reward
 
 from stillhouse.distill.forward.forward_pass import ForwardPass
 from stillhouse.distill.on_policy import learner, loop as on_policy
-from stillhouse.distill.on_policy.rollouts import Question, Reading
+from stillhouse.distill.on_policy.rollouts import TeacherPrompt, TokenizedPrompt
 from stillhouse.models import Weights, load_weights
 from stillhouse.recipe import Objective, Train
 from stillhouse.recipe.on_policy import OnPolicy
@@ -40,14 +40,14 @@ class Marks:
         pass
 
 
-def questions(weights: Weights, path: str, seed: int) -> list[Question]:
+def questions(weights: Weights, path: str, seed: int) -> list[TokenizedPrompt]:
     """The prompts, placed so that the loop's shuffle asks them in the file's order."""
     talks = read_conversations(path)
     order = np.random.default_rng([seed, 0]).permutation(len(talks))
-    placed: list[Question | None] = [None] * len(talks)
+    placed: list[TokenizedPrompt | None] = [None] * len(talks)
     for number, talk in enumerate(talks):
         ids = weights.template.encode_prompt(weights.tokenizer, talk)
-        placed[int(order[number])] = Question(str(number), ids, (Reading(0, 1.0, ids),))
+        placed[int(order[number])] = TokenizedPrompt(str(number), ids, (TeacherPrompt(0, 1.0, ids),))
     return [question for question in placed if question is not None]
 
 

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from stillhouse import pipeline
 from stillhouse.errors import EmptyCorpusError, RecipeError, StorageError
 from stillhouse.files import take_lock
+from stillhouse.pipeline import runner as pipeline
 from stillhouse.pipeline.report import corpus_counts
-from stillhouse.pipeline.stages import Done, Stage, build_the_student
+from stillhouse.pipeline.stages import Stage, StageResult, build_the_student
 from stillhouse.recipe.load import parse_recipe
 
 SOUND = (
@@ -26,9 +26,9 @@ def ran(monkeypatch):
     names: list[str] = []
 
     def stage(name: str) -> Stage:
-        def body(run: Any) -> Done:
+        def body(run: Any) -> StageResult:
             names.append(name)
-            return Done([], {})
+            return StageResult([], {})
 
         return Stage(name, (), (), body)
 
@@ -54,7 +54,7 @@ def test_the_lock_is_given_back_after_an_error(tmp_path, ran, monkeypatch):
         raise OSError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "Run", fail)
+        patch.setattr(pipeline, "RunContext", fail)
         with pytest.raises(OSError, match="no"):
             pipeline.run(parse_recipe(SOUND), tmp_path, until="filter")
     pipeline.run(parse_recipe(SOUND), tmp_path, until="filter")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stillhouse.pipeline.resume import _affected, changes
-from stillhouse.pipeline.run_context import Run
+from stillhouse.pipeline.resume import _affected, compare_recipes
+from stillhouse.pipeline.run_context import RunContext
 from stillhouse.pipeline.runner import _inputs
 from stillhouse.pipeline.stages import STAGES
 from stillhouse.provenance import Manifest
@@ -19,7 +19,10 @@ NAMES = [stage.name for stage in STAGES]
 
 def refused(directory, *overrides):
     """The keys that the run in ``directory`` cannot go on with changed."""
-    return [key for key, _, _ in changes(BEFORE, parse_recipe(SOUND, overrides=overrides), directory).refused]
+    return [
+        key
+        for key, _, _ in compare_recipes(BEFORE, parse_recipe(SOUND, overrides=overrides), directory).refused
+    ]
 
 
 def finish(directory, last, facts=None):
@@ -94,7 +97,7 @@ def test_collecting_that_a_limit_ended_goes_on_when_the_limit_is_raised(tmp_path
     assert refused(tmp_path, "collect.retries=9") == []
     other = parse_recipe(SOUND, overrides=["collect.max_total_tokens=9"])
     inputs = [
-        [_inputs(STAGES[1], Run(recipe, tmp_path), facts) for recipe in (BEFORE, other)]
+        [_inputs(STAGES[1], RunContext(recipe, tmp_path), facts) for recipe in (BEFORE, other)]
         for facts in ({}, stopped["collect"])
     ]
     assert inputs[0][0] == inputs[0][1]
@@ -105,7 +108,9 @@ def test_collecting_that_a_limit_ended_goes_on_when_the_limit_is_raised(tmp_path
 def test_keys_without_a_say_in_the_result_are_in_no_hash(tmp_path, override):
     other = parse_recipe(SOUND, overrides=[override])
     for stage in STAGES:
-        assert _inputs(stage, Run(other, tmp_path), {}) == _inputs(stage, Run(BEFORE, tmp_path), {})
+        assert _inputs(stage, RunContext(other, tmp_path), {}) == _inputs(
+            stage, RunContext(BEFORE, tmp_path), {}
+        )
 
 
 @pytest.mark.parametrize("key", recipe_keys())

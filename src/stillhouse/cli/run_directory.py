@@ -81,7 +81,7 @@ def _move_aside(directory: Path) -> Path:
 
 def _require_compatible(recipe: Recipe, directory: Path) -> list[str]:
     """What the run will go on with changed, in words; refuses what would touch its finished work."""
-    from stillhouse.pipeline.resume import changes
+    from stillhouse.pipeline.resume import compare_recipes
 
     start_anew = "Give --out another directory, or --restart to move this run aside and start anew."
     if not (directory / "recipe.yaml").is_file():
@@ -94,7 +94,7 @@ def _require_compatible(recipe: Recipe, directory: Path) -> list[str]:
         raise UsageError(
             f"{directory} holds a run whose recipe cannot be read:\n{error}", hint=start_anew
         ) from error
-    found = changes(before, recipe, directory)
+    found = compare_recipes(before, recipe, directory)
     if found.refused:
         lines = [f"  {line}" for line in _in_words(found.refused, "there", "now")]
         raise UsageError(f"{directory} holds a run of another recipe:\n" + "\n".join(lines), hint=start_anew)

@@ -13,10 +13,14 @@ from .loss.shared_vocabulary import (
     join_vocabularies as join_vocabularies,
 )
 from .loss.teacher_rows import SignalRows as SignalRows
-from .on_policy.loop import OffPolicy as OffPolicy, train_on_policy as train_on_policy
-from .on_policy.rollouts import Question as Question, Reading as Reading, Score as Score
+from .on_policy.loop import OffPolicyData as OffPolicyData, train_on_policy as train_on_policy
+from .on_policy.rollouts import (
+    RewardFunction as RewardFunction,
+    TeacherPrompt as TeacherPrompt,
+    TokenizedPrompt as TokenizedPrompt,
+)
 from .students.build import (
-    Built as Built,
+    BuiltStudent as BuiltStudent,
     build_student as build_student,
     require_same_tokenizer as require_same_tokenizer,
 )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.pipeline.run_context import Run
+from stillhouse.pipeline.run_context import RunContext
 from stillhouse.recipe.teachers import all_teachers, teacher_number
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ ADDED = (
 )
 
 
-def ask_teachers(run: Run, asked: Sequence[tuple[str, Prompt]]) -> CollectSummary:
+def ask_teachers(run: RunContext, asked: Sequence[tuple[str, Prompt]]) -> CollectSummary:
     """Asks (split, prompt) of whom the recipe says; what was collected, of all teachers together.
 
     Teachers with weights are loaded one after another. A limit on cost or tokens is for all of them.
@@ -43,7 +43,7 @@ def ask_teachers(run: Run, asked: Sequence[tuple[str, Prompt]]) -> CollectSummar
 
 
 async def _ask(
-    run: Run, number: int, asked: Iterable[tuple[str, Prompt]], others: set[str]
+    run: RunContext, number: int, asked: Iterable[tuple[str, Prompt]], others: set[str]
 ) -> CollectSummary:
     from stillhouse.corpus import collect_answers
     from stillhouse.models import open_model

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import console
 from stillhouse.errors import EmptyCorpusError
-from stillhouse.pipeline.run_context import Run
+from stillhouse.pipeline.run_context import RunContext
 from stillhouse.recipe.teachers import all_teachers, teacher_number, teacher_shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stillhouse.corpus import Prompt
-    from stillhouse.distill import OffPolicy, Question, Score
+    from stillhouse.distill import OffPolicyData, RewardFunction, TokenizedPrompt
     from stillhouse.models import Weights
     from stillhouse.verifiers import Verifiers
 
 
-def learn_from_samples(run: Run) -> dict[str, Any]:
+def learn_from_samples(run: RunContext) -> dict[str, Any]:
     """Trains the student on its own samples and saves it; the facts of the stage."""
     from stillhouse.distill import prepare_lora, require_same_tokenizer, save_student, train_on_policy
     from stillhouse.models import has_stop, load_weights
@@ -66,13 +66,13 @@ def learn_from_samples(run: Run) -> dict[str, Any]:
     return facts if verifiers is None else facts | {"verifier_failures": dict(verifiers.failures)}
 
 
-def scorer(verifiers: Verifiers, weights: Weights) -> Score:
+def scorer(verifiers: Verifiers, weights: Weights) -> RewardFunction:
     """Token ids to rewards: the answer's text without its end mark or stop text, its thoughts apart."""
     from stillhouse.corpus import assistant_message
     from stillhouse.models import cut_at_stop
     from stillhouse.verifiers import Answer
 
-    def score(answers: Sequence[tuple[Question, list[int]]]) -> list[float]:
+    def score(answers: Sequence[tuple[TokenizedPrompt, list[int]]]) -> list[float]:
         said = []
         for question, ids in answers:
             text = str(weights.tokenizer.decode(ids, skip_special_tokens=True))
@@ -85,9 +85,9 @@ def scorer(verifiers: Verifiers, weights: Weights) -> Score:
     return score
 
 
-def questions(run: Run, weights: Weights) -> list[Question]:
+def questions(run: RunContext, weights: Weights) -> list[TokenizedPrompt]:
     """The training prompts as both sides read them; those too long for the context are left out, and said."""
-    from stillhouse.distill import Question, Reading
+    from stillhouse.distill import TeacherPrompt, TokenizedPrompt
 
     settings, recipe = run.recipe.on_policy, run.recipe
     assert settings is not None
@@ -96,12 +96,17 @@ def questions(run: Run, weights: Weights) -> list[Question]:
         asked = run.context_of(prompt).for_student(prompt.question)
         ids = weights.template.encode_prompt(weights.tokenizer, asked)
         taught = teacher_shares(recipe, teacher_number(recipe, prompt.tags)) if settings.teacher else {}
-        readings = tuple(Reading(n, weight, _read(run, n, prompt)) for n, weight in taught.items())
-        rooms = [(ids, weights), *((reading.ids, run.weights_of(reading.teacher)) for reading in readings)]
+        teacher_prompts = tuple(
+            TeacherPrompt(n, weight, _read(run, n, prompt)) for n, weight in taught.items()
+        )
+        rooms = [
+            (ids, weights),
+            *((reading.ids, run.weights_of(reading.teacher)) for reading in teacher_prompts),
+        ]
         if any(len(read) + settings.max_tokens > _context_length(reader.model) for read, reader in rooms):
             skipped += 1
         else:
-            found.append(Question(prompt.id, ids, readings, prompt))
+            found.append(TokenizedPrompt(prompt.id, ids, teacher_prompts, prompt))
     if skipped:
         console.warn(
             f"{skipped} of {skipped + len(found)} prompts leave no room for on_policy.max_tokens "
@@ -115,7 +120,7 @@ def questions(run: Run, weights: Weights) -> list[Question]:
     return found
 
 
-def _read(run: Run, number: int, prompt: Prompt) -> list[int]:
+def _read(run: RunContext, number: int, prompt: Prompt) -> list[int]:
     """A prompt as a teacher reads it: after a private context of its own, else as the student does."""
     context, reader = run.contexts[number], run.weights_of(number)
     asked = run.context_of(prompt).for_student(prompt.question)
@@ -128,17 +133,17 @@ def _context_length(model: PreTrainedModel) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
-def _pass_rates(run: Run) -> dict[str, float]:
+def _pass_rates(run: RunContext) -> dict[str, float]:
     """How often the teacher's answers to each prompt were right, where they were scored."""
     from stillhouse.corpus import read_pass_rates
 
     return {} if run.recipe.select is None else read_pass_rates(run.learned)
 
 
-def _corpus(run: Run) -> OffPolicy | None:
-    from stillhouse.distill import OffPolicy
+def _corpus(run: RunContext) -> OffPolicyData | None:
+    from stillhouse.distill import OffPolicyData
 
     settings = run.recipe.on_policy
     if settings is None or settings.off_policy == 0:
         return None
-    return OffPolicy(run.training_documents, run.signal)
+    return OffPolicyData(run.training_documents, run.signal)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.console import console
 from stillhouse.files import read_json_lines
 from stillhouse.hashing import sha256_file
-from stillhouse.pipeline.run_context import Run
+from stillhouse.pipeline.run_context import RunContext
 from stillhouse.pipeline.teacher_targets import lessons
 from stillhouse.provenance import versions
 from stillhouse.recipe import Lora
@@ -43,7 +43,7 @@ OPTIONAL = ("select", "on_policy")
 STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "control", "on_policy")
 
 
-def assemble(run: Run) -> dict[str, Any]:
+def assemble(run: RunContext) -> dict[str, Any]:
     """Measures all models and adds where they come from; see ``evaluate/schema.py`` for the fields."""
     from stillhouse.evaluate import evaluate_models
 
@@ -88,7 +88,7 @@ def assemble(run: Run) -> dict[str, Any]:
 
 
 def _add_samples(
-    run: Run, candidates: Sequence[Candidate], prompts: Sequence[Prompt], models: list[dict[str, Any]]
+    run: RunContext, candidates: Sequence[Candidate], prompts: Sequence[Prompt], models: list[dict[str, Any]]
 ) -> None:
     """pass@1 and the majority vote of each model, where the recipe asks for samples."""
     from stillhouse.evaluate import sample_and_score
@@ -119,7 +119,7 @@ def _adapters(lora: Lora | None) -> dict[str, Any]:
     return {"LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}; merged"}
 
 
-def _as_asked(run: Run) -> list[Prompt]:
+def _as_asked(run: RunContext) -> list[Prompt]:
     """The held-out prompts as the students are asked them: with the context that is theirs too."""
     return [
         prompt
@@ -129,7 +129,7 @@ def _as_asked(run: Run) -> list[Prompt]:
     ]
 
 
-def _add_recorded_answers(run: Run, prompts: Sequence[Prompt], answers: list[dict[str, Any]]) -> None:
+def _add_recorded_answers(run: RunContext, prompts: Sequence[Prompt], answers: list[dict[str, Any]]) -> None:
     """A teacher that is not measured, or one of several, stands beside the students with recorded words."""
     recorded = {row["prompt_id"]: row["messages"][-1] for row in run.corpus("collected").rows("held_out")}
     for prompt, answer in zip(prompts, answers, strict=False):  # the first few prompts are answered
@@ -138,7 +138,7 @@ def _add_recorded_answers(run: Run, prompts: Sequence[Prompt], answers: list[dic
             answer["replies"] = said | answer["replies"] | said
 
 
-def _candidates(run: Run) -> list[Candidate]:
+def _candidates(run: RunContext) -> list[Candidate]:
     """Teacher (where its probabilities can be had in the student's tokens), before, student, control."""
     from stillhouse.distill import choose_device, compute_dtype
     from stillhouse.evaluate import Candidate
@@ -179,7 +179,9 @@ def _candidates(run: Run) -> list[Candidate]:
     return found
 
 
-def _reference(run: Run, candidates: Sequence[Candidate], documents: list[Document]) -> ReferenceModel | None:
+def _reference(
+    run: RunContext, candidates: Sequence[Candidate], documents: list[Document]
+) -> ReferenceModel | None:
     """What the models are held against: the teacher, or each document's own of several."""
     from stillhouse.evaluate import SeveralReferences, TeacherReference
     from stillhouse.models import load_weights
@@ -200,7 +202,7 @@ def _reference(run: Run, candidates: Sequence[Candidate], documents: list[Docume
     return SeveralReferences(documents, members) if run.recipe.teachers else members[0][0]
 
 
-def _curves(run: Run) -> dict[str, list[dict[str, Any]]]:
+def _curves(run: RunContext) -> dict[str, list[dict[str, Any]]]:
     """The metrics of the student's training and, if there was one, of the control's."""
     places = {}
     if run.recipe.learns_offline:
@@ -220,7 +222,7 @@ def _points(path: Path) -> list[dict[str, Any]]:
     return points
 
 
-def _lineage(run: Run) -> dict[str, Any]:
+def _lineage(run: RunContext) -> dict[str, Any]:
     """Names and hashes of teachers, prompts and template."""
     from stillhouse.models import parse_reference
 

@@ -27,14 +27,14 @@ _REPEATABLE = ("collect", "filter", "select", "student", "targets")
 
 
 @dataclass(frozen=True)
-class Changes:
+class RecipeChanges:
     """How a recipe differs from that of the run."""
 
     allowed: list[Difference]
     refused: list[Difference]
 
 
-def changes(before: Recipe, now: Recipe, directory: Path) -> Changes:
+def compare_recipes(before: Recipe, now: Recipe, directory: Path) -> RecipeChanges:
     """Which of the differences between two recipes the run in ``directory`` can go on with.
 
     Raises:
@@ -54,7 +54,7 @@ def changes(before: Recipe, now: Recipe, directory: Path) -> Changes:
         if key == limit or (key.startswith("filter.") and "collect" not in done_again):
             done_again -= set(_REPEATABLE)
         (refused if done_again else allowed).append(difference)
-    return Changes(allowed, refused)
+    return RecipeChanges(allowed, refused)
 
 
 def stopped_by(facts: Mapping[str, Any]) -> str | None:

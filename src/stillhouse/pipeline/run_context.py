@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from stillhouse.corpus import Context, Corpus, Prompt
     from stillhouse.distill import Document, TeacherSignal
     from stillhouse.models import ChatTemplate, Weights
-    from stillhouse.pipeline.teacher_targets import Lesson
+    from stillhouse.pipeline.teacher_targets import TeacherAssignment
     from stillhouse.provenance import Terms, TermsVerdict
 
 
-class Run:
+class RunContext:
     """A recipe in its directory, with what several stages share loaded once."""
 
     def __init__(self, recipe: Recipe, directory: Path) -> None:
@@ -181,9 +181,9 @@ class Run:
     @cached_property
     def signal(self) -> TeacherSignal:
         """What the teachers think of the :attr:`training_documents`."""
-        from stillhouse.pipeline.teacher_targets import open_lessons
+        from stillhouse.pipeline.teacher_targets import open_teacher_signal
 
-        return open_lessons(self, self.lessons)
+        return open_teacher_signal(self, self.lessons)
 
     @cached_property
     def training_documents(self) -> list[Document]:
@@ -192,11 +192,11 @@ class Run:
         return self.documents("train", *load_tokenizer(self.start))
 
     @cached_property
-    def lessons(self) -> list[Lesson]:
+    def lessons(self) -> list[TeacherAssignment]:
         """Who teaches which of the :attr:`training_documents`."""
         from stillhouse.models import load_tokenizer
-        from stillhouse.pipeline.teacher_targets import joined_lesson, lessons
+        from stillhouse.pipeline.teacher_targets import assign_across_tokenizers, lessons
 
         if self.objective.joins_tokenizers:
-            return [joined_lesson(self, self.training_documents)]
+            return [assign_across_tokenizers(self, self.training_documents)]
         return lessons(self, "train", self.training_documents, *load_tokenizer(self.start))

@@ -23,7 +23,7 @@ from stillhouse.console import console
 from stillhouse.errors import RecipeError
 from stillhouse.files import atomic_write, read_json, take_lock
 from stillhouse.pipeline.resume import stopped_by
-from stillhouse.pipeline.run_context import Run
+from stillhouse.pipeline.run_context import RunContext
 from stillhouse.pipeline.stages import STAGES, Stage
 from stillhouse.pipeline.study import run_study
 from stillhouse.plan.preflight import CHECKED, preflight
@@ -68,7 +68,7 @@ def _run(
     recipe: Recipe, directory: Path, until: str | None, on_stage: Callable[[str], None] | None
 ) -> dict[str, Any]:
     atomic_write(directory / "recipe.yaml", dump_recipe(recipe))
-    state = Run(recipe, directory)
+    state = RunContext(recipe, directory)
     state.verdict  # noqa: B018  refuse before anything is loaded or paid for, whatever the manifest says
     if not recipe.prompts.held_out and until not in _WITHOUT_STUDENT:
         raise RecipeError(
@@ -101,7 +101,7 @@ def _cpu_seconds() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def _inputs(stage: Stage, state: Run, facts: Mapping[str, Any]) -> dict[str, str]:
+def _inputs(stage: Stage, state: RunContext, facts: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of all that a stage depends on: recipe sections, earlier outputs, our own version.
 
     Collecting that a limit ended goes on when that limit is another: it counts only then.

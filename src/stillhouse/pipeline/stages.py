@@ -14,8 +14,8 @@ from stillhouse.errors import ApiError, EmptyCorpusError
 from stillhouse.files import atomic_write, read_json, write_json
 from stillhouse.pipeline.collect import ask_teachers
 from stillhouse.pipeline.report import assemble
-from stillhouse.pipeline.run_context import Run
-from stillhouse.pipeline.teacher_targets import cache_lessons, target_directory
+from stillhouse.pipeline.run_context import RunContext
+from stillhouse.pipeline.teacher_targets import cache_teacher_targets, target_directory
 from stillhouse.provenance import model_card, naming_warning
 from stillhouse.recipe import Objective
 from stillhouse.recipe.teachers import all_teachers
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Done:
+class StageResult:
     """What a stage leaves: the files it wrote and the facts worth keeping."""
 
     outputs: list[Path]
@@ -44,10 +44,10 @@ class Stage:
     name: str
     sections: tuple[str, ...]
     after: tuple[str, ...]
-    body: Callable[[Run], Done]
+    body: Callable[[RunContext], StageResult]
 
 
-def check_terms(run: Run) -> Done:
+def check_terms(run: RunContext) -> StageResult:
     """Refuses (status 3) a teacher whose terms forbid the declared purpose."""
     verdict = run.verdict
     models = ", ".join(teacher.model for teacher in all_teachers(run.recipe))
@@ -56,10 +56,12 @@ def check_terms(run: Run) -> Done:
     for terms in found.values():
         if warning := naming_warning(terms, run.recipe.name):
             console.warn(warning)
-    return Done([], {"key": ", ".join(found), "reason": verdict.reason, "duties": list(verdict.duties)})
+    return StageResult(
+        [], {"key": ", ".join(found), "reason": verdict.reason, "duties": list(verdict.duties)}
+    )
 
 
-def collect_answers(run: Run) -> Done:
+def collect_answers(run: RunContext) -> StageResult:
     """Asks the teacher (or each of several) its prompts, or takes the answers that the file already has."""
     from stillhouse.corpus import load_context
     from stillhouse.verifiers import check_verifiers
@@ -94,10 +96,10 @@ def collect_answers(run: Run) -> Done:
     if any(contexts):
         write_json(run.context_file, [context.as_json() for context in contexts])
         written.append(run.context_file)
-    return Done(written, dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
+    return StageResult(written, dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
 
 
-def filter_answers(run: Run) -> Done:
+def filter_answers(run: RunContext) -> StageResult:
     """Keeps what is worth learning from; every reject is kept with its reason."""
     from stillhouse.corpus import filter_corpus
 
@@ -114,17 +116,17 @@ def filter_answers(run: Run) -> Done:
     console.table(
         "Filter", ["kept", *summary.rejected], [[str(summary.kept), *map(str, summary.rejected.values())]]
     )
-    return Done([*_files(kept.directory), *_files(rejects)], dataclasses.asdict(summary))
+    return StageResult([*_files(kept.directory), *_files(rejects)], dataclasses.asdict(summary))
 
 
-def select_answers(run: Run) -> Done:
+def select_answers(run: RunContext) -> StageResult:
     """Rejection sampling: scores the kept answers and selects those that are learned from."""
     from stillhouse.corpus import select_corpus
     from stillhouse.verifiers import open_verifiers
 
     settings = run.recipe.select
     if settings is None:
-        return Done([], {"selection": False})
+        return StageResult([], {"selection": False})
     kept, selected = run.corpus("kept"), run.corpus("selected")
     samples = run.recipe.collect.samples
     if samples > 1 and run.recipe.filter.near_duplicates is not None:
@@ -157,10 +159,10 @@ def select_answers(run: Run) -> Done:
     ]
     console.table("Select", ["scored", "selected", "prompts solved", "pass@1"], [list(map(str, cells))])
     files = [*_files(selected.directory), selected.directory.parent / "scores.parquet"]
-    return Done([*files, *_files(run.directory / "corpus" / "rejects")], dataclasses.asdict(summary))
+    return StageResult([*files, *_files(run.directory / "corpus" / "rejects")], dataclasses.asdict(summary))
 
 
-def build_the_student(run: Run) -> Done:
+def build_the_student(run: RunContext) -> StageResult:
     """Loads, initialises or prunes the student, and saves it as it is before training."""
     from stillhouse.distill import build_student, require_same_tokenizer, save_student
     from stillhouse.models import compare_templates, load_tokenizer
@@ -189,20 +191,22 @@ def build_the_student(run: Run) -> Done:
     if run.teacher_has_weights and (warning := compare_templates(run.teacher.template, built.template)):
         console.warn(warning)
     save_student(built.model, built.tokenizer, built.template, run.directory / "start", dtype="float32")
-    return Done(_files(run.directory / "start"), built.facts)
+    return StageResult(_files(run.directory / "start"), built.facts)
 
 
-def cache_the_targets(run: Run) -> Done:
+def cache_the_targets(run: RunContext) -> StageResult:
     """Writes what the teacher thought at every token, once, so that no epoch asks it again."""
     on_policy = run.recipe.on_policy
     reads_corpus = run.recipe.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
     if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
-        return Done([], {"cached": False})
+        return StageResult([], {"cached": False})
     for lesson in run.lessons:
         _drop_targets_of_others(target_directory(run, lesson.teacher), lesson.read)
-    cache_lessons(run, run.lessons)
+    cache_teacher_targets(run, run.lessons)
     facts = {key: value for lesson in run.lessons for key, value in lesson.facts.items()}
-    return Done(_files(run.directory / "targets"), {"cached": True, "kind": run.objective.targets, **facts})
+    return StageResult(
+        _files(run.directory / "targets"), {"cached": True, "kind": run.objective.targets, **facts}
+    )
 
 
 def _drop_targets_of_others(directory: Path, documents: list[Document]) -> None:
@@ -221,22 +225,22 @@ def _drop_targets_of_others(directory: Path, documents: list[Document]) -> None:
         shutil.rmtree(directory)
 
 
-def train_student(run: Run) -> Done:
+def train_student(run: RunContext) -> StageResult:
     """Distils: the teacher's distributions (or its text) into the student."""
     if not run.recipe.learns_offline:
-        return Done([], {"trained": False})
+        return StageResult([], {"trained": False})
     return _train(run, run.objective, "student")
 
 
-def train_control(run: Run) -> Done:
+def train_control(run: RunContext) -> StageResult:
     """Trains the same start on the same tokens with cross-entropy alone, for comparison."""
     if not run.trains_control:
-        return Done([], {"trained": False})
+        return StageResult([], {"trained": False})
     control = dataclasses.replace(run.objective, kind="cross_entropy", cross_entropy=0.0)
     return _train(run, control, "control")
 
 
-def _train(run: Run, objective: Objective, label: str) -> Done:
+def _train(run: RunContext, objective: Objective, label: str) -> StageResult:
     from stillhouse.distill import needs_teacher, prepare_lora, save_student, train
     from stillhouse.models import load_weights
 
@@ -264,29 +268,29 @@ def _train(run: Run, objective: Objective, label: str) -> Done:
     save_student(model, weights.tokenizer, weights.template, target)
     metrics = home / "metrics.jsonl"
     facts = {"tokens": result.tokens, "steps": result.steps, "train_seconds": round(result.seconds, 1)}
-    return Done([*_files(target), metrics], facts)
+    return StageResult([*_files(target), metrics], facts)
 
 
-def train_on_samples(run: Run) -> Done:
+def train_on_samples(run: RunContext) -> StageResult:
     """The student answers prompts itself, and learns from what the teacher thinks of its answers."""
     if run.recipe.on_policy is None:
-        return Done([], {"trained": False})
+        return StageResult([], {"trained": False})
     from stillhouse.pipeline.on_policy import learn_from_samples
 
     facts = learn_from_samples(run)
     metrics = run.directory / "on_policy" / "metrics.jsonl"
-    return Done([*_files(run.directory / "student"), metrics], facts)
+    return StageResult([*_files(run.directory / "student"), metrics], facts)
 
 
-def evaluate_models(run: Run) -> Done:
+def evaluate_models(run: RunContext) -> StageResult:
     """Measures teacher, student before and after, and control; writes the report."""
     from stillhouse.evaluate import write_report
 
     write_report(run.directory, assemble(run))
-    return Done([run.directory / "report.json", run.directory / "report.html"], {})
+    return StageResult([run.directory / "report.json", run.directory / "report.html"], {})
 
 
-def write_card(run: Run) -> Done:
+def write_card(run: RunContext) -> StageResult:
     """Writes the model card into the student's directory."""
     report = read_json(run.directory / "report.json")
     card = model_card(
@@ -298,7 +302,7 @@ def write_card(run: Run) -> Done:
     )
     path = run.directory / "student" / "README.md"
     atomic_write(path, card)
-    return Done([path], {})
+    return StageResult([path], {})
 
 
 def _length(prompt: Prompt) -> int:

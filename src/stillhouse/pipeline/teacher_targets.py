@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.console import console
-from stillhouse.pipeline.run_context import Run
+from stillhouse.pipeline.run_context import RunContext
 from stillhouse.recipe.teachers import all_teachers, teacher_number, teacher_shares
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TeacherAssignment:
     """The documents that one teacher has a say in.
 
     Args:
@@ -46,14 +46,14 @@ class Lesson:
 
 
 def lessons(
-    run: Run,
+    run: RunContext,
     split: str,
     documents: Sequence[Document],
     tokenizer: PreTrainedTokenizerFast,
     template: ChatTemplate,
     *,
     loss_on: Literal["assistant", "all"] | None = None,
-) -> list[Lesson]:
+) -> list[TeacherAssignment]:
     """Each teacher's part of ``documents``, made from ``split`` with this tokenizer and template."""
     from stillhouse.distill import make_teacher_documents
 
@@ -75,11 +75,11 @@ def lessons(
                 template,
                 loss_on=loss_on or run.objective.loss_on,
             )
-        found.append(Lesson(number, weight, indices, own, read))
+        found.append(TeacherAssignment(number, weight, indices, own, read))
     return found
 
 
-def joined_lesson(run: Run, documents: list[Document]) -> Lesson:
+def assign_across_tokenizers(run: RunContext, documents: list[Document]) -> TeacherAssignment:
     """All of ``documents`` for a teacher that reads them in its own template and tokens."""
     from stillhouse.distill import align_documents
 
@@ -93,10 +93,10 @@ def joined_lesson(run: Run, documents: list[Document]) -> Lesson:
             by=run.objective.align,
             shown=run.contexts[0].for_teacher if run.contexts[0].private else None,
         )
-    return Lesson(0, 1.0, list(range(len(documents))), documents, aligned.documents, aligned)
+    return TeacherAssignment(0, 1.0, list(range(len(documents))), documents, aligned.documents, aligned)
 
 
-def _readers(run: Run) -> tuple[Reader, Reader]:
+def _readers(run: RunContext) -> tuple[Reader, Reader]:
     """Teacher and student, each with its tokenizer and template."""
     from stillhouse.distill import Reader
     from stillhouse.models import load_tokenizer
@@ -104,18 +104,18 @@ def _readers(run: Run) -> tuple[Reader, Reader]:
     return Reader(run.teacher.tokenizer, run.teacher.template), Reader(*load_tokenizer(run.start))
 
 
-def _owners(run: Run, split: str) -> dict[str, int]:
+def _owners(run: RunContext, split: str) -> dict[str, int]:
     """The responsible teacher of each exchange, by id."""
     rows = run.learned.rows(split, columns=["id", "split", "tags"])
     return {str(row["id"]): teacher_number(run.recipe, json.loads(row["tags"] or "{}")) for row in rows}
 
 
-def target_directory(run: Run, number: int) -> Path:
+def target_directory(run: RunContext, number: int) -> Path:
     """Where the targets of a teacher are cached."""
     return run.directory / "targets" / (str(number) if run.recipe.teachers else "")
 
 
-def shared_vocabulary(run: Run) -> int:
+def shared_vocabulary(run: RunContext) -> int:
     """The ids that the student and all teachers have (padding included)."""
     from stillhouse.distill import head_of
     from stillhouse.models import describe
@@ -126,7 +126,7 @@ def shared_vocabulary(run: Run) -> int:
     return min([*sizes, student] if student is not None else sizes)
 
 
-def cache_lessons(run: Run, found: Sequence[Lesson]) -> None:
+def cache_teacher_targets(run: RunContext, found: Sequence[TeacherAssignment]) -> None:
     """Caches what each teacher thinks of its documents."""
     from stillhouse.distill import cache_targets
 
@@ -143,7 +143,7 @@ def cache_lessons(run: Run, found: Sequence[Lesson]) -> None:
         )
 
 
-def open_lessons(run: Run, found: Sequence[Lesson]) -> TeacherSignal:
+def open_teacher_signal(run: RunContext, found: Sequence[TeacherAssignment]) -> TeacherSignal:
     """All teachers' targets as one signal over the student's documents."""
     from stillhouse.distill import (
         AlignedSignal,

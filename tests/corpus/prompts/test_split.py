@@ -137,7 +137,7 @@ def test_without_an_ngram_nothing_is_dropped():
 
 
 def test_a_run_splits_by_the_recipes_own_ngram(tmp_path):
-    from stillhouse.pipeline.run_context import Run
+    from stillhouse.pipeline.run_context import RunContext
     from stillhouse.recipe.load import parse_recipe
 
     lines = [f"{number} shares these four words {number * 7}" for number in range(20)]
@@ -148,9 +148,9 @@ teacher: {{model: "embedded:smollm2"}}
 prompts: {{source: {tmp_path / "prompts.txt"}, held_out: 5}}
 student: {{init: prune, layers: 20}}
 """
-    train, _, dropped = Run(parse_recipe(text), tmp_path).prompts
+    train, _, dropped = RunContext(parse_recipe(text), tmp_path).prompts
     assert (len(train), len(dropped)) == (15, 0)
-    looser = Run(parse_recipe(text, overrides=["filter.contamination_ngram=5"]), tmp_path)
+    looser = RunContext(parse_recipe(text, overrides=["filter.contamination_ngram=5"]), tmp_path)
     assert len(looser.prompts[0]) == 15
     with pytest.raises(CorpusError, match="share 4 words"):
-        _ = Run(parse_recipe(text, overrides=["filter.contamination_ngram=4"]), tmp_path).prompts
+        _ = RunContext(parse_recipe(text, overrides=["filter.contamination_ngram=4"]), tmp_path).prompts

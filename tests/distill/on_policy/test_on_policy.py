@@ -13,8 +13,8 @@ from tiny_training import VOCABULARY, documents_of, llama
 
 from stillhouse.distill.on_policy import loop as on_policy_module
 from stillhouse.distill.on_policy.learner import OnPolicyLearner
-from stillhouse.distill.on_policy.loop import OffPolicy, train_on_policy
-from stillhouse.distill.on_policy.rollouts import Question, Reading, Rollout, Round
+from stillhouse.distill.on_policy.loop import OffPolicyData, train_on_policy
+from stillhouse.distill.on_policy.rollouts import Rollout, RolloutBatch, TeacherPrompt, TokenizedPrompt
 from stillhouse.distill.targets.signal import OnlineSignal
 from stillhouse.errors import CapabilityError, EmptyCorpusError, NonFiniteLossError, StillhouseError
 from stillhouse.recipe import Objective, Train
@@ -27,11 +27,12 @@ TAUGHT = OnPolicy(rounds=25, prompts=4, samples=4, max_tokens=8, teacher=1.0)
 REVERSE = Objective(kind="reverse_kl")
 
 
-def questions(count: int = 8, *, teacher_prefix: tuple[int, ...] = ()) -> list[Question]:
+def questions(count: int = 8, *, teacher_prefix: tuple[int, ...] = ()) -> list[TokenizedPrompt]:
     generator = np.random.default_rng(0)
     asked = [generator.integers(2, VOCABULARY, int(generator.integers(2, 6))).tolist() for _ in range(count)]
     return [
-        Question(f"q{i}", ids, (Reading(0, 1.0, [*teacher_prefix, *ids]),)) for i, ids in enumerate(asked)
+        TokenizedPrompt(f"q{i}", ids, (TeacherPrompt(0, 1.0, [*teacher_prefix, *ids]),))
+        for i, ids in enumerate(asked)
     ]
 
 
@@ -201,7 +202,7 @@ def test_interrupted_while_sampling_it_ends_bit_identical(tmp_path, monkeypatch,
         documents = documents_of((12, 5, 9, 20))
         teacher = llama(initializer_range=0.3) if settings.teacher else None
         objective = REVERSE if teacher else Objective(kind="cross_entropy")
-        off = OffPolicy(documents, OnlineSignal(teacher, documents, "float32")) if teacher else None
+        off = OffPolicyData(documents, OnlineSignal(teacher, documents, "float32")) if teacher else None
         return {
             "teachers": [teacher] if teacher else [],
             "settings": settings,
@@ -261,7 +262,7 @@ def test_groups_without_signal_that_are_left_out_still_count_as_answers(aggregat
         for question in questions(3)
         for n in range(2)
     ]
-    every = Round(rollouts, torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), 0)
+    every = RolloutBatch(rollouts, torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), 0)
     settings = OnPolicy(**{**vars(REWARD), "samples": 2, "policy": Policy(aggregate=aggregate)})
     objective = Objective(kind="cross_entropy")
 

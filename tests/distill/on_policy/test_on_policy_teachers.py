@@ -15,27 +15,30 @@ from test_on_policy_topk import other_teacher
 from tiny_training import VOCABULARY, llama
 
 from stillhouse.distill.on_policy.learner import OnPolicyLearner
-from stillhouse.distill.on_policy.rollouts import Reading, Rollout, Round
+from stillhouse.distill.on_policy.rollouts import Rollout, RolloutBatch, TeacherPrompt
 from stillhouse.recipe import Objective
 
 
 def routed(question, number: int):
-    return replace(question, readings=(Reading(number, 1.0, question.ids),))
+    return replace(question, teacher_prompts=(TeacherPrompt(number, 1.0, question.ids),))
 
 
 def averaged(question, first: float, prefix: tuple[int, ...] = ()):
-    readings = (Reading(0, first, question.ids), Reading(1, 1 - first, [*prefix, *question.ids]))
-    return replace(question, readings=readings)
+    teacher_prompts = (
+        TeacherPrompt(0, first, question.ids),
+        TeacherPrompt(1, 1 - first, [*prefix, *question.ids]),
+    )
+    return replace(question, teacher_prompts=teacher_prompts)
 
 
-def round_of(asked) -> Round:
+def round_of(asked) -> RolloutBatch:
     draws = np.random.default_rng(1)
     rollouts = [
         Rollout(question, draws.integers(2, VOCABULARY, 3 + n).tolist(), [-1.0] * (3 + n), "stop")
         for question in asked
         for n in range(2)
     ]
-    return Round(rollouts, torch.zeros(len(asked), 2), 0)
+    return RolloutBatch(rollouts, torch.zeros(len(asked), 2), 0)
 
 
 def probabilities(model, prompt: list[int], answer: list[int]) -> list[list[float]]:
@@ -65,7 +68,7 @@ def test_the_divergence_is_from_who_is_responsible(kind, how):
         q = probabilities(llama(), rollout.question.ids, rollout.ids)
         said = [
             (r.weight, probabilities(models[r.teacher], r.ids, rollout.ids))
-            for r in rollout.question.readings
+            for r in rollout.question.teacher_prompts
         ]
         for t, own in enumerate(q):
             p = [math.fsum(w * rows[t][i] for w, rows in said) for i in range(VOCABULARY)]

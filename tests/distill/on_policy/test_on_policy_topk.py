@@ -14,7 +14,7 @@ from tiny_training import VOCABULARY, llama
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.loss.teacher_rows import TopKRows
 from stillhouse.distill.on_policy.learner import OnPolicyLearner
-from stillhouse.distill.on_policy.rollouts import Rollout, Round
+from stillhouse.distill.on_policy.rollouts import Rollout, RolloutBatch
 from stillhouse.distill.targets.formats import TopKKind
 from stillhouse.distill.targets.signal import cache_targets
 from stillhouse.errors import RecipeError
@@ -23,7 +23,7 @@ from stillhouse.recipe import Objective
 K = 5
 
 
-def a_round() -> Round:
+def a_round() -> RolloutBatch:
     """Two answers to each of two questions, of different lengths; the teacher reads a longer prompt."""
     asked = questions(2, teacher_prefix=(5, 9))
     draws = np.random.default_rng(1)
@@ -32,10 +32,10 @@ def a_round() -> Round:
         for question in asked
         for n in range(2)
     ]
-    return Round(rollouts, torch.zeros(2, 2), 0)
+    return RolloutBatch(rollouts, torch.zeros(2, 2), 0)
 
 
-def read_by_teacher(samples: Round) -> list[Document]:
+def read_by_teacher(samples: RolloutBatch) -> list[Document]:
     return [document for document, _ in samples.read_by(0).values()]
 
 

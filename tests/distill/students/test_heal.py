@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from tiny_decoders import logits, silence_layers, texts, tiny
 
 from stillhouse.distill.students.heal import can_heal, fit_map, heal
-from stillhouse.distill.students.importance import trace
+from stillhouse.distill.students.importance import record_residual_stream
 from stillhouse.distill.students.prune_depth import prune_depth
 
 KEEP = [0, 2, 5]
@@ -38,10 +38,10 @@ def test_map_is_the_weighted_ridge_regression_that_numpy_finds(seed, channels, t
 def test_reported_errors_are_those_of_the_healed_model_itself(kind):
     """Run the saved weights afresh and compare hidden states at each gap with the parent's."""
     parent, sample = tiny(kind), texts(20)
-    stream = trace(parent, sample)
+    stream = record_residual_stream(parent, sample)
     student = prune_depth(parent, KEEP)
     runs = heal(student, KEEP, stream, ridge=0.01)
-    healed = trace(student, sample)
+    healed = record_residual_stream(student, sample)
     assert [(run.first, run.last) for run in runs] == [(1, 1), (3, 4)]
     for run, gap in zip(runs, (1, 2), strict=True):
         target, found = stream.hidden_ND[run.last + 1].double(), healed.hidden_ND[gap].double()
@@ -52,7 +52,7 @@ def test_reported_errors_are_those_of_the_healed_model_itself(kind):
 
 def test_healing_brings_the_student_closer_to_its_parent_on_other_text():
     parent = tiny("llama", initializer_range=0.08, num_hidden_layers=6)
-    stream = trace(parent, texts(60, 30))
+    stream = record_residual_stream(parent, texts(60, 30))
     healed, unhealed = prune_depth(parent, KEEP), prune_depth(parent, KEEP)
     heal(healed, KEEP, stream)
 
@@ -71,7 +71,7 @@ def test_silent_layers_leave_nothing_to_heal():
     silence_layers(parent, [1, 3, 4])
     student = prune_depth(parent, KEEP)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    runs = heal(student, KEEP, trace(parent, texts()))
+    runs = heal(student, KEEP, record_residual_stream(parent, texts()))
     assert [run.error_before for run in runs] == pytest.approx([0, 0], abs=1e-10)
     for name, value in student.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-4)
@@ -83,7 +83,7 @@ def test_a_padding_token_whose_state_stays_zero_does_no_harm():
     parent.model.embed_tokens.weight[5] = 0
     sample = [torch.cat([torch.tensor([5]), ids]) for ids in texts(10)]
     student = prune_depth(parent, KEEP)
-    runs = heal(student, KEEP, trace(parent, sample))
+    runs = heal(student, KEEP, record_residual_stream(parent, sample))
     assert all(0 < run.error_after < run.error_before for run in runs)
     assert all(value.isfinite().all() for value in student.state_dict().values())
 
@@ -91,7 +91,7 @@ def test_a_padding_token_whose_state_stays_zero_does_no_harm():
 def test_a_gap_at_the_start_has_no_layer_that_could_hold_a_map():
     parent = tiny("llama")
     student = prune_depth(parent, [2, 3])
-    runs = heal(student, [2, 3], trace(parent, texts()))
+    runs = heal(student, [2, 3], record_residual_stream(parent, texts()))
     assert [(run.first, run.last) for run in runs] == [(4, 5)]
 
 
@@ -99,7 +99,7 @@ def test_only_down_projections_before_gaps_change():
     parent = tiny("llama")
     student = prune_depth(parent, KEEP)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    heal(student, KEEP, trace(parent, texts()))
+    heal(student, KEEP, record_residual_stream(parent, texts()))
     changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {
         f"model.layers.{layer}.mlp.down_proj.{part}" for layer in (0, 1) for part in ("weight", "bias")

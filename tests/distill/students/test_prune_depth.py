@@ -9,7 +9,11 @@ from hypothesis import given, strategies as st
 from tiny_decoders import KINDS, logits, silence_layers, texts, tiny
 from torch import nn
 
-from stillhouse.distill.students.importance import block_influence, massive_makers, trace
+from stillhouse.distill.students.importance import (
+    block_influence,
+    massive_activation_layers,
+    record_residual_stream,
+)
 from stillhouse.distill.students.prune_depth import check_keep, most_influence, prune_depth, removed_runs
 from stillhouse.errors import ModelError, RecipeError
 
@@ -52,7 +56,7 @@ def test_block_influence_is_what_transformers_hidden_states_say(kind):
     """Transformers normalises the last hidden state, so its final norm is taken out."""
     model = tiny(kind)
     sample = texts()
-    measured = block_influence(trace(model, sample).hidden_ND)
+    measured = block_influence(record_residual_stream(model, sample).hidden_ND)
     model.model.norm = nn.Identity()
     cosines: list[list[float]] = [[] for _ in range(6)]
     for ids in sample:
@@ -68,7 +72,7 @@ def test_block_influence_is_what_transformers_hidden_states_say(kind):
 def test_silent_layers_have_no_influence_and_go_first():
     model = tiny("qwen3")
     silence_layers(model, [2, 4])
-    influence = block_influence(trace(model, texts()).hidden_ND)
+    influence = block_influence(record_residual_stream(model, texts()).hidden_ND)
     assert influence[2] == pytest.approx(0, abs=1e-12)
     assert most_influence(influence, 4) == [0, 1, 3, 5]
 
@@ -89,11 +93,11 @@ def test_a_layer_that_makes_one_token_massive_stays_though_its_influence_is_smal
     mlp.gate_proj.weight[0, 0] = mlp.up_proj.weight[0, 0] = 10
     mlp.down_proj.weight[0, 0] = 10
     ids = torch.arange(8, 96)
-    stream = trace(model, [torch.cat([torch.tensor([7]), ids])])
+    stream = record_residual_stream(model, [torch.cat([torch.tensor([7]), ids])])
     influence = block_influence(stream.hidden_ND)
     assert influence[3] == pytest.approx(influence[2], abs=1e-9)
-    assert massive_makers(stream.hidden_ND) == [3]
-    assert most_influence(influence, 2, massive_makers(stream.hidden_ND)) == [0, 3]
+    assert massive_activation_layers(stream.hidden_ND) == [3]
+    assert most_influence(influence, 2, massive_activation_layers(stream.hidden_ND)) == [0, 3]
 
 
 def test_layers_that_come_first_do_not_exceed_the_number_that_stay():
@@ -103,7 +107,7 @@ def test_layers_that_come_first_do_not_exceed_the_number_that_stay():
 def test_trace_is_the_residual_stream_document_after_document():
     model = tiny("llama")
     sample = texts()
-    stream = trace(model, sample)
+    stream = record_residual_stream(model, sample)
     assert stream.lengths == [len(ids) for ids in sample]
     torch.testing.assert_close(stream.hidden_ND[0], model.model.embed_tokens(torch.cat(sample)))
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.model.layers)

@@ -9,7 +9,7 @@ from tiny_decoders import KINDS, logits, texts, tiny
 from torch import nn
 
 from stillhouse.distill.students.importance import width_importance
-from stillhouse.distill.students.prune_width import choose_cut, correct_norms, prune_width
+from stillhouse.distill.students.prune_width import correct_norms, prune_width, select_width
 from stillhouse.errors import ModelError, RecipeError
 
 NO_CUT = {"intermediate": None, "heads": None, "hidden": None}
@@ -17,7 +17,7 @@ NO_CUT = {"intermediate": None, "heads": None, "hidden": None}
 
 def cut_of(model, **sizes):
     importance = width_importance(model, texts())
-    return choose_cut(model, importance, **{**NO_CUT, **sizes}), importance
+    return select_width(model, importance, **{**NO_CUT, **sizes}), importance
 
 
 def assert_same(pruned, parent):

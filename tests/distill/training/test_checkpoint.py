@@ -16,9 +16,9 @@ import pytest
 import torch
 from tiny_training import documents_of, llama
 
-from stillhouse.distill.training.checkpoint import Checkpoints, generator_states, restore_generators
+from stillhouse.distill.training.checkpoint import CheckpointManager, generator_states, restore_generators
 from stillhouse.distill.training.loop import train
-from stillhouse.distill.training.tracking import Metrics
+from stillhouse.distill.training.tracking import MetricsLog
 from stillhouse.errors import CheckpointError
 from stillhouse.recipe import Objective, Train
 
@@ -68,7 +68,7 @@ def stop_after(directory, steps, monkeypatch):
     class Killed(Exception):
         pass
 
-    log = Metrics.log
+    log = MetricsLog.log
 
     def log_and_die(self, step, values):
         log(self, step, values)
@@ -76,7 +76,7 @@ def stop_after(directory, steps, monkeypatch):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "log", log_and_die)
+        patch.setattr(MetricsLog, "log", log_and_die)
         with pytest.raises(Killed):
             run(directory)
 
@@ -223,7 +223,7 @@ def test_another_number_of_threads_is_said(tmp_path, monkeypatch, capsys):
 
 
 def test_only_the_last_two_are_kept_and_half_written_ones_go(tmp_path):
-    store = Checkpoints(tmp_path, {})
+    store = CheckpointManager(tmp_path, {})
     (tmp_path / ".step-00000009.0123abcd.tmp").mkdir()
     for step in (1, 2, 30):
         store.save(step, {"model": {"w": torch.full((3,), float(step))}}, {"steps": step}, {})
@@ -236,7 +236,7 @@ def test_only_the_last_two_are_kept_and_half_written_ones_go(tmp_path):
 
 
 def test_without_a_checkpoint_there_is_none(tmp_path):
-    assert Checkpoints(tmp_path / "nowhere", {}).load() is None
+    assert CheckpointManager(tmp_path / "nowhere", {}).load() is None
 
 
 def test_generators_go_on_where_they_were():
@@ -250,9 +250,9 @@ FULL_DISK = """
 import os
 from pathlib import Path
 import torch
-from stillhouse.distill.training.checkpoint import Checkpoints
+from stillhouse.distill.training.checkpoint import CheckpointManager
 from stillhouse.errors import StorageError
-store = Checkpoints(Path({directory!r}), {{}})
+store = CheckpointManager(Path({directory!r}), {{}})
 store.save(1, {{"model": {{"w": torch.ones(10_000)}}}}, {{}}, {{}})
 try:
     store.save(2, {{"model": {{"w": torch.ones(1_000_000)}}}}, {{}}, {{}})

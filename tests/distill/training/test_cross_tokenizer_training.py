@@ -14,7 +14,7 @@ from stillhouse.distill.loss.shared_vocabulary import join_vocabularies
 from stillhouse.distill.targets.cross_tokenizer import SpanSignal
 from stillhouse.distill.targets.signal import cache_targets, open_targets
 from stillhouse.distill.training.loop import train
-from stillhouse.distill.training.tracking import Metrics
+from stillhouse.distill.training.tracking import MetricsLog
 from stillhouse.recipe import Objective, Train
 
 TEACHER, STUDENT = chatml_reader(), tags_reader()
@@ -123,7 +123,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, objective, monkeypatch):
     class Killed(Exception):
         pass
 
-    log = Metrics.log
+    log = MetricsLog.log
 
     def log_and_die(self, step, values):
         log(self, step, values)
@@ -131,7 +131,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, objective, monkeypatch):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "log", log_and_die)
+        patch.setattr(MetricsLog, "log", log_and_die)
         with pytest.raises(Killed):
             run(tmp_path / "killed", tmp_path / "targets", objective=objective)
     model, result = run(tmp_path / "killed", tmp_path / "targets", objective=objective)

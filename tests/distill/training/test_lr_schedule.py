@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from stillhouse.distill.training.lr_schedule import rate_share
+from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.recipe import Train
 
 
 def rates(total: int, **settings) -> list[float]:
-    return [rate_share(step, total, Train(**settings)) for step in range(total)]
+    return [learning_rate_factor(step, total, Train(**settings)) for step in range(total)]
 
 
 def test_wsd_rises_stays_and_falls():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from stillhouse.distill.training.tracking import Metrics, open_tracker
+from stillhouse.distill.training.tracking import MetricsLog, open_tracker
 from stillhouse.errors import MissingExtraError
 
 
@@ -14,7 +14,7 @@ def test_lines_past_the_checkpoint_and_torn_ones_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = [json.dumps({"step": step, "loss": 1 / step}) for step in (1, 2, 3)]
     path.write_text("\n".join([*whole, '{"step": 4, "lo']))
-    metrics = Metrics(path, steps_done=2)
+    metrics = MetricsLog(path, steps_done=2)
     assert metrics.losses == [1.0, 0.5]
     metrics.log(3, {"loss": 0.25})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
@@ -27,7 +27,7 @@ def test_lines_past_the_checkpoint_and_torn_ones_are_cut(tmp_path):
 
 
 def test_a_line_is_in_the_file_before_the_next_step(tmp_path):
-    metrics = Metrics(tmp_path / "metrics.jsonl", steps_done=0)
+    metrics = MetricsLog(tmp_path / "metrics.jsonl", steps_done=0)
     metrics.log(1, {"loss": 2.0})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
     metrics.close()
@@ -36,7 +36,7 @@ def test_a_line_is_in_the_file_before_the_next_step(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own protocol buffers
 def test_tensorboard_reads_what_was_logged(tmp_path):
     tracker = open_tracker("tensorboard", tmp_path, "train")
-    metrics = Metrics(tmp_path / "metrics.jsonl", steps_done=0, trackers=[tracker])
+    metrics = MetricsLog(tmp_path / "metrics.jsonl", steps_done=0, trackers=[tracker])
     for step, loss in enumerate((3.0, 2.0, 1.5), 1):
         metrics.log(step, {"loss": loss, "learning_rate": 0.5})
     metrics.close()

@@ -24,7 +24,7 @@ from stillhouse.distill.loss.fused_loss import head_loss
 from stillhouse.distill.loss.lm_head import Head
 from stillhouse.distill.loss.policy_loss import PolicyRows, group_advantages, token_weights
 from stillhouse.distill.loss.teacher_rows import SignalRows
-from stillhouse.distill.on_policy.rollouts import Round
+from stillhouse.distill.on_policy.rollouts import RolloutBatch
 from stillhouse.distill.targets.ensemble import join_rows
 from stillhouse.distill.targets.formats import HiddenKind, TopKKind
 from stillhouse.distill.training.learner import Learner
@@ -35,7 +35,7 @@ from stillhouse.recipe.on_policy import OnPolicy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stillhouse.distill.on_policy.loop import OffPolicy
+    from stillhouse.distill.on_policy.loop import OffPolicyData
 
 
 Thought = dict[int, tuple[Tensor, float]]
@@ -58,7 +58,7 @@ class OnPolicyLearner(Learner):
         objective: Objective,
         settings: OnPolicy,
         train: Train,
-        off_policy: OffPolicy | None,
+        off_policy: OffPolicyData | None,
     ) -> None:
         documents = [] if off_policy is None else off_policy.documents
         super().__init__(model, documents, off_policy and off_policy.signal, objective, train)
@@ -73,7 +73,7 @@ class OnPolicyLearner(Learner):
             start = copy.deepcopy(model).requires_grad_(False)
             self._reference = ForwardPass(start, [], dtype)
 
-    def learn(self, samples: Round, rates: Sequence[float], kept: float = 1.0) -> dict[str, Any]:
+    def learn(self, samples: RolloutBatch, rates: Sequence[float], kept: float = 1.0) -> dict[str, Any]:
         """One optimizer step for each of ``rates``, each on its share of the groups; the round's metrics.
 
         Args:
@@ -100,7 +100,7 @@ class OnPolicyLearner(Learner):
     def _step(
         self,
         members: Sequence[int],
-        samples: Round,
+        samples: RolloutBatch,
         documents: Sequence[Document],
         advantages: Tensor,
         thoughts: list[Thought],

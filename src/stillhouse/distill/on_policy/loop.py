@@ -28,17 +28,24 @@ from stillhouse.distill.forward.forward_pass import model_digest
 from stillhouse.distill.loss.policy_loss import has_signal
 from stillhouse.distill.on_policy.curriculum import PassRates
 from stillhouse.distill.on_policy.learner import OnPolicyLearner
-from stillhouse.distill.on_policy.rollouts import Question, Round, Score, Stopped, join, roll_out
+from stillhouse.distill.on_policy.rollouts import (
+    RewardFunction,
+    RolloutBatch,
+    StoppingCriterion,
+    TokenizedPrompt,
+    join,
+    roll_out,
+)
 from stillhouse.distill.training.checkpoint import (
-    Checkpoints,
+    CheckpointManager,
     generator_states,
     restore_generators,
-    warn_of_changes,
+    warn_of_environment_changes,
 )
-from stillhouse.distill.training.lr_schedule import rate_share
+from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.distill.training.optimizer import frozen_embeddings
 from stillhouse.distill.training.runtime import choose_device, memory_errors, reproducible, uninterrupted
-from stillhouse.distill.training.tracking import Metrics, open_tracker
+from stillhouse.distill.training.tracking import MetricsLog, open_tracker
 from stillhouse.errors import CapabilityError, EmptyCorpusError, StillhouseError
 from stillhouse.hashing import sha256_json
 from stillhouse.models import can_sample
@@ -67,7 +74,7 @@ class OnPolicyResult:
 
 
 @dataclass(frozen=True)
-class Done:
+class OnPolicyProgress:
     """How far a run has come."""
 
     rounds: int = 0
@@ -83,7 +90,7 @@ class Done:
 
 
 @dataclass(frozen=True, eq=False)
-class OffPolicy:
+class OffPolicyData:
     """Corpus rows that some rounds learn from instead, with what the teacher thought of them."""
 
     documents: Sequence[Document]
@@ -92,19 +99,19 @@ class OffPolicy:
 
 def train_on_policy(
     model: PreTrainedModel,
-    questions: Sequence[Question],
+    questions: Sequence[TokenizedPrompt],
     *,
     teachers: Sequence[PreTrainedModel],
-    score: Score | None,
+    score: RewardFunction | None,
     ends: set[int],
     objective: Objective,
     settings: OnPolicy,
     train: Train,
     directory: Path,
     seed: int,
-    off_policy: OffPolicy | None = None,
+    off_policy: OffPolicyData | None = None,
     pass_rates: Mapping[str, float] | None = None,
-    stopped: Stopped | None = None,
+    stopped: StoppingCriterion | None = None,
     label: str = "on-policy",
 ) -> OnPolicyResult:
     """Trains ``model`` in place, going on from the last checkpoint where there is one.
@@ -114,8 +121,8 @@ def train_on_policy(
     Args:
         model: float32; what requires a gradient learns.
         questions: what is asked, again and again; see ``settings.order``.
-        teachers: by the numbers that questions' readings name; needed when ``settings.teacher`` is above 0;
-            left as they are.
+        teachers: by the numbers that questions' teacher prompts name; needed when ``settings.teacher`` is
+            above 0; left as they are.
         score: needed when ``settings.reward`` is above 0.
         ends: ids that end an answer.
         stopped: whether an answer's ids so far end it, where a template ends answers by a text.
@@ -144,7 +151,7 @@ def train_on_policy(
     before = dict(pass_rates or {}) if settings.order != "shuffled" else {}
     if settings.learning_rate is not None:
         train = dataclasses.replace(train, learning_rate=settings.learning_rate)
-    checkpoints = Checkpoints(
+    checkpoints = CheckpointManager(
         directory / "checkpoints",
         _identity(model, teachers, questions, objective, settings, train, seed) | {"pass rates": before},
     )
@@ -153,16 +160,18 @@ def train_on_policy(
         model.to(choose_device(train.device))  # pyright: ignore[reportArgumentType]
         learner = OnPolicyLearner(model, teachers, objective, settings, train, off_policy)
         facts = {"threads": torch.get_num_threads(), "device": str(learner.device), "layout": learner.layout}
-        done = Done()
+        done = OnPolicyProgress()
         saved = checkpoints.load()
         if saved is not None:
             learner.load_state(saved.tensors)
             restore_generators(saved.generators)
-            warn_of_changes(saved.facts, facts)
-            done = Done(*(saved.facts[field.name] for field in dataclasses.fields(Done)))
+            warn_of_environment_changes(saved.facts, facts)
+            done = OnPolicyProgress(
+                *(saved.facts[field.name] for field in dataclasses.fields(OnPolicyProgress))
+            )
             console.info(f"going on after round {done.rounds}")
         trackers = [open_tracker(name, directory, label) for name in train.trackers]
-        metrics = Metrics(directory / "metrics.jsonl", steps_done=done.rounds, trackers=trackers)
+        metrics = MetricsLog(directory / "metrics.jsonl", steps_done=done.rounds, trackers=trackers)
         run = _Rounds(learner, questions, score, ends, stopped, settings, train, seed, before)
         with contextlib.closing(metrics):
             done = _loop(run, done, checkpoints, metrics, facts, label)
@@ -171,8 +180,13 @@ def train_on_policy(
 
 
 def _loop(
-    run: _Rounds, done: Done, checkpoints: Checkpoints, metrics: Metrics, facts: dict[str, Any], label: str
-) -> Done:
+    run: _Rounds,
+    done: OnPolicyProgress,
+    checkpoints: CheckpointManager,
+    metrics: MetricsLog,
+    facts: dict[str, Any],
+    label: str,
+) -> OnPolicyProgress:
     settings, train = run.settings, run.train
     generators = generator_states()
 
@@ -223,16 +237,16 @@ class _Rounds:
     """What every round needs. A round depends on its number, how much was asked before, and the weights."""
 
     learner: OnPolicyLearner
-    questions: Sequence[Question]
-    score: Score | None
+    questions: Sequence[TokenizedPrompt]
+    score: RewardFunction | None
     ends: set[int]
-    stopped: Stopped | None
+    stopped: StoppingCriterion | None
     settings: OnPolicy
     train: Train
     seed: int
     before: Mapping[str, float]
 
-    def samples(self, number: int, done: Done) -> tuple[Round | None, int]:
+    def samples(self, number: int, done: OnPolicyProgress) -> tuple[RolloutBatch | None, int]:
         """What the student says in this round, and how many questions that took; None for a corpus round."""
         drawn = np.random.default_rng([self.seed, number, 7]).random()
         if self.learner.off_policy is not None and drawn < self.settings.off_policy:
@@ -240,13 +254,14 @@ class _Rounds:
         return self._samples(number, done)
 
     def learn(
-        self, number: int, done: Done, samples: Round | None, asked: int
-    ) -> tuple[dict[str, Any], Done]:
+        self, number: int, done: OnPolicyProgress, samples: RolloutBatch | None, asked: int
+    ) -> tuple[dict[str, Any], OnPolicyProgress]:
         """Learns from them; the round's metrics, and how far the run has come after it."""
         inner = self.settings.policy.inner_steps
         steps = self.settings.rounds * inner
         rates = [
-            self.train.learning_rate * rate_share(done.steps + i, steps, self.train) for i in range(inner)
+            self.train.learning_rate * learning_rate_factor(done.steps + i, steps, self.train)
+            for i in range(inner)
         ]
         further = dataclasses.replace(done, rounds=done.rounds + 1, steps=done.steps + inner)
         if samples is None:
@@ -282,11 +297,11 @@ class _Rounds:
         policy, others = self.settings.policy, self.settings.teacher
         return bool(self.settings.reward) and not (others or policy.reference_kl or policy.entropy)
 
-    def _samples(self, number: int, done: Done) -> tuple[Round, int]:
+    def _samples(self, number: int, done: OnPolicyProgress) -> tuple[RolloutBatch, int]:
         """The round's groups and how many questions it took; dynamic sampling leaves equal rewards out."""
         wanted, dynamic = self.settings.prompts, self.settings.policy.dynamic_sampling
         question = self._stream(number, done)
-        rounds: list[Round] = []
+        rounds: list[RolloutBatch] = []
         asked = full = 0
         while not rounds or (dynamic and full < wanted and asked < REFILLS * wanted):
             module = self.learner.working.module
@@ -304,7 +319,7 @@ class _Rounds:
             full += int(has_signal(found.rewards_GS).sum())
         return join(rounds), asked
 
-    def _stream(self, number: int, done: Done) -> Callable[[int], Question]:
+    def _stream(self, number: int, done: OnPolicyProgress) -> Callable[[int], TokenizedPrompt]:
         """The round's questions by their place in it, without end."""
         count = len(self.questions)
         if self.settings.order != "shuffled":
@@ -312,13 +327,13 @@ class _Rounds:
             order = PassRates(self.before, done.answers).order(ids, self.settings.order, rng)
             return lambda place: self.questions[order[place % count]]
 
-        def shuffled(place: int) -> Question:
+        def shuffled(place: int) -> TokenizedPrompt:
             epoch, index = divmod(done.asked + place, count)
             return self.questions[int(np.random.default_rng([self.seed, epoch]).permutation(count)[index])]
 
         return shuffled
 
-    def _measures(self, samples: Round) -> dict[str, Any]:
+    def _measures(self, samples: RolloutBatch) -> dict[str, Any]:
         lengths = [len(rollout.ids) for rollout in samples.rollouts]
         rewards_GS = samples.rewards_GS
         found: dict[str, Any] = {
@@ -341,7 +356,7 @@ class _Rounds:
 def _identity(
     model: PreTrainedModel,
     teachers: Sequence[PreTrainedModel],
-    questions: Sequence[Question],
+    questions: Sequence[TokenizedPrompt],
     objective: Objective,
     settings: OnPolicy,
     train: Train,
@@ -357,7 +372,7 @@ def _identity(
     neutral = ("train.checkpoint_every", "train.trackers", "on_policy.patience")
     return {key: value for key, value in keys.items() if key not in neutral} | {
         "seed": seed,
-        "questions": sha256_json([[q.id, q.ids, [astuple(r) for r in q.readings]] for q in questions]),
+        "questions": sha256_json([[q.id, q.ids, [astuple(r) for r in q.teacher_prompts]] for q in questions]),
         "weights at the start": model_digest(model),
         "teacher": [model_digest(teacher) for teacher in teachers],
     }

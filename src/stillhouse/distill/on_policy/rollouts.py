@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TeacherPrompt:
     """What a teacher reads before an answer."""
 
     teacher: int
@@ -39,22 +39,22 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Question:
+class TokenizedPrompt:
     """A prompt as the student and its teachers read it."""
 
     id: str
     ids: list[int]
     """The student's tokens."""
-    readings: tuple[Reading, ...] = ()
+    teacher_prompts: tuple[TeacherPrompt, ...] = ()
     """Its teachers and what they read, which may come after a context of their own."""
     content: Any = None
     """What the scorer needs to know of it."""
 
 
-Score = Callable[[Sequence[tuple[Question, list[int]]]], Sequence[float]]
+RewardFunction = Callable[[Sequence[tuple[TokenizedPrompt, list[int]]]], Sequence[float]]
 """Rewards of answers (token ids), one each; not finite counts as 0."""
 
-Stopped = Callable[[Sequence[int]], bool]
+StoppingCriterion = Callable[[Sequence[int]], bool]
 """Whether an answer's ids so far end it: a stop text was said."""
 
 
@@ -62,7 +62,7 @@ Stopped = Callable[[Sequence[int]], bool]
 class Rollout:
     """One sample."""
 
-    question: Question
+    question: TokenizedPrompt
     ids: list[int]
     logp: list[float]
     """Of each token when it was drawn, at the sampling temperature."""
@@ -70,7 +70,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, eq=False)
-class Round:
+class RolloutBatch:
     """The samples of one round, group after group, and what they are worth."""
 
     rollouts: list[Rollout]
@@ -88,29 +88,29 @@ class Round:
         return {
             place: (_document(rollout, reading.ids), reading.weight)
             for place, rollout in enumerate(self.rollouts)
-            for reading in rollout.question.readings
+            for reading in rollout.question.teacher_prompts
             if reading.teacher == teacher
         }
 
-    def groups(self, chosen_G: Tensor) -> Round:
+    def groups(self, chosen_G: Tensor) -> RolloutBatch:
         """Only the groups where ``chosen_G`` is true."""
         size = self.rewards_GS.shape[1]
         kept = [
             r for g in chosen_G.nonzero()[:, 0].tolist() for r in self.rollouts[g * size : (g + 1) * size]
         ]
-        return Round(kept, self.rewards_GS[chosen_G], self.unscored)
+        return RolloutBatch(kept, self.rewards_GS[chosen_G], self.unscored)
 
 
 def roll_out(
     model: PreTrainedModel,
-    questions: Sequence[Question],
+    questions: Sequence[TokenizedPrompt],
     settings: OnPolicy,
     *,
     ends: set[int],
-    score: Score | None,
+    score: RewardFunction | None,
     seed: str,
-    stopped: Stopped | None = None,
-) -> Round:
+    stopped: StoppingCriterion | None = None,
+) -> RolloutBatch:
     """Draws ``settings.samples`` answers to each question and scores them.
 
     Args:
@@ -142,7 +142,7 @@ def roll_out(
     if settings.reward:
         lengths = [len(rollout.ids) for rollout in rollouts]
         rewards = rewards + overlong_penalty(lengths, settings.max_tokens, settings.policy.overlong)
-    return Round(rollouts, rewards.view(len(questions), settings.samples), unscored)
+    return RolloutBatch(rollouts, rewards.view(len(questions), settings.samples), unscored)
 
 
 def _sampling(settings: OnPolicy, seed: str) -> Sampling:
@@ -161,9 +161,9 @@ def _document(rollout: Rollout, prompt: list[int]) -> Document:
     return Document(rollout.question.id, ids, np.arange(len(ids)) >= len(prompt))
 
 
-def join(rounds: Sequence[Round]) -> Round:
+def join(rounds: Sequence[RolloutBatch]) -> RolloutBatch:
     """Several rounds as one."""
-    return Round(
+    return RolloutBatch(
         [rollout for part in rounds for rollout in part.rollouts],
         torch.cat([part.rewards_GS for part in rounds]),
         sum(part.unscored for part in rounds),

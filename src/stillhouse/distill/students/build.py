@@ -20,8 +20,8 @@ from stillhouse.distill.students.heal import can_heal, heal
 from stillhouse.distill.students.importance import (
     block_influence,
     calibration_sample,
-    massive_makers,
-    trace,
+    massive_activation_layers,
+    record_residual_stream,
     width_importance,
 )
 from stillhouse.distill.students.save import save_student
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
     from stillhouse.distill.data.documents import Document
 
-__all__ = ["Built", "build_student", "require_same_tokenizer", "save_student"]
+__all__ = ["BuiltStudent", "build_student", "require_same_tokenizer", "save_student"]
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltStudent:
     """A student before training.
 
     Args:
@@ -71,7 +71,7 @@ def build_student(
     calibration: Sequence[Document],
     seed: int,
     texts: Iterable[str] = (),
-) -> Built:
+) -> BuiltStudent:
     """The student that the recipe describes. The same settings, text and seed give the same bits.
 
     Args:
@@ -105,7 +105,7 @@ def build_student(
         "layers": model.config.num_hidden_layers,
         "vocab_size": model.config.vocab_size,
     }
-    return Built(model, tokenizer, template, {**described, **facts})
+    return BuiltStudent(model, tokenizer, template, {**described, **facts})
 
 
 def prune(
@@ -114,7 +114,7 @@ def prune(
     """Fewer layers first (healed), then a narrower model measured on what is left.
 
     Returns:
-        The pruned model and the facts of :class:`Built`. The parent is left as it is.
+        The pruned model and the facts of :class:`BuiltStudent`. The parent is left as it is.
 
     Raises:
         RecipeError: nothing to prune is named, or more than there is.
@@ -183,8 +183,8 @@ def _scratch_tokenizer(
 def _prune_depth(
     parent: PreTrainedModel, settings: Student, sample: Sequence[Tensor]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    stream = trace(parent, sample)
-    influence, massive = block_influence(stream.hidden_ND), massive_makers(stream.hidden_ND)
+    stream = record_residual_stream(parent, sample)
+    influence, massive = block_influence(stream.hidden_ND), massive_activation_layers(stream.hidden_ND)
     if settings.keep is not None:
         keep = prune_depth.check_keep(settings.keep, len(influence))
     else:
@@ -211,7 +211,7 @@ def _prune_width(
     model: PreTrainedModel, settings: Student, sample: Sequence[Tensor]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     importance = width_importance(model, sample)
-    cut = prune_width.choose_cut(
+    cut = prune_width.select_width(
         model, importance, intermediate=settings.intermediate, heads=settings.heads, hidden=settings.hidden
     )
     narrow = prune_width.prune_width(model, cut)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stillhouse.distill.students.decoder import layers_of
-from stillhouse.distill.students.importance import Trace, removed_after
+from stillhouse.distill.students.importance import ResidualStream, temporary_hooks
 from stillhouse.distill.students.prune_depth import removed_runs
 
 RIDGE = 0.1
@@ -73,7 +73,7 @@ def fit_map(mlp_ND: Tensor, residual_ND: Tensor, weights_N: Tensor, ridge: float
 
 @torch.no_grad()
 def heal(
-    student: PreTrainedModel, keep: Sequence[int], teacher: Trace, *, ridge: float = RIDGE
+    student: PreTrainedModel, keep: Sequence[int], teacher: ResidualStream, *, ridge: float = RIDGE
 ) -> list[HealedRun]:
     """Fits and merges a map for every removed run, first to last, changing ``student`` in place.
 
@@ -114,7 +114,7 @@ def _through(
     handle = layer.get_submodule("mlp").register_forward_hook(
         lambda _module, _args, output: mlp.append(output[0])
     )
-    with removed_after([handle]):
+    with temporary_hooks([handle]):
         documents = zip(hidden_ND.split(list(lengths)), calls, strict=True)
         output = [layer(hidden_TD[None], **call)[0] for hidden_TD, call in documents]
     return torch.cat(output), torch.cat(mlp)

@@ -59,7 +59,7 @@ def calibration_sample(documents: Sequence[Document], tokens: int, seed: int) ->
 
 
 @dataclass(frozen=True)
-class Trace:
+class ResidualStream:
     """The residual stream of a model over the calibration text."""
 
     lengths: list[int]
@@ -71,7 +71,7 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(model: PreTrainedModel, sample: Sequence[Tensor]) -> Trace:
+def record_residual_stream(model: PreTrainedModel, sample: Sequence[Tensor]) -> ResidualStream:
     """Runs the model over the sample and keeps the hidden states between all layers.
 
     Holds N * (L + 1) * D numbers in memory (0.6 GB for 8,192 tokens of a model with 30
@@ -93,11 +93,11 @@ def trace(model: PreTrainedModel, sample: Sequence[Tensor]) -> Trace:
 
     handles = [layer.register_forward_pre_hook(enters(i), with_kwargs=True) for i, layer in enumerate(layers)]
     handles.append(layers[-1].register_forward_hook(leaves))
-    with removed_after(handles):
+    with temporary_hooks(handles):
         for ids in sample:
             calls.append([])
             run(model, ids)
-    return Trace([len(ids) for ids in sample], [torch.cat(part) for part in parts], calls)
+    return ResidualStream([len(ids) for ids in sample], [torch.cat(part) for part in parts], calls)
 
 
 def block_influence(hidden_ND: Sequence[Tensor]) -> list[float]:
@@ -110,7 +110,7 @@ def block_influence(hidden_ND: Sequence[Tensor]) -> list[float]:
     return [1.0 - F.cosine_similarity(a.double(), b.double(), dim=-1).mean().item() for a, b in pairs]
 
 
-def massive_makers(hidden_ND: Sequence[Tensor]) -> list[int]:
+def massive_activation_layers(hidden_ND: Sequence[Tensor]) -> list[int]:
     """Layers that make some token's state at least 10 times as long as it entered.
 
     They make the massive activations (Sun et al. 2024, "Massive Activations in Large Language
@@ -169,7 +169,7 @@ def width_importance(model: PreTrainedModel, sample: Sequence[Tensor]) -> WidthI
     for norm, output, energy in zip(norms, outputs, energies, strict=True):
         handles.append(norm.register_forward_pre_hook(energy.add_input(_normalised_square)))
         handles.append(norm.register_forward_hook(output.add_output(Tensor.abs)))
-    with removed_after(handles):
+    with temporary_hooks(handles):
         for ids in sample:
             run(model, ids)
 
@@ -201,7 +201,7 @@ def run(model: PreTrainedModel, ids: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def removed_after(handles: Sequence[Any]) -> Iterator[None]:
+def temporary_hooks(handles: Sequence[Any]) -> Iterator[None]:
     """Removes hooks at the end, whatever happens."""
     try:
         yield

@@ -50,7 +50,7 @@ AXES: dict[str, tuple[str | None, ...]] = {
 
 
 @dataclass(frozen=True)
-class Cut:
+class WidthSelection:
     """What stays, as sorted indices; an empty list of layers (or None) leaves that part whole."""
 
     neurons: list[Tensor] = field(default_factory=list)
@@ -58,14 +58,14 @@ class Cut:
     channels: Tensor | None = None
 
 
-def choose_cut(
+def select_width(
     model: PreTrainedModel,
     importance: WidthImportance,
     *,
     intermediate: int | None,
     heads: int | None,
     hidden: int | None,
-) -> Cut:
+) -> WidthSelection:
     """The most active neurons, key-value groups and hidden channels, as many as asked for.
 
     Raises:
@@ -82,7 +82,7 @@ def choose_cut(
             "it scales its embeddings by their number",
             hint="Remove layers, neurons or heads instead.",
         )
-    return Cut(
+    return WidthSelection(
         neurons=[]
         if intermediate is None
         else [_top(scores, intermediate) for scores in importance.neurons_LI],
@@ -91,7 +91,7 @@ def choose_cut(
     )
 
 
-def prune_width(model: PreTrainedModel, cut: Cut) -> PreTrainedModel:
+def prune_width(model: PreTrainedModel, cut: WidthSelection) -> PreTrainedModel:
     """A copy of ``model`` with only the parts in ``cut``.
 
     Raises:
@@ -130,7 +130,9 @@ def correct_norms(model: PreTrainedModel, energy_D: Sequence[Tensor], channels: 
         norm.get_parameter("weight").mul_(energy[channels].mean().sqrt().item())
 
 
-def _kept(model: PreTrainedModel, cut: Cut, counted: str | None, layer: int | None) -> Tensor | None:
+def _kept(
+    model: PreTrainedModel, cut: WidthSelection, counted: str | None, layer: int | None
+) -> Tensor | None:
     """Indices that stay on an axis, or None for all."""
     if counted == "hidden":
         return cut.channels
@@ -147,7 +149,7 @@ def _kept(model: PreTrainedModel, cut: Cut, counted: str | None, layer: int | No
     return None
 
 
-def _changes(model: PreTrainedModel, cut: Cut) -> dict[str, Any]:
+def _changes(model: PreTrainedModel, cut: WidthSelection) -> dict[str, Any]:
     config = model.config
     changes: dict[str, Any] = {}
     if cut.groups or cut.channels is not None:

@@ -36,11 +36,11 @@ KEPT = 2
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """What a checkpoint gives back.
 
     Args:
-        tensors: the groups given to :meth:`Checkpoints.save`, on the processor's memory.
+        tensors: the groups given to :meth:`CheckpointManager.save`, on the processor's memory.
         facts: as given.
         generators: for :func:`restore_generators`.
     """
@@ -50,7 +50,7 @@ class Saved:
     generators: dict[str, Any]
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run.
 
     Args:
@@ -90,7 +90,7 @@ class Checkpoints:
         for old in self._found()[:-KEPT]:
             shutil.rmtree(old)
 
-    def load(self) -> Saved | None:
+    def load(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None when there is none at all.
 
         Damaged ones are removed, with a warning, when an older one is whole.
@@ -137,14 +137,14 @@ class Checkpoints:
             )
 
 
-def _read(path: Path) -> tuple[Saved, dict[str, Any]]:
+def _read(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
     state = read_json(path / "state.json")
     tensors = {}
     for name, expected in state["files"].items():
         if sha256_file(path / name) != expected:
             raise ValueError(f"{name} is not what was written")
         tensors[name.removesuffix(".safetensors")] = load_file(path / name)
-    return Saved(tensors, state["facts"], state["generators"]), state["identity"]
+    return Checkpoint(tensors, state["facts"], state["generators"]), state["identity"]
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -191,7 +191,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([_from_text(state) for state in states["cuda"]])
 
 
-def warn_of_changes(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def warn_of_environment_changes(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Says which of ``facts`` (threads, device, …) are not those under which a checkpoint was written."""
     changed = [key for key in facts if saved[key] != facts[key]]
     if changed:

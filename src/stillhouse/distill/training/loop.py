@@ -27,16 +27,16 @@ from stillhouse.distill.data.batches import Step, plan_steps
 from stillhouse.distill.data.documents import Document, documents_hash
 from stillhouse.distill.forward.forward_pass import model_digest
 from stillhouse.distill.training.checkpoint import (
-    Checkpoints,
+    CheckpointManager,
     generator_states,
     restore_generators,
-    warn_of_changes,
+    warn_of_environment_changes,
 )
 from stillhouse.distill.training.learner import Learner
-from stillhouse.distill.training.lr_schedule import rate_share
+from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.distill.training.optimizer import frozen_embeddings
 from stillhouse.distill.training.runtime import choose_device, memory_errors, reproducible, uninterrupted
-from stillhouse.distill.training.tracking import Metrics, open_tracker
+from stillhouse.distill.training.tracking import MetricsLog, open_tracker
 from stillhouse.errors import ContextLengthError, EmptyCorpusError, NonFiniteLossError
 from stillhouse.recipe import Objective, Train
 
@@ -71,7 +71,7 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class Done:
+class TrainingProgress:
     """How far a run has come."""
 
     steps: int = 0
@@ -79,9 +79,11 @@ class Done:
     counted: int = 0
     seconds: float = 0.0
 
-    def after(self, step: Step, counted: int, seconds: float) -> Done:
+    def after(self, step: Step, counted: int, seconds: float) -> TrainingProgress:
         """One step further."""
-        return Done(self.steps + 1, self.tokens + step.tokens, self.counted + counted, self.seconds + seconds)
+        return TrainingProgress(
+            self.steps + 1, self.tokens + step.tokens, self.counted + counted, self.seconds + seconds
+        )
 
 
 def train(
@@ -117,7 +119,7 @@ def train(
         raise EmptyCorpusError("there is no document to train on")
     _require_context(model, documents)
     plan = plan_steps([len(document) for document in documents], settings, seed=seed)
-    checkpoints = Checkpoints(
+    checkpoints = CheckpointManager(
         directory / "checkpoints", _identity(model, documents, objective, settings, seed)
     )
     home = model.device
@@ -136,7 +138,7 @@ def train(
         }
         done = _resume(learner, checkpoints, facts)
         trackers = [open_tracker(name, directory, label) for name in settings.trackers]
-        metrics = Metrics(directory / "metrics.jsonl", steps_done=done.steps, trackers=trackers)
+        metrics = MetricsLog(directory / "metrics.jsonl", steps_done=done.steps, trackers=trackers)
         with contextlib.closing(metrics), learner.training():
             done = _loop(learner, plan, done, checkpoints, metrics, facts, label)
         model.to(home)  # pyright: ignore[reportArgumentType]
@@ -146,12 +148,12 @@ def train(
 def _loop(
     learner: Learner,
     plan: Sequence[Step],
-    done: Done,
-    checkpoints: Checkpoints,
-    metrics: Metrics,
+    done: TrainingProgress,
+    checkpoints: CheckpointManager,
+    metrics: MetricsLog,
     facts: dict[str, Any],
     label: str,
-) -> Done:
+) -> TrainingProgress:
     settings = learner.settings
     generators = generator_states()
 
@@ -165,7 +167,7 @@ def _loop(
         try:
             for step in plan[done.steps :]:
                 started = time.perf_counter()
-                rate = settings.learning_rate * rate_share(done.steps, len(plan), settings)
+                rate = settings.learning_rate * learning_rate_factor(done.steps, len(plan), settings)
                 parts = learner.backward(step)
                 norm = learner.clip().item()  # .item() waits for the device, once a step
                 loss = sum(part.item() for _, part in parts)
@@ -202,15 +204,15 @@ def _loop(
     return done
 
 
-def _resume(learner: Learner, checkpoints: Checkpoints, facts: dict[str, Any]) -> Done:
+def _resume(learner: Learner, checkpoints: CheckpointManager, facts: dict[str, Any]) -> TrainingProgress:
     """Puts the newest whole checkpoint's state back; how far it had come."""
     saved = checkpoints.load()
     if saved is None:
-        return Done()
+        return TrainingProgress()
     learner.load_state(saved.tensors)
     restore_generators(saved.generators)
-    warn_of_changes(saved.facts, facts)
-    done = Done(*(saved.facts[field.name] for field in dataclasses.fields(Done)))
+    warn_of_environment_changes(saved.facts, facts)
+    done = TrainingProgress(*(saved.facts[field.name] for field in dataclasses.fields(TrainingProgress)))
     console.info(f"going on after step {done.steps}")
     return done
 

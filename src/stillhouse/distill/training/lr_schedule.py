@@ -10,7 +10,7 @@ import math
 from stillhouse.recipe import Train
 
 
-def rate_share(step: int, total: int, settings: Train) -> float:
+def learning_rate_factor(step: int, total: int, settings: Train) -> float:
     """The learning rate of ``step`` (0-based, of ``total``) as a share of the peak.
 
     The first ``round(warmup * total)`` steps rise in equal parts and reach the peak in the last of them. Then

@@ -26,7 +26,7 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-class Metrics:
+class MetricsLog:
     """``metrics.jsonl`` and the trackers, for the length of a run.
 
     Args:
