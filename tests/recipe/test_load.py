@@ -70,8 +70,8 @@ class TestReading:
         assert parse_recipe(text).license == word
 
     def test_no_is_not_false(self):
-        assert 'r.yaml:5: filter.empty: must be `true` or `false`, not "no"' in refused(
-            SMALL + "filter: {empty: no}\n"
+        assert 'r.yaml:5: filter.truncated: must be `true` or `false`, not "no"' in refused(
+            SMALL + "filter: {truncated: no}\n"
         )
 
     def test_a_list_is_a_tuple(self):
@@ -146,7 +146,7 @@ class TestComplaints:
             ("collect: {temperature: -1}", "collect.temperature: must be at least 0, not -1"),
             ("collect: {max_cost: 1}", "collect.max_cost: needs teacher.price_in"),
             ("filter: {min_chars: 9, max_chars: 5}", "filter.max_chars: 5 is below min_chars (9)"),
-            ("filter: {verifier: nothing}", "filter.verifier: must be `module:function`"),
+            ("filter: {verifier: 'a:b'}", "filter.verifier: was replaced by `verifiers`"),
             ('accept_terms: ""', "accept_terms: must not be empty"),
         ],
     )
@@ -323,7 +323,7 @@ RECIPES = st.builds(
     prompts=st.builds(Prompts, source=WORDS, limit=st.none() | COUNT, held_out=st.integers(0, 100)),
     student=STUDENTS,
     collect=st.builds(Collect, temperature=POSITIVE, top_p=SHARE, max_total_tokens=st.none() | COUNT),
-    filter=st.builds(Filter, near_duplicates=st.none() | SHARE, empty=st.booleans()),
+    filter=st.builds(Filter, near_duplicates=st.none() | SHARE, refusals=st.booleans()),
     objective=st.builds(Objective, kind=st.sampled_from(["jsd", "reverse_kl"]), beta=SHARE),
     train=st.builds(
         Train,

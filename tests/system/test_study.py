@@ -42,7 +42,7 @@ arms:
     label: zero
     recipe:
       student: {model: "{runs}/base/student"}
-      filter: {truncated: false, empty: false, min_chars: 0}
+      filter: {truncated: false}
       on_policy: {rounds: 2, prompts: 4, samples: 2, max_tokens: 16, teacher: 0, reward: 1}
 claims: [{says: it helps, arm: zero, over: base, test: learned}]
 """

@@ -158,6 +158,23 @@ def test_the_reward_is_the_mean_by_weight():
     assert score.detail.startswith("exact 1; format 0")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere_at_all:f", "nowhere_at_all:f does not load: .*No module named 'nowhere_at_all'"),
+        ("my_broken_verifier:f", "my_broken_verifier:f does not load: .*No module named 'nothing_"),
+        ("my_verifier:odd", "my_verifier:odd does not load: .*'odd'"),
+        ("my_verifier:not_callable", "my_verifier:not_callable does not load: .*my_verifier:not_callable"),
+    ],
+)
+def test_a_function_that_does_not_load_is_named_with_the_reason(tmp_path, monkeypatch, name, message):
+    (tmp_path / "my_verifier.py").write_text("not_callable = 3")
+    (tmp_path / "my_broken_verifier.py").write_text("import nothing_like_this")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=message):
+        check_verifiers([Verifier(kind="function", function=name)])
+
+
 def test_what_cannot_be_opened(monkeypatch):
     with pytest.raises(RecipeError, match="no_such_function"):
         check_verifiers([Verifier(kind="function", function="verifiers.verifier_hooks:no_such_function")])

@@ -134,12 +134,12 @@ def _teacher(run: Path) -> str | None:
     """The teacher of a run, where it is a local model that is still there."""
     from stillhouse.errors import StillhouseError
     from stillhouse.models import parse_reference
-    from stillhouse.recipe.load import load_recipe
+    from stillhouse.recipe.load import load_recorded_recipe
 
     if not ((run / "recipe.yaml").is_file() and (run / "manifest.json").is_file()):
         return None
     try:
-        teacher = load_recipe(run / "recipe.yaml").teacher.model
+        teacher = load_recorded_recipe(run / "recipe.yaml")[0].teacher.model
         return teacher if parse_reference(teacher).kind != "api" else None
     except StillhouseError:
         return None

@@ -5,7 +5,6 @@ from .curate.rejection_sampling import (
     read_pass_rates as read_pass_rates,
     select_corpus as select_corpus,
 )
-from .curate.user_function import load_verifier as load_verifier
 from .messages import assistant_message as assistant_message
 from .prompts.context import Context as Context, load_context as load_context
 from .prompts.load import load_prompts as load_prompts

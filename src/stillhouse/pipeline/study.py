@@ -22,12 +22,12 @@ from typing import Any
 from stillhouse.console import console
 from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.files import atomic_write, read_json, read_json_lines, write_json
-from stillhouse.hashing import sha256_file, sha256_json, sha256_text
+from stillhouse.hashing import sha256_file, sha256_json
 from stillhouse.plan.costs import forward_flops, training_flops
 from stillhouse.plan.shapes import Shape, shape_of
 from stillhouse.provenance import Manifest, versions
 from stillhouse.recipe import Recipe
-from stillhouse.recipe.load import dump_recipe, load_recipe
+from stillhouse.recipe.load import load_recipe, recipe_hash
 from stillhouse.recipe.study import Study, arm_recipe, learned_from
 
 LEARNING = ("collect", "filter", "select", "student", "targets", "train", "on_policy")
@@ -128,7 +128,7 @@ def _finish(study: Study, recipe: Recipe, place: Path, seed: int, run: RunRecipe
 def _origin(study: Study, recipe: Recipe, runs: Path) -> dict[str, str]:
     """Hashes of all that an arm's result depends on: recipe, data, and the students that it learned from."""
     return {
-        "recipe": sha256_text(dump_recipe(recipe)),
+        "recipe": recipe_hash(recipe),
         "data": read_json(runs / "data" / "made.json"),
         **{arm: _weights_hash(runs / arm / "student") for arm in learned_from(study, recipe.name)},
     }

@@ -29,7 +29,7 @@ def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
     """Refuses what one of ``stages`` would refuse after the teacher was asked.
 
     Raises:
-        RecipeError: the verifier does not load, more is to stay than the model has, no such device,
+        RecipeError: a verifier does not load, more is to stay than the model has, no such device,
             adapters for layers that the student does not have.
         ModelError: a model that cannot be pruned so; a damaged one.
         ModelNotFoundError: there is no such model.
@@ -38,13 +38,11 @@ def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
     """
     if "filter" in stages:
         from stillhouse.corpus import load_context
+        from stillhouse.verifiers import check_verifiers
 
         for teacher in all_teachers(recipe):
             load_context(teacher)
-    if "filter" in stages and recipe.filter.verifier is not None:
-        from stillhouse.corpus import load_verifier
-
-        load_verifier(recipe.filter.verifier)
+        check_verifiers(recipe.verifiers)
     if "student" in stages and recipe.student.init == "prune":
         from stillhouse.models import describe
 

@@ -22,6 +22,7 @@ from stillhouse.errors import IntegrityError
 from stillhouse.files import read_json, write_json
 from stillhouse.hashing import sha256_file, sha256_json
 from stillhouse.recipe import Recipe
+from stillhouse.recipe.retired import RetiredValues, restore_retired
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -189,17 +190,21 @@ class Manifest:
         return OutputFile(path=below, sha256=sha256_file(path), size=path.stat().st_size)
 
 
-def recipe_section_hash(recipe: Recipe, section: str) -> str:
+def recipe_section_hash(recipe: Recipe, section: str, retired: RetiredValues | None = None) -> str:
     """The hash of a part of a recipe, named with dots (``train``, ``train.max_length``).
 
     In the hash of a whole section its :data:`RESULT_NEUTRAL` keys do not count.
+
+    Args:
+        retired: what an older run's recipe had in keys that were removed since (default: their old defaults,
+            so that the hash of a section is what it was before).
     """
     value: Any = recipe
     for name in section.split("."):
         value = getattr(value, name)
     if not dataclasses.is_dataclass(value):
         return sha256_json(_plain(value))
-    fields = dataclasses.asdict(value)  # pyright: ignore[reportArgumentType]
+    fields = restore_retired(section, dataclasses.asdict(value), retired)  # pyright: ignore[reportArgumentType]
     return sha256_json({key: v for key, v in fields.items() if f"{section}.{key}" not in RESULT_NEUTRAL})
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from stillhouse.errors import IntegrityError, StillhouseError
 from stillhouse.provenance.manifest import MANIFEST, RECIPE_INPUT, STAGE_INPUT, Manifest, recipe_section_hash
 from stillhouse.recipe import Recipe
-from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.load import load_recorded_recipe
+from stillhouse.recipe.retired import RetiredValues
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def verify_run(run_dir: str | Path) -> RunVerification:
     return RunVerification(len(files), differences)
 
 
-def _recipe(directory: Path, manifest: Manifest) -> tuple[Recipe | None, list[str]]:
+def _recipe(directory: Path, manifest: Manifest) -> tuple[tuple[Recipe, RetiredValues] | None, list[str]]:
     """The run's recipe, where a stage recorded hashes of its sections; and what keeps it from being read."""
     if not any(
         name.startswith(RECIPE_INPUT) for record in manifest.stages.values() for name in record.inputs
@@ -64,12 +65,12 @@ def _recipe(directory: Path, manifest: Manifest) -> tuple[Recipe | None, list[st
     if not path.is_file():
         return None, ["recipe.yaml is missing"]
     try:
-        return load_recipe(path), []
+        return load_recorded_recipe(path), []
     except (StillhouseError, OSError) as error:
         return None, [f"recipe.yaml cannot be read: {error}"]
 
 
-def _inputs(manifest: Manifest, stage: str, recipe: Recipe | None) -> Iterator[str]:
+def _inputs(manifest: Manifest, stage: str, recipe: tuple[Recipe, RetiredValues] | None) -> Iterator[str]:
     for name, value in manifest.stages[stage].inputs.items():
         if name.startswith(STAGE_INPUT):
             earlier = name.removeprefix(STAGE_INPUT)
@@ -79,13 +80,13 @@ def _inputs(manifest: Manifest, stage: str, recipe: Recipe | None) -> Iterator[s
                 yield f"stage {stage} was made from other outputs of stage {earlier} than are recorded now"
         elif recipe is not None and name.startswith(RECIPE_INPUT):
             section = name.removeprefix(RECIPE_INPUT)
-            if _section_hash(recipe, section) != value:
+            if _section_hash(*recipe, section) != value:
                 yield f"recipe.yaml: {section} is not what stage {stage} was made with"
 
 
-def _section_hash(recipe: Recipe, section: str) -> str | None:
+def _section_hash(recipe: Recipe, retired: RetiredValues, section: str) -> str | None:
     """None for a section that recipes do not have."""
     try:
-        return recipe_section_hash(recipe, section)
+        return recipe_section_hash(recipe, section, retired)
     except AttributeError:
         return None

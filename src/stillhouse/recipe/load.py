@@ -19,6 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from stillhouse.errors import RecipeError
+from stillhouse.hashing import sha256_text
+from stillhouse.recipe.retired import RetiredValues, restore_retired, retired_complaints, take_retired
 from stillhouse.recipe.sections import Recipe
 from stillhouse.recipe.suggest import did_you_mean, nearest
 from stillhouse.recipe.validation import broken_rules
@@ -39,6 +41,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             with its place.
     """
     return parse_recipe(read_text(Path(path)), name=str(path), overrides=overrides)
+
+
+def load_recorded_recipe(path: str | Path) -> tuple[Recipe, RetiredValues]:
+    """Reads the resolved recipe of a run, which an older version may have written.
+
+    Returns:
+        The recipe, and what its retired keys held, whatever that was: for :func:`.retired.restore_retired`.
+
+    Raises:
+        RecipeError: the file cannot be read, or something else in it is wrong.
+    """
+    values, origins = _read_mapping(read_text(Path(path)), str(path))
+    retired = take_retired(values)
+    return build_recipe(values, origins), retired
 
 
 def read_text(file: Path, what: str = "recipe") -> str:
@@ -62,12 +78,17 @@ def read_text(file: Path, what: str = "recipe") -> str:
 
 def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = ()) -> Recipe:
     """Like `load_recipe`, from text; ``name`` stands for the file in error messages."""
-    values, origins = read_yaml(text, name)
-    if not isinstance(values, dict):
-        raise RecipeError(f"{name}:1: a recipe is a mapping of keys (name, teacher, …), not {_show(values)}")
+    values, origins = _read_mapping(text, name)
     for override in overrides:
         apply_override(override, values, origins)
     return build_recipe(values, origins)
+
+
+def _read_mapping(text: str, name: str) -> tuple[dict[str, Any], Origins]:
+    values, origins = read_yaml(text, name)
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name}:1: a recipe is a mapping of keys (name, teacher, …), not {_show(values)}")
+    return values, origins
 
 
 def build_recipe(values: dict[str, Any], origins: Origins) -> Recipe:
@@ -81,7 +102,8 @@ def build_recipe(values: dict[str, Any], origins: Origins) -> Recipe:
         RecipeError: something in it is wrong; all complaints at once, each with its place.
     """
     _its_own_teacher(values)
-    return validate(Recipe, values, origins, broken_rules)
+    retired = list(retired_complaints(take_retired(values)))
+    return validate(Recipe, values, origins, broken_rules, retired)
 
 
 def validate(
@@ -89,16 +111,18 @@ def validate(
     values: dict[str, Any],
     origins: Origins,
     rules: Callable[[T], Iterable[tuple[str, str]]],
+    complaints: Iterable[tuple[KeyPath, str]] = (),
 ) -> T:
     """``values`` as a dataclass.
 
     Args:
         rules: what else is wrong with one whose fields fit: dotted keys and complaints.
+        complaints: what is known to be wrong already.
 
     Raises:
         RecipeError: all complaints at once, each with its place.
     """
-    complaints = list(_infinite(values, ()))
+    complaints = [*complaints, *_infinite(values, ())]
     made: T | None = None
     try:
         made = _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
@@ -116,6 +140,19 @@ def validate(
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, defaults included, in field order; reading it gives ``recipe`` again."""
     return dump_yaml(dataclasses.asdict(recipe))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """The SHA-256 of the resolved recipe, the same as before keys were retired."""
+    sections = dataclasses.asdict(recipe).items()
+    return sha256_text(
+        dump_yaml(
+            {
+                name: restore_retired(name, value) if isinstance(value, dict) else value
+                for name, value in sections
+            }
+        )
+    )
 
 
 def differing_keys(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:

@@ -160,10 +160,9 @@ class Collect:
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which exchanges are kept; every reject is kept with its reason under corpus/rejects/."""
+    """Which exchanges are kept. An answer without text is always dropped; corpus/rejects/ holds every reject
+    with its reason."""
 
-    empty: bool = True
-    """Drop answers without text."""
     truncated: bool = True
     """Drop answers cut off by `max_tokens`."""
     refusals: bool = True
@@ -178,8 +177,6 @@ class Filter:
     """Drop an answer whose estimated Jaccard similarity to an earlier one is at least this."""
     contamination_ngram: PositiveInt | None = 13
     """Drop training prompts that share a word n-gram of this length with a held-out prompt."""
-    verifier: str | None = None
-    """`module:function` called with an exchange; a false answer rejects it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,8 +121,6 @@ def _collect(recipe: Recipe) -> Iterator[Complaint]:
         yield "collect.max_cost", "needs teacher.price_in and teacher.price_out to know what has been spent"
     if limits.max_chars is not None and limits.max_chars < limits.min_chars:
         yield "filter.max_chars", f"{limits.max_chars} is below min_chars ({limits.min_chars})"
-    if limits.verifier is not None and not re.fullmatch(r"[\w.]+:\w+", limits.verifier):
-        yield "filter.verifier", f"must be `module:function`, not `{limits.verifier}`"
 
 
 def _train(recipe: Recipe) -> Iterator[Complaint]:

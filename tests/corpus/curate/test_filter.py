@@ -12,11 +12,10 @@ from corpus_helpers import FakeTeacher, make_prompt, make_prompts, make_row, run
 from stillhouse.corpus import REJECT_SCHEMA, Corpus, filter_corpus
 from stillhouse.corpus.schema import SCHEMA
 from stillhouse.corpus.store.external_sort import sorted_rows
-from stillhouse.errors import ApiError, ContextLengthError, RecipeError
+from stillhouse.errors import ApiError, ContextLengthError
 from stillhouse.recipe import Filter
 
 OFF = {
-    "empty": False,
     "truncated": False,
     "refusals": False,
     "min_chars": 0,
@@ -63,8 +62,8 @@ def test_thoughts_may_be_left_out_of_what_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "row", "reason"),
     [
-        ({"empty": True}, make_row(1, answer=" \n"), "empty"),
-        ({"empty": True}, thinking(1, ""), "empty"),
+        ({}, make_row(1, answer=" \n"), "empty"),
+        ({}, thinking(1, ""), "empty"),
         ({"truncated": True}, make_row(1, finish_reason="length"), "truncated"),
         ({"min_chars": 11}, make_row(1, answer="ten chars!"), "too short"),
         ({"max_chars": 9}, make_row(1, answer="ten chars!"), "too long"),
@@ -78,17 +77,29 @@ def test_each_check_turns_away_its_own(tmp_path, settings, row, reason):
     assert rejects[row["id"]][0] == reason
     assert summary.rejected[reason] == 1
     assert sum(summary.rejected.values()) == 1
-    summary, kept, rejects = apply(tmp_path, [row, other])
-    assert (len(kept), rejects, summary.rejected) == (2, {}, {"too short": 0})
+    if reason != "empty":
+        summary, kept, rejects = apply(tmp_path, [row, other])
+        assert (len(kept), rejects, summary.rejected) == (2, {}, {"empty": 0, "too short": 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({}, None), ({"truncated": True}, "empty"), ({"thoughts": False}, "empty")],
+)
+def test_thoughts_that_were_cut_off_stay_where_cut_off_answers_do(tmp_path, settings, reason):
+    cut_off = thinking(1, "") | {"finish_reason": "length"}
+    nothing = make_row(2, answer="", finish_reason="length")
+    _, kept, rejects = apply(tmp_path, [cut_off, nothing], **settings)
+    assert kept == ([] if reason else [cut_off["id"]])
+    expected = {cut_off["id"]: (reason, "")} if reason else {}
+    assert rejects == expected | {nothing["id"]: ("empty", "")}
 
 
 def test_every_row_is_kept_or_rejected_once_with_all_its_columns(tmp_path):
     answers = ["", "I cannot help with that.", "x" * 500, "short", "fine answer"]
     ends = ["length", "stop", "stop", "stop", "stop", "stop", "stop"]
     rows = [make_row(n, answer=answers[n % 5], finish_reason=ends[n % 7]) for n in range(70)]
-    summary, kept, rejects = apply(
-        tmp_path, rows, empty=True, truncated=True, refusals=True, min_chars=6, max_chars=100
-    )
+    summary, kept, rejects = apply(tmp_path, rows, truncated=True, refusals=True, min_chars=6, max_chars=100)
     assert sorted([*kept, *rejects]) == [row["id"] for row in rows]
     assert summary.kept == len(kept) == 12
     assert summary.rejected == {
@@ -118,7 +129,6 @@ def test_held_out_rows_are_measured_with_not_learned_from(tmp_path):
         tmp_path,
         rows,
         held_out=[held_out],
-        empty=True,
         refusals=True,
         near_duplicates=0.9,
         contamination_ngram=13,
@@ -163,52 +173,6 @@ def test_contamination_agrees_with_the_split(tmp_path):
     summary, _, rejects = apply(tmp_path, rows, held_out=held_out, contamination_ngram=13)
     assert summary.kept == len(train)
     assert set(rejects) == {f"id{n:06d}" for n in range(len(train), len(rows))}
-
-
-VERIFIER = """
-import json
-
-def even(row):
-    number = int(row["messages"][1]["content"])
-    if number == 7:
-        raise ValueError("seven")
-    row["messages"].clear()
-    return number % 2 == 0
-
-not_callable = 3
-"""
-
-
-@pytest.fixture
-def verifier_module(tmp_path, monkeypatch):
-    (tmp_path / "my_verifier.py").write_text(VERIFIER)
-    (tmp_path / "my_broken_verifier.py").write_text("import nothing_like_this")
-    monkeypatch.chdir(tmp_path)
-    yield
-    sys.modules.pop("my_verifier", None)
-
-
-def test_verifier_in_the_current_directory(tmp_path, verifier_module):
-    rows = [make_row(n, answer=str(n)) for n in range(10)]
-    summary, kept, rejects = apply(tmp_path, rows, verifier="my_verifier:even")
-    assert kept == [f"id00000{n}" for n in (0, 2, 4, 6, 8)]
-    assert rejects["id000007"] == ("verifier error", "ValueError: seven")
-    assert summary.rejected == {"too short": 0, "verifier": 4, "verifier error": 1}
-    assert all(len(row["messages"]) == 2 for row in Corpus(tmp_path / "kept").rows())
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere_at_all:f", "the module nowhere_at_all does not load: No module named 'nowhere_at_all'"),
-        ("my_broken_verifier:f", "the module my_broken_verifier does not load: No module named 'nothing_"),
-        ("my_verifier:odd", "my_verifier has no function 'odd'"),
-        ("my_verifier:not_callable", "my_verifier has no function 'not_callable'"),
-    ],
-)
-def test_verifier_that_does_not_load(tmp_path, verifier_module, name, message):
-    with pytest.raises(RecipeError, match=message):
-        apply(tmp_path, [make_row(0)], verifier=name)
 
 
 def test_failed_requests_and_dropped_prompts_join_the_rejects(tmp_path):

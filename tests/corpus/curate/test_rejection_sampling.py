@@ -75,6 +75,34 @@ def test_another_selection_replaces_the_first_and_its_rejects(kept):
     assert rejects == {"z0": "empty"}
 
 
+EVEN = """
+def even(row):
+    number = int(row["text"])
+    if number == 7:
+        raise ValueError("seven")
+    row["messages"].clear()
+    return number % 2 == 0
+"""
+
+
+def test_a_function_in_the_current_directory_keeps_every_answer_that_it_accepts(tmp_path, monkeypatch):
+    (tmp_path / "my_verifier.py").write_text(EVEN)
+    monkeypatch.chdir(tmp_path)
+    kept = Corpus(tmp_path / "kept")
+    kept.replace(row("a", n, str(n)) for n in range(10))
+    verifier = Verifier(kind="function", function="my_verifier:even")
+    with open_verifiers([verifier]) as verifiers:
+        summary = select_corpus(
+            kept, Corpus(tmp_path / "selected"), Select(per_prompt=None), verifiers, samples=10
+        )
+    chosen = list(Corpus(tmp_path / "selected").rows())
+    assert sorted(r["id"] for r in chosen) == [f"a{n}" for n in (0, 2, 4, 6, 8)]
+    assert all(len(r["messages"]) == 2 for r in chosen)
+    assert (summary.rejected["reward too low"], summary.failures) == (5, {"function": 1})
+    rejects = {r["id"]: r["detail"] for r in Corpus(tmp_path / "rejects", schema=REJECT_SCHEMA).rows()}
+    assert "ValueError: seven" in rejects["a7"]
+
+
 def test_prompts_from_reasoning_gym_are_the_same_for_the_same_seed_and_check_out():
     source = "reasoning_gym:chain_sum?size=5&seed=7&min_terms=2&max_terms=2"
     prompts = load_prompts(source)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 from stillhouse.corpus.curate.near_duplicates import NearDuplicates
 from stillhouse.corpus.curate.refusals import is_refusal
-from stillhouse.corpus.curate.user_function import Verifier
 from stillhouse.corpus.messages import answer_text, user_text
 from stillhouse.corpus.ngrams import Quotations, ngrams
 from stillhouse.corpus.prompts.prompt import Prompt
 from stillhouse.corpus.schema import Row
-from stillhouse.errors import StillhouseError
 from stillhouse.recipe import Filter
 
 Found = tuple[str, str] | None
@@ -24,14 +21,22 @@ TOO_SHORT = "too short"
 TOO_LONG = "too long"
 REFUSAL = "refusal"
 CONTAMINATION = "contamination"
-VERIFIER = "verifier"
-VERIFIER_ERROR = "verifier error"
 NEAR_DUPLICATE = "near duplicate"
 
 
-def check_empty(row: Row) -> Found:
-    """An answer without text; thoughts alone are no answer."""
-    return None if answer_text(row["messages"]).strip() else (EMPTY, "")
+def empty_check(settings: Filter) -> Check:
+    """An answer without text, thoughts alone included.
+
+    Thoughts that were cut off are left to `truncated`: a recipe that keeps cut-off answers keeps these.
+    """
+
+    def check(row: Row) -> Found:
+        if answer_text(row["messages"]).strip():
+            return None
+        cut_off = row["finish_reason"] == "length" and bool(row["messages"][-1].get("reasoning_content"))
+        return None if cut_off and settings.thoughts and not settings.truncated else (EMPTY, "")
+
+    return check
 
 
 def check_truncated(row: Row) -> Found:
@@ -78,20 +83,6 @@ def contamination_check(held_out: list[Prompt], n: int) -> Check:
                 if quoted is not None:
                     return CONTAMINATION, f"the answer quotes {quoted!r} from a held-out prompt"
         return None
-
-    return check
-
-
-def verifier_check(verifier: Verifier) -> Check:
-    """An exchange for which the verifier's answer is false, or on which it fails."""
-
-    def check(row: Row) -> Found:
-        try:
-            return None if verifier(copy.deepcopy(row)) else (VERIFIER, "")
-        except Exception as error:
-            if isinstance(error, StillhouseError):
-                return VERIFIER_ERROR, str(error)
-            return VERIFIER_ERROR, f"{type(error).__name__}: {error}"
 
     return check
 

@@ -17,7 +17,6 @@ from stillhouse.corpus.collect.failures import Failures
 from stillhouse.corpus.curate import checks as filters
 from stillhouse.corpus.curate.checks import Check
 from stillhouse.corpus.curate.near_duplicates import NearDuplicates
-from stillhouse.corpus.curate.user_function import load_verifier
 from stillhouse.corpus.prompts.prompt import Prompt
 from stillhouse.corpus.schema import REJECT_SCHEMA, Row
 from stillhouse.corpus.store.corpus import Corpus
@@ -58,10 +57,8 @@ def filter_corpus(
 
     Raises:
         CorpusError: a shard of ``source`` is damaged.
-        RecipeError: the verifier cannot be loaded.
         StorageError: the disk is full; ``source`` is untouched and the command can be run again.
     """
-    verifier = load_verifier(settings.verifier) if settings.verifier is not None else None
     turned_away = Corpus(rejects or target.directory.parent / "rejects", schema=REJECT_SCHEMA)
     turned_away.replace(())
     counts: dict[str, int] = {}
@@ -74,7 +71,7 @@ def filter_corpus(
         stack.callback(turned_away.seal)
         directory = turned_away.directory
         for_all = _checks_for_all(settings, counts)
-        for_training = _checks_for_training(settings, held_out, verifier, counts, directory, stack)
+        for_training = _checks_for_training(settings, held_out, counts, directory, stack)
         kept = {"train": 0, "held_out": 0}
 
         def passing() -> Iterator[Row]:
@@ -103,10 +100,8 @@ def _place(row: Row) -> tuple[str, int, str]:
 
 
 def _checks_for_all(settings: Filter, counts: dict[str, int]) -> list[Check]:
-    checks: list[Check] = []
-    if settings.empty:
-        checks.append(filters.check_empty)
-        counts[filters.EMPTY] = 0
+    checks = [filters.empty_check(settings)]
+    counts[filters.EMPTY] = 0
     if settings.truncated:
         checks.append(filters.check_truncated)
         counts[filters.TRUNCATED] = 0
@@ -120,7 +115,6 @@ def _checks_for_all(settings: Filter, counts: dict[str, int]) -> list[Check]:
 def _checks_for_training(
     settings: Filter,
     held_out: list[Prompt],
-    verifier: filters.Verifier | None,
     counts: dict[str, int],
     directory: Path,
     stack: contextlib.ExitStack,
@@ -133,9 +127,6 @@ def _checks_for_training(
     if settings.contamination_ngram is not None:
         checks.append(filters.contamination_check(held_out, settings.contamination_ngram))
         counts[filters.CONTAMINATION] = 0
-    if verifier is not None:
-        checks.append(filters.verifier_check(verifier))
-        counts.update({filters.VERIFIER: 0, filters.VERIFIER_ERROR: 0})
     if settings.near_duplicates is not None:
         index = stack.enter_context(contextlib.closing(NearDuplicates(settings.near_duplicates, directory)))
         checks.append(filters.near_duplicate_check(index))
