@@ -39,11 +39,11 @@ import torch
 from torch import Tensor
 
 from stillhouse.corpus import Corpus
-from stillhouse.distill.data.cross_tokenizer import Reader, align_documents
+from stillhouse.distill.data.cross_tokenizer import ChatTokenizer, align_documents
 from stillhouse.distill.data.documents import Document, make_documents
 from stillhouse.distill.forward.forward_pass import ForwardPass
 from stillhouse.distill.loss import cross_tokenizer
-from stillhouse.distill.loss.cross_tokenizer import Side, ranked_distance
+from stillhouse.distill.loss.cross_tokenizer import SpanPredictions, ranked_distance
 from stillhouse.distill.loss.divergences import Distribution, loss_and_gradient
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary, join_vocabularies
 from stillhouse.distill.students.build import build_student
@@ -99,7 +99,7 @@ def main() -> None:
         return build_student(recipe.student, teacher=teacher, calibration=[], seed=seed, texts=texts)
 
     first = student(0)
-    reader = Reader(first.tokenizer, first.template)
+    reader = ChatTokenizer(first.tokenizer, first.template)
     arms = {name: ARMS[name] for name in ARMS if any(part in name for part in options.arms)}
     results: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as place:
@@ -137,19 +137,19 @@ def main() -> None:
         options.json.write_text(json.dumps(results, indent=1))
 
 
-def read(corpus: Corpus, split: str, teacher: Weights, student: Reader, place: Path) -> Split:
+def read(corpus: Corpus, split: str, teacher: Weights, student: ChatTokenizer, place: Path) -> Split:
     rows = list(corpus.rows(split))
     documents = make_documents(
         rows, student.tokenizer, student.template, loss_on="assistant", max_length=1024
     )
-    side = Reader(teacher.tokenizer, teacher.template)
-    vocabulary = join_vocabularies(teacher.tokenizer, student.tokenizer, (side.end(), student.end()))
+    side = ChatTokenizer(teacher.tokenizer, teacher.template)
+    vocabulary = join_vocabularies(teacher.tokenizer, student.tokenizer, (side.end_id(), student.end_id()))
     facts, signals = {}, {}
     for by in ("tokens", "spans"):
         aligned = align_documents(rows, documents, teacher=side, student=student, by=by)
         cached = cache_targets(teacher.model, aligned.documents, SPANS, place / by, seed=0)
         facts, signals[by] = aligned.facts, SpanSignal(cached, aligned, vocabulary)
-    said = sum(len(student.bytes_of[n] or b"") for document in documents for n in document.labels)
+    said = sum(len(student.token_bytes[n] or b"") for document in documents for n in document.labels)
     return Split(documents, said, signals["spans"], signals["tokens"], facts)
 
 
@@ -163,23 +163,23 @@ def measure(model: Any, held_out: Split) -> dict[str, float]:
         labels = torch.from_numpy(document.labels.astype(np.int64))
         rows = held_out.signal.rows([(index, document.predicting)], hidden_ND.device)
         text = Objective(kind="cross_entropy")
-        nll += cross_tokenizer.aligned_loss(hidden_ND, runner.head, labels, rows, text).item()
-        kl += cross_tokenizer.aligned_loss(hidden_ND, runner.head, labels, rows, SPANS).item()
+        nll += cross_tokenizer.span_loss(hidden_ND, runner.head, labels, rows, text).item()
+        kl += cross_tokenizer.span_loss(hidden_ND, runner.head, labels, rows, SPANS).item()
         spans += len(rows.spans_S4)
     return {"bits_per_byte": nll / math.log(2) / held_out.answer_bytes, "span_kl": kl / spans}
 
 
 @contextlib.contextmanager
-def changed(variant: str, signal: SpanSignal, teacher: Weights, student: Reader) -> Iterator[None]:
+def changed(variant: str, signal: SpanSignal, teacher: Weights, student: ChatTokenizer) -> Iterator[None]:
     """Another treatment of what is not shared, inside the block."""
     vocabulary, divergence = signal._vocabulary, cross_tokenizer.span_divergence
     if variant in ("rest", "encoded"):
-        side = Reader(teacher.tokenizer, teacher.template)
+        side = ChatTokenizer(teacher.tokenizer, teacher.template)
         signal._vocabulary = other_classes(variant, vocabulary, side, student)
     if variant == "inside":
         cross_tokenizer.span_divergence = inside
     if variant == "gold":
-        cross_tokenizer.span_divergence = gold(Reader(teacher.tokenizer, teacher.template), student)
+        cross_tokenizer.span_divergence = gold(ChatTokenizer(teacher.tokenizer, teacher.template), student)
     try:
         yield
     finally:
@@ -187,43 +187,43 @@ def changed(variant: str, signal: SpanSignal, teacher: Weights, student: Reader)
 
 
 def other_classes(
-    variant: str, vocabulary: SharedVocabulary, teacher: Reader, student: Reader
+    variant: str, vocabulary: SharedVocabulary, teacher: ChatTokenizer, student: ChatTokenizer
 ) -> SharedVocabulary:
-    both = {b for b in teacher.bytes_of if b} & {b for b in student.bytes_of if b}
-    number = {b: int(n) for b, n in zip(teacher.bytes_of, vocabulary.teacher_V, strict=True) if b in both}
+    both = {b for b in teacher.token_bytes if b} & {b for b in student.token_bytes if b}
+    number = {b: int(n) for b, n in zip(teacher.token_bytes, vocabulary.teacher_V, strict=True) if b in both}
 
-    def counts_for(b: bytes | None, other: Reader) -> int:
+    def counts_for(b: bytes | None, other: ChatTokenizer) -> int:
         if variant == "rest":
             return number.get(b, vocabulary.size) if b else vocabulary.size + 1
         while b and b not in both:
             ids = other.tokenizer.backend_tokenizer.encode(b.decode(errors="ignore")).ids
-            first = (other.bytes_of[ids[0]] if ids else None) or b""
+            first = (other.token_bytes[ids[0]] if ids else None) or b""
             begun = first if len(first) < len(b) and b.startswith(first) else b[:-1]
             b, other = begun, (student if other is teacher else teacher)
         return number.get(b or b"", vocabulary.size)
 
-    teacher_V = torch.tensor([counts_for(b, student) for b in teacher.bytes_of])
-    student_V = torch.tensor([counts_for(b, teacher) for b in student.bytes_of])
+    teacher_V = torch.tensor([counts_for(b, student) for b in teacher.token_bytes])
+    student_V = torch.tensor([counts_for(b, teacher) for b in student.token_bytes])
     return SharedVocabulary(teacher_V, student_V, vocabulary.size + (variant == "rest"))
 
 
-def inside(q: Side, p: Side, several_C: Tensor, objective: Objective) -> Tensor:
+def inside(q: SpanPredictions, p: SpanPredictions, several_C: Tensor, objective: Objective) -> Tensor:
     """The divergence at the beginning of each span, and the text's cross-entropy inside it."""
-    student, teacher = Distribution.of_logp(q.beginnings(p)), Distribution.of_logp(p.beginnings(q))
+    student, teacher = Distribution.from_logp(q.beginnings(p)), Distribution.from_logp(p.beginnings(q))
     return loss_and_gradient(student, teacher, objective)[0] - q.rest_C
 
 
-def gold(teacher: Reader, student: Reader) -> Callable[..., Tensor]:
+def gold(teacher: ChatTokenizer, student: ChatTokenizer) -> Callable[..., Tensor]:
     """The hybrid loss of TRL's GOLD trainer: matched tokens term by term, and the others sorted."""
-    place = {b: n for n, b in enumerate(student.bytes_of) if b}
-    pairs = [(n, place[b]) for n, b in enumerate(teacher.bytes_of) if b in place]
+    place = {b: n for n, b in enumerate(student.token_bytes) if b}
+    pairs = [(n, place[b]) for n, b in enumerate(teacher.token_bytes) if b in place]
     teacher_ids, student_ids = torch.tensor(pairs).T
-    weight = len(pairs) / len(teacher.bytes_of)
+    weight = len(pairs) / len(teacher.token_bytes)
 
-    def loss(q: Side, p: Side, several_C: Tensor, objective: Objective) -> Tensor:
+    def loss(q: SpanPredictions, p: SpanPredictions, several_C: Tensor, objective: Objective) -> Tensor:
         q_CV, p_CV = ((side.logp_CV + side.rest_C[:, None]).exp() for side in (q, p))
         matched = [
-            Distribution.of_logp(p_CK.clamp_min(1e-8).log().log_softmax(-1))
+            Distribution.from_logp(p_CK.clamp_min(1e-8).log().log_softmax(-1))
             for p_CK in (q_CV[:, student_ids], p_CV[:, teacher_ids])
         ]
         jsd_C, _ = loss_and_gradient(matched[0], matched[1], Objective(kind="jsd", beta=0.5))

@@ -44,10 +44,10 @@ from stillhouse.console import console
 from stillhouse.distill.data.batches import Step, micro_batches, plan_steps
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward import packed_attention
-from stillhouse.distill.forward.packing import PADDED, attention, hidden_states, lay_out
+from stillhouse.distill.forward.packing import PADDED, collate, hidden_states, use_attention
 from stillhouse.distill.forward.precision import WorkingCopy, compute_dtype
-from stillhouse.distill.loss.fused_loss import head_loss
-from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.fused_loss import fused_loss
+from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.training import loop as training
 from stillhouse.distill.training.learner import Learner
 from stillhouse.recipe import Objective, Train
@@ -94,11 +94,13 @@ def corpus(tokens: int) -> list[Document]:
 
 def bare_pass(module: PreTrainedModel, documents: list[Document], *, our_head: bool = False) -> None:
     """Forward and backward with nothing of the loop's, the logits of the whole pass at once."""
-    with attention(module, PACKED):
-        batch = lay_out(documents, PACKED, CPU)
+    with use_attention(module, PACKED):
+        batch = collate(documents, PACKED, CPU)
         hidden_ND = hidden_states(module.get_decoder(), batch)
     if our_head:
-        loss = head_loss(hidden_ND, Head(module.lm_head.weight), batch.labels_N, None, TEXT) / len(hidden_ND)
+        loss = fused_loss(hidden_ND, LMHead(module.lm_head.weight), batch.labels_N, None, TEXT) / len(
+            hidden_ND
+        )
     else:
         loss = F.cross_entropy(module.lm_head(hidden_ND).float(), batch.labels_N)
     loss.backward()

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from stillhouse.distill.data.documents import Document
-from stillhouse.distill.forward.packing import attention, hidden_states, lay_out
+from stillhouse.distill.forward.packing import collate, hidden_states, use_attention
 
 VOCABULARY = 64
 SIZES = {
@@ -102,8 +102,8 @@ def gradients_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def loss_in_one_pass(model: PreTrainedModel, documents: Sequence[Document], layout: str) -> Tensor:
     """Cross-entropy summed over the counted tokens, by one pass of our own layout."""
-    batch = lay_out(documents, layout, torch.device("cpu"))
-    with attention(model, layout):
+    batch = collate(documents, layout, torch.device("cpu"))
+    with use_attention(model, layout):
         hidden_ND = hidden_states(model.get_decoder(), batch)
     logits_NV = model.lm_head(hidden_ND)
     cap = getattr(model.config, "final_logit_softcapping", None)

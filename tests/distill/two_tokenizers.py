@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.distill.data.cross_tokenizer import Reader
+from stillhouse.distill.data.cross_tokenizer import ChatTokenizer
 from stillhouse.models import ChatTemplate
 
 TEXT = (
@@ -52,20 +52,24 @@ def make_tokenizer(size: int, specials: list[str], *, text: str = TEXT) -> PreTr
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=specials[0])
 
 
-def chatml_reader(size: int = 420, *, text: str = TEXT) -> Reader:
+def chatml_reader(size: int = 420, *, text: str = TEXT) -> ChatTokenizer:
     """Ends an answer with `<|im_end|>`."""
-    return Reader(make_tokenizer(size, ["<|im_end|>", "<|im_start|>"], text=text), ChatTemplate(CHATML))
+    return ChatTokenizer(
+        make_tokenizer(size, ["<|im_end|>", "<|im_start|>"], text=text), ChatTemplate(CHATML)
+    )
 
 
-def tags_reader(size: int = 300, *, text: str = OTHER_TEXT) -> Reader:
+def tags_reader(size: int = 300, *, text: str = OTHER_TEXT) -> ChatTokenizer:
     """Ends an answer with `</s>`, and strips blank space around a message."""
-    return Reader(make_tokenizer(size, ["</s>", "[user]", "[assistant]"], text=text), ChatTemplate(TAGS))
+    return ChatTokenizer(
+        make_tokenizer(size, ["</s>", "[user]", "[assistant]"], text=text), ChatTemplate(TAGS)
+    )
 
 
-def thinking_reader(size: int = 340, *, text: str = OTHER_TEXT) -> Reader:
+def thinking_reader(size: int = 340, *, text: str = OTHER_TEXT) -> ChatTokenizer:
     """Writes thoughts before the answer, and its headings even where there are none."""
     marks = ["<|stop|>", "<|user|>", "<|assistant|>"]
-    return Reader(make_tokenizer(size, marks, text=text), ChatTemplate(THINKING))
+    return ChatTokenizer(make_tokenizer(size, marks, text=text), ChatTemplate(THINKING))
 
 
 def exchanges_of(answers: Sequence[str]) -> list[dict[str, Any]]:

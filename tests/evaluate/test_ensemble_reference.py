@@ -8,7 +8,7 @@ import torch
 from test_ensemble import DOCUMENTS, teachers
 from tiny_training import VOCABULARY, llama
 
-from stillhouse.evaluate import SeveralReferences, TeacherReference, measure
+from stillhouse.evaluate import EnsembleReference, TeacherReference, measure
 
 
 def logp(model, document) -> torch.Tensor:
@@ -22,7 +22,7 @@ def test_kl_agreement_and_likelihood():
     a, b = teachers()
     student = llama(tie_word_embeddings=False)
     mixed, own = [0, 2, 3], [1, 4]
-    reference = SeveralReferences(
+    reference = EnsembleReference(
         DOCUMENTS,
         [
             (TeacherReference(a, [DOCUMENTS[i] for i in mixed]), mixed, 0.25),

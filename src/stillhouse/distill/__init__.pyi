@@ -1,4 +1,8 @@
-from .data.cross_tokenizer import Aligned as Aligned, Reader as Reader, align_documents as align_documents
+from .data.cross_tokenizer import (
+    AlignedDocuments as AlignedDocuments,
+    ChatTokenizer as ChatTokenizer,
+    align_documents as align_documents,
+)
 from .data.documents import (
     Document as Document,
     documents_hash as documents_hash,
@@ -7,12 +11,12 @@ from .data.documents import (
 from .forward.forward_pass import ForwardPass as ForwardPass
 from .forward.precision import compute_dtype as compute_dtype
 from .loss.divergences import divergence as divergence, needs_teacher as needs_teacher
-from .loss.lm_head import Head as Head, head_of as head_of
+from .loss.lm_head import LMHead as LMHead, lm_head_of as lm_head_of
 from .loss.shared_vocabulary import (
     SharedVocabulary as SharedVocabulary,
     join_vocabularies as join_vocabularies,
 )
-from .loss.teacher_rows import SignalRows as SignalRows
+from .loss.teacher_rows import TeacherRows as TeacherRows
 from .on_policy.loop import OffPolicyData as OffPolicyData, train_on_policy as train_on_policy
 from .on_policy.rollouts import (
     RewardFunction as RewardFunction,
@@ -27,9 +31,9 @@ from .students.build import (
 from .students.lora import prepare_lora as prepare_lora
 from .students.save import save_student as save_student
 from .targets.cross_tokenizer import SpanSignal as SpanSignal
-from .targets.ensemble import Member as Member, SeveralTeachers as SeveralTeachers
+from .targets.ensemble import EnsembleMember as EnsembleMember, EnsembleSignal as EnsembleSignal
 from .targets.private_context import (
-    AlignedSignal as AlignedSignal,
+    PrivateContextSignal as PrivateContextSignal,
     make_teacher_documents as make_teacher_documents,
 )
 from .targets.signal import (

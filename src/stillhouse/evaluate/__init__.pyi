@@ -1,5 +1,5 @@
 from .compare import Candidate as Candidate, evaluate_models as evaluate_models
-from .ensemble import SeveralReferences as SeveralReferences
+from .ensemble import EnsembleReference as EnsembleReference
 from .measures import (
     Measures as Measures,
     ReferenceModel as ReferenceModel,

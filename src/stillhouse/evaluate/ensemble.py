@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stillhouse.distill import Document
 
 
-class SeveralReferences:
+class EnsembleReference:
     """References of several teachers, each over some of the documents.
 
     Args:

@@ -28,7 +28,7 @@ from stillhouse.errors import EmptyCorpusError, NonFiniteLossError, TokenizerMis
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stillhouse.distill import Document, Head
+    from stillhouse.distill import Document, LMHead
 
 CHUNK = 128
 """Tokens whose logits exist at once: 128 × 151,936 × 4 bytes = 78 MB for each model."""
@@ -128,16 +128,16 @@ def measure(
     return _measure(documents, logp, head.vocab_size, teacher)
 
 
-def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> Head:
+def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> LMHead:
     """The model's head in float32 (shared where it is that already), checked to be the whole of it."""
     if not any(document.counted for document in documents):
         raise EmptyCorpusError(
             "no held-out document has a token to measure on",
             hint="Hold out more prompts (prompts.held_out), or see why their answers were rejected.",
         )
-    from stillhouse.distill import head_of
+    from stillhouse.distill import lm_head_of
 
-    head = head_of(model)
+    head = lm_head_of(model)
     bias_V = None if head.bias_V is None else head.bias_V.detach().float()
     return replace(head, weight_VD=head.weight_VD.detach().float(), bias_V=bias_V)
 
@@ -185,7 +185,7 @@ def _measure(
     )
 
 
-def _log_probabilities(head: Head, hidden_ND: Tensor, vocab: int) -> Tensor:
+def _log_probabilities(head: LMHead, hidden_ND: Tensor, vocab: int) -> Tensor:
     """Over the first ``vocab`` ids and normalised over them, float32 [N, vocab]."""
     return head.logits(hidden_ND.to(head.weight_VD.device, torch.float32), vocab).log_softmax(-1)
 

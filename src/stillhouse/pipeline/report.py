@@ -183,7 +183,7 @@ def _reference(
     run: RunContext, candidates: Sequence[Candidate], documents: list[Document]
 ) -> ReferenceModel | None:
     """What the models are held against: the teacher, or each document's own of several."""
-    from stillhouse.evaluate import SeveralReferences, TeacherReference
+    from stillhouse.evaluate import EnsembleReference, TeacherReference
     from stillhouse.models import load_weights
 
     by_key = {candidate.key: candidate.weights for candidate in candidates}
@@ -199,7 +199,7 @@ def _reference(
             dtype = str(main.dtype).removeprefix("torch.")
             model = load_weights(reference, dtype=dtype).model.to(main.device)  # pyright: ignore[reportArgumentType]
         members.append((TeacherReference(model, lesson.read), lesson.indices, lesson.weight))
-    return SeveralReferences(documents, members) if run.recipe.teachers else members[0][0]
+    return EnsembleReference(documents, members) if run.recipe.teachers else members[0][0]
 
 
 def _curves(run: RunContext) -> dict[str, list[dict[str, Any]]]:

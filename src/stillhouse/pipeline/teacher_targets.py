@@ -15,7 +15,7 @@ from stillhouse.recipe.teachers import all_teachers, teacher_number, teacher_sha
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from stillhouse.distill import Aligned, Document, Reader, TeacherSignal
+    from stillhouse.distill import AlignedDocuments, ChatTokenizer, Document, TeacherSignal
     from stillhouse.models import ChatTemplate
 
 
@@ -37,7 +37,7 @@ class TeacherAssignment:
     indices: list[int]
     documents: list[Document]
     read: list[Document]
-    aligned: Aligned | None = None
+    aligned: AlignedDocuments | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -96,12 +96,14 @@ def assign_across_tokenizers(run: RunContext, documents: list[Document]) -> Teac
     return TeacherAssignment(0, 1.0, list(range(len(documents))), documents, aligned.documents, aligned)
 
 
-def _readers(run: RunContext) -> tuple[Reader, Reader]:
+def _readers(run: RunContext) -> tuple[ChatTokenizer, ChatTokenizer]:
     """Teacher and student, each with its tokenizer and template."""
-    from stillhouse.distill import Reader
+    from stillhouse.distill import ChatTokenizer
     from stillhouse.models import load_tokenizer
 
-    return Reader(run.teacher.tokenizer, run.teacher.template), Reader(*load_tokenizer(run.start))
+    return ChatTokenizer(run.teacher.tokenizer, run.teacher.template), ChatTokenizer(
+        *load_tokenizer(run.start)
+    )
 
 
 def _owners(run: RunContext, split: str) -> dict[str, int]:
@@ -117,12 +119,12 @@ def target_directory(run: RunContext, number: int) -> Path:
 
 def shared_vocabulary(run: RunContext) -> int:
     """The ids that the student and all teachers have (padding included)."""
-    from stillhouse.distill import head_of
+    from stillhouse.distill import lm_head_of
     from stillhouse.models import describe
 
     student = describe(run.start).vocab_size
     teachers = [run.weights_of(number).model for number in range(len(all_teachers(run.recipe)))]
-    sizes = [head_of(model).vocab_size for model in teachers]
+    sizes = [lm_head_of(model).vocab_size for model in teachers]
     return min([*sizes, student] if student is not None else sizes)
 
 
@@ -146,9 +148,9 @@ def cache_teacher_targets(run: RunContext, found: Sequence[TeacherAssignment]) -
 def open_teacher_signal(run: RunContext, found: Sequence[TeacherAssignment]) -> TeacherSignal:
     """All teachers' targets as one signal over the student's documents."""
     from stillhouse.distill import (
-        AlignedSignal,
-        Member,
-        SeveralTeachers,
+        EnsembleMember,
+        EnsembleSignal,
+        PrivateContextSignal,
         SpanSignal,
         join_vocabularies,
         open_targets,
@@ -165,12 +167,12 @@ def open_teacher_signal(run: RunContext, found: Sequence[TeacherAssignment]) -> 
         )
         if lesson.aligned is not None:
             teacher, student = _readers(run)
-            ends = teacher.end(), student.end()
+            ends = teacher.end_id(), student.end_id()
             vocabulary = join_vocabularies(teacher.tokenizer, student.tokenizer, ends)
             signal = SpanSignal(signal, lesson.aligned, vocabulary)
         elif lesson.read is not lesson.documents:
-            signal = AlignedSignal(signal, lesson.documents, lesson.read)
-        members.append(Member(signal, lesson.indices, lesson.weight))
+            signal = PrivateContextSignal(signal, lesson.documents, lesson.read)
+        members.append(EnsembleMember(signal, lesson.indices, lesson.weight))
     if not run.recipe.teachers:
         return members[0].signal
-    return SeveralTeachers(members, shared_vocabulary(run))
+    return EnsembleSignal(members, shared_vocabulary(run))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from two_tokenizers import TEXT, chatml_reader, tags_reader, thinking_reader
 
-from stillhouse.distill.data.cross_tokenizer import Aligned, Reader, align_documents
+from stillhouse.distill.data.cross_tokenizer import AlignedDocuments, ChatTokenizer, align_documents
 from stillhouse.distill.data.documents import Document, make_documents
 from stillhouse.errors import TokenizerMismatchError
 from stillhouse.models import ChatTemplate
@@ -18,28 +18,34 @@ def row(answer: str, *, reasoning: str | None = None, before: list[dict] | None 
     return {"id": answer[:8], "messages": [*(before or []), {"role": "user", "content": "Why?"}, said]}
 
 
-def aligned(rows, student: Reader, *, teacher: Reader = TEACHER, max_length=4096, by="spans"):
+def aligned(rows, student: ChatTokenizer, *, teacher: ChatTokenizer = TEACHER, max_length=4096, by="spans"):
     documents = make_documents(
         rows, student.tokenizer, student.template, loss_on="assistant", max_length=max_length
     )
     return documents, align_documents(rows, documents, teacher=teacher, student=student, by=by)
 
 
-def texts(documents: list[Document], found: Aligned, student: Reader, *, teacher: Reader = TEACHER):
+def texts(
+    documents: list[Document],
+    found: AlignedDocuments,
+    student: ChatTokenizer,
+    *,
+    teacher: ChatTokenizer = TEACHER,
+):
     """Every span's bytes on both sides, read from the tokens that its rows predict."""
     both = []
     for document, read, spans in zip(documents, found.documents, found.spans_S4, strict=True):
         for t, many, s, few in spans:
-            ours = b"".join(teacher.bytes_of[n] for n in read.labels[t : t + many])
-            theirs = b"".join(student.bytes_of[n] for n in document.labels[s : s + few])
+            ours = b"".join(teacher.token_bytes[n] for n in read.labels[t : t + many])
+            theirs = b"".join(student.token_bytes[n] for n in document.labels[s : s + few])
             both.append((ours, theirs))
     return both
 
 
-def ends_of(reader: Reader, answer: str) -> set[int]:
+def ends_of(reader: ChatTokenizer, answer: str) -> set[int]:
     """Byte offsets at which a token of ``answer`` ends, when it is encoded alone."""
     ids = reader.tokenizer.backend_tokenizer.encode(answer, add_special_tokens=False).ids
-    return {sum(len(reader.bytes_of[n]) for n in ids[: k + 1]) for k in range(len(ids))}
+    return {sum(len(reader.token_bytes[n]) for n in ids[: k + 1]) for k in range(len(ids))}
 
 
 def test_one_tokenizer_gives_a_span_for_every_token():
@@ -112,7 +118,7 @@ def test_what_only_the_teacher_is_shown_is_passed_over():
     documents = make_documents(rows, TAGS.tokenizer, TAGS.template, loss_on="assistant", max_length=4096)
     found = align_documents(rows, documents, teacher=TEACHER, student=TAGS, shown=shown)
     assert b"".join(ours for ours, _ in texts(documents, found, TAGS)) == b"the still<|im_end|>"
-    assert len(found.documents[0]) == len(TEACHER.read(shown(rows[0]["messages"]))[0]) - 1  # a line break
+    assert len(found.documents[0]) == len(TEACHER.encode(shown(rows[0]["messages"]))[0]) - 1  # a line break
 
 
 def test_what_was_cut_off_is_not_learned():
@@ -122,7 +128,7 @@ def test_what_was_cut_off_is_not_learned():
     spans = found.spans_S4[0]
     assert spans[-1, 2] + spans[-1, 3] <= documents[0].counted
     assert texts(documents, found, TAGS)[-1][0] != b"<|im_end|>"
-    assert len(found.documents[0]) < len(TEACHER.read(rows[0]["messages"])[0])
+    assert len(found.documents[0]) < len(TEACHER.encode(rows[0]["messages"])[0])
 
 
 def test_dropped_documents_are_passed_over():
@@ -140,7 +146,10 @@ def test_by_tokens_the_nth_stands_for_the_nth():
 
 
 def test_the_tokens_that_end_an_answer_are_known():
-    assert [TEACHER.bytes_of[TEACHER.end()], TAGS.bytes_of[TAGS.end()]] == [b"<|im_end|>", b"</s>"]
+    assert [TEACHER.token_bytes[TEACHER.end_id()], TAGS.token_bytes[TAGS.end_id()]] == [
+        b"<|im_end|>",
+        b"</s>",
+    ]
 
 
 def test_readings_without_a_common_word_are_refused():
@@ -150,4 +159,4 @@ def test_readings_without_a_common_word_are_refused():
         "{{ m['content'] | upper }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
     )
     with pytest.raises(TokenizerMismatchError, match="nothing that the assistant wrote"):
-        aligned([row("the still")], Reader(TEACHER.tokenizer, shouting))
+        aligned([row("the still")], ChatTokenizer(TEACHER.tokenizer, shouting))

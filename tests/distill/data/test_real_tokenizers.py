@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from two_tokenizers import exchanges_of
 
-from stillhouse.distill.data.cross_tokenizer import Reader, align_documents
+from stillhouse.distill.data.cross_tokenizer import ChatTokenizer, align_documents
 from stillhouse.distill.data.documents import make_documents
 from stillhouse.distill.loss.shared_vocabulary import join_vocabularies
 from stillhouse.distill.students.train_tokenizer import train_tokenizer
@@ -33,17 +33,17 @@ GIVEN = [Path(name) for name in os.environ.get("STILLHOUSE_TOKENIZERS", "").spli
 
 @pytest.mark.parametrize("place", [None, *GIVEN], ids=str)
 def test_every_span_says_the_same_on_both_sides(place):
-    teacher = Reader(*load_tokenizer("embedded:smollm2"))
+    teacher = ChatTokenizer(*load_tokenizer("embedded:smollm2"))
     if place is None:
         made = train_tokenizer([answer * 3 for answer in ANSWERS], 600, like=teacher.tokenizer)
-        student = Reader(made, teacher.template)
+        student = ChatTokenizer(made, teacher.template)
     else:
-        student = Reader(*load_tokenizer(str(place)))
+        student = ChatTokenizer(*load_tokenizer(str(place)))
     documents = make_documents(
         ROWS, student.tokenizer, student.template, loss_on="assistant", max_length=4096
     )
     aligned = align_documents(ROWS, documents, teacher=teacher, student=student)
-    ends = teacher.end(), student.end()
+    ends = teacher.end_id(), student.end_id()
     vocabulary = join_vocabularies(teacher.tokenizer, student.tokenizer, ends)
     for answer, document, read, spans in zip(
         ANSWERS, documents, aligned.documents, aligned.spans_S4, strict=True
@@ -52,8 +52,8 @@ def test_every_span_says_the_same_on_both_sides(place):
             (read.labels[t : t + many].tolist(), document.labels[s : s + few].tolist())
             for t, many, s, few in spans
         ]
-        ours = b"".join(teacher.bytes_of[n] for span in words for n in span[0])
-        assert ours == b"".join(student.bytes_of[n] for span in words for n in span[1])
+        ours = b"".join(teacher.token_bytes[n] for span in words for n in span[0])
+        assert ours == b"".join(student.token_bytes[n] for span in words for n in span[1])
         assert ours.decode(errors="ignore") in answer
         assert len(ours) >= len(answer.strip().encode()) - 8  # a first or last token may hold blank space
         assert end == ([ends[0]], [ends[1]])

@@ -18,10 +18,10 @@ from stillhouse.distill.forward.packed_attention import NAME
 from stillhouse.distill.forward.packing import (
     PADDED,
     ROW_MULTIPLE,
-    attention,
     choose_layout,
+    collate,
     hidden_states,
-    lay_out,
+    use_attention,
 )
 
 CPU = torch.device("cpu")
@@ -58,9 +58,9 @@ def test_models_that_can_be_packed_are_and_others_are_padded(name, dtype):
 def test_a_document_does_not_notice_its_neighbours(name):
     model = ARCHITECTURES[name]()
     first, second = documents_of((8, 8)), documents_of((8, 8), seed=1)
-    with torch.no_grad(), attention(model, NAME):
-        one = hidden_states(model.get_decoder(), lay_out([first[0], first[1]], NAME, CPU))
-        other = hidden_states(model.get_decoder(), lay_out([second[0], first[1]], NAME, CPU))
+    with torch.no_grad(), use_attention(model, NAME):
+        one = hidden_states(model.get_decoder(), collate([first[0], first[1]], NAME, CPU))
+        other = hidden_states(model.get_decoder(), collate([second[0], first[1]], NAME, CPU))
     count = first[1].counted
     assert torch.equal(one[-count:], other[-count:])
     assert not torch.equal(one[:count], other[:count])
@@ -85,7 +85,7 @@ def test_a_recurrent_model_is_padded_and_loses_nothing():
 def test_choosing_and_using_a_layout_leave_the_model_as_it_was():
     model = llama()
     before = model.config.to_dict(), model.config._attn_implementation
-    with attention(model, choose_layout(model, torch.float32)):
+    with use_attention(model, choose_layout(model, torch.float32)):
         assert model.config._attn_implementation == NAME
     assert (model.config.to_dict(), model.config._attn_implementation) == before
     assert not model.training
@@ -94,7 +94,7 @@ def test_choosing_and_using_a_layout_leave_the_model_as_it_was():
 @pytest.mark.parametrize("layout", [NAME, PADDED])
 def test_labels_are_the_tokens_after_the_predicting_positions(layout):
     documents = documents_of((6, 3, 7))
-    batch = lay_out(documents, layout, CPU)
+    batch = collate(documents, layout, CPU)
     row = batch.inputs["input_ids"].flatten()
     expected = np.concatenate([d.ids[t : t + 1] for d in documents for t in range(1, len(d)) if d.loss[t]])
     assert batch.labels_N.tolist() == expected.tolist()
@@ -103,7 +103,7 @@ def test_labels_are_the_tokens_after_the_predicting_positions(layout):
 
 
 def test_positions_begin_anew_with_each_document():
-    batch = lay_out(documents_of((3, 2, 4)), NAME, CPU)
+    batch = collate(documents_of((3, 2, 4)), NAME, CPU)
     positions = batch.inputs["position_ids"].tolist()[0]
     assert positions[:9] == [0, 1, 2, 0, 1, 0, 1, 2, 3]
     assert positions[9:] == list(range(len(positions) - 9))  # the filler, a document of its own
@@ -112,8 +112,8 @@ def test_positions_begin_anew_with_each_document():
 def test_a_row_is_filled_up_and_nothing_is_learned_of_the_filler():
     for lengths in ((3, 2, 4), (100, 28), (100, 29)):
         documents = documents_of(lengths)
-        batch = lay_out(documents, NAME, CPU)
+        batch = collate(documents, NAME, CPU)
         width = batch.inputs["input_ids"].shape[1]
         assert width == ROW_MULTIPLE * -(-sum(lengths) // ROW_MULTIPLE)
-        assert sum(batch.inputs["piece_lengths"]) == width
+        assert sum(batch.inputs["segment_lengths"]) == width
         assert batch.predicting_N.max() < sum(lengths)

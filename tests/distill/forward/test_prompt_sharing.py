@@ -21,12 +21,12 @@ from stillhouse.distill.forward.packed_attention import NAME
 from stillhouse.distill.forward.packing import (
     PADDED,
     ROW_MULTIPLE,
-    attention,
     choose_layout,
+    collate,
     hidden_states,
-    lay_out,
+    use_attention,
 )
-from stillhouse.distill.forward.prompt_sharing import SHORTEST, shared_batches
+from stillhouse.distill.forward.prompt_sharing import MIN_SHARED_PROMPT, prompt_sharing_batches
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,10 @@ def answers_to(prompts: list[int], answers: list[list[int]], *, seed: int = 0) -
     return made
 
 
-MIXED = [*answers_to([SHORTEST, SHORTEST + 5, 3], [[4, 7, 1], [5, 5], [6, 2]]), *documents_of((40, 9))]
+MIXED = [
+    *answers_to([MIN_SHARED_PROMPT, MIN_SHARED_PROMPT + 5, 3], [[4, 7, 1], [5, 5], [6, 2]]),
+    *documents_of((40, 9)),
+]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -64,31 +67,33 @@ def test_shared_prompts_give_the_loss_and_gradient_of_the_separate_documents(nam
 
 
 def test_a_prompt_stands_in_the_row_once():
-    documents = answers_to([SHORTEST], [[4, 7, 1]])
-    lengths = lay_out(documents, NAME, CPU).inputs["piece_lengths"]
-    assert lengths[:-1] == [SHORTEST, 4, 7, 1]
-    short = answers_to([SHORTEST - 1], [[4, 7, 1]])
-    assert lay_out(short, NAME, CPU).inputs["piece_lengths"][:-1] == [len(document) for document in short]
+    documents = answers_to([MIN_SHARED_PROMPT], [[4, 7, 1]])
+    lengths = collate(documents, NAME, CPU).inputs["segment_lengths"]
+    assert lengths[:-1] == [MIN_SHARED_PROMPT, 4, 7, 1]
+    short = answers_to([MIN_SHARED_PROMPT - 1], [[4, 7, 1]])
+    assert collate(short, NAME, CPU).inputs["segment_lengths"][:-1] == [len(document) for document in short]
 
 
 def test_an_answer_does_not_notice_the_others():
     model = llama()
-    first, second = (answers_to([SHORTEST], [[5, 5]], seed=seed) for seed in (0, 1))
-    changed = Document("", np.concatenate([first[0].ids[:SHORTEST], second[0].ids[-5:]]), first[0].loss)
-    with torch.no_grad(), attention(model, NAME):
-        one = hidden_states(model.get_decoder(), lay_out([first[0], first[1]], NAME, CPU))
-        other = hidden_states(model.get_decoder(), lay_out([changed, first[1]], NAME, CPU))
+    first, second = (answers_to([MIN_SHARED_PROMPT], [[5, 5]], seed=seed) for seed in (0, 1))
+    changed = Document(
+        "", np.concatenate([first[0].ids[:MIN_SHARED_PROMPT], second[0].ids[-5:]]), first[0].loss
+    )
+    with torch.no_grad(), use_attention(model, NAME):
+        one = hidden_states(model.get_decoder(), collate([first[0], first[1]], NAME, CPU))
+        other = hidden_states(model.get_decoder(), collate([changed, first[1]], NAME, CPU))
     assert torch.equal(one[5:], other[5:])
     assert not torch.equal(one[:5], other[:5])
 
 
 def test_a_teacher_gives_the_same_hidden_states_in_the_callers_order():
-    documents = answers_to([SHORTEST, SHORTEST], [[4, 7], [3, 9]])
+    documents = answers_to([MIN_SHARED_PROMPT, MIN_SHARED_PROMPT], [[4, 7], [3, 9]])
     mixed = [documents[i] for i in (0, 2, 1, 3)]
     model = llama()
     for document, hidden_ND in zip(mixed, ForwardPass(model, mixed, "float32").hidden(range(4)), strict=True):
         with torch.no_grad():
-            alone = hidden_states(model.get_decoder(), lay_out([document], PADDED, CPU))
+            alone = hidden_states(model.get_decoder(), collate([document], PADDED, CPU))
         torch.testing.assert_close(hidden_ND, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -104,11 +109,11 @@ def test_a_teacher_gives_the_same_hidden_states_in_the_callers_order():
 def test_passes_keep_to_their_budget_and_lose_nothing(families, micro_tokens, random):
     documents = answers_to([prompt for prompt, _ in families], [answers for _, answers in families])
     random.shuffle(documents)
-    passes = shared_batches(range(len(documents)), documents, micro_tokens)
+    passes = prompt_sharing_batches(range(len(documents)), documents, micro_tokens)
     assert sorted(i for batch in passes for i in batch) == list(range(len(documents)))
     for batch in passes:
         members = [documents[i] for i in batch]
-        inputs = lay_out(members, NAME, CPU).inputs
+        inputs = collate(members, NAME, CPU).inputs
         filler = -_distinct_tokens(members) % ROW_MULTIPLE
         assert inputs["input_ids"].shape[1] - filler == _distinct_tokens(members)
         assert len(batch) == 1 or _distinct_tokens(members) <= micro_tokens
@@ -118,8 +123,8 @@ def _distinct_tokens(documents: list[Document]) -> int:
     """Tokens of all answers, and of each long prompt once."""
     answers = sum(document.counted for document in documents)
     prompts = [document.ids[: len(document) - document.counted].tobytes() for document in documents]
-    long = {prompt for prompt in prompts if len(prompt) >= 4 * SHORTEST}
-    short = [prompt for prompt in prompts if len(prompt) < 4 * SHORTEST]
+    long = {prompt for prompt in prompts if len(prompt) >= 4 * MIN_SHARED_PROMPT}
+    short = [prompt for prompt in prompts if len(prompt) < 4 * MIN_SHARED_PROMPT]
     return answers + sum(len(prompt) // 4 for prompt in [*long, *short])
 
 
@@ -127,4 +132,4 @@ def test_without_prompts_to_share_nothing_changes():
     documents = documents_of((9, 30, 12, 45, 3))
     lengths = [len(document) for document in documents]
     expected = micro_batches(range(5), lengths, 50, padded=False)
-    assert shared_batches(range(5), documents, 50) == expected
+    assert prompt_sharing_batches(range(5), documents, 50) == expected

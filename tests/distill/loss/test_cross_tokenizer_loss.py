@@ -11,9 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import rel_entr
 
 from stillhouse.distill.loss import cross_tokenizer as module
-from stillhouse.distill.loss.cross_tokenizer import AlignedRows, aligned_loss, ranked_distance
-from stillhouse.distill.loss.fused_loss import head_loss
-from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.cross_tokenizer import SpanRows, ranked_distance, span_loss
+from stillhouse.distill.loss.fused_loss import fused_loss
+from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary
 from stillhouse.distill.loss.teacher_rows import DenseRows
 from stillhouse.recipe import Objective
@@ -43,14 +43,14 @@ def random_case(
 
     table = torch.tensor(spans).reshape(-1, 4)
     teacher_rows, student_rows = 6, 9
-    rows = AlignedRows(
-        DenseRows(normal(teacher_rows, 4), Head(normal(teacher_ids, 4), normal(teacher_ids))),
+    rows = SpanRows(
+        DenseRows(normal(teacher_rows, 4), LMHead(normal(teacher_ids, 4), normal(teacher_ids))),
         torch.randint(0, teacher_ids, (teacher_rows,), generator=generator),
         table,
         SharedVocabulary(classes(teacher_ids), classes(student_ids), shared),
     )
     labels = torch.randint(0, student_ids, (student_rows,), generator=generator)
-    return normal(student_rows, 3), Head(normal(student_ids, 3), normal(student_ids)), labels, rows
+    return normal(student_rows, 3), LMHead(normal(student_ids, 3), normal(student_ids)), labels, rows
 
 
 # A language of letters a, b and a full stop that ends it; the teacher writes "ab" and "ba" as tokens, too.
@@ -130,14 +130,14 @@ def over_one_span(sides, objective):
         for _, tokens, counts, *_ in sides
     ]
     ids = [torch.tensor([tokens.index(token) for token in observed]) for _, tokens, _, observed, _ in sides]
-    heads = [Head(torch.eye(len(tokens), dtype=DOUBLE)) for _, tokens, *_ in sides]
-    rows = AlignedRows(
+    heads = [LMHead(torch.eye(len(tokens), dtype=DOUBLE)) for _, tokens, *_ in sides]
+    rows = SpanRows(
         DenseRows(sides[0][-1], heads[0]),
         ids[0],
         torch.tensor([[0, len(ids[0]), 0, len(ids[1])]]),
         SharedVocabulary(classes[0], classes[1], len(shared)),
     )
-    return aligned_loss(sides[1][-1], heads[1], ids[1], rows, objective)
+    return span_loss(sides[1][-1], heads[1], ids[1], rows, objective)
 
 
 @pytest.mark.parametrize("objective", KINDS, ids=lambda o: f"{o.kind}-{o.temperature}-{o.cross_entropy}")
@@ -146,17 +146,17 @@ def test_one_tokenizer_gives_the_plain_divergence_and_its_gradient(objective):
     generator = torch.Generator().manual_seed(5)
     said = DenseRows(
         torch.randn(9, 4, generator=generator, dtype=DOUBLE),
-        Head(torch.randn(7, 4, generator=generator, dtype=DOUBLE)),
+        LMHead(torch.randn(7, 4, generator=generator, dtype=DOUBLE)),
     )
     one_each = torch.stack(
         [torch.arange(9), torch.ones(9).long(), torch.arange(9), torch.ones(9).long()], dim=1
     )
     same = SharedVocabulary(torch.arange(7), torch.arange(7), 7)
-    rows = AlignedRows(said, labels_N, one_each, same)
+    rows = SpanRows(said, labels_N, one_each, same)
     results = []
     for loss_of in (
-        lambda h, w: aligned_loss(h, replace(head, weight_VD=w), labels_N, rows, objective),
-        lambda h, w: head_loss(h, replace(head, weight_VD=w), labels_N, said, objective),
+        lambda h, w: span_loss(h, replace(head, weight_VD=w), labels_N, rows, objective),
+        lambda h, w: fused_loss(h, replace(head, weight_VD=w), labels_N, said, objective),
     ):
         inputs = [x.clone().requires_grad_() for x in (hidden_ND, head.weight_VD)]
         loss = loss_of(*inputs)
@@ -175,7 +175,7 @@ def test_gradients_are_those_of_finite_differences(objective):
     assert head.bias_V is not None
 
     def loss(hidden_ND, weight_VD, bias_V):
-        return aligned_loss(hidden_ND, Head(weight_VD, bias_V), labels_N, rows, objective)
+        return span_loss(hidden_ND, LMHead(weight_VD, bias_V), labels_N, rows, objective)
 
     inputs = [x.clone().requires_grad_() for x in (hidden_ND, head.weight_VD, head.bias_V)]
     assert torch.autograd.gradcheck(loss, inputs)
@@ -190,7 +190,7 @@ def test_chunks_change_nothing(objective, monkeypatch):
     for entries in (module.MOST_ENTRIES, 1, 20):
         monkeypatch.setattr(module, "MOST_ENTRIES", entries)
         inputs = [x.clone().requires_grad_() for x in (hidden_ND, head.weight_VD)]
-        loss = aligned_loss(inputs[0], replace(head, weight_VD=inputs[1]), labels_N, rows, objective)
+        loss = span_loss(inputs[0], replace(head, weight_VD=inputs[1]), labels_N, rows, objective)
         results.append((loss.detach(), *torch.autograd.grad(loss, inputs)))
     for other in results[1:]:
         for whole, cut in zip(results[0], other, strict=True):
@@ -201,17 +201,17 @@ def test_chunks_change_nothing(objective, monkeypatch):
 def test_padded_rows_count_for_nothing(kind):
     hidden_ND, head, labels_N, rows = random_case()
     assert head.bias_V is not None
-    plain = aligned_loss(hidden_ND, head, labels_N, rows, Objective(kind=kind))
+    plain = span_loss(hidden_ND, head, labels_N, rows, Objective(kind=kind))
     wide = torch.cat([head.weight_VD, torch.full((3, 3), 50.0, dtype=DOUBLE)]).requires_grad_()
     bias_V = torch.cat([head.bias_V, torch.full((3,), 9.0, dtype=DOUBLE)])
     said = rows.teacher.head
     assert said.bias_V is not None
     padded = replace(
         rows.teacher,
-        head=Head(torch.cat([said.weight_VD, said.weight_VD]), torch.cat([said.bias_V, said.bias_V + 9])),
+        head=LMHead(torch.cat([said.weight_VD, said.weight_VD]), torch.cat([said.bias_V, said.bias_V + 9])),
     )
-    loss = aligned_loss(
-        hidden_ND, Head(wide, bias_V), labels_N, replace(rows, teacher=padded), Objective(kind=kind)
+    loss = span_loss(
+        hidden_ND, LMHead(wide, bias_V), labels_N, replace(rows, teacher=padded), Objective(kind=kind)
     )
     assert loss.item() == pytest.approx(plain.item(), rel=1e-12)
     (gradient,) = torch.autograd.grad(loss, wide)
@@ -265,18 +265,18 @@ def test_uld_reads_the_first_row_of_each_span():
         p = torch.softmax(rows.teacher.head.logits(rows.teacher.hidden_ND[t : t + 1])[0] / 1.5, -1).numpy()
         q = torch.softmax(head.logits(hidden_ND[s : s + 1])[0] / 1.5, -1).numpy()
         expected += np.abs(np.sort(p)[::-1] - np.pad(np.sort(q)[::-1], (0, 2))).sum()
-    loss = aligned_loss(hidden_ND, head, labels_N, rows, Objective(kind="uld", temperature=1.5))
+    loss = span_loss(hidden_ND, head, labels_N, rows, Objective(kind="uld", temperature=1.5))
     assert loss.item() == pytest.approx(1.5**2 * expected, rel=1e-12)
 
 
 def test_without_spans_only_the_text_counts():
     hidden_ND, head, labels_N, rows = random_case(spans=())
     hidden_ND.requires_grad_()
-    loss = aligned_loss(hidden_ND, head, labels_N, rows, Objective(kind="forward_kl"))
+    loss = span_loss(hidden_ND, head, labels_N, rows, Objective(kind="forward_kl"))
     assert loss.item() == 0
     assert torch.count_nonzero(torch.autograd.grad(loss, hidden_ND)[0]) == 0
-    half = aligned_loss(hidden_ND, head, labels_N, rows, Objective(kind="forward_kl", cross_entropy=0.5))
-    text = head_loss(hidden_ND, head, labels_N, None, Objective(kind="cross_entropy"))
+    half = span_loss(hidden_ND, head, labels_N, rows, Objective(kind="forward_kl", cross_entropy=0.5))
+    text = fused_loss(hidden_ND, head, labels_N, None, Objective(kind="cross_entropy"))
     assert half.item() == pytest.approx(text.item() / 2)
 
 
@@ -285,11 +285,14 @@ def test_certain_sides_stay_finite():
     certain = torch.tensor([[200.0, 0, 0, 0, 0], [0, 200.0, 0, 0, 0]])
     other = torch.tensor([[0.0, 0, 200.0, 0]], requires_grad=True)
     vocabulary = SharedVocabulary(torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, 2, 1]), 3)
-    rows = AlignedRows(
-        DenseRows(certain, Head(torch.eye(5))), torch.tensor([0, 1]), torch.tensor([[0, 2, 0, 1]]), vocabulary
+    rows = SpanRows(
+        DenseRows(certain, LMHead(torch.eye(5))),
+        torch.tensor([0, 1]),
+        torch.tensor([[0, 2, 0, 1]]),
+        vocabulary,
     )
     for kind in ("forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "uld"):
-        loss = aligned_loss(other, Head(torch.eye(4)), torch.tensor([3]), rows, Objective(kind=kind))
+        loss = span_loss(other, LMHead(torch.eye(4)), torch.tensor([3]), rows, Objective(kind=kind))
         (gradient,) = torch.autograd.grad(loss, other)
         assert torch.isfinite(loss)
         assert torch.isfinite(gradient).all()

@@ -42,7 +42,7 @@ def loss(student, teacher, objective) -> float:
 
 def gradient(student, teacher, objective) -> list[float]:
     """By the student's logits, for distributions at temperature 1."""
-    q, p = (Distribution.of_logits(row(side)) for side in (student, teacher))
+    q, p = (Distribution.from_logits(row(side)) for side in (student, teacher))
     return loss_and_gradient(q, p, objective)[1][0].tolist()
 
 

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from stillhouse.distill.loss import fused_loss as module
-from stillhouse.distill.loss.fused_loss import head_loss
-from stillhouse.distill.loss.lm_head import Head
-from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, SignalRows, TopKRows
+from stillhouse.distill.loss.fused_loss import fused_loss
+from stillhouse.distill.loss.lm_head import LMHead
+from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TeacherRows, TopKRows
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Objective
 
@@ -34,10 +34,10 @@ def student(dtype=torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 def dense(vocab: int = V, dtype=torch.float64, **head) -> DenseRows:
     hidden_ND, weight_VD = numbers(N, 4, seed=4, dtype=dtype), numbers(V + 4, 4, seed=5, dtype=dtype)
-    return DenseRows(hidden_ND, Head(weight_VD[:vocab], **head))
+    return DenseRows(hidden_ND, LMHead(weight_VD[:vocab], **head))
 
 
-def rows_of(form: str, vocab: int = V) -> SignalRows:
+def rows_of(form: str, vocab: int = V) -> TeacherRows:
     if form == "hidden":
         return dense(vocab)
     order_NV = numbers(N, vocab, seed=6).argsort(dim=1)
@@ -60,7 +60,7 @@ def test_the_loss_is_each_rows_divergence_over_the_shared_ids_and_cross_entropy_
     hidden_ND, weight_VD, bias_V = student()
     rows = dense(SIZES[sizes], softcap=1.5, scale=0.7)
     objective = Objective(kind=kind, temperature=1.7, cross_entropy=0.3)
-    head = Head(weight_VD, bias_V, softcap=2.0, scale=1.3)
+    head = LMHead(weight_VD, bias_V, softcap=2.0, scale=1.3)
     shared = min(V, SIZES[sizes])
     expected = 0.0
     student_NV = logits_by_hand(hidden_ND, weight_VD, bias_V, 2.0, 1.3)
@@ -68,7 +68,7 @@ def test_the_loss_is_each_rows_divergence_over_the_shared_ids_and_cross_entropy_
     for s, t, label in zip(student_NV, teacher_NV, LABELS.tolist(), strict=True):
         expected += 0.7 * oracle.divergence(s[:shared], t[:shared], objective)
         expected += 0.3 * oracle.cross_entropy(s, label)
-    assert head_loss(hidden_ND, head, LABELS, rows, objective).item() == pytest.approx(expected, rel=1e-10)
+    assert fused_loss(hidden_ND, head, LABELS, rows, objective).item() == pytest.approx(expected, rel=1e-10)
 
 
 GRADIENT_CASES = [
@@ -85,7 +85,9 @@ def test_gradients_are_the_slope_of_the_loss(kind, form, sizes, softcap, text):
     objective = Objective(kind=kind, temperature=1.7, cross_entropy=text)
 
     def loss(hidden_ND, weight_VD, bias_V):
-        return head_loss(hidden_ND, Head(weight_VD, bias_V, softcap, 1.3), LABELS, rows, objective, chunk=3)
+        return fused_loss(
+            hidden_ND, LMHead(weight_VD, bias_V, softcap, 1.3), LABELS, rows, objective, chunk=3
+        )
 
     assert torch.autograd.gradcheck(loss, student(), rtol=1e-6, atol=1e-7)
 
@@ -100,13 +102,13 @@ def test_topk_rows_are_the_merged_divergence_at_the_temperature(kind):
     for s, ids, logp in zip(logits_by_hand(hidden_ND, weight_VD), rows.ids_NK, rows.logp_NK1, strict=True):
         merged = oracle.merged(oracle.probabilities(s, 1.7), ids.tolist())
         expected += 1.7**2 * oracle.between(logp.exp().tolist(), merged, objective)
-    loss = head_loss(hidden_ND, Head(weight_VD), LABELS, rows, objective)
+    loss = fused_loss(hidden_ND, LMHead(weight_VD), LABELS, rows, objective)
     assert loss.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_ids_that_only_the_student_has_get_no_gradient_and_no_share():
     hidden_ND, weight_VD, _ = student()
-    head_loss(hidden_ND, Head(weight_VD), LABELS, dense(V - 4), Objective(kind="forward_kl")).backward()
+    fused_loss(hidden_ND, LMHead(weight_VD), LABELS, dense(V - 4), Objective(kind="forward_kl")).backward()
     assert weight_VD.grad is not None
     assert not weight_VD.grad[V - 4 :].any()
     assert weight_VD.grad[: V - 4].abs().min() > 0
@@ -117,10 +119,10 @@ def test_a_student_equal_to_its_teacher_on_the_shared_ids_is_at_the_minimum():
     hidden_ND, weight_VD, _ = student()
     for vocab in (V + 4, V - 4):
         weight = torch.cat([weight_VD.detach(), numbers(4, D, seed=8)])[:vocab]
-        rows = DenseRows(hidden_ND.detach(), Head(weight))
+        rows = DenseRows(hidden_ND.detach(), LMHead(weight))
         for kind in KINDS:
             leaf_ND = hidden_ND.detach().clone().requires_grad_()
-            loss = head_loss(leaf_ND, Head(weight_VD.detach()), LABELS, rows, Objective(kind=kind))
+            loss = fused_loss(leaf_ND, LMHead(weight_VD.detach()), LABELS, rows, Objective(kind=kind))
             loss.backward()
             assert leaf_ND.grad is not None
             assert loss.item() == pytest.approx(0, abs=1e-13)
@@ -139,8 +141,8 @@ def test_chunks_and_tiles_change_nothing(chunk, tile, kind, form):
         hidden_ND, weight_VD, bias_V = student()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "TILE_ENTRIES_CPU", tile)
-            loss = head_loss(
-                hidden_ND, Head(weight_VD, bias_V), LABELS, rows_of(form), Objective(kind=kind), chunk=chunk
+            loss = fused_loss(
+                hidden_ND, LMHead(weight_VD, bias_V), LABELS, rows_of(form), Objective(kind=kind), chunk=chunk
             )
         loss.backward()
         return [t for t in (loss.detach(), hidden_ND.grad, weight_VD.grad, bias_V.grad) if t is not None]
@@ -152,13 +154,13 @@ def test_weights_scale_rows():
     weights_N = torch.tensor([0.0, 1.0, 2.0, 0.5, 0.0, 3.0, 1.0])
     objective = Objective(kind="jsd", cross_entropy=0.2)
     hidden_ND, weight_VD, _ = student()
-    loss = head_loss(hidden_ND, Head(weight_VD), LABELS, dense(), objective, chunk=2, weights_N=weights_N)
+    loss = fused_loss(hidden_ND, LMHead(weight_VD), LABELS, dense(), objective, chunk=2, weights_N=weights_N)
     loss.backward()
     rows, alone = dense(), []
     for i in range(N):
         one = DenseRows(rows.hidden_ND[i : i + 1], rows.head)
         leaf = hidden_ND.detach()[i : i + 1].clone().requires_grad_()
-        value = head_loss(leaf, Head(weight_VD.detach()), LABELS[i : i + 1], one, objective)
+        value = fused_loss(leaf, LMHead(weight_VD.detach()), LABELS[i : i + 1], one, objective)
         value.backward()
         alone.append((value.item(), leaf.grad))
     assert loss.item() == pytest.approx(
@@ -171,8 +173,8 @@ def test_weights_scale_rows():
 def test_an_outer_factor_reaches_every_gradient():
     plain, scaled = student(), student()
     objective = Objective(kind="reverse_kl")
-    head_loss(plain[0], Head(*plain[1:]), LABELS, dense(), objective).backward()
-    (head_loss(scaled[0], Head(*scaled[1:]), LABELS, dense(), objective) / 8).backward()
+    fused_loss(plain[0], LMHead(*plain[1:]), LABELS, dense(), objective).backward()
+    (fused_loss(scaled[0], LMHead(*scaled[1:]), LABELS, dense(), objective) / 8).backward()
     for one, eighth in zip(plain, scaled, strict=True):
         torch.testing.assert_close(one.grad / 8, eighth.grad)
 
@@ -190,8 +192,8 @@ def test_bfloat16_is_as_near_to_float64_as_its_rounding_allows(kind):
     for dtype in (torch.float64, torch.bfloat16):
         leaf = hidden_ND.bfloat16().to(dtype).requires_grad_()
         weight = weight_VD.bfloat16().to(dtype).requires_grad_()
-        rows = DenseRows(teacher_ND.bfloat16().to(dtype), Head(weight.detach()))
-        loss = head_loss(leaf, Head(weight), labels_N, rows, Objective(kind=kind), chunk=16)
+        rows = DenseRows(teacher_ND.bfloat16().to(dtype), LMHead(weight.detach()))
+        loss = fused_loss(leaf, LMHead(weight), labels_N, rows, Objective(kind=kind), chunk=16)
         loss.backward()
         assert leaf.grad is not None
         assert weight.grad is not None
@@ -206,7 +208,7 @@ def test_bfloat16_is_as_near_to_float64_as_its_rounding_allows(kind):
 def test_a_float32_head_under_bfloat16_hidden_states_gets_a_float32_gradient():
     hidden_ND, weight_VD = numbers(N, D, seed=1, dtype=torch.bfloat16), numbers(V, D, seed=2).float()
     weight_VD.requires_grad_()
-    head_loss(hidden_ND, Head(weight_VD), LABELS, None, Objective(kind="cross_entropy")).backward()
+    fused_loss(hidden_ND, LMHead(weight_VD), LABELS, None, Objective(kind="cross_entropy")).backward()
     assert weight_VD.grad is not None
     assert weight_VD.grad.dtype == torch.float32
 
@@ -234,23 +236,23 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made(form, trains_head, dtype):
     hidden_ND = numbers(rows, hidden, seed=1, dtype=dtype).requires_grad_()
     weight_VD = numbers(vocab, hidden, seed=2, dtype=dtype).requires_grad_(trains_head)
     ids_NK = torch.arange(4).repeat(rows, 1)
-    signal_rows = {
-        "hidden": DenseRows(hidden_ND.detach(), Head(weight_VD.detach())),
+    teacher_rows = {
+        "hidden": DenseRows(hidden_ND.detach(), LMHead(weight_VD.detach())),
         "topk": TopKRows(ids_NK, torch.zeros(rows, 5).log_softmax(-1), vocab),
         "sampled": SampledRows(ids_NK, torch.ones(rows, 4), vocab),
     }[form]
     objective = Objective(kind="forward_kl", cross_entropy=0.5, temperature=2.0)
     labels_N = torch.zeros(rows, dtype=torch.int64)
     with Largest() as largest:
-        head_loss(hidden_ND, Head(weight_VD), labels_N, signal_rows, objective, chunk=chunk).backward()
+        fused_loss(hidden_ND, LMHead(weight_VD), labels_N, teacher_rows, objective, chunk=chunk).backward()
     assert chunk * vocab <= largest.entries <= max(chunk * vocab, rows * hidden, vocab * hidden)
 
 
 def test_without_gradients_nothing_is_differentiated():
     hidden_ND, weight_VD, _ = student()
-    expected = head_loss(hidden_ND, Head(weight_VD), LABELS, dense(), Objective(kind="forward_kl"))
+    expected = fused_loss(hidden_ND, LMHead(weight_VD), LABELS, dense(), Objective(kind="forward_kl"))
     with torch.no_grad():
-        loss = head_loss(hidden_ND, Head(weight_VD), LABELS, dense(), Objective(kind="forward_kl"))
+        loss = fused_loss(hidden_ND, LMHead(weight_VD), LABELS, dense(), Objective(kind="forward_kl"))
     assert not loss.requires_grad
     assert loss.item() == expected.item()
 
@@ -260,7 +262,7 @@ def test_inputs_are_not_changed():
     rows = dense()
     tensors = (hidden_ND, weight_VD, bias_V, rows.hidden_ND, rows.head.weight_VD)
     before = [t.detach().clone() for t in tensors]
-    head_loss(hidden_ND, Head(weight_VD, bias_V), LABELS, rows, Objective(kind="jsd")).backward()
+    fused_loss(hidden_ND, LMHead(weight_VD, bias_V), LABELS, rows, Objective(kind="jsd")).backward()
     assert all(torch.equal(t, b) for t, b in zip(tensors, before, strict=True))
 
 
@@ -269,4 +271,4 @@ def test_targets_over_ids_that_the_student_lacks_are_refused(form):
     hidden_ND, weight_VD, _ = student()
     rows = rows_of(form, V + 4)
     with pytest.raises(RecipeError, match=r"17 ids; the student has 13"):
-        head_loss(hidden_ND, Head(weight_VD), LABELS, rows, Objective(kind="forward_kl"))
+        fused_loss(hidden_ND, LMHead(weight_VD), LABELS, rows, Objective(kind="forward_kl"))

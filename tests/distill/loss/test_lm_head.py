@@ -17,7 +17,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from stillhouse.distill.loss.lm_head import head_of
+from stillhouse.distill.loss.lm_head import lm_head_of
 from stillhouse.errors import ModelError
 
 SPECIALS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -51,14 +51,14 @@ def test_logits_are_the_models_own(name, dtype):
     with torch.no_grad():
         expected_TV = model(input_ids=ids_1T).logits[0].float()
         hidden_TD = model.get_decoder()(input_ids=ids_1T).last_hidden_state[0]
-        logits_TV = head_of(model).logits(hidden_TD)
+        logits_TV = lm_head_of(model).logits(hidden_TD)
     assert logits_TV.dtype == torch.float32
     torch.testing.assert_close(logits_TV, expected_TV, rtol=4 * torch.finfo(dtype).eps, atol=1e-5)
 
 
 def test_the_weight_is_the_models_own_parameter():
     model = MODELS["tied"]()
-    assert head_of(model).weight_VD is model.get_input_embeddings().weight
+    assert lm_head_of(model).weight_VD is model.get_input_embeddings().weight
 
 
 def test_a_model_that_does_more_after_its_last_layer_is_refused():
@@ -69,9 +69,9 @@ def test_a_model_that_does_more_after_its_last_layer_is_refused():
             return output
 
     with pytest.raises(ModelError, match=r"differ by 0\.5"):
-        head_of(Shifted(LlamaConfig(**SIZES)))
+        lm_head_of(Shifted(LlamaConfig(**SIZES)))
 
 
 def test_a_model_without_a_head_is_refused():
     with pytest.raises(ModelError, match="no output layer"):
-        head_of(LlamaModel(LlamaConfig(**SIZES)))
+        lm_head_of(LlamaModel(LlamaConfig(**SIZES)))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from stillhouse.distill.loss.fused_loss import head_loss
-from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.fused_loss import fused_loss
+from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.policy_loss import (
     PolicyRows,
     group_advantages,
@@ -158,7 +158,7 @@ def test_policy_and_teacher_add_up_in_the_head():
     torch.manual_seed(7)
     hidden, weight = torch.randn(11, 6).double(), torch.randn(17, 6).double()
     labels = torch.randint(17, (11,))
-    teacher = DenseRows(torch.randn(11, 5).double(), Head(torch.randn(13, 5).double()))
+    teacher = DenseRows(torch.randn(11, 5).double(), LMHead(torch.randn(13, 5).double()))
     factors = torch.rand(11).double()
     old, gains = torch.randn(11).double() - 3, torch.randn(11).double()
     objective = Objective(kind="reverse_kl")
@@ -166,8 +166,8 @@ def test_policy_and_teacher_add_up_in_the_head():
     def gradient(policy_weight: float, teacher_weight: float, chunk: int = 4):
         leaf, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         task = rows(old, gains, weight=policy_weight, settings=Policy())
-        loss = head_loss(
-            leaf, Head(head), labels, teacher, objective,
+        loss = fused_loss(
+            leaf, LMHead(head), labels, teacher, objective,
             chunk=chunk, weights_N=factors, policy=task, teacher_weight=teacher_weight,
         )  # fmt: skip
         loss.backward()
@@ -175,7 +175,7 @@ def test_policy_and_teacher_add_up_in_the_head():
 
     both, policy, taught = gradient(0.7, 0.3), gradient(0.7, 0.0), gradient(0.0, 0.3)
     alone_leaf, alone_head = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    alone = 0.3 * head_loss(alone_leaf, Head(alone_head), labels, teacher, objective, weights_N=factors)
+    alone = 0.3 * fused_loss(alone_leaf, LMHead(alone_head), labels, teacher, objective, weights_N=factors)
     alone.backward()
     assert taught[0] == pytest.approx(alone.item())
     torch.testing.assert_close(taught[1], alone_leaf.grad)

@@ -3,22 +3,22 @@
 import torch
 from two_tokenizers import TEXT, chatml_reader, make_tokenizer, tags_reader
 
-from stillhouse.distill.data.cross_tokenizer import Reader
+from stillhouse.distill.data.cross_tokenizer import ChatTokenizer
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary, join_vocabularies
 from stillhouse.models import token_bytes
 
 TEACHER, STUDENT = chatml_reader(), tags_reader()
 
 
-def counted_for(vocabulary: SharedVocabulary, side: Reader, of: str) -> dict[bytes, int]:
+def counted_for(vocabulary: SharedVocabulary, side: ChatTokenizer, of: str) -> dict[bytes, int]:
     classes = (vocabulary.teacher_V if of == "teacher" else vocabulary.student_V).tolist()
-    return {b: n for b, n in zip(side.bytes_of, classes, strict=True) if b is not None}
+    return {b: n for b, n in zip(side.token_bytes, classes, strict=True) if b is not None}
 
 
 def test_the_bytes_of_tokens_joined_are_the_text():
     for text in (TEXT, "tab\tnew\nline  \x00\x7f\xa0\xad", "".join(map(chr, range(0x100, 0x180)))):
         ids = TEACHER.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        assert b"".join(TEACHER.bytes_of[n] for n in ids) == text.encode()
+        assert b"".join(TEACHER.token_bytes[n] for n in ids) == text.encode()
 
 
 def test_the_bytes_of_a_sentencepiece_tokenizer():
@@ -40,7 +40,7 @@ def test_the_bytes_of_a_sentencepiece_tokenizer():
 
 def test_one_vocabulary_counts_each_token_for_itself():
     vocabulary = join_vocabularies(TEACHER.tokenizer, TEACHER.tokenizer)
-    assert vocabulary.size == len(TEACHER.bytes_of)
+    assert vocabulary.size == len(TEACHER.token_bytes)
     assert torch.equal(vocabulary.teacher_V, torch.arange(vocabulary.size))
     assert torch.equal(vocabulary.student_V, torch.arange(vocabulary.size))
 
@@ -58,10 +58,10 @@ def test_every_token_counts_for_the_longest_shared_token_that_it_begins_with():
 
 
 def test_the_tokens_that_end_an_answer_are_one():
-    ends = TEACHER.end(), STUDENT.end()
+    ends = TEACHER.end_id(), STUDENT.end_id()
     vocabulary = join_vocabularies(TEACHER.tokenizer, STUDENT.tokenizer, ends)
     assert vocabulary.teacher_V[ends[0]] == vocabulary.student_V[ends[1]]
-    less_than = TEACHER.bytes_of.index(b"<")
+    less_than = TEACHER.token_bytes.index(b"<")
     assert vocabulary.teacher_V[ends[0]] != vocabulary.teacher_V[less_than]
     apart = join_vocabularies(TEACHER.tokenizer, STUDENT.tokenizer)
     assert apart.teacher_V[ends[0]] == apart.teacher_V[less_than]
@@ -81,5 +81,5 @@ def test_half_characters_count_for_a_shared_beginning():
 
 def test_rows_of_a_padded_embedding_count_for_none():
     vocabulary = SharedVocabulary(torch.tensor([0, 1]), torch.tensor([1, 0, 1]), 2)
-    assert vocabulary.fitted(vocabulary.teacher_V, 4).tolist() == [0, 1, 2, 2]
-    assert vocabulary.fitted(vocabulary.student_V, 2).tolist() == [1, 0]
+    assert vocabulary.resized(vocabulary.teacher_V, 4).tolist() == [0, 1, 2, 2]
+    assert vocabulary.resized(vocabulary.student_V, 2).tolist() == [1, 0]

@@ -15,7 +15,7 @@ from stillhouse.distill.data.documents import Document
 from stillhouse.distill.loss.teacher_rows import TopKRows
 from stillhouse.distill.on_policy.learner import OnPolicyLearner
 from stillhouse.distill.on_policy.rollouts import Rollout, RolloutBatch
-from stillhouse.distill.targets.formats import TopKKind
+from stillhouse.distill.targets.formats import TopKFormat
 from stillhouse.distill.targets.signal import cache_targets
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Objective
@@ -112,7 +112,7 @@ def test_it_is_what_offline_would_cache(tmp_path):
     cached = signal.rows(parts, torch.device("cpu"))
     runner = cache_targets(teacher, documents, Objective(targets="online"), tmp_path, seed=0, dtype="float32")
     dense = runner.rows(parts, torch.device("cpu"))
-    at_once = TopKKind(objective, VOCABULARY).rows(dense.hidden_ND, dense.head)  # pyright: ignore
+    at_once = TopKFormat(objective, VOCABULARY).rows(dense.hidden_ND, dense.head)  # pyright: ignore
     assert isinstance(cached, TopKRows)
     assert torch.equal(cached.ids_NK, at_once.ids_NK)
     torch.testing.assert_close(cached.logp_NK1, at_once.logp_NK1, rtol=2**-10, atol=1e-3)

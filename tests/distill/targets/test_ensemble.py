@@ -11,10 +11,10 @@ import torch
 from tiny_training import VOCABULARY, documents_of, llama
 from torch import Tensor
 
-from stillhouse.distill.loss.fused_loss import head_loss
-from stillhouse.distill.loss.lm_head import Head
-from stillhouse.distill.loss.teacher_rows import DenseRows, MixedRows, SampledRows, Share, TopKRows
-from stillhouse.distill.targets.ensemble import Member, SeveralTeachers, join_rows
+from stillhouse.distill.loss.fused_loss import fused_loss
+from stillhouse.distill.loss.lm_head import LMHead
+from stillhouse.distill.loss.teacher_rows import DenseRows, MixedRows, MixtureComponent, SampledRows, TopKRows
+from stillhouse.distill.targets.ensemble import EnsembleMember, EnsembleSignal, join_rows
 from stillhouse.distill.targets.signal import cache_targets
 from stillhouse.recipe import Objective
 
@@ -49,9 +49,10 @@ def test_routed_rows_are_each_teachers_own(tmp_path, targets):
     objective = Objective(targets=targets, top_k=5)
     routes = {0: (a, [0, 2, 3]), 1: (b, [1, 4])}
     members = [
-        Member(signal_of(model, own, objective, tmp_path / str(n)), own) for n, (model, own) in routes.items()
+        EnsembleMember(signal_of(model, own, objective, tmp_path / str(n)), own)
+        for n, (model, own) in routes.items()
     ]
-    rows = SeveralTeachers(members, VOCABULARY).rows(PARTS, CPU)
+    rows = EnsembleSignal(members, VOCABULARY).rows(PARTS, CPU)
     assert len(rows) == sum(len(positions) for _, positions in PARTS)
     row = 0
     for index, positions in PARTS:
@@ -59,7 +60,7 @@ def test_routed_rows_are_each_teachers_own(tmp_path, targets):
         for each in logits(model, index, positions):
             p = oracle.probabilities(each[:VOCABULARY])
             if isinstance(rows, MixedRows):
-                found = rows.raw(slice(row, row + 1), VOCABULARY)[0].exp().tolist()
+                found = rows.raw_logits(slice(row, row + 1), VOCABULARY)[0].exp().tolist()
                 assert found == pytest.approx(p, rel=1e-3, abs=1e-6)
             else:
                 assert isinstance(rows, TopKRows)
@@ -75,8 +76,8 @@ def test_drawn_rows_of_two_teachers_keep_every_draw(tmp_path):
     objective = Objective(targets="sampled", top_k=12)
     alone = {n: signal_of(m, own, objective, tmp_path / str(n))
              for n, (m, own) in enumerate([(a, [0, 2, 3]), (b, [1, 4])])}  # fmt: skip
-    members = [Member(alone[0], [0, 2, 3]), Member(alone[1], [1, 4])]
-    rows = SeveralTeachers(members, VOCABULARY).rows(PARTS, CPU)
+    members = [EnsembleMember(alone[0], [0, 2, 3]), EnsembleMember(alone[1], [1, 4])]
+    rows = EnsembleSignal(members, VOCABULARY).rows(PARTS, CPU)
     assert isinstance(rows, SampledRows)
     row = 0
     for index, positions in PARTS:
@@ -98,13 +99,13 @@ def test_averaged_rows_are_the_mean_of_the_distributions(tmp_path):
     third = llama(tie_word_embeddings=False)
     mixed = [0, 1, 2, 3]
     members = [
-        Member(signal_of(a, mixed, Objective(), tmp_path / "a"), mixed, 1 / 3),
-        Member(signal_of(b, mixed, Objective(), tmp_path / "b"), mixed, 2 / 3),
-        Member(signal_of(third, [4], Objective(), tmp_path / "c"), [4]),
+        EnsembleMember(signal_of(a, mixed, Objective(), tmp_path / "a"), mixed, 1 / 3),
+        EnsembleMember(signal_of(b, mixed, Objective(), tmp_path / "b"), mixed, 2 / 3),
+        EnsembleMember(signal_of(third, [4], Objective(), tmp_path / "c"), [4]),
     ]
-    rows = SeveralTeachers(members, VOCABULARY).rows(PARTS, CPU)
+    rows = EnsembleSignal(members, VOCABULARY).rows(PARTS, CPU)
     assert isinstance(rows, MixedRows)
-    whole_NV = rows.raw(slice(0, len(rows)), VOCABULARY).exp()
+    whole_NV = rows.raw_logits(slice(0, len(rows)), VOCABULARY).exp()
     row = 0
     for index, positions in PARTS:
         members_here = [(1.0, third)] if index == 4 else [(1 / 3, a), (2 / 3, b)]
@@ -136,9 +137,13 @@ def mixture_by_hand(rows: MixedRows, shared: int) -> list[list[float]]:
 def test_loss_and_gradient_of_a_mixture(kind):
     """A row of each kind of company in float64: softened log of the mean, gradient by differences."""
     said = [
-        (DenseRows(numbers(5, D, seed=1), Head(numbers(V, D, seed=2), softcap=2.0)), [0, 1, 2, 4, 6], 0.3),
-        (DenseRows(numbers(5, 3, seed=3), Head(numbers(V + 2, 3, seed=4), scale=0.6)), [0, 1, 2, 4, 6], 0.7),
-        (DenseRows(numbers(2, D, seed=5), Head(numbers(V, D, seed=6))), [3, 5], 1.0),
+        (DenseRows(numbers(5, D, seed=1), LMHead(numbers(V, D, seed=2), softcap=2.0)), [0, 1, 2, 4, 6], 0.3),
+        (
+            DenseRows(numbers(5, 3, seed=3), LMHead(numbers(V + 2, 3, seed=4), scale=0.6)),
+            [0, 1, 2, 4, 6],
+            0.7,
+        ),
+        (DenseRows(numbers(2, D, seed=5), LMHead(numbers(V, D, seed=6))), [3, 5], 1.0),
     ]
     rows = join_rows([(r, torch.tensor(where), w) for r, where, w in said], N, V)
     assert isinstance(rows, MixedRows)
@@ -146,7 +151,9 @@ def test_loss_and_gradient_of_a_mixture(kind):
     teacher = [[math.log(p) for p in row] for row in mixture_by_hand(rows, V)]
     hidden_ND = numbers(N, D, seed=7).requires_grad_()
     weight_VD = numbers(V, D, seed=8)
-    loss = head_loss(hidden_ND, Head(weight_VD), torch.zeros(N, dtype=torch.int64), rows, objective, chunk=3)
+    loss = fused_loss(
+        hidden_ND, LMHead(weight_VD), torch.zeros(N, dtype=torch.int64), rows, objective, chunk=3
+    )
 
     def by_hand(flat) -> float:
         student_NV = torch.tensor(flat, dtype=torch.float64).view(N, D) @ weight_VD.T
@@ -163,11 +170,11 @@ def test_loss_and_gradient_of_a_mixture(kind):
 
 
 def test_a_teacher_alone_is_what_it_would_be_without_the_others():
-    rows = DenseRows(numbers(N, D, seed=1), Head(numbers(V, D, seed=2)))
-    alone = MixedRows((Share(rows, torch.arange(N), 1.0),), N, V)
-    hidden_ND, head = numbers(N, D, seed=7), Head(numbers(V, D, seed=8))
+    rows = DenseRows(numbers(N, D, seed=1), LMHead(numbers(V, D, seed=2)))
+    alone = MixedRows((MixtureComponent(rows, torch.arange(N), 1.0),), N, V)
+    hidden_ND, head = numbers(N, D, seed=7), LMHead(numbers(V, D, seed=8))
     labels = torch.zeros(N, dtype=torch.int64)
     losses = [
-        head_loss(hidden_ND, head, labels, each, Objective(kind="jsd")).item() for each in (rows, alone)
+        fused_loss(hidden_ND, head, labels, each, Objective(kind="jsd")).item() for each in (rows, alone)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)

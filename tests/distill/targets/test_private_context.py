@@ -12,10 +12,10 @@ from test_documents import exchange, template, tokenizer  # noqa: F401  fixtures
 from tiny_training import llama
 
 from stillhouse.distill.data.documents import Document, make_documents
-from stillhouse.distill.loss.fused_loss import head_loss
-from stillhouse.distill.loss.lm_head import head_of
+from stillhouse.distill.loss.fused_loss import fused_loss
+from stillhouse.distill.loss.lm_head import lm_head_of
 from stillhouse.distill.loss.teacher_rows import DenseRows
-from stillhouse.distill.targets.private_context import AlignedSignal, make_teacher_documents
+from stillhouse.distill.targets.private_context import PrivateContextSignal, make_teacher_documents
 from stillhouse.distill.targets.signal import cache_targets
 from stillhouse.distill.training.loop import train
 from stillhouse.errors import TokenizerMismatchError
@@ -93,7 +93,7 @@ def test_rows_are_those_of_the_longer_text_at_the_right_shift(
 ):
     documents, read = both(tokenizer, template)
     objective = Objective(targets=targets, top_k=5)
-    signal = AlignedSignal(
+    signal = PrivateContextSignal(
         cache_targets(teacher, read, objective, tmp_path, seed=0, dtype="float32"), documents, read
     )
     assert signal.kind == targets
@@ -121,7 +121,7 @@ def test_a_model_learns_from_itself_under_a_context(tmp_path, tokenizer, templat
     documents, read = both(tokenizer, template)
     objective = Objective(kind=kind)
     student = llama(vocab_size=len(tokenizer))
-    signal = AlignedSignal(
+    signal = PrivateContextSignal(
         cache_targets(teacher, read, objective, tmp_path / "t", seed=0, dtype="float32"), documents, read
     )
 
@@ -133,7 +133,7 @@ def test_a_model_learns_from_itself_under_a_context(tmp_path, tokenizer, templat
                 hidden_ND = student.model(input_ids=ids).last_hidden_state[0, document.predicting]
                 rows = signal.rows([(index, document.predicting)], CPU)
                 labels_N = torch.from_numpy(document.labels.astype(np.int64))
-                total += head_loss(hidden_ND, head_of(student), labels_N, rows, objective).item()
+                total += fused_loss(hidden_ND, lm_head_of(student), labels_N, rows, objective).item()
         return total / sum(document.counted for document in documents)
 
     same = cache_targets(teacher, documents, objective, tmp_path / "same", seed=0, dtype="float32")
@@ -179,4 +179,4 @@ def test_measuring_holds_students_against_the_teacher_under_its_context(tokenize
 def test_documents_that_count_differently_are_no_pair(tokenizer, template, teacher):  # noqa: F811
     documents, read = both(tokenizer, template)
     with pytest.raises(AssertionError):
-        AlignedSignal(None, documents, [replace(read[0], loss=~read[0].loss), *read[1:]])  # pyright: ignore[reportArgumentType]
+        PrivateContextSignal(None, documents, [replace(read[0], loss=~read[0].loss), *read[1:]])  # pyright: ignore[reportArgumentType]

@@ -8,8 +8,8 @@ from two_tokenizers import chatml_reader, exchanges_of, tags_reader
 
 from stillhouse.distill.data.cross_tokenizer import align_documents
 from stillhouse.distill.data.documents import make_documents
-from stillhouse.distill.loss.cross_tokenizer import AlignedRows, aligned_loss
-from stillhouse.distill.loss.lm_head import head_of
+from stillhouse.distill.loss.cross_tokenizer import SpanRows, span_loss
+from stillhouse.distill.loss.lm_head import lm_head_of
 from stillhouse.distill.loss.shared_vocabulary import join_vocabularies
 from stillhouse.distill.targets.cross_tokenizer import SpanSignal
 from stillhouse.distill.targets.signal import cache_targets, open_targets
@@ -29,7 +29,7 @@ ANSWERS = [
 ROWS = exchanges_of(ANSWERS)
 DOCUMENTS = make_documents(ROWS, STUDENT.tokenizer, STUDENT.template, loss_on="assistant", max_length=99)
 ALIGNED = align_documents(ROWS, DOCUMENTS, teacher=TEACHER, student=STUDENT)
-VOCABULARY = join_vocabularies(TEACHER.tokenizer, STUDENT.tokenizer, (TEACHER.end(), STUDENT.end()))
+VOCABULARY = join_vocabularies(TEACHER.tokenizer, STUDENT.tokenizer, (TEACHER.end_id(), STUDENT.end_id()))
 SETTINGS = Train(
     epochs=6, batch_tokens=50, micro_tokens=40, learning_rate=3e-3, dtype="float32", checkpoint_every=3
 )
@@ -37,11 +37,11 @@ CPU = torch.device("cpu")
 
 
 def teacher():
-    return llama(vocab_size=len(TEACHER.bytes_of) + 4)
+    return llama(vocab_size=len(TEACHER.token_bytes) + 4)
 
 
 def student(**changes):
-    return llama(vocab_size=len(STUDENT.bytes_of) + 3, attention_dropout=0.1, **changes)
+    return llama(vocab_size=len(STUDENT.token_bytes) + 3, attention_dropout=0.1, **changes)
 
 
 def signal(place, targets="hidden", model=None) -> SpanSignal:
@@ -84,8 +84,8 @@ def test_rows_are_the_teachers_at_the_tokens_before_those_that_came(tmp_path):
                 at += 1
     assert at == len(logits_MV)
     for t, many, s, few in rows.spans_S4.tolist():
-        ours = b"".join(TEACHER.bytes_of[n] for n in rows.labels_M[t : t + many].tolist())
-        theirs = b"".join(STUDENT.bytes_of[n] for n in labels[s : s + few].tolist())
+        ours = b"".join(TEACHER.token_bytes[n] for n in rows.labels_M[t : t + many].tolist())
+        theirs = b"".join(STUDENT.token_bytes[n] for n in labels[s : s + few].tolist())
         assert ours == theirs or (ours, theirs) == (b"<|im_end|>", b"</s>")
 
 
@@ -98,8 +98,8 @@ def test_cached_and_asked_hidden_states_are_the_same(tmp_path, objective):
     losses = []
     for targets in ("hidden", "online"):
         rows = signal(tmp_path / targets, targets).rows(parts, CPU)
-        assert isinstance(rows, AlignedRows)
-        losses.append(aligned_loss(hidden, head_of(model), labels, rows, objective).item())
+        assert isinstance(rows, SpanRows)
+        losses.append(span_loss(hidden, lm_head_of(model), labels, rows, objective).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

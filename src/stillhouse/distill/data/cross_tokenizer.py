@@ -35,32 +35,32 @@ Run = range
 """Tokens that the assistant wrote in one turn."""
 
 
-class Reader:
+class ChatTokenizer:
     """One side: how it tokenizes a conversation, and what its tokens stand for."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate) -> None:
         self.tokenizer, self.template = tokenizer, template
-        self.bytes_of = token_bytes(tokenizer)
+        self.token_bytes = token_bytes(tokenizer)
         self._ends = template.end_token_ids(tokenizer)
 
-    def read(self, messages: Sequence[Message]) -> tuple[list[int], list[Run]]:
+    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[Run]]:
         """Token ids of the conversation, and the assistant's turns in it."""
         ids, written = self.template.encode(self.tokenizer, messages)
         edges = np.flatnonzero(np.diff(np.concatenate([[False], written, [False]]).astype(np.int8)))
         return ids, [range(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
-    def ends(self, number: int) -> bool:
+    def ends_answer(self, number: int) -> bool:
         """Whether a token ends an answer."""
         return number in self._ends
 
-    def end(self) -> int | None:
+    def end_id(self) -> int | None:
         """The token that the template ends an answer with; None where it ends with words or with nothing."""
-        ids, turns = self.read([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
-        return ids[turns[-1][-1]] if turns and self.ends(ids[turns[-1][-1]]) else None
+        ids, turns = self.encode([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+        return ids[turns[-1][-1]] if turns and self.ends_answer(ids[turns[-1][-1]]) else None
 
 
 @dataclass(frozen=True, eq=False)
-class Aligned:
+class AlignedDocuments:
     """The teacher's reading of the student's documents.
 
     Args:
@@ -80,11 +80,11 @@ def align_documents(
     rows: Iterable[Mapping[str, Any]],
     documents: Sequence[Document],
     *,
-    teacher: Reader,
-    student: Reader,
+    teacher: ChatTokenizer,
+    student: ChatTokenizer,
     by: Literal["tokens", "spans"] = "spans",
     shown: Callable[[list[Message]], list[Message]] | None = None,
-) -> Aligned:
+) -> AlignedDocuments:
     """Aligns what the assistant wrote in each of ``documents`` with the teacher's reading of it.
 
     Args:
@@ -113,7 +113,7 @@ def align_documents(
         spans.append(found)
         document = next(wanted, None)
     assert len(read) == len(documents), "the documents were made from other rows"
-    return Aligned(read, spans, _facts(documents, spans))
+    return AlignedDocuments(read, spans, _facts(documents, spans))
 
 
 def _facts(documents: Sequence[Document], spans: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -136,13 +136,13 @@ def _align(
     messages: Sequence[Message],
     heard: Sequence[Message],
     document: Document,
-    teacher: Reader,
-    student: Reader,
+    teacher: ChatTokenizer,
+    student: ChatTokenizer,
     by: str,
 ) -> tuple[Document, np.ndarray]:
     """The teacher's document, and the spans as rows, int64 [S, 4]."""
-    teacher_ids, teacher_turns = teacher.read(heard)
-    student_ids, student_turns = student.read(messages)
+    teacher_ids, teacher_turns = teacher.encode(heard)
+    student_ids, student_turns = student.encode(messages)
     assert np.array_equal(document.ids, student_ids[: len(document)]), "the document was made in another way"
     said = [message for message in messages if message.get("role") == "assistant"]
     spans: list[Span] = []
@@ -178,17 +178,17 @@ def _as_rows(
     return read, np.array(found, dtype=np.int64).reshape(-1, 4)
 
 
-Side = tuple[Reader, list[int], Run]
+TokenizedTurn = tuple[ChatTokenizer, list[int], Run]
 
 
-def _turn_spans(message: Message, teacher: Side, student: Side) -> Iterator[Span]:
+def _turn_spans(message: Message, teacher: TokenizedTurn, student: TokenizedTurn) -> Iterator[Span]:
     """The spans of one turn, in order."""
     end = None
     last = teacher[2][-1], student[2][-1]
-    if teacher[0].ends(teacher[1][last[0]]) and student[0].ends(student[1][last[1]]):
+    if teacher[0].ends_answer(teacher[1][last[0]]) and student[0].ends_answer(student[1][last[1]]):
         end = (last[0], 1, last[1], 1)
         teacher, student = ((reader, ids, run[:-1]) for reader, ids, run in (teacher, student))
-    ours, theirs = _Text(*teacher), _Text(*student)
+    ours, theirs = _TurnText(*teacher), _TurnText(*student)
     for a, b, length in _common(message, ours.text, theirs.text):
         shared = sorted(ours.cuts(a, length) & theirs.cuts(b, length))
         for start, stop in pairwise(shared):
@@ -199,11 +199,11 @@ def _turn_spans(message: Message, teacher: Side, student: Side) -> Iterator[Span
         yield end
 
 
-class _Text:
+class _TurnText:
     """The bytes of a turn, and where its tokens begin."""
 
-    def __init__(self, reader: Reader, ids: Sequence[int], turn: Run) -> None:
-        pieces = [reader.bytes_of[ids[t]] or b"" for t in turn]
+    def __init__(self, reader: ChatTokenizer, ids: Sequence[int], turn: Run) -> None:
+        pieces = [reader.token_bytes[ids[t]] or b"" for t in turn]
         self.text = b"".join(pieces)
         self._turn = turn
         self._starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces], dtype=np.int64)])

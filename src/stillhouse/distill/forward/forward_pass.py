@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 
 from stillhouse.distill.data.documents import Document
-from stillhouse.distill.forward.packing import attention, choose_layout, hidden_states, lay_out, passes
+from stillhouse.distill.forward.packing import (
+    choose_layout,
+    collate,
+    hidden_states,
+    split_into_passes,
+    use_attention,
+)
 from stillhouse.distill.forward.precision import WorkingCopy, compute_dtype
-from stillhouse.distill.loss.lm_head import Head, head_of
+from stillhouse.distill.loss.lm_head import LMHead, lm_head_of
 from stillhouse.errors import ContextLengthError
 from stillhouse.hashing import sha256_bytes, sha256_json
 
@@ -55,10 +61,10 @@ class ForwardPass:
         compute = compute_dtype(dtype, model.device)
         self.layout = choose_layout(model, compute)
         self.module = WorkingCopy(model, compute).module
-        self.head = _without_gradient(head_of(self.module))
+        self.head = _without_gradient(lm_head_of(self.module))
         model.train(was_training)
 
-    def over(self, documents: Sequence[Document]) -> ForwardPass:
+    def for_documents(self, documents: Sequence[Document]) -> ForwardPass:
         """The same model, ready to be run over other documents."""
         _require_context(self.module, documents)
         other = copy.copy(self)
@@ -74,11 +80,11 @@ class ForwardPass:
         by_document: dict[int, Tensor] = {}
         was_training = self.module.training
         self.module.eval()
-        with attention(self.module, self.layout):
-            for batch in passes(indices, self.documents, PASS_TOKENS, self.layout):
+        with use_attention(self.module, self.layout):
+            for batch in split_into_passes(indices, self.documents, PASS_TOKENS, self.layout):
                 documents = [self.documents[i] for i in batch]
                 hidden_ND = hidden_states(
-                    self.module.get_decoder(), lay_out(documents, self.layout, self.module.device)
+                    self.module.get_decoder(), collate(documents, self.layout, self.module.device)
                 )
                 counts = [document.counted for document in documents]
                 by_document |= dict(zip(batch, hidden_ND.split(counts), strict=True))
@@ -98,7 +104,7 @@ def model_digest(model: PreTrainedModel) -> str:
     return sha256_json(parts)
 
 
-def _without_gradient(head: Head) -> Head:
+def _without_gradient(head: LMHead) -> LMHead:
     bias_V = None if head.bias_V is None else head.bias_V.detach()
     return replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)
 

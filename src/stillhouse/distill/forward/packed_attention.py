@@ -31,8 +31,8 @@ def packed_attention(
     value_1KSE: Tensor,
     attention_mask: Tensor | None,
     *,
-    piece_lengths: Sequence[int],
-    continues: Sequence[int | None],
+    segment_lengths: Sequence[int],
+    prefix_segments: Sequence[int | None],
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -43,8 +43,8 @@ def packed_attention(
     """Causal attention within each document; the signature is transformers' attention interface.
 
     Args:
-        piece_lengths: tokens of each piece, in the row's order; their sum is S.
-        continues: for each piece, the earlier piece (which itself goes on from none) that it attends to
+        segment_lengths: tokens of each piece, in the row's order; their sum is S.
+        prefix_segments: for each piece, the earlier piece (which itself goes on from none) that it attends to
             wholly, beside itself; None where it is a document of its own.
         sliding_window: a token sees itself and this many tokens less one before it.
 
@@ -62,10 +62,10 @@ def packed_attention(
         query_1HSE, key_1KSE, value_1KSE = query_1HSE.float(), key_1KSE.float(), value_1KSE.float()
     # split, not slices: the gradient of a slice is a zero-filled whole row for every piece
     queries, keys, values = (
-        tensor.split(list(piece_lengths), dim=2) for tensor in (query_1HSE, key_1KSE, value_1KSE)
+        tensor.split(list(segment_lengths), dim=2) for tensor in (query_1HSE, key_1KSE, value_1KSE)
     )
     outputs_1HTE = []
-    for query_1HTE, key_1KTE, value_1KTE, before in zip(queries, keys, values, continues, strict=True):
+    for query_1HTE, key_1KTE, value_1KTE, before in zip(queries, keys, values, prefix_segments, strict=True):
         key_1KUE, value_1KUE = key_1KTE, value_1KTE
         if before is not None:
             key_1KUE = torch.cat([keys[before], key_1KTE], dim=2)

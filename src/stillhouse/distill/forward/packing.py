@@ -22,7 +22,7 @@ from torch import Tensor
 from stillhouse.distill.data.batches import micro_batches
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward import packed_attention
-from stillhouse.distill.forward.prompt_sharing import SHORTEST, share_prompts, shared_batches
+from stillhouse.distill.forward.prompt_sharing import MIN_SHARED_PROMPT, prompt_sharing_batches, share_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ float32 and 0.014 in bfloat16; documents that see each other: 0.4."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class Batch:
     """What goes through the decoder at once.
 
     Args:
@@ -52,17 +52,17 @@ class Pass:
     labels_N: Tensor
 
 
-def passes(
+def split_into_passes(
     indices: Sequence[int], documents: Sequence[Document], micro_tokens: int, layout: str
 ) -> list[tuple[int, ...]]:
     """Cuts the documents ``indices`` into passes of at most ``micro_tokens`` tokens each."""
     if layout == packed_attention.NAME:
-        return shared_batches(indices, documents, micro_tokens)
+        return prompt_sharing_batches(indices, documents, micro_tokens)
     lengths = [len(document) for document in documents]
     return micro_batches(indices, lengths, micro_tokens, padded=layout == PADDED)
 
 
-def lay_out(documents: Sequence[Document], layout: str, device: torch.device) -> Pass:
+def collate(documents: Sequence[Document], layout: str, device: torch.device) -> Batch:
     """Makes a pass of ``documents``, in their order.
 
     Args:
@@ -80,7 +80,7 @@ def lay_out(documents: Sequence[Document], layout: str, device: torch.device) ->
         ids, predicting, inputs = _packed(documents, layout, device)
     inputs |= {"input_ids": torch.from_numpy(ids).to(device), "use_cache": False}
     labels = np.concatenate([document.labels for document in documents]).astype(np.int64)
-    return Pass(inputs, torch.from_numpy(predicting).to(device), torch.from_numpy(labels).to(device))
+    return Batch(inputs, torch.from_numpy(predicting).to(device), torch.from_numpy(labels).to(device))
 
 
 def _packed(
@@ -96,7 +96,10 @@ def _packed(
     if layout == FLASH:
         inputs |= _flash_inputs(lengths, device)
     else:
-        inputs |= {"piece_lengths": lengths, "continues": row.continues + ([None] if filler else [])}
+        inputs |= {
+            "segment_lengths": lengths,
+            "prefix_segments": row.prefix_segments + ([None] if filler else []),
+        }
     return ids, row.predicting, inputs
 
 
@@ -112,7 +115,7 @@ def _flash_inputs(lengths: list[int], device: torch.device) -> dict[str, Any]:
     }
 
 
-def hidden_states(decoder: torch.nn.Module, batch: Pass) -> Tensor:
+def hidden_states(decoder: torch.nn.Module, batch: Batch) -> Tensor:
     """The decoder's last hidden states at the positions that predict counted tokens, [N, D]."""
     hidden_BTD = decoder(**batch.inputs).last_hidden_state
     return hidden_BTD.flatten(0, 1).index_select(0, batch.predicting_N)
@@ -134,18 +137,18 @@ def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = np.arange(SHORTEST + 12, dtype=np.int32) * 7919 % vocabulary  # any varied tokens do
-    prompt, rest = np.split(tokens, [SHORTEST])
+    tokens = np.arange(MIN_SHARED_PROMPT + 12, dtype=np.int32) * 7919 % vocabulary  # any varied tokens do
+    prompt, rest = np.split(tokens, [MIN_SHARED_PROMPT])
     some = [Document("", rest[:5], np.ones(5, dtype=bool))]
     for answer in (rest[5:8], rest[8:]):
         ids = np.concatenate([prompt, answer])
-        some.append(Document("", ids, np.arange(len(ids)) >= SHORTEST))
-    alone = [hidden_states(model.get_decoder(), lay_out([d], PADDED, model.device)) for d in some]
-    with attention(model, packed_attention.NAME) as possible:
+        some.append(Document("", ids, np.arange(len(ids)) >= MIN_SHARED_PROMPT))
+    alone = [hidden_states(model.get_decoder(), collate([d], PADDED, model.device)) for d in some]
+    with use_attention(model, packed_attention.NAME) as possible:
         if not possible:
             return PADDED
         try:
-            packed = hidden_states(model.get_decoder(), lay_out(some, packed_attention.NAME, model.device))
+            packed = hidden_states(model.get_decoder(), collate(some, packed_attention.NAME, model.device))
         except NotImplementedError:
             return PADDED
     difference = torch.cat(alone) - packed
@@ -157,7 +160,7 @@ def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
 
 
 @contextlib.contextmanager
-def attention(model: PreTrainedModel, layout: str) -> Iterator[bool]:
+def use_attention(model: PreTrainedModel, layout: str) -> Iterator[bool]:
     """Makes ``model`` use the attention of ``layout`` inside the block; yields whether it does."""
     before = str(model.config._attn_implementation)
     wanted = before if layout == PADDED else layout

@@ -18,40 +18,40 @@ import numpy as np
 from stillhouse.distill.data.batches import micro_batches
 from stillhouse.distill.data.documents import Document
 
-SHORTEST = 16
+MIN_SHARED_PROMPT = 16
 """Prompts of fewer tokens are read again: they are not worth an attention mask."""
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class PackedRow:
     """A packed row, cut where attention begins anew.
 
     Args:
         ids: of the whole row, int32.
         positions: of each token in its document, int64.
         lengths: tokens of each piece; a document, a shared prompt, or an answer to one.
-        continues: for each piece, the piece before it that it goes on from, or None.
+        prefix_segments: for each piece, the piece before it that it goes on from, or None.
         predicting: places in the row whose next token is learned, document after document, int64.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     lengths: list[int]
-    continues: list[int | None]
+    prefix_segments: list[int | None]
     predicting: np.ndarray
 
 
 def prompt_of(document: Document) -> bytes | None:
     """The tokens before the first that is learned, to be compared; None where they are too few to share."""
     length = _prompt_length(document)
-    return document.ids[:length].tobytes() if length >= SHORTEST else None
+    return document.ids[:length].tobytes() if length >= MIN_SHARED_PROMPT else None
 
 
-def share_prompts(documents: Sequence[Document], *, share: bool = True) -> Row:
+def share_prompts(documents: Sequence[Document], *, share: bool = True) -> PackedRow:
     """Puts ``documents`` in a row, in their order; neighbours with one prompt share it, if ``share``."""
     pieces: list[np.ndarray] = []
     firsts: list[int] = []
-    continues: list[int | None] = []
+    prefix_segments: list[int | None] = []
     predicting: list[np.ndarray] = []
     end = 0
 
@@ -59,7 +59,7 @@ def share_prompts(documents: Sequence[Document], *, share: bool = True) -> Row:
         nonlocal end
         pieces.append(ids)
         firsts.append(first)
-        continues.append(continued)
+        prefix_segments.append(continued)
         end += len(ids)
 
     for prompt, members in groupby(documents, prompt_of):
@@ -76,16 +76,16 @@ def share_prompts(documents: Sequence[Document], *, share: bool = True) -> Row:
             after = end - length + document.predicting
             predicting.append(np.where(document.predicting < length, start + document.predicting, after))
             add(document.ids[length:], length, place)
-    return Row(
+    return PackedRow(
         np.concatenate(pieces),
         np.concatenate([first + np.arange(len(ids)) for first, ids in zip(firsts, pieces, strict=True)]),
         [len(ids) for ids in pieces],
-        continues,
+        prefix_segments,
         np.concatenate(predicting),
     )
 
 
-def shared_batches(
+def prompt_sharing_batches(
     indices: Sequence[int], documents: Sequence[Document], micro_tokens: int
 ) -> list[tuple[int, ...]]:
     """Cuts a step into packed passes of at most ``micro_tokens`` tokens, documents of one prompt together.

@@ -33,13 +33,13 @@ from torch import Tensor
 
 from stillhouse.distill.loss.divergences import (
     Distribution,
-    cool,
+    cross_entropy_weight,
+    divide_by_temperature,
     loss_and_gradient,
     reduction_dtype,
-    text_share,
 )
-from stillhouse.distill.loss.fused_loss import KeptGradients, head_loss
-from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.fused_loss import PrecomputedGradients, fused_loss
+from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary
 from stillhouse.distill.loss.teacher_rows import DenseRows
 from stillhouse.recipe import Objective
@@ -49,7 +49,7 @@ MOST_ENTRIES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
-class AlignedRows:
+class SpanRows:
     """What the teacher said about a batch, in its own tokens.
 
     Args:
@@ -66,46 +66,48 @@ class AlignedRows:
     vocabulary: SharedVocabulary
 
 
-def aligned_loss(
-    hidden_ND: Tensor, head: Head, labels_N: Tensor, rows: AlignedRows, objective: Objective
+def span_loss(
+    hidden_ND: Tensor, head: LMHead, labels_N: Tensor, rows: SpanRows, objective: Objective
 ) -> Tensor:
     """The objective summed over spans, with its share of cross-entropy summed over the N rows; a scalar.
 
-    Like ``head_loss``: divide it by the number of counted tokens of the step. Where spans have several of the
-    student's tokens there are fewer spans than tokens, and the divergence weighs that much less.
+    Like ``fused_loss``: divide it by the number of counted tokens of the step. Where spans have several of
+    the student's tokens there are fewer spans than tokens, and the divergence weighs that much less.
 
     Args:
         hidden_ND: the student's last hidden states where its counted tokens are predicted.
         labels_N: those tokens, int64.
     """
-    share = text_share(objective)
+    share = cross_entropy_weight(objective)
     loss = hidden_ND.new_zeros((), dtype=reduction_dtype(hidden_ND.dtype))
     if share > 0:
         text = replace(objective, kind="cross_entropy")
-        loss = loss + share * head_loss(hidden_ND, head, labels_N, None, text)
+        loss = loss + share * fused_loss(hidden_ND, head, labels_N, None, text)
     if share < 1:
-        task = _Task(head, labels_N, rows, objective, torch.is_grad_enabled())
+        task = _SpanLossInputs(head, labels_N, rows, objective, torch.is_grad_enabled())
         over_spans = _SpanLoss.apply(hidden_ND, head.weight_VD, head.bias_V, task)
         loss = loss + (1 - share) * over_spans  # pyright: ignore[reportOperatorIssue]
     return loss
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
+class _SpanLossInputs:
     """What :class:`_SpanLoss` needs besides the tensors that get gradients."""
 
-    head: Head
+    head: LMHead
     labels_N: Tensor
-    rows: AlignedRows
+    rows: SpanRows
     objective: Objective
     differentiate: bool
 
 
-class _SpanLoss(KeptGradients):
+class _SpanLoss(PrecomputedGradients):
     """Differentiates chunk by chunk while it computes the loss."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _Task) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _SpanLossInputs
+    ) -> Tensor:
         wanted = [task.differentiate and needed for needed in ctx.needs_input_grad[:3]]
         wide = reduction_dtype(hidden_ND.dtype)
         inputs = [
@@ -130,7 +132,7 @@ class _SpanLoss(KeptGradients):
         return loss
 
 
-def _chunks(task: _Task) -> Iterator[Tensor]:
+def _chunks(task: _SpanLossInputs) -> Iterator[Tensor]:
     """Spans, int64 [C, 4], whose rows fit together; at least one."""
     spans_S4 = task.rows.spans_S4
     most = max(1, MOST_ENTRIES // max(task.head.vocab_size, task.rows.teacher.vocab_size))
@@ -144,22 +146,24 @@ def _chunks(task: _Task) -> Iterator[Tensor]:
         yield spans_S4[first:]
 
 
-def _chunk_loss(hidden_ND: Tensor, head: Head, spans_C4: Tensor, task: _Task) -> Tensor:
+def _chunk_loss(hidden_ND: Tensor, head: LMHead, spans_C4: Tensor, task: _SpanLossInputs) -> Tensor:
     """T² times the loss of each span, [C]."""
     objective, teacher, vocabulary = task.objective, task.rows.teacher, task.rows.vocabulary
     q = _side(
-        cool(head.logits(hidden_ND[_rows(spans_C4[:, 2:])]), objective.temperature),
+        divide_by_temperature(head.logits(hidden_ND[_rows(spans_C4[:, 2:])]), objective.temperature),
         task.labels_N,
         spans_C4[:, 2:],
-        vocabulary.fitted(vocabulary.student_V, head.vocab_size),
+        vocabulary.resized(vocabulary.student_V, head.vocab_size),
         vocabulary.size,
     )
     with torch.no_grad():
         p = _side(
-            cool(teacher.head.logits(teacher.hidden_ND[_rows(spans_C4[:, :2])]), objective.temperature),
+            divide_by_temperature(
+                teacher.head.logits(teacher.hidden_ND[_rows(spans_C4[:, :2])]), objective.temperature
+            ),
             task.rows.labels_M,
             spans_C4[:, :2],
-            vocabulary.fitted(vocabulary.teacher_V, teacher.vocab_size),
+            vocabulary.resized(vocabulary.teacher_V, teacher.vocab_size),
             vocabulary.size,
         )
     if objective.kind == "uld":
@@ -170,7 +174,7 @@ def _chunk_loss(hidden_ND: Tensor, head: Head, spans_C4: Tensor, task: _Task) ->
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class SpanPredictions:
     """What one side expected at the beginning of each span.
 
     Args:
@@ -188,7 +192,7 @@ class Side:
     class_V: Tensor
     size: int
 
-    def take(self, chosen_C: Tensor) -> Side:
+    def take(self, chosen_C: Tensor) -> SpanPredictions:
         """Some of the spans."""
         return replace(
             self,
@@ -197,7 +201,7 @@ class Side:
             rest_C=self.rest_C[chosen_C],
         )
 
-    def beginnings(self, other: Side) -> Tensor:
+    def beginnings(self, other: SpanPredictions) -> Tensor:
         """Log-probabilities of the shared tokens, [C, K].
 
         The first tokens of the two sides may count for two shared tokens (where a tokenizer did not use a
@@ -209,7 +213,7 @@ class Side:
         both_C1 = self._of(p_CK, other) / (1 + differ_C1.to(p_CK.dtype))
         return _log(p_CK.scatter(1, own_C1, both_C1).scatter(1, others_C1, both_C1))
 
-    def goes_on(self, other: Side) -> Tensor:
+    def goes_on(self, other: SpanPredictions) -> Tensor:
         """Log-probabilities that what begins like the span is its text, and that it is not, [C, 2]."""
         first_C1 = self.first_C[:, None]
         log_first_C1 = self.logp_CV.gather(1, first_C1)
@@ -219,19 +223,21 @@ class Side:
         text_C1 = log_first_C1 + self.rest_C[:, None]
         return torch.cat([text_C1, _log(self._of(p_CK, other))], dim=1).log_softmax(dim=-1)
 
-    def _begun(self, other: Side) -> tuple[Tensor, Tensor, Tensor]:
+    def _begun(self, other: SpanPredictions) -> tuple[Tensor, Tensor, Tensor]:
         """What the first tokens of the two sides count for, [C, 1] each, and whether they differ."""
         own_C1 = self.class_V[self.first_C[:, None]]
         others_C1 = other.class_V[other.first_C[:, None]]
         return own_C1, others_C1, own_C1 != others_C1
 
-    def _of(self, p_CK: Tensor, other: Side) -> Tensor:
+    def _of(self, p_CK: Tensor, other: SpanPredictions) -> Tensor:
         """The part of ``p_CK`` that either first token counts for, [C, 1]."""
         own_C1, others_C1, differ_C1 = self._begun(other)
         return p_CK.gather(1, own_C1) + differ_C1 * p_CK.gather(1, others_C1)
 
 
-def span_divergence(q: Side, p: Side, several_C: Tensor, objective: Objective) -> Tensor:
+def span_divergence(
+    q: SpanPredictions, p: SpanPredictions, several_C: Tensor, objective: Objective
+) -> Tensor:
     """The divergence of ``objective`` between the sides at each span, [C].
 
     Args:
@@ -241,7 +247,7 @@ def span_divergence(q: Side, p: Side, several_C: Tensor, objective: Objective) -
     """
 
     def compare(student_CK: Tensor, teacher_CK: Tensor) -> Tensor:
-        sides = Distribution.of_logp(student_CK), Distribution.of_logp(teacher_CK)
+        sides = Distribution.from_logp(student_CK), Distribution.from_logp(teacher_CK)
         return loss_and_gradient(*sides, objective)[0]
 
     loss_C = compare(q.beginnings(p), p.beginnings(q))
@@ -252,7 +258,9 @@ def span_divergence(q: Side, p: Side, several_C: Tensor, objective: Objective) -
     return loss_C.index_add(0, chosen_C, compare(q.goes_on(p), p.goes_on(q)))
 
 
-def _side(logits_RV: Tensor, labels_N: Tensor, spans_C2: Tensor, class_V: Tensor, size: int) -> Side:
+def _side(
+    logits_RV: Tensor, labels_N: Tensor, spans_C2: Tensor, class_V: Tensor, size: int
+) -> SpanPredictions:
     """Reads the logits of the spans' rows, which stand end to end; ``labels_N`` of all rows."""
     device = logits_RV.device
     labels_R = labels_N[_rows(spans_C2).to(device)]
@@ -264,7 +272,7 @@ def _side(logits_RV: Tensor, labels_N: Tensor, spans_C2: Tensor, class_V: Tensor
     later_R = torch.ones_like(labels_R, dtype=torch.bool).index_fill(0, first_C, False).nonzero()[:, 0]
     chosen = logp_RV[later_R, labels_R[later_R]]
     rest_C = logp_RV.new_zeros(len(counts_C)).index_add(0, span_R[later_R], chosen)
-    return Side(logp_RV[first_C], labels_R[first_C], rest_C, class_V, size)
+    return SpanPredictions(logp_RV[first_C], labels_R[first_C], rest_C, class_V, size)
 
 
 def _rows(spans_C2: Tensor) -> Tensor:

@@ -37,12 +37,12 @@ class Distribution:
     p_NV: Tensor
 
     @classmethod
-    def of_logp(cls, log_NV: Tensor) -> Distribution:
+    def from_logp(cls, log_NV: Tensor) -> Distribution:
         """From log-probabilities that are normalised; differentiable."""
         return cls(log_NV, log_NV.exp())
 
     @classmethod
-    def of_logits(cls, logits_NV: Tensor) -> Distribution:
+    def from_logits(cls, logits_NV: Tensor) -> Distribution:
         """From logits in float32 at least, which become the log-probabilities; not differentiable.
 
         One exponential an entry instead of two: log Σ e^z is read off the largest probability.
@@ -61,17 +61,19 @@ def divergence(student_logp_NV: Tensor, teacher_logp_NV: Tensor, objective: Obje
         student_logp_NV: log-probabilities (or logits: they are normalised here), finite.
         teacher_logp_NV: the same for the teacher, over the same ids.
     """
-    student = Distribution.of_logp(soften(student_logp_NV, objective.temperature))
-    teacher = Distribution.of_logp(soften(teacher_logp_NV, objective.temperature))
+    student = Distribution.from_logp(soften(student_logp_NV, objective.temperature))
+    teacher = Distribution.from_logp(soften(teacher_logp_NV, objective.temperature))
     return objective.temperature**2 * loss_and_gradient(student, teacher, objective)[0]
 
 
 def soften(logits_NV: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature), in float32 at least, [N, V]."""
-    return cool(logits_NV.to(reduction_dtype(logits_NV.dtype)), temperature).log_softmax(dim=-1)
+    return divide_by_temperature(logits_NV.to(reduction_dtype(logits_NV.dtype)), temperature).log_softmax(
+        dim=-1
+    )
 
 
-def cool(logits_NV: Tensor, temperature: float) -> Tensor:
+def divide_by_temperature(logits_NV: Tensor, temperature: float) -> Tensor:
     """logits / temperature; itself at temperature 1."""
     return logits_NV if temperature == 1.0 else logits_NV / temperature
 
@@ -114,7 +116,7 @@ def needs_teacher(objective: Objective) -> bool:
     return objective.kind != "cross_entropy" and objective.cross_entropy < 1
 
 
-def text_share(objective: Objective) -> float:
+def cross_entropy_weight(objective: Objective) -> float:
     """The weight of cross-entropy on the text; the divergence has the rest."""
     return 1.0 if objective.kind == "cross_entropy" else objective.cross_entropy
 
@@ -164,8 +166,8 @@ def topk_divergence(
     """
     listed_NK = logits_NV.gather(1, ids_NK)
     within_tail_NV, tail_N1 = _softmax(logits_NV.scatter_(1, ids_NK, -math.inf))
-    q = Distribution.of_logp(torch.cat([listed_NK, tail_N1], dim=1).log_softmax(dim=-1))
-    loss_N, coarse_NK1 = loss_and_gradient(q, Distribution.of_logp(teacher_logp_NK1), objective)
+    q = Distribution.from_logp(torch.cat([listed_NK, tail_N1], dim=1).log_softmax(dim=-1))
+    loss_N, coarse_NK1 = loss_and_gradient(q, Distribution.from_logp(teacher_logp_NK1), objective)
     # The tail's derivative is shared out by what each id is of the tail.
     gradient_NV = within_tail_NV.mul_(coarse_NK1[:, -1:])
     return loss_N, gradient_NV.scatter_(1, ids_NK, coarse_NK1[:, :-1])

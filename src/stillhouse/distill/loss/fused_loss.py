@@ -25,18 +25,18 @@ from torch.nn import functional as F
 
 from stillhouse.distill.loss.divergences import (
     Distribution,
-    cool,
     cross_entropy,
+    cross_entropy_weight,
+    divide_by_temperature,
     loss_and_gradient,
     needs_teacher,
     reduction_dtype,
     sampled_forward_kl,
-    text_share,
     topk_divergence,
 )
-from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.policy_loss import PolicyRows, policy_gradient
-from stillhouse.distill.loss.teacher_rows import DenseRows, MixedRows, SampledRows, SignalRows, TopKRows
+from stillhouse.distill.loss.teacher_rows import DenseRows, MixedRows, SampledRows, TeacherRows, TopKRows
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Objective
 
@@ -44,11 +44,11 @@ TILE_ENTRIES_CPU = 2**20
 """Entries of a float32 tile on a processor: 4 MB, of which the last cache holds several."""
 
 
-def head_loss(
+def fused_loss(
     hidden_ND: Tensor,
-    head: Head,
+    head: LMHead,
     labels_N: Tensor,
-    signal_rows: SignalRows | None,
+    teacher_rows: TeacherRows | None,
     objective: Objective,
     *,
     chunk: int = 512,
@@ -61,7 +61,7 @@ def head_loss(
     Divide it by the number of counted tokens of the whole optimizer step, never by the vocabulary.
 
     Row r is a position whose next token is to be learned: ``hidden_ND[r]`` is the student's last hidden state
-    there, ``labels_N[r]`` the token that follows it, ``signal_rows`` row r what the teacher said there.
+    there, ``labels_N[r]`` the token that follows it, ``teacher_rows`` row r what the teacher said there.
 
     The two vocabularies may be padded to different sizes. The divergence is then between the distributions
     over the ids that both have, each normalised over those; cross-entropy is over all of the student's.
@@ -71,7 +71,7 @@ def head_loss(
         head: the student's; weight and bias get gradients if they require them, in their own dtype and summed
             in float32.
         labels_N: int64, each below the student's vocabulary; used by cross-entropy only.
-        signal_rows: may be None when the objective is cross-entropy alone.
+        teacher_rows: may be None when the objective is cross-entropy alone.
         chunk: rows of one matrix product.
         weights_N: factors of the rows; None is 1 for each.
         policy: adds the policy loss of the rows' labels, which are then sampled tokens.
@@ -82,30 +82,30 @@ def head_loss(
     """
     assert policy is not None or teacher_weight == 1.0
     if needs_teacher(objective) and teacher_weight:
-        assert signal_rows is not None
-        assert len(signal_rows) == len(hidden_ND)
-        cut = isinstance(signal_rows, TopKRows | SampledRows)
-        if cut and signal_rows.vocab_size > head.vocab_size:
+        assert teacher_rows is not None
+        assert len(teacher_rows) == len(hidden_ND)
+        cut = isinstance(teacher_rows, TopKRows | SampledRows)
+        if cut and teacher_rows.vocab_size > head.vocab_size:
             raise RecipeError(
-                f"targets are cached over {signal_rows.vocab_size} ids; the student has {head.vocab_size}",
+                f"targets are cached over {teacher_rows.vocab_size} ids; the student has {head.vocab_size}",
                 hint="Cache them again for this student, or use `targets: hidden`.",
             )
     if not teacher_weight:
-        signal_rows = None
+        teacher_rows = None
     differentiate = torch.is_grad_enabled()
-    task = _Task(
-        head, labels_N, signal_rows, objective, chunk, weights_N, differentiate, policy, teacher_weight
+    task = _FusedLossInputs(
+        head, labels_N, teacher_rows, objective, chunk, weights_N, differentiate, policy, teacher_weight
     )
-    return _HeadLoss.apply(hidden_ND, head.weight_VD, head.bias_V, task)  # pyright: ignore[reportReturnType]
+    return _FusedLoss.apply(hidden_ND, head.weight_VD, head.bias_V, task)  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
-    """What :class:`_HeadLoss` needs besides the tensors that get gradients."""
+class _FusedLossInputs:
+    """What :class:`_FusedLoss` needs besides the tensors that get gradients."""
 
-    head: Head
+    head: LMHead
     labels_N: Tensor
-    signal_rows: SignalRows | None
+    teacher_rows: TeacherRows | None
     objective: Objective
     chunk: int
     weights_N: Tensor | None
@@ -114,7 +114,7 @@ class _Task:
     teacher_weight: float = 1.0
 
 
-class KeptGradients(torch.autograd.Function):
+class PrecomputedGradients(torch.autograd.Function):
     """``forward`` saves the gradients of all its inputs but the last; ``backward`` only scales them."""
 
     @staticmethod
@@ -125,11 +125,13 @@ class KeptGradients(torch.autograd.Function):
         return *(None if g is None else g * outer[0] for g in ctx.saved_tensors), None
 
 
-class _HeadLoss(KeptGradients):
+class _FusedLoss(PrecomputedGradients):
     """Computes the gradients with the loss."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _Task) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _FusedLossInputs
+    ) -> Tensor:
         wanted = [task.differentiate and needed for needed in ctx.needs_input_grad[:3]]
         loss, *gradients = _chunked(hidden_ND, weight_VD, bias_V, task, wanted)
         ctx.save_for_backward(*gradients)
@@ -137,7 +139,7 @@ class _HeadLoss(KeptGradients):
 
 
 def _chunked(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _Task, wanted: list[bool]
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _FusedLossInputs, wanted: list[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The loss, and its gradients by hidden states, weight and bias (None where not wanted)."""
     compute, wide = hidden_ND.dtype, reduction_dtype(hidden_ND.dtype)
@@ -165,11 +167,11 @@ def _chunked(
     return loss, by_hidden_ND, by_weight, by_bias
 
 
-def _student_ids(task: _Task) -> int:
+def _student_ids(task: _FusedLossInputs) -> int:
     """How many of the student's ids matter: all for cross-entropy, else those the teacher has too."""
-    if text_share(task.objective) > 0 or task.signal_rows is None or task.policy is not None:
+    if cross_entropy_weight(task.objective) > 0 or task.teacher_rows is None or task.policy is not None:
         return task.head.vocab_size
-    return min(task.head.vocab_size, task.signal_rows.vocab_size)
+    return min(task.head.vocab_size, task.teacher_rows.vocab_size)
 
 
 def _add_product(total_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
@@ -180,12 +182,12 @@ def _add_product(total_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
         total_VD += slope_CV.T @ hidden_CD
 
 
-def _chunk_loss(raw_CV: Tensor, rows: slice, task: _Task, *, differentiate: bool) -> Tensor:
+def _chunk_loss(raw_CV: Tensor, rows: slice, task: _FusedLossInputs, *, differentiate: bool) -> Tensor:
     """The loss of one chunk; ``raw_CV`` (before factor and cap) becomes its derivative, tile by tile."""
     teacher_CS = None
-    signal = task.signal_rows
+    signal = task.teacher_rows
     if task.teacher_weight and needs_teacher(task.objective) and isinstance(signal, DenseRows | MixedRows):
-        teacher_CS = signal.raw(rows, min(task.head.vocab_size, signal.vocab_size))
+        teacher_CS = signal.raw_logits(rows, min(task.head.vocab_size, signal.vocab_size))
     tile = len(raw_CV) if raw_CV.is_cuda else max(1, TILE_ENTRIES_CPU // raw_CV.shape[1])
     losses = []
     for start in range(0, len(raw_CV), tile):
@@ -203,9 +205,11 @@ def _chunk_loss(raw_CV: Tensor, rows: slice, task: _Task, *, differentiate: bool
     return torch.stack(losses).sum()
 
 
-def _tile(raw_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task) -> tuple[Tensor, Tensor]:
+def _tile(
+    raw_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _FusedLossInputs
+) -> tuple[Tensor, Tensor]:
     """Losses of a tile's rows, [n], and the derivative by ``raw_nV``."""
-    logits_nV = task.head.bend(raw_nV.to(reduction_dtype(raw_nV.dtype)))
+    logits_nV = task.head.finish_logits(raw_nV.to(reduction_dtype(raw_nV.dtype)))
     if task.policy is None:
         loss_n, slope_nV = _objective(logits_nV, teacher_nS, rows, task)
     else:
@@ -216,16 +220,16 @@ def _tile(raw_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task) -
             loss_n = loss_n + task.teacher_weight * taught_n
             slope_nV[:, : taught_nS.shape[1]].add_(taught_nS, alpha=task.teacher_weight)
     if task.head.softcap is not None:
-        capped_nV = task.head.bend(raw_nV.to(slope_nV.dtype))
+        capped_nV = task.head.finish_logits(raw_nV.to(slope_nV.dtype))
         slope_nV = slope_nV * (1 - (capped_nV / task.head.softcap) ** 2)
     return loss_n, slope_nV if task.head.scale == 1.0 else slope_nV * task.head.scale
 
 
 def _objective(
-    logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task
+    logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _FusedLossInputs
 ) -> tuple[Tensor, Tensor]:
     """The recipe's objective on a tile, [n], and its derivative by the logits; they may be overwritten."""
-    share = text_share(task.objective)
+    share = cross_entropy_weight(task.objective)
     if share == 0:
         loss_n, slope_nV = _divergence(logits_nV, teacher_nS, rows, task)
     else:
@@ -239,30 +243,33 @@ def _objective(
 
 
 def _divergence(
-    logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _Task
+    logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _FusedLossInputs
 ) -> tuple[Tensor, Tensor]:
     """T² times the divergence, [n], and its derivative by the logits of the ids both sides have, [n, S].
 
     Logits are overwritten. The derivative by z = logits / T is multiplied by T² / T.
     """
-    signal, objective = task.signal_rows, task.objective
+    signal, objective = task.teacher_rows, task.objective
     temperature = objective.temperature
     assert signal is not None
     logits_nS = logits_nV[:, : signal.vocab_size]
     if isinstance(signal, DenseRows | MixedRows):
         assert teacher_nS is not None
-        teacher_nS = signal.bend(teacher_nS.to(reduction_dtype(teacher_nS.dtype)))
-        student = Distribution.of_logits(cool(logits_nS, temperature))
-        teacher = Distribution.of_logits(cool(teacher_nS, temperature))
+        teacher_nS = signal.finish_logits(teacher_nS.to(reduction_dtype(teacher_nS.dtype)))
+        student = Distribution.from_logits(divide_by_temperature(logits_nS, temperature))
+        teacher = Distribution.from_logits(divide_by_temperature(teacher_nS, temperature))
         loss_n, slope_nS = loss_and_gradient(student, teacher, objective)
     elif isinstance(signal, TopKRows):
         loss_n, slope_nS = topk_divergence(
-            cool(logits_nS, temperature), signal.ids_NK[rows], signal.logp_NK1[rows], objective
+            divide_by_temperature(logits_nS, temperature),
+            signal.ids_NK[rows],
+            signal.logp_NK1[rows],
+            objective,
         )
     else:
         assert isinstance(signal, SampledRows)
         loss_n, slope_nS = sampled_forward_kl(
-            cool(logits_nS, temperature), signal.ids_NK[rows], signal.counts_NK[rows]
+            divide_by_temperature(logits_nS, temperature), signal.ids_NK[rows], signal.counts_NK[rows]
         )
     if temperature == 1.0:
         return loss_n, slope_nS

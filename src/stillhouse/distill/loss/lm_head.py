@@ -1,7 +1,7 @@
 """The last step of a language model: from a hidden state to logits.
 
 Kept apart from the model so that logits can be made for a few tokens at a time. It
-knows a matrix, a bias, a constant factor and a soft cap; :func:`head_of` refuses a
+knows a matrix, a bias, a constant factor and a soft cap; :func:`lm_head_of` refuses a
 model whose logits are made in any other way.
 
 Shapes: N tokens, D hidden size, V vocabulary (padding included).
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class LMHead:
     """logits = softcap(scale · (W h + b)), where softcap(x) = c · tanh(x / c).
 
     Args:
@@ -42,14 +42,14 @@ class Head:
     def vocab_size(self) -> int:
         return self.weight_VD.shape[0]
 
-    def to(self, device: torch.device) -> Head:
+    def to(self, device: torch.device) -> LMHead:
         """The head on ``device``; itself when it is there already."""
         if self.weight_VD.device == device:
             return self
         bias_V = None if self.bias_V is None else self.bias_V.to(device)
         return replace(self, weight_VD=self.weight_VD.to(device), bias_V=bias_V)
 
-    def raw(self, hidden_ND: Tensor, vocab_size: int | None = None) -> Tensor:
+    def raw_logits(self, hidden_ND: Tensor, vocab_size: int | None = None) -> Tensor:
         """W h + b for the first ``vocab_size`` ids (default: all), in the dtype of ``hidden_ND``, [N, V]."""
         weight_VD = self.weight_VD[:vocab_size].to(hidden_ND.dtype)
         bias_V = None if self.bias_V is None else self.bias_V[:vocab_size].to(hidden_ND.dtype)
@@ -60,10 +60,10 @@ class Head:
 
         The product runs in the dtype of ``hidden_ND``; only what follows it is wider.
         """
-        raw_NV = self.raw(hidden_ND, vocab_size)
-        return self.bend(raw_NV.to(torch.promote_types(raw_NV.dtype, torch.float32)))
+        raw_NV = self.raw_logits(hidden_ND, vocab_size)
+        return self.finish_logits(raw_NV.to(torch.promote_types(raw_NV.dtype, torch.float32)))
 
-    def bend(self, raw_NV: Tensor) -> Tensor:
+    def finish_logits(self, raw_NV: Tensor) -> Tensor:
         """What follows the matrix and the bias: the factor, then the cap."""
         if self.scale != 1.0:
             raw_NV = raw_NV * self.scale
@@ -72,7 +72,7 @@ class Head:
         return raw_NV
 
 
-def head_of(model: PreTrainedModel) -> Head:
+def lm_head_of(model: PreTrainedModel) -> LMHead:
     """The head of a causal language model of transformers, with the model's own parameters.
 
     Raises:
@@ -83,7 +83,7 @@ def head_of(model: PreTrainedModel) -> Head:
         raise ModelError(f"{type(model).__name__} has no output layer: it is no language model")
     config = model.config.get_text_config()
     divisor = getattr(config, "logits_scaling", None)
-    head = Head(
+    head = LMHead(
         weight_VD=layer.weight,  # pyright: ignore[reportArgumentType]
         bias_V=getattr(layer, "bias", None),
         softcap=getattr(config, "final_logit_softcapping", None),
@@ -94,7 +94,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 @torch.no_grad()
-def _require_exact(model: PreTrainedModel, head: Head) -> None:
+def _require_exact(model: PreTrainedModel, head: LMHead) -> None:
     was_training = model.training
     model.eval()
     ids = torch.arange(4, device=head.weight_VD.device)[None] % head.vocab_size

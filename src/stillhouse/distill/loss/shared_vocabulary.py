@@ -47,7 +47,7 @@ class SharedVocabulary:
     student_V: Tensor
     size: int
 
-    def fitted(self, class_V: Tensor, vocab_size: int) -> Tensor:
+    def resized(self, class_V: Tensor, vocab_size: int) -> Tensor:
         """``class_V`` for a head of ``vocab_size`` rows: rows beyond the tokenizer's ids count for none."""
         return F.pad(class_V[:vocab_size], (0, max(0, vocab_size - len(class_V))), value=self.size)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stillhouse.distill.loss.divergences import soften
-from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.loss.lm_head import LMHead
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class DenseRows:
     """
 
     hidden_ND: Tensor
-    head: Head
+    head: LMHead
 
     def __len__(self) -> int:
         return len(self.hidden_ND)
@@ -38,13 +38,13 @@ class DenseRows:
     def vocab_size(self) -> int:
         return self.head.vocab_size
 
-    def raw(self, rows: slice, vocab_size: int) -> Tensor:
-        """What :meth:`bend` makes logits of, for the first ``vocab_size`` ids; the pass's dtype, [C, V]."""
-        return self.head.raw(self.hidden_ND[rows], vocab_size)
+    def raw_logits(self, rows: slice, vocab_size: int) -> Tensor:
+        """Input of :meth:`finish_logits` for the first ``vocab_size`` ids, in the pass's dtype, [C, V]."""
+        return self.head.raw_logits(self.hidden_ND[rows], vocab_size)
 
-    def bend(self, raw_NV: Tensor) -> Tensor:
-        """The logits, from :meth:`raw` in float32 at least."""
-        return self.head.bend(raw_NV)
+    def finish_logits(self, raw_NV: Tensor) -> Tensor:
+        """The logits, from :meth:`raw_logits` in float32 at least."""
+        return self.head.finish_logits(raw_NV)
 
     def dense_logp(self, vocab_size: int) -> Tensor:
         """Log-probabilities over the first ``vocab_size`` ids, normalised over them, float32 [N, V]."""
@@ -52,7 +52,7 @@ class DenseRows:
 
 
 @dataclass(frozen=True, eq=False)
-class Share:
+class MixtureComponent:
     """What one of several teachers said of some of the rows.
 
     Args:
@@ -78,14 +78,14 @@ class MixedRows:
         vocab_size: the ids that all of the teachers have.
     """
 
-    shares: tuple[Share, ...]
+    shares: tuple[MixtureComponent, ...]
     count: int
     vocab_size: int
 
     def __len__(self) -> int:
         return self.count
 
-    def raw(self, rows: slice, vocab_size: int) -> Tensor:
+    def raw_logits(self, rows: slice, vocab_size: int) -> Tensor:
         """Log-probabilities over the first ``vocab_size`` ids, in float32 at least, [C, V]."""
         mixed_CV = None
         for share in self.shares:
@@ -98,7 +98,7 @@ class MixedRows:
         assert mixed_CV is not None
         return mixed_CV
 
-    def bend(self, raw_NV: Tensor) -> Tensor:
+    def finish_logits(self, raw_NV: Tensor) -> Tensor:
         """Itself: a log-probability is a logit."""
         return raw_NV
 
@@ -139,4 +139,4 @@ class SampledRows:
         return len(self.ids_NK)
 
 
-SignalRows = DenseRows | MixedRows | TopKRows | SampledRows
+TeacherRows = DenseRows | MixedRows | TopKRows | SampledRows

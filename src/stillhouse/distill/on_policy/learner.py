@@ -19,14 +19,14 @@ from torch import Tensor
 from stillhouse.distill.data.batches import Step
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward.forward_pass import ForwardPass
-from stillhouse.distill.forward.packing import hidden_states, lay_out, passes
-from stillhouse.distill.loss.fused_loss import head_loss
-from stillhouse.distill.loss.lm_head import Head
+from stillhouse.distill.forward.packing import collate, hidden_states, split_into_passes
+from stillhouse.distill.loss.fused_loss import fused_loss
+from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.policy_loss import PolicyRows, group_advantages, token_weights
-from stillhouse.distill.loss.teacher_rows import SignalRows
+from stillhouse.distill.loss.teacher_rows import TeacherRows
 from stillhouse.distill.on_policy.rollouts import RolloutBatch
 from stillhouse.distill.targets.ensemble import join_rows
-from stillhouse.distill.targets.formats import HiddenKind, TopKKind
+from stillhouse.distill.targets.formats import HiddenFormat, TopKFormat
 from stillhouse.distill.training.learner import Learner
 from stillhouse.errors import NonFiniteLossError
 from stillhouse.recipe import Objective, Train
@@ -115,8 +115,8 @@ class OnPolicyLearner(Learner):
         loss = 0.0
         measured: dict[str, list[Tensor]] = {}
         with self.training():
-            for indices in passes(members, documents, self.settings.micro_tokens, self.layout):
-                batch = lay_out([documents[i] for i in indices], self.layout, self.device)
+            for indices in split_into_passes(members, documents, self.settings.micro_tokens, self.layout):
+                batch = collate([documents[i] for i in indices], self.layout, self.device)
                 hidden_ND = hidden_states(self.working.module.get_decoder(), batch)
                 counts = torch.tensor([documents[i].counted for i in indices])
 
@@ -133,7 +133,7 @@ class OnPolicyLearner(Learner):
                     if references is None
                     else torch.cat([references[i] for i in indices]).to(self.device),
                 )
-                part = head_loss(
+                part = fused_loss(
                     hidden_ND,
                     self.head,
                     batch.labels_N,
@@ -180,12 +180,12 @@ class OnPolicyLearner(Learner):
 
     def _thought(self, teacher: ForwardPass, read: dict[int, tuple[Document, float]]) -> Thought:
         """A teacher's hidden states on the samples that it reads."""
-        hidden = teacher.over([document for document, _ in read.values()]).hidden(range(len(read)))
+        hidden = teacher.for_documents([document for document, _ in read.values()]).hidden(range(len(read)))
         return {place: (h, read[place][1]) for place, h in zip(read, hidden, strict=True)}
 
     def _teacher_rows(
         self, thoughts: list[Thought], indices: Sequence[int], counts: Sequence[int]
-    ) -> SignalRows | None:
+    ) -> TeacherRows | None:
         """What the teachers say of the samples ``indices``, which have ``counts`` tokens."""
         starts = np.cumsum([0, *counts])
         said = []
@@ -202,7 +202,7 @@ class OnPolicyLearner(Learner):
         return join_rows(said, int(starts[-1]), self._shared)
 
     def _hidden(self, model: ForwardPass | None, documents: list[Document]) -> list[Tensor] | None:
-        return None if model is None else model.over(documents).hidden(range(len(documents)))
+        return None if model is None else model.for_documents(documents).hidden(range(len(documents)))
 
     @torch.no_grad()
     def _reference_logp(self, documents: list[Document]) -> list[Tensor] | None:
@@ -219,6 +219,6 @@ class OnPolicyLearner(Learner):
         return found
 
 
-def _kind(objective: Objective, teacher: Head, shared: int) -> HiddenKind | TopKKind:
+def _kind(objective: Objective, teacher: LMHead, shared: int) -> HiddenFormat | TopKFormat:
     """How a teacher's rows are told: its k likeliest ids and their tail, or (the default) all of them."""
-    return TopKKind(objective, shared) if objective.targets == "topk" else HiddenKind(teacher)
+    return TopKFormat(objective, shared) if objective.targets == "topk" else HiddenFormat(teacher)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from stillhouse.distill.data.cross_tokenizer import Aligned
-from stillhouse.distill.loss.cross_tokenizer import AlignedRows
+from stillhouse.distill.data.cross_tokenizer import AlignedDocuments
+from stillhouse.distill.loss.cross_tokenizer import SpanRows
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary
 from stillhouse.distill.loss.teacher_rows import DenseRows
 from stillhouse.distill.targets.signal import Positions, TeacherSignal
@@ -23,12 +23,14 @@ class SpanSignal:
         vocabulary: what the tokens of either side count for.
     """
 
-    def __init__(self, signal: TeacherSignal, aligned: Aligned, vocabulary: SharedVocabulary) -> None:
+    def __init__(
+        self, signal: TeacherSignal, aligned: AlignedDocuments, vocabulary: SharedVocabulary
+    ) -> None:
         assert signal.kind in ("hidden", "online"), "spans need the teacher's whole distribution"
         self.kind = signal.kind
         self._signal, self._aligned, self._vocabulary = signal, aligned, vocabulary
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> AlignedRows:
+    def rows(self, parts: Sequence[Positions], device: torch.device) -> SpanRows:
         """The teacher's rows and the spans of a batch; ``parts`` must name whole documents of the student."""
         indices = [index for index, _ in parts]
         read = [self._aligned.documents[index] for index in indices]
@@ -42,7 +44,7 @@ class SpanSignal:
             shifted.append(self._aligned.spans_S4[index] + [teacher_rows, 0, student_rows, 0])
             teacher_rows += self._aligned.documents[index].counted
             student_rows += len(positions)
-        return AlignedRows(
+        return SpanRows(
             teacher,
             torch.from_numpy(labels).to(device),
             torch.from_numpy(np.concatenate(shifted)),

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from stillhouse.distill.loss.cross_tokenizer import AlignedRows
+from stillhouse.distill.loss.cross_tokenizer import SpanRows
 from stillhouse.distill.loss.teacher_rows import (
     DenseRows,
     MixedRows,
+    MixtureComponent,
     SampledRows,
-    Share,
-    SignalRows,
+    TeacherRows,
     TopKRows,
 )
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
+class EnsembleMember:
     """One of several teachers.
 
     Args:
@@ -44,36 +44,36 @@ class Member:
     weight: float = 1.0
 
 
-class SeveralTeachers:
+class EnsembleSignal:
     """The targets of ``members`` as one signal over all documents.
 
     Args:
         vocab_size: the ids that all teachers have; a divergence is between distributions over these.
     """
 
-    def __init__(self, members: Sequence[Member], vocab_size: int) -> None:
+    def __init__(self, members: Sequence[EnsembleMember], vocab_size: int) -> None:
         self.kind = members[0].signal.kind
         self._members, self._vocab_size = members, vocab_size
         self._places = [{index: place for place, index in enumerate(m.indices)} for m in members]
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> SignalRows:
+    def rows(self, parts: Sequence[Positions], device: torch.device) -> TeacherRows:
         lengths = np.array([len(positions) for _, positions in parts])
         starts = lengths.cumsum() - lengths
-        said: list[tuple[SignalRows, torch.Tensor, float]] = []
+        said: list[tuple[TeacherRows, torch.Tensor, float]] = []
         for member, places in zip(self._members, self._places, strict=True):
             own = [number for number, (index, _) in enumerate(parts) if index in places]
             if own:
                 asked = [(places[parts[number][0]], parts[number][1]) for number in own]
                 where = np.concatenate([np.arange(starts[n], starts[n] + lengths[n]) for n in own])
                 rows = member.signal.rows(asked, device)
-                assert not isinstance(rows, AlignedRows), "their rows are at the student's tokens"
+                assert not isinstance(rows, SpanRows), "their rows are at the student's tokens"
                 said.append((rows, torch.from_numpy(where).to(device), member.weight))
         return join_rows(said, int(lengths.sum()), self._vocab_size)
 
 
 def join_rows(
-    said: Sequence[tuple[SignalRows, torch.Tensor, float]], count: int, vocab_size: int
-) -> SignalRows:
+    said: Sequence[tuple[TeacherRows, torch.Tensor, float]], count: int, vocab_size: int
+) -> TeacherRows:
     """Rows of several teachers as rows of one batch.
 
     Args:
@@ -82,7 +82,7 @@ def join_rows(
         count: N.
         vocab_size: the ids that all teachers have.
     """
-    shares = [Share(rows, where, w) for rows, where, w in said if isinstance(rows, DenseRows)]
+    shares = [MixtureComponent(rows, where, w) for rows, where, w in said if isinstance(rows, DenseRows)]
     if shares:
         assert len(shares) == len(said), "all teachers tell their distributions in one form"
         return MixedRows(tuple(shares), count, vocab_size)

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from stillhouse.distill.loss.divergences import soften
-from stillhouse.distill.loss.lm_head import Head
-from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, SignalRows, TopKRows
+from stillhouse.distill.loss.lm_head import LMHead
+from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TeacherRows, TopKRows
 from stillhouse.errors import RecipeError
 from stillhouse.files import atomic_write
 from stillhouse.recipe import Objective
@@ -35,36 +35,40 @@ Part = tuple[Any, int, int, Tensor]
 """An open shard, a document's first and last row (exclusive) in it, and which of these rows are wanted."""
 
 
-class Kind(Protocol):
+class TargetFormat(Protocol):
     """A form of targets."""
 
     def inputs(self) -> dict[str, Any]:
         """What of the objective decides the content."""
         ...
 
-    def encode(self, hidden_PD: Sequence[Tensor], head: Head, documents: Sequence[int]) -> dict[str, Tensor]:
+    def encode(
+        self, hidden_PD: Sequence[Tensor], head: LMHead, documents: Sequence[int]
+    ) -> dict[str, Tensor]:
         """The tensors of a shard that holds ``documents``, from their hidden states."""
         ...
 
-    def decode(self, parts: Sequence[Part], device: torch.device) -> SignalRows:
+    def decode(self, parts: Sequence[Part], device: torch.device) -> TeacherRows:
         """The wanted rows of all parts, in order, on ``device``."""
         ...
 
 
-class HiddenKind:
+class HiddenFormat:
     """Hidden states as they are."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: LMHead) -> None:
         self._heads = {head.weight_VD.device: head}
 
     def inputs(self) -> dict[str, Any]:
         return {"kind": "hidden"}
 
-    def rows(self, hidden_ND: Tensor, head: Head) -> DenseRows:
+    def rows(self, hidden_ND: Tensor, head: LMHead) -> DenseRows:
         """The hidden states and the head that they go with."""
         return DenseRows(hidden_ND, head)
 
-    def encode(self, hidden_PD: Sequence[Tensor], head: Head, documents: Sequence[int]) -> dict[str, Tensor]:
+    def encode(
+        self, hidden_PD: Sequence[Tensor], head: LMHead, documents: Sequence[int]
+    ) -> dict[str, Tensor]:
         return {"hidden": torch.cat(list(hidden_PD)).cpu()}
 
     def decode(self, parts: Sequence[Part], device: torch.device) -> DenseRows:
@@ -74,7 +78,7 @@ class HiddenKind:
         return DenseRows(torch.cat(hidden).to(device), self._heads[device])
 
 
-class TopKKind:
+class TopKFormat:
     """The k likeliest ids at the objective's temperature, and the tail."""
 
     def __init__(self, objective: Objective, vocab_size: int) -> None:
@@ -93,21 +97,23 @@ class TopKKind:
             "vocab_size": self.vocab_size,
         }
 
-    def rows(self, hidden_ND: Tensor, head: Head) -> TopKRows:
+    def rows(self, hidden_ND: Tensor, head: LMHead) -> TopKRows:
         """What the hidden states say, at once and unrounded; on their device."""
         parts = list(self._tops(hidden_ND, head))
         return TopKRows(
             torch.cat([ids for ids, _ in parts]), torch.cat([logp for _, logp in parts]), self.vocab_size
         )
 
-    def encode(self, hidden_PD: Sequence[Tensor], head: Head, documents: Sequence[int]) -> dict[str, Tensor]:
+    def encode(
+        self, hidden_PD: Sequence[Tensor], head: LMHead, documents: Sequence[int]
+    ) -> dict[str, Tensor]:
         ids, logp = [], []
         for ids_CK, logp_CK1 in self._tops(torch.cat(list(hidden_PD)), head):
             ids.append(ids_CK.to(_id_dtype(self.vocab_size)).cpu())
             logp.append(logp_CK1.to(torch.float16).cpu())
         return {"ids": torch.cat(ids), "logp": torch.cat(logp)}
 
-    def _tops(self, hidden_ND: Tensor, head: Head) -> Iterator[tuple[Tensor, Tensor]]:
+    def _tops(self, hidden_ND: Tensor, head: LMHead) -> Iterator[tuple[Tensor, Tensor]]:
         for logp_CV in _softened(hidden_ND, head, self.vocab_size, self.temperature):
             top = logp_CV.topk(self.k, dim=-1)
             tail_C1 = logp_CV.scatter_(1, top.indices, -torch.inf).logsumexp(dim=-1, keepdim=True)
@@ -122,7 +128,7 @@ class TopKKind:
         return TopKRows(torch.cat(ids).to(device), logp_NK1, self.vocab_size)
 
 
-class SampledKind:
+class SampledFormat:
     """Ids drawn from the teacher at the objective's temperature (Anshumann et al. 2025, section 4).
 
     Rows differ in how many distinct ids they have; a shard holds them end to end, and ``starts`` says where
@@ -142,7 +148,9 @@ class SampledKind:
             "seed": self.seed,
         }
 
-    def encode(self, hidden_PD: Sequence[Tensor], head: Head, documents: Sequence[int]) -> dict[str, Tensor]:
+    def encode(
+        self, hidden_PD: Sequence[Tensor], head: LMHead, documents: Sequence[int]
+    ) -> dict[str, Tensor]:
         draws = []
         for document, document_hidden_PD in zip(documents, hidden_PD, strict=True):
             own_seed = np.random.SeedSequence([self.seed, document]).generate_state(1, np.uint64)[0]
@@ -190,19 +198,19 @@ def count_draws(ids_NR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ids_NR[first_NR], places.diff(), first_NR.sum(dim=-1)
 
 
-def save_head(head: Head, path: Path) -> None:
+def save_head(head: LMHead, path: Path) -> None:
     """Writes the head's tensors."""
     tensors = {"weight": head.weight_VD} | ({} if head.bias_V is None else {"bias": head.bias_V})
     atomic_write(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
-def load_head(path: Path, facts: Mapping[str, Any]) -> Head:
+def load_head(path: Path, facts: Mapping[str, Any]) -> LMHead:
     """What :func:`save_head` wrote, with the ``softcap`` and ``scale`` that the index keeps."""
     tensors = load_file(path)
-    return Head(tensors["weight"], tensors.get("bias"), facts["softcap"], facts["scale"])
+    return LMHead(tensors["weight"], tensors.get("bias"), facts["softcap"], facts["scale"])
 
 
-def _softened(hidden_ND: Tensor, head: Head, vocab_size: int, temperature: float) -> Iterator[Tensor]:
+def _softened(hidden_ND: Tensor, head: LMHead, vocab_size: int, temperature: float) -> Iterator[Tensor]:
     for hidden_CD in hidden_ND.split(CHUNK):
         yield soften(head.logits(hidden_CD, vocab_size), temperature)
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from stillhouse.distill.data.documents import Document
-from stillhouse.distill.loss.cross_tokenizer import AlignedRows
-from stillhouse.distill.loss.teacher_rows import SignalRows
+from stillhouse.distill.loss.cross_tokenizer import SpanRows
+from stillhouse.distill.loss.teacher_rows import TeacherRows
 from stillhouse.errors import TokenizerMismatchError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _counted(marks_T: np.ndarray) -> np.ndarray:
     return 1 + np.flatnonzero(marks_T[1:])
 
 
-class AlignedSignal:
+class PrivateContextSignal:
     """A teacher's rows over its own documents, asked for by positions in the student's."""
 
     def __init__(
@@ -91,9 +91,9 @@ class AlignedSignal:
         self.kind = signal.kind
         self._signal, self._documents, self._read = signal, documents, read
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> SignalRows:
+    def rows(self, parts: Sequence[Positions], device: torch.device) -> TeacherRows:
         rows = self._signal.rows([(index, self._there(index, places)) for index, places in parts], device)
-        assert not isinstance(rows, AlignedRows), "its rows are at the student's tokens"
+        assert not isinstance(rows, SpanRows), "its rows are at the student's tokens"
         return rows
 
     def _there(self, index: int, positions: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What the teacher thought at every token: asked once and kept, or asked again for each batch.
 
-A loss does not know where its targets come from: it gets rows (:mod:`.signal_rows`) from
+A loss does not know where its targets come from: it gets rows (:mod:`.teacher_rows`) from
 a :class:`TeacherSignal`. Cached targets are tied to the documents, the teacher and what of
 the objective they depend on, and are refused for any other.
 
@@ -20,15 +20,22 @@ from stillhouse.console import console
 from stillhouse.distill.data.documents import Document, documents_hash
 from stillhouse.distill.forward.forward_pass import ForwardPass, model_digest
 from stillhouse.distill.loss.divergences import require_supported
-from stillhouse.distill.loss.teacher_rows import DenseRows, SignalRows
-from stillhouse.distill.targets.formats import HiddenKind, Kind, SampledKind, TopKKind, load_head, save_head
+from stillhouse.distill.loss.teacher_rows import DenseRows, TeacherRows
+from stillhouse.distill.targets.formats import (
+    HiddenFormat,
+    SampledFormat,
+    TargetFormat,
+    TopKFormat,
+    load_head,
+    save_head,
+)
 from stillhouse.distill.targets.store import TargetStore
 from stillhouse.recipe import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stillhouse.distill.loss.cross_tokenizer import AlignedRows
+    from stillhouse.distill.loss.cross_tokenizer import SpanRows
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 HEAD_FILE = "head.safetensors"
@@ -45,7 +52,7 @@ class TeacherSignal(Protocol):
     kind: str
     """``hidden``, ``topk``, ``sampled`` or ``online``."""
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> SignalRows | AlignedRows:
+    def rows(self, parts: Sequence[Positions], device: torch.device) -> TeacherRows | SpanRows:
         """The teacher's rows for a whole batch, on ``device``: part after part, each in the order given.
 
         For a pass over the documents ``indices`` whose counted tokens are all learned::
@@ -58,11 +65,11 @@ class TeacherSignal(Protocol):
 class CachedSignal:
     """Targets read from disk; shards are mapped into memory, not loaded."""
 
-    def __init__(self, store: TargetStore, kind: Kind, documents: Sequence[Document]) -> None:
+    def __init__(self, store: TargetStore, kind: TargetFormat, documents: Sequence[Document]) -> None:
         self.kind: str = store.inputs["kind"]
         self._store, self._form, self._documents = store, kind, documents
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> SignalRows:
+    def rows(self, parts: Sequence[Positions], device: torch.device) -> TeacherRows:
         found = []
         for index, positions in parts:
             place = self._store.places[index]
@@ -162,26 +169,26 @@ def open_targets(
         inputs["teacher"] = model_digest(teacher)
     store.require(inputs)
     if objective.targets == "hidden":
-        kind: Kind = HiddenKind(load_head(store.directory / HEAD_FILE, store.facts))
+        kind: TargetFormat = HiddenFormat(load_head(store.directory / HEAD_FILE, store.facts))
     elif objective.targets == "topk":
-        kind = TopKKind(objective, store.inputs["vocab_size"])
+        kind = TopKFormat(objective, store.inputs["vocab_size"])
     else:
-        kind = SampledKind(objective, store.inputs["vocab_size"], store.inputs["seed"])
+        kind = SampledFormat(objective, store.inputs["vocab_size"], store.inputs["seed"])
     store.require(kind.inputs())
     for shard in range(len(store.shards)):
         store.shard(shard)
     return CachedSignal(store, kind, documents)
 
 
-def _kind(objective: Objective, vocab_size: int, seed: int, runner: ForwardPass) -> Kind:
+def _kind(objective: Objective, vocab_size: int, seed: int, runner: ForwardPass) -> TargetFormat:
     if objective.targets == "hidden":
-        return HiddenKind(runner.head)
+        return HiddenFormat(runner.head)
     if objective.targets == "topk":
-        return TopKKind(objective, vocab_size)
-    return SampledKind(objective, vocab_size, seed)
+        return TopKFormat(objective, vocab_size)
+    return SampledFormat(objective, vocab_size, seed)
 
 
-def _write_missing(store: TargetStore, kind: Kind, runner: ForwardPass) -> None:
+def _write_missing(store: TargetStore, kind: TargetFormat, runner: ForwardPass) -> None:
     missing = store.missing()
     tokens = [sum(store.places[i].tokens for i in documents) for documents in store.shards]
     remaining = sum(tokens[shard] for shard in missing)

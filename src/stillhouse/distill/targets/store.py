@@ -29,7 +29,7 @@ MOST_SHARDS = 256
 
 
 @dataclass(frozen=True)
-class Place:
+class DocumentLocation:
     """Where a document's rows stand: rows ``start`` to ``start + counted`` of a shard."""
 
     id: str
@@ -50,7 +50,7 @@ class TargetStore:
     """
 
     def __init__(
-        self, directory: Path, inputs: dict[str, Any], facts: dict[str, Any], places: list[Place]
+        self, directory: Path, inputs: dict[str, Any], facts: dict[str, Any], places: list[DocumentLocation]
     ) -> None:
         self.directory = directory
         self.inputs, self.facts, self.places = inputs, facts, places
@@ -101,7 +101,10 @@ class TargetStore:
         if index["format"] != FORMAT:
             raise IntegrityError(f"{path} has format {index['format']}, not {FORMAT}", hint=_anew(directory))
         return cls(
-            directory, index["inputs"], index["facts"], [Place(**place) for place in index["documents"]]
+            directory,
+            index["inputs"],
+            index["facts"],
+            [DocumentLocation(**place) for place in index["documents"]],
         )
 
     def require(self, inputs: Mapping[str, Any]) -> None:
@@ -164,16 +167,16 @@ def _anew(directory: Path) -> str:
     return f"Delete {directory} to cache them anew, or take another run name to keep them."
 
 
-def plan_places(documents: Sequence[Document]) -> list[Place]:
+def plan_places(documents: Sequence[Document]) -> list[DocumentLocation]:
     """Puts documents of like length into shards of like size, longest first."""
     size = max(SHARD_TOKENS, sum(map(len, documents)) // MOST_SHARDS)
-    places: dict[int, Place] = {}
+    places: dict[int, DocumentLocation] = {}
     shard = tokens = start = 0
     for index in sorted(range(len(documents)), key=lambda i: (-len(documents[i]), i)):
         document = documents[index]
         if tokens >= size:
             shard, tokens, start = shard + 1, 0, 0
-        places[index] = Place(document.id, len(document), document.counted, shard, start)
+        places[index] = DocumentLocation(document.id, len(document), document.counted, shard, start)
         tokens += len(document)
         start += document.counted
     return [places[index] for index in range(len(documents))]

@@ -16,11 +16,17 @@ from torch import Tensor
 
 from stillhouse.distill.data.batches import Step
 from stillhouse.distill.data.documents import Document
-from stillhouse.distill.forward.packing import attention, choose_layout, hidden_states, lay_out, passes
+from stillhouse.distill.forward.packing import (
+    choose_layout,
+    collate,
+    hidden_states,
+    split_into_passes,
+    use_attention,
+)
 from stillhouse.distill.forward.precision import WorkingCopy, compute_dtype
-from stillhouse.distill.loss.cross_tokenizer import AlignedRows, aligned_loss
-from stillhouse.distill.loss.fused_loss import head_loss
-from stillhouse.distill.loss.lm_head import head_of
+from stillhouse.distill.loss.cross_tokenizer import SpanRows, span_loss
+from stillhouse.distill.loss.fused_loss import fused_loss
+from stillhouse.distill.loss.lm_head import lm_head_of
 from stillhouse.distill.training.optimizer import make_optimizer
 from stillhouse.recipe import Objective, Train
 
@@ -54,14 +60,14 @@ class Learner:
         self.dtype = compute_dtype(settings.dtype, model.device)
         self.layout = choose_layout(model, self.dtype)
         self.working = WorkingCopy(model, self.dtype)
-        self.head = head_of(self.working.module)
+        self.head = lm_head_of(self.working.module)
         self.optimizer = make_optimizer(self.working.masters.values(), settings)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Dropout on and the layout's attention in place, inside the block."""
         module = self.working.module
-        with attention(module, self.layout):
+        with use_attention(module, self.layout):
             module.train()
             try:
                 yield
@@ -80,7 +86,9 @@ class Learner:
         """
         counted = self.counted(step)
         parts = []
-        for indices in passes(step.documents, self.documents, self.settings.micro_tokens, self.layout):
+        for indices in split_into_passes(
+            step.documents, self.documents, self.settings.micro_tokens, self.layout
+        ):
             loss = self._loss(indices) / counted
             loss.backward()
             parts.append((indices, loss.detach()))
@@ -89,15 +97,15 @@ class Learner:
     def _loss(self, indices: Sequence[int]) -> Tensor:
         """The objective, summed over the counted tokens of the documents ``indices``."""
         documents = [self.documents[i] for i in indices]
-        batch = lay_out(documents, self.layout, self.device)
+        batch = collate(documents, self.layout, self.device)
         hidden_ND = hidden_states(self.working.module.get_decoder(), batch)
         rows = None
         if self.signal is not None:
             parts = [(i, self.documents[i].predicting) for i in indices]
             rows = self.signal.rows(parts, self.device)
-        if isinstance(rows, AlignedRows):
-            return aligned_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
-        return head_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
+        if isinstance(rows, SpanRows):
+            return span_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
+        return fused_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
 
     def clip(self) -> Tensor:
         """Scales the gradient down to the recipe's largest norm; returns the norm before."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.distill.loss.lm_head import head_of
+from stillhouse.distill.loss.lm_head import lm_head_of
 
 PASS_TOKENS = 4096
 """Tokens after the prompts in one pass, padding included."""
@@ -66,7 +66,7 @@ class PrefixScorer:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
-        self.head = head_of(model)
+        self.head = lm_head_of(model)
         self._wider = 1 if model.device.type == "cpu" else WIDER
         self._shares: bool | None = None
         """Whether sharing prompts gives what separate prompts give; None until it was tried."""

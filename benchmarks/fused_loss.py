@@ -1,7 +1,7 @@
 """The loss from hidden states: ours beside the ways it is usually written in PyTorch.
 
-    python benchmarks/head_loss.py                  # SmolLM2's head, 1,024 counted tokens, bfloat16
-    python benchmarks/head_loss.py --dtype float32 --tokens 512
+    python benchmarks/fused_loss.py                  # SmolLM2's head, 1,024 counted tokens, bfloat16
+    python benchmarks/fused_loss.py --dtype float32 --tokens 512
 
 The work is the same for all: forward KL between a student and a teacher that are both given as hidden states,
 through two heads of 49,152 ids, with the gradient by the student's hidden states (`frozen head`) or by those
@@ -37,9 +37,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stillhouse.console import console
-from stillhouse.distill.loss.fused_loss import head_loss
-from stillhouse.distill.loss.lm_head import Head
-from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, SignalRows, TopKRows
+from stillhouse.distill.loss.fused_loss import fused_loss
+from stillhouse.distill.loss.lm_head import LMHead
+from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TeacherRows, TopKRows
 from stillhouse.recipe import Objective
 
 FORWARD_KL = Objective(kind="forward_kl")
@@ -66,7 +66,7 @@ class Work:
         self.trains_head = trains_head
 
     def rows(self) -> DenseRows:
-        return DenseRows(self.teacher_ND, Head(self.teacher_VD))
+        return DenseRows(self.teacher_ND, LMHead(self.teacher_VD))
 
     def step(self, way: Way) -> None:
         """Loss and gradients, dropped."""
@@ -75,8 +75,8 @@ class Work:
 
 
 def ours(work: Work) -> Tensor:
-    return head_loss(
-        work.hidden_ND, Head(work.weight_VD), work.labels_N, work.rows(), FORWARD_KL, chunk=CHUNK
+    return fused_loss(
+        work.hidden_ND, LMHead(work.weight_VD), work.labels_N, work.rows(), FORWARD_KL, chunk=CHUNK
     )
 
 
@@ -168,9 +168,9 @@ def gradient_errors(wanted: argparse.Namespace) -> dict[str, float]:
 def objective_ways(work: Work) -> dict[str, Way]:
     """Every objective on dense rows, and forward KL on the others."""
 
-    def way(objective: Objective, rows: SignalRows | None) -> Way:
-        return lambda work: head_loss(
-            work.hidden_ND, Head(work.weight_VD), work.labels_N, rows, objective, chunk=CHUNK
+    def way(objective: Objective, rows: TeacherRows | None) -> Way:
+        return lambda work: fused_loss(
+            work.hidden_ND, LMHead(work.weight_VD), work.labels_N, rows, objective, chunk=CHUNK
         )
 
     tokens, vocab = len(work.labels_N), len(work.weight_VD)
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/head_loss.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fused_loss.json"))
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
     results: dict[str, Any] = {
@@ -242,8 +242,8 @@ def main() -> None:
     }
     work = Work(wanted.tokens, wanted.vocab, wanted.hidden, getattr(torch, wanted.dtype), trains_head=False)
     chunks: dict[str, Way] = {
-        str(chunk): lambda w, chunk=chunk: head_loss(
-            w.hidden_ND, Head(w.weight_VD), w.labels_N, w.rows(), FORWARD_KL, chunk=chunk
+        str(chunk): lambda w, chunk=chunk: fused_loss(
+            w.hidden_ND, LMHead(w.weight_VD), w.labels_N, w.rows(), FORWARD_KL, chunk=chunk
         )
         for chunk in (128, 256, 512, 1024)
     }
