@@ -38,12 +38,12 @@ SAYS = {
     "counts": "Range too big",
     "grows": "MemoryError|took more than",
     "multiplies": "took more than 5 s",
-    "writes": "at most 16,777,216",
+    "writes": "the limit is 16,777,216",
     "calls": "recursion",
     "malformed": "malformed: line 1",
     "raises": "I do not want to",
     "surrogate": "surrogates not allowed",
-    "reserved": "stands for no text",
+    "reserved": "is never text",
 }
 
 

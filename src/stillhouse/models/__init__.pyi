@@ -7,6 +7,9 @@ from .chat.isolated_template import IsolatedTemplate as IsolatedTemplate
 from .chat.reasoning import (
     REASONING_END as REASONING_END,
     REASONING_START as REASONING_START,
+    ReasoningStream as ReasoningStream,
+    leading_reasoning as leading_reasoning,
+    partial_match_length as partial_match_length,
     split_reasoning as split_reasoning,
 )
 from .chat.template import ChatTemplate as ChatTemplate, compare_templates as compare_templates
@@ -35,18 +38,18 @@ from .sampling.continuous import (
     LiveSequence as LiveSequence,
     TokenLogprob as TokenLogprob,
 )
-from .sampling.next_token import Marker as Marker
 from .types import (
     Capabilities as Capabilities,
+    Marker as Marker,
     Message as Message,
     Model as Model,
     ModelInfo as ModelInfo,
     Reply as Reply,
     Request as Request,
     Sampling as Sampling,
-    Weights as Weights,
 )
 from .weights import (
+    Weights as Weights,
     fingerprint_of as fingerprint_of,
     load_tokenizer as load_tokenizer,
     load_weights as load_weights,

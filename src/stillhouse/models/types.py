@@ -1,6 +1,6 @@
-"""What every model has in common: the protocol and the values that pass through it.
+"""The types that all models share: requests, replies, sampling settings and the `Model` protocol.
 
-Nothing here loads anything; torch is named in annotations only.
+Importing this module loads no model and no heavy package.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stillhouse.errors import StillhouseError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from stillhouse.models.chat.template import ChatTemplate
-    from stillhouse.models.sampling.next_token import Marker
+    import numpy as np
 
 Message = dict[str, Any]
 """One turn: `role`, `content`, and for assistants optionally `reasoning_content` and `tool_calls` (whose
@@ -24,74 +21,100 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one answer is drawn. Temperature first, then top-k, top-p, min-p, on every backend."""
+    """Sampling settings of one answer.
+
+    Every backend applies the temperature first, then top-k, top-p and min-p.
+    """
 
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
-    """Nucleus: the smallest set of tokens with this probability; 1 is all."""
+    """Nucleus: the smallest set of tokens with this probability; 1 keeps all."""
     top_k: int = 0
-    """Only the k likeliest tokens; 0 is all. Not sent to APIs unless positive (few take it)."""
+    """Keep only the k likeliest tokens; 0 keeps all. Sent to APIs only when positive (few accept it)."""
     max_tokens: int = 512
     """Longest answer, in tokens."""
     seed: int | None = None
-    """Draws of this answer; None takes the model's own seed."""
+    """Seed of this answer; with None, local backends derive one from their own seed and the request's id."""
     stop: tuple[str, ...] = ()
-    """Texts that end the answer (and are not part of it)."""
+    """Strings that end the answer; they are not part of it."""
     top_logprobs: int = 0
-    """Alternatives a token to ask an API for; 0 is none."""
+    """Alternatives for each token to request from an API; 0 requests none."""
     min_p: float = 0.0
-    """Only tokens of at least this share of the likeliest one's probability; 0 is all. Not sent to APIs
-    unless positive (few take it)."""
+    """Keep only tokens with at least this share of the likeliest token's probability; 0 keeps all. Sent to
+    APIs only when positive (few accept it)."""
+
+
+class Marker(Protocol):
+    """A watermark for one answer. See :class:`stillhouse.watermark.Mark`."""
+
+    def __call__(self, ids: Sequence[int], weights_V: np.ndarray, /) -> np.ndarray:
+        """The weights [V] to sample the next token from.
+
+        Args:
+            ids: the answer's token ids so far.
+            weights_V: float64, of any sum, after temperature, top-k, top-p and min-p.
+        """
+        ...
+
+
+class RenderMessages(Protocol):
+    """Renders a conversation with a chat template."""
+
+    def __call__(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
+    ) -> str:
+        """The conversation as text. Raises ModelError where the template refuses it."""
+        ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """One conversation to be continued by the assistant."""
+    """A conversation that the assistant continues."""
 
     id: str
     messages: list[Message]
     sampling: Sampling
     marker: Marker | None = None
-    """A watermark for the answer, from a model that can."""
+    """A watermark for the answer; needs `Capabilities.watermark`."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said to one request."""
+    """A model's answer to one request."""
 
     text: str
     reasoning: str | None
-    """Thoughts that an API reported apart from the text; None where there are none."""
+    """Reasoning that an API returned separately from the text, or that was split off it; None without any."""
     finish_reason: str
-    """`stop` (the model ended), `length` (max_tokens or the context ended it), or the API's own word."""
+    """`stop` (the model ended), `length` (max_tokens or the context ended it), or the API's own value."""
     prompt_tokens: int
     completion_tokens: int
     request_id: str | None = None
-    """The provider's name for this exchange, where it gave one."""
+    """The provider's id of this exchange, if it sent one."""
     top_logprobs: list[dict[str, Any]] | None = None
-    """One item a token, in the API's form: token, logprob, top_logprobs."""
+    """One item for each token, in the API's form: token, logprob, top_logprobs."""
     model: str | None = None
-    """The name under which the provider says it answered."""
+    """The model name that the provider reports."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a model is able to do; asked, never guessed."""
+    """What a model can do."""
 
     generate: bool
     logprobs: bool
     train: bool
     watermark: bool = False
-    """Whether answers may carry a watermark (`Request.marker`)."""
+    """Whether answers can carry a watermark (`Request.marker`)."""
 
 
 class Model(Protocol):
-    """Something that answers."""
+    """A model that generates answers. Each module of `models.backends` implements this protocol."""
 
     reference: str
     fingerprint: str
-    """SHA-256 of what answers: of weights and tokenizer files; for an API, of its address and model name."""
+    """SHA-256 of the weights and tokenizer files; for an API, of its address and model name."""
     template_hash: str | None
     """SHA-256 of the chat template that is applied here; None where a server applies its own."""
     context_length: int | None
@@ -99,12 +122,12 @@ class Model(Protocol):
     max_batch: int
     """Requests that one generate() call takes at once."""
     concurrency: int
-    """generate() calls that may usefully be under way at once."""
+    """generate() calls that can usefully be in flight at once."""
     pushbacks: int
-    """How often the other side has asked for patience (429, 503, time-outs); it only grows."""
+    """How often the server has asked to slow down (429, 503, time-outs) since the model was opened."""
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
-        """One result for each request, in order. An item fails alone; an authentication error raises."""
+        """One result for each request, in order. Requests fail one by one; an authentication error raises."""
         ...
 
     async def close(self) -> None:
@@ -114,12 +137,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What headers and configuration files tell about a model, without its weights."""
+    """A model's metadata, read from headers and configuration files without its weights."""
 
     reference: str
     kind: str
     model_type: str | None
-    """transformers' name of the architecture (`llama`, `qwen3`, …)."""
+    """The architecture's name in transformers (`llama`, `qwen3`, …)."""
     parameters: int | None
     """Number of weights; a tied output head counts once."""
     vocab_size: int | None
@@ -132,29 +155,10 @@ class ModelInfo:
     template_hash: str | None
     license: str | None
     name: str | None
-    """The model's own name for itself."""
+    """The model's own name."""
     size_bytes: int | None
     """Bytes of the weight files."""
     config: dict[str, Any] = field(default_factory=dict)
     """transformers' configuration."""
     metadata: dict[str, str] = field(default_factory=dict)
-    """Text fields that tell whose model it is, for the terms table."""
-
-
-@dataclass
-class Weights:
-    """A model in memory that can be trained."""
-
-    reference: str
-    model: PreTrainedModel
-    """float32 unless asked otherwise, in eval mode, without quantisation marks."""
-    tokenizer: PreTrainedTokenizerFast
-    template: ChatTemplate
-    fingerprint: str
-
-    @property
-    def end_ids(self) -> set[int]:
-        """Ids that end an answer: those of the template, and of the model's own generation settings."""
-        own = getattr(self.model.generation_config, "eos_token_id", None)
-        ends = own if isinstance(own, list) else [own]
-        return self.template.end_token_ids(self.tokenizer) | {end for end in ends if isinstance(end, int)}
+    """Text fields that identify the model's owner, for the terms table."""

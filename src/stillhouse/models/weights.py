@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,30 @@ from stillhouse.models.chat.template import ChatTemplate
 from stillhouse.models.gguf.config import transformers_config, transformers_name, unpermute_rows
 from stillhouse.models.gguf.file import GgufFile, read_gguf, read_tensor
 from stillhouse.models.reference import Reference, parse_reference
-from stillhouse.models.types import Weights
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass
+class Weights:
+    """A model in memory that can be trained."""
+
+    reference: str
+    model: PreTrainedModel
+    """float32 unless another type was requested, in eval mode, without quantisation marks."""
+    tokenizer: PreTrainedTokenizerFast
+    template: ChatTemplate
+    fingerprint: str
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Ids that end an answer: the template's, and those of the model's generation settings."""
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = own if isinstance(own, list) else [own]
+        return self.template.end_token_ids(self.tokenizer) | {end for end in ends if isinstance(end, int)}
+
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TO_SAFETENSORS = (

@@ -7,8 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from stillhouse.models import TokenLogprob
-from stillhouse.serve.detokenizer import Thoughts
+from stillhouse.models import ReasoningStream, TokenLogprob
 from stillhouse.serve.engine import Piece
 from stillhouse.serve.tool_parser import Call, Calls
 
@@ -112,7 +111,7 @@ class ChatChoice:
         self, index: int, *, inside: bool, names: TokenNames | None, calls: Calls | None = None
     ) -> None:
         self.index = index
-        self._thoughts = Thoughts(inside=inside)
+        self._thoughts = ReasoningStream(inside=inside)
         self._names = names
         self._calls = calls
         self._called: list[dict[str, Any]] = []

@@ -8,8 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.models import ToolCallFormat
-from stillhouse.serve.detokenizer import overlap
+from stillhouse.models import ToolCallFormat, partial_match_length
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Calls:
             else:
                 told.append(call)
                 self._held, self._blank, self._after_call = self._held[length:], "", True
-        self._say(told, len(self._held) - (0 if end else overlap(self._held, self._open)))
+        self._say(told, len(self._held) - (0 if end else partial_match_length(self._held, self._open)))
         if end and self._blank:
             told.append(self._blank)
             self._blank = ""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 
+from stillhouse.models import REASONING_END, REASONING_START, leading_reasoning
 from stillhouse.verifiers.extract import number
 from stillhouse.verifiers.types import Answer, Score, VerifierFailure
-
-_THOUGHTS = re.compile(r"\A\s*<think>(?P<thoughts>.*?)</think>(?P<answer>.*)\Z", re.DOTALL)
 
 
 def exact(said: str, reference: str) -> Score:
@@ -39,12 +37,12 @@ def form(answer: Answer) -> Score:
     """
     thoughts, text = answer.reasoning, answer.text
     if thoughts is None:
-        match = _THOUGHTS.match(text)
-        if match is None:
+        block = leading_reasoning(text)
+        if block is None or block[1] is None:
             return Score(0.0, "no thoughts between <think> and </think>")
-        thoughts, text = match["thoughts"], match["answer"]
+        thoughts, text = block[0], block[1]
     if not thoughts.strip():
         return Score(0.0, "empty thoughts")
-    if "<think>" in text or "</think>" in text:
+    if REASONING_START in text or REASONING_END in text:
         return Score(0.0, "thoughts are opened or closed again in the answer")
     return Score(1.0) if text.strip() else Score(0.0, "no answer after the thoughts")

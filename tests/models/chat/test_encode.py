@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.models.chat.encode import encode_piece
+from stillhouse.models.chat.encode import encode_segment
 
 
 def sentencepiece_like(*, control_in_vocabulary, space_first):
@@ -25,8 +25,8 @@ def sentencepiece_like(*, control_in_vocabulary, space_first):
 def test_a_piece_in_mid_text_gets_no_space(control_in_vocabulary, space_first):
     tokenizer, ids = sentencepiece_like(control_in_vocabulary=control_in_vocabulary, space_first=space_first)
     start = "▁ab" if space_first else "ab"
-    assert encode_piece(tokenizer, "ab", "", ["<s>"]) == [ids[start]]
-    assert encode_piece(tokenizer, "ab", "x", ["<s>"]) == [ids["ab"]]
-    assert encode_piece(tokenizer, " ab", "x", ["<s>"]) == [ids["▁ab"]]
-    assert encode_piece(tokenizer, "a\x01b", "x", ["<s>"])[0] == ids["a"]
-    assert encode_piece(tokenizer, "", "x", ["<s>"]) == []
+    assert encode_segment(tokenizer, "ab", "", ["<s>"]) == [ids[start]]
+    assert encode_segment(tokenizer, "ab", "x", ["<s>"]) == [ids["ab"]]
+    assert encode_segment(tokenizer, " ab", "x", ["<s>"]) == [ids["▁ab"]]
+    assert encode_segment(tokenizer, "a\x01b", "x", ["<s>"])[0] == ids["a"]
+    assert encode_segment(tokenizer, "", "x", ["<s>"]) == []

@@ -167,7 +167,7 @@ def test_a_template_that_drops_the_last_reasoning_is_refused():
 
 
 def test_a_template_that_contradicts_itself_is_refused():
-    with pytest.raises(ModelError, match="asks for an answer differently") as caught:
+    with pytest.raises(ModelError, match="prompts for an answer differently") as caught:
         ChatTemplate(R1, TOKENS).encode(tokenizer(), turns("q", "a"))
     assert "student.template" in (caught.value.hint or "")
 

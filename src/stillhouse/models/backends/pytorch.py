@@ -17,13 +17,13 @@ from stillhouse.errors import CapabilityError, OutOfMemoryError, StillhouseError
 from stillhouse.models.backends.prompts import PromptEncoder, cut_at_stop, has_stop
 from stillhouse.models.chat.reasoning import split_reasoning
 from stillhouse.models.cpu import cpu_has_bfloat16
-from stillhouse.models.types import Capabilities, Reply, Request, Sampling, Weights
+from stillhouse.models.types import Capabilities, Marker, Reply, Request, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stillhouse.models.sampling.batch import SampledAnswer
-    from stillhouse.models.sampling.next_token import Marker
+    from stillhouse.models.weights import Weights
 
 MAX_BATCH = 64
 

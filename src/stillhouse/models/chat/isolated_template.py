@@ -1,9 +1,9 @@
-"""Chat templates from elsewhere, each rendered in a process that may die of it.
+"""Renders untrusted chat templates in a child process with limits on time and memory.
 
-The sandbox of sandbox.py keeps a template from Python's internals. It cannot keep one from looping for ever,
-from filling memory, or from a single product that takes hours in C. So whoever answers others while a
-template runs (the server) has it run here: a child with a limit on its own time and memory, which is started
-again when it has died. One JSON line in, one out. It is no sandbox of its own.
+The sandbox of `jinja_sandbox` keeps a template from Python's internals. It cannot stop one that loops
+forever, fills memory, or computes a single product that takes hours in C. The server, which must answer
+others while a template runs, therefore renders in a child process, which is started again after it has died.
+The protocol is one JSON line in and one out. The child process is not a sandbox by itself.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import jinja2
 from stillhouse.models.chat.template import ChatTemplate
 
 CPU_S = 5.0
-"""Of one rendering."""
+"""Processor time of one rendering."""
 MEMORY_BYTES = 2**30
-PATIENCE_S = 1.0
-"""With a child that is to end."""
-LONGEST = 16 * 2**20
-"""Characters that a template may write: twice the largest body of a request."""
+SHUTDOWN_S = 1.0
+"""How long a child may take to exit before it is killed."""
+MAX_CHARACTERS = 16 * 2**20
+"""Longest text that a template may write: twice the largest body of a request."""
 
 
 class IsolatedTemplate(ChatTemplate):
@@ -37,42 +37,42 @@ class IsolatedTemplate(ChatTemplate):
 
     @classmethod
     def of(cls, template: ChatTemplate) -> IsolatedTemplate:
-        """``template``, contained."""
+        """``template`` with its rendering moved to a child process."""
         return cls(template.source, template.special_tokens, template.declared)
 
     @functools.cached_property
-    def _child(self) -> _Child:
-        return _Child(self.source)
+    def _process(self) -> _RenderProcess:
+        return _RenderProcess(self.source)
 
     def _run(self, variables: Mapping[str, Any]) -> str:
-        told = self._child.ask(variables)
-        if "line" in told:
-            raise jinja2.TemplateSyntaxError(told["error"], told["line"])
-        if "error" in told:
-            raise jinja2.TemplateError(told["error"])
-        return told["text"]
+        reply = self._process.render(variables)
+        if "line" in reply:
+            raise jinja2.TemplateSyntaxError(reply["error"], reply["line"])
+        if "error" in reply:
+            raise jinja2.TemplateError(reply["error"])
+        return reply["text"]
 
 
-class _Child:
-    """The process, started when it is first asked; any number of threads may ask, one after another."""
+class _RenderProcess:
+    """The child process, started at its first use. Threads can share it; they take turns."""
 
     def __init__(self, source: str) -> None:
         self._source, self._lock = source, threading.Lock()
-        self._end: weakref.finalize[..., _Child] | None = None
+        self._terminate: weakref.finalize[..., _RenderProcess] | None = None
 
-    def ask(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """What came of it: `text`, or `error`, with the `line` where the template is malformed."""
+    def render(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The reply: `text`, or `error`, with the `line` where the template is malformed."""
         with self._lock:
-            if self._end is None or not self._end.alive:
+            if self._terminate is None or not self._terminate.alive:
                 self._start()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the child has died; reading its reply shows that
                 self._pipe_in.write(json.dumps(variables).encode() + b"\n")
                 self._pipe_in.flush()
             line = self._pipe_out.readline()
             if line.endswith(b"\n"):
                 return json.loads(line)
-            assert self._end is not None
-            self._end()
+            assert self._terminate is not None
+            self._terminate()
             memory = f"{MEMORY_BYTES / 2**30:g} GiB of memory"
             return {"error": f"it took more than {CPU_S:g} s, or more than {memory}"}
 
@@ -82,29 +82,29 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # ctrl-C is for the server, whose last answers may need a template
+            start_new_session=True,  # ctrl-C is for the server, whose last answers can still need a template
             env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         assert process.stdin is not None and process.stdout is not None
         self._pipe_in, self._pipe_out = process.stdin, process.stdout
-        self._end = weakref.finalize(self, _end, process)
+        self._terminate = weakref.finalize(self, _terminate, process)
         self._pipe_in.write(json.dumps(self._source).encode() + b"\n")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _terminate(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):
             assert pipe is not None
             pipe.close()
     try:
-        process.wait(PATIENCE_S)  # without a line to read it ends by itself
+        process.wait(SHUTDOWN_S)  # it exits at the end of its input
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
 def main() -> None:
-    """The child: the template's source, then variables, a line each."""
+    """The child process: reads the template's source, then variables, one JSON line each."""
     import resource
     import signal
 
@@ -112,10 +112,11 @@ def main() -> None:
     source = json.loads(sys.stdin.readline())
     for line in sys.stdin:
         variables = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)  # its signal ends the process, in the middle of anything
-        told = _rendered(source, variables)
+        # SIGPROF kills the process, even in the middle of a C call, where no Python handler would run.
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        reply = _rendered(source, variables)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(told), flush=True)
+        print(json.dumps(reply), flush=True)
 
 
 def _rendered(source: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -123,13 +124,13 @@ def _rendered(source: str, variables: dict[str, Any]) -> dict[str, Any]:
 
     try:
         text = compile_template(source).render(**variables)
-        text.encode()  # half a surrogate pair is no text
+        text.encode()  # a lone surrogate raises here, not in the server
     except jinja2.TemplateSyntaxError as error:
         return {"error": error.message, "line": error.lineno}
-    except Exception as error:  # a template is a program from elsewhere: it may fail in any way
+    except Exception as error:  # a template is a third-party program: it can fail in any way
         return {"error": str(error)[:500] or type(error).__name__}
-    if len(text) > LONGEST:
-        return {"error": f"it writes {len(text):,} characters; at most {LONGEST:,} are taken"}
+    if len(text) > MAX_CHARACTERS:
+        return {"error": f"it writes {len(text):,} characters; the limit is {MAX_CHARACTERS:,}"}
     return {"text": text}
 
 

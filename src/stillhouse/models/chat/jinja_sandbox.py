@@ -1,10 +1,9 @@
-"""The sandboxed Jinja environment that chat templates run in.
+"""The sandboxed Jinja environment that renders chat templates.
 
-Gives templates what transformers gives them (`raise_exception`, `strftime_now`, `tojson`, loop
-controls, `{% generation %}`), with one difference: the date is fixed, because a template that
-writes today's date into the prompt would make tomorrow's run another run. The sandbox keeps
-templates from Python's internals; it does not bound the time or memory that one may take (see
-template_child.py).
+It offers templates what transformers offers them (`raise_exception`, `strftime_now`, `tojson`, loop controls,
+`{% generation %}`), with one difference: the date is fixed. A template that writes today's date into the
+prompt would give a run other prompts tomorrow. The sandbox keeps templates from Python's internals. It does
+not limit the time or memory that one takes; see `isolated_template` for that.
 """
 
 from __future__ import annotations
@@ -23,8 +22,14 @@ import jinja2.sandbox
 # The date that Llama 3.1's template falls back to when there is no clock.
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
 
-# Set around the body of `{% generation %}`. Noncharacters: never part of text (Unicode, section 23.7).
+# Written around the body of `{% generation %}`. Noncharacters, which never occur in text (Unicode, section
+# 23.7).
 GENERATION_START, GENERATION_END = "\ufdd2", "\ufdd3"
+
+
+def without_generation_marks(text: str) -> str:
+    """``text`` without the marks of `{% generation %}` blocks."""
+    return text.replace(GENERATION_START, "").replace(GENERATION_END, "")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -47,6 +52,7 @@ def _raise(message: str) -> None:
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    # Jinja's own filter escapes HTML, and models were not trained on that.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -63,5 +69,5 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 
 @functools.lru_cache(maxsize=32)
 def compile_template(source: str) -> jinja2.Template:
-    """The compiled template; raises jinja2.TemplateSyntaxError for a malformed one."""
+    """The compiled template. Raises jinja2.TemplateSyntaxError where it is malformed."""
     return _environment().from_string(source)

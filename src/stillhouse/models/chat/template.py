@@ -1,7 +1,7 @@
 """Chat templates: messages to text, and to token ids with a mask of what the assistant wrote.
 
-Rendering is Jinja in a sandbox (see sandbox.py). Which tokens are the assistant's follows from the
-template alone (see spans.py). Text inside a message can never forge a turn: a user who types
+Templates are rendered by Jinja in a sandbox (`jinja_sandbox`). Which tokens are the assistant's follows from
+the template alone (`assistant_mask`). Text inside a message cannot forge a turn: a user who types
 `<|im_end|>` gets the tokens of those characters, not the special token. Images are not supported.
 """
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
 from stillhouse.hashing import sha256_text
-from stillhouse.models.chat.encode import added_tokens, encode_inert, encode_piece
+from stillhouse.models.chat.encode import added_tokens, encode_as_text, encode_segment
+from stillhouse.models.chat.reasoning import REASONING_END, REASONING_START
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,10 +31,8 @@ PLAIN = """{{ bos_token }}{% for message in messages %}
 """For models that declare no template (base models): `User:` and `Assistant:` on lines of their own."""
 
 _SET_TEMPLATE = "Set student.template: teacher, or put another chat template into the model's directory."
-_GUARD = (
-    "\ufdd0"  # noncharacter: stands for a mark that a message spells; never valid in text for interchange
-)
-_GUARD_END = "\ufdd1"
+# Noncharacters around the number of a special token that a message spells; never valid in interchanged text.
+_PLACEHOLDER_START, _PLACEHOLDER_END = "\ufdd0", "\ufdd1"
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class ChatTemplate:
 
     Args:
         source: Jinja.
-        special_tokens: what the template may name: `bos_token`, `eos_token`, …
-        declared: False where the model has none and the plain one stands in.
+        special_tokens: variables of the template: `bos_token`, `eos_token`, …
+        declared: False where the model has no template and :data:`PLAIN` takes its place.
     """
 
     source: str
@@ -52,7 +51,7 @@ class ChatTemplate:
 
     @classmethod
     def plain(cls, special_tokens: Mapping[str, str] | None = None) -> ChatTemplate:
-        """The stand-in for models without a template."""
+        """The template for models that declare none."""
         return cls(PLAIN, {"bos_token": "", "eos_token": "", **(special_tokens or {})}, declared=False)
 
     @functools.cached_property
@@ -62,15 +61,15 @@ class ChatTemplate:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts at which an answer ends besides the end token; base models know no end token of a turn."""
+        """Strings that end an answer besides the end token; base models have no end-of-turn token."""
         return () if self.declared else ("\n\nUser:",)
 
     @functools.cached_property
     def tool_call_format(self) -> ToolCallFormat | None:
-        """How the model writes a call of a tool; None where the template knows none, or no form read here."""
+        """How the model writes tool calls; None where the template has none, or an unsupported format."""
         from stillhouse.models.chat.tool_calls import detect_tool_call_format
 
-        return detect_tool_call_format(self)
+        return detect_tool_call_format(self.render)
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
@@ -83,21 +82,21 @@ class ChatTemplate:
         Raises:
             ModelError: the template is malformed, or refuses these messages.
         """
-        from stillhouse.models.chat.jinja_sandbox import GENERATION_END, GENERATION_START
+        from stillhouse.models.chat.jinja_sandbox import without_generation_marks
 
         text = self.render_marked(messages, add_generation_prompt=add_generation_prompt, **variables)
-        return text.replace(GENERATION_START, "").replace(GENERATION_END, "")
+        return without_generation_marks(text)
 
     def render_marked(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
     ) -> str:
-        """The same, with the template's own `{% generation %}` marks left in."""
+        """As :meth:`render`, with the template's own `{% generation %}` marks left in."""
         import jinja2
 
         try:
             return self._run(
                 {
-                    "messages": [self._folded(message) for message in messages],
+                    "messages": [self._with_inline_reasoning(message) for message in messages],
                     "add_generation_prompt": add_generation_prompt,
                     **{"tools": None, "documents": None, **self.special_tokens, **variables},
                 }
@@ -106,7 +105,7 @@ class ChatTemplate:
             raise ModelError(
                 f"the chat template is malformed: line {error.lineno}: {error.message}"
             ) from error
-        except Exception as error:  # a template is a program from elsewhere: it may fail in any way
+        except Exception as error:  # a template is a third-party program: it can fail in any way
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise ModelError(
                 f"the chat template refuses a conversation of roles {roles}: {error}", hint=_SET_TEMPLATE
@@ -117,25 +116,30 @@ class ChatTemplate:
     ) -> tuple[list[int], list[bool]]:
         """Token ids [T] of the conversation, and which of them the assistant wrote [T].
 
-        The assistant's part of a turn starts where generation would start and ends with the end-of-turn
-        token. An earlier turn whose reasoning the template leaves out is context, not to be learned.
+        The assistant's part of a turn begins where generation would begin and ends with the end-of-turn
+        token. An earlier turn whose reasoning the template leaves out is context and is not learned.
 
         Raises:
-            ModelError: the template refuses the messages, or contradicts itself about where a turn starts.
+            ModelError: the template refuses the messages, or contradicts itself about where a turn begins.
         """
         from stillhouse.models.chat.assistant_mask import assistant_spans
 
         guard = _Guard(tokenizer, self)
-        text, spans = assistant_spans(self, guard.messages(messages), list(guard.marks), guard.turn_marks)
+        text, spans = assistant_spans(
+            self.render_marked, guard.messages(messages), list(guard.added_tokens), guard.turn_tokens
+        )
         ids: list[int] = []
         mask: list[bool] = []
-        at = 0
+        previous_end = 0
         for start, end in [*spans, (len(text), len(text))]:
-            for piece_start, piece_end, learned in ((at, start, False), (start, end, True)):
-                new = guard.encode(text[piece_start:piece_end], text[:piece_start])
-                ids += new
-                mask += [learned] * len(new)
-            at = end
+            for segment_start, segment_end, is_assistant in (
+                (previous_end, start, False),
+                (start, end, True),
+            ):
+                segment_ids = guard.encode(text[segment_start:segment_end], text[:segment_start])
+                ids += segment_ids
+                mask += [is_assistant] * len(segment_ids)
+            previous_end = end
         return ids, mask
 
     def encode_prompt(
@@ -149,23 +153,23 @@ class ChatTemplate:
         """Token ids [T] after which the model writes the next answer.
 
         Args:
-            answer_prefix: how the answer begins; the model writes the rest.
+            answer_prefix: the beginning of the answer; the model writes the rest.
             variables: further variables for the template, such as `tools`; special tokens that they spell
                 become plain text.
         """
         guard = _Guard(tokenizer, self)
-        variables = {key: guard.replaced(value, guard.marks) for key, value in variables.items()}
+        variables = {key: guard.replaced(value, guard.added_tokens) for key, value in variables.items()}
         text = self.render(guard.messages(messages), add_generation_prompt=True, **variables)
         return guard.encode(text + answer_prefix, "")
 
     def end_token_ids(self, tokenizer: PreTrainedTokenizerFast) -> set[int]:
-        """Ids that end an answer: the tokenizer's end token, and what this template puts after one."""
+        """Ids that end an answer: the tokenizer's end token, and the one that this template writes."""
         from stillhouse.models.chat.assistant_mask import end_of_turn
 
-        marks = added_tokens(tokenizer)
-        text = end_of_turn(self, marks)
-        mark = next((mark for mark in marks if text.endswith(mark)), None)
-        ends = [tokenizer.eos_token_id, tokenizer.backend_tokenizer.token_to_id(mark) if mark else None]
+        tokens = added_tokens(tokenizer)
+        text = end_of_turn(self.render_marked, tokens)
+        token = next((token for token in tokens if text.endswith(token)), None)
+        ends = [tokenizer.eos_token_id, tokenizer.backend_tokenizer.token_to_id(token) if token else None]
         return {number for number in ends if isinstance(number, int)}
 
     def _run(self, variables: Mapping[str, Any]) -> str:
@@ -175,22 +179,23 @@ class ChatTemplate:
 
     @functools.cached_property
     def user_turn(self) -> str:
-        """One turn of a user; empty where the template refuses such a conversation."""
+        """One rendered turn of a user; empty where the template refuses such a conversation."""
         try:
             return self.render([{"role": "user", "content": "x"}])
         except ModelError:
             return ""
 
-    def _folded(self, message: Message) -> Message:
-        """Reasoning as `<think>` text, where the template does not know the field."""
+    def _with_inline_reasoning(self, message: Message) -> Message:
+        """The message with its reasoning as a `<think>` block, where the template lacks the field."""
         reasoning = message.get("reasoning_content")
         if not reasoning or "reasoning_content" in self.source:
             return message
-        return {**message, "content": f"<think>\n{reasoning}\n</think>\n\n{message.get('content') or ''}"}
+        block = f"{REASONING_START}\n{reasoning}\n{REASONING_END}"
+        return {**message, "content": f"{block}\n\n{message.get('content') or ''}"}
 
 
 def compare_templates(teacher: ChatTemplate, student: ChatTemplate) -> str | None:
-    """A warning that says what to set when the two differ; None when they are the same."""
+    """A warning that says which setting to choose when the two differ; None when they are the same."""
     if teacher.hash == student.hash:
         return None
     if not student.declared:
@@ -203,57 +208,60 @@ def compare_templates(teacher: ChatTemplate, student: ChatTemplate) -> str | Non
 
 
 class _Guard:
-    """Keeps what messages say apart from what the template says.
+    """Keeps the text of messages apart from the text of the template.
 
-    A mark that a message spells is replaced by a placeholder before rendering and becomes plain text when
-    tokenized. In user, system and tool messages all added tokens are marks; in the assistant's, only those
-    that build turns (its `<think>` is its own).
+    A special token that a message spells is replaced by a placeholder before rendering, and becomes plain
+    text when tokenized. In user, system and tool messages that holds for all added tokens; in the assistant's
+    only for those that delimit turns (its `<think>` is its own).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate) -> None:
         self.tokenizer = tokenizer
-        special = added_tokens(tokenizer)
-        self.marks = list(special)
-        self.turn_marks = [mark for mark in self.marks if special[mark] or mark in template.user_turn]
+        is_special = added_tokens(tokenizer)
+        self.added_tokens = list(is_special)
+        self.turn_tokens = [
+            token for token in self.added_tokens if is_special[token] or token in template.user_turn
+        ]
 
     def messages(self, messages: Sequence[Message]) -> list[Message]:
         return [self._guarded(message) for message in messages]
 
     def _guarded(self, message: Message) -> Message:
-        marks = self.turn_marks if message.get("role") == "assistant" else self.marks
+        tokens = self.turn_tokens if message.get("role") == "assistant" else self.added_tokens
         return {
-            key: self.replaced(value, self.marks if key == "tool_calls" else marks)
+            key: self.replaced(value, self.added_tokens if key == "tool_calls" else tokens)
             for key, value in message.items()
         }
 
-    def replaced(self, value: Any, marks: list[str]) -> Any:
-        """``value`` with a placeholder for each of ``marks``, also inside of lists and mappings."""
+    def replaced(self, value: Any, tokens: list[str]) -> Any:
+        """``value`` with a placeholder for each of ``tokens``, also inside of lists and mappings."""
         if isinstance(value, Mapping):
-            return {self.replaced(key, marks): self.replaced(part, marks) for key, part in value.items()}
+            return {self.replaced(key, tokens): self.replaced(item, tokens) for key, item in value.items()}
         if isinstance(value, list):
-            return [self.replaced(part, marks) for part in value]
+            return [self.replaced(item, tokens) for item in value]
         if not isinstance(value, str):
             return value
         value = value.translate(_NO_PLACEHOLDERS)
-        for mark in marks:
-            if mark in value:
-                value = value.replace(mark, f"{_GUARD}{self.marks.index(mark)}{_GUARD_END}")
+        for token in tokens:
+            if token in value:
+                number = self.added_tokens.index(token)
+                value = value.replace(token, f"{_PLACEHOLDER_START}{number}{_PLACEHOLDER_END}")
         return value
 
     def encode(self, text: str, before: str) -> list[int]:
-        """Token ids of ``text``, which stands after ``before``; placeholders become plain text."""
+        """Token ids of ``text``, which follows ``before``; placeholders become plain text."""
         ids: list[int] = []
-        head, *rest = text.split(_GUARD)
-        ids += encode_piece(self.tokenizer, head, before, self.marks)
-        for part in rest:
-            number, _, tail = part.partition(_GUARD_END)
-            if not (number.isdecimal() and int(number) < len(self.marks)):
-                raise ModelError("the chat template writes a character that stands for no text (U+FDD0)")
-            mark = self.marks[int(number)]
-            ids += encode_inert(self.tokenizer, mark, self.marks)
-            ids += encode_piece(self.tokenizer, tail, _GUARD, self.marks)
+        head, *rest = text.split(_PLACEHOLDER_START)
+        ids += encode_segment(self.tokenizer, head, before, self.added_tokens)
+        for segment in rest:
+            number, _, tail = segment.partition(_PLACEHOLDER_END)
+            if not (number.isdecimal() and int(number) < len(self.added_tokens)):
+                raise ModelError("the chat template writes a noncharacter, which is never text (U+FDD0)")
+            token = self.added_tokens[int(number)]
+            ids += encode_as_text(self.tokenizer, token, self.added_tokens)
+            ids += encode_segment(self.tokenizer, tail, _PLACEHOLDER_START, self.added_tokens)
         return ids
 
 
-# Our own placeholders inside a message are noncharacters, which have no meaning in text; they are dropped.
+# Our own placeholders in a message are noncharacters, which have no meaning in text, and are dropped.
 _NO_PLACEHOLDERS = dict.fromkeys(range(0xFDD0, 0xFDD5))

@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 from stillhouse.models.sampling.fast_decoder import FastDecoder, fast_decoder
 from stillhouse.models.sampling.kv_cache import KeyValues
 from stillhouse.models.sampling.module_decoder import ModuleDecoder
-from stillhouse.models.sampling.next_token import Marker, draw, draw_with_logp
-from stillhouse.models.types import Sampling
+from stillhouse.models.sampling.next_token import draw, draw_with_logp
+from stillhouse.models.types import Marker, Sampling
 
 __all__ = ["SampledAnswer", "can_sample", "draw", "sample"]
 

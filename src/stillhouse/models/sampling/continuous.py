@@ -25,8 +25,8 @@ from stillhouse.models.sampling.constrained import Constraint
 from stillhouse.models.sampling.fast_decoder import fast_decoder
 from stillhouse.models.sampling.kv_cache import KeyValues
 from stillhouse.models.sampling.module_decoder import ModuleDecoder
-from stillhouse.models.sampling.next_token import Marker, draw_with_logp
-from stillhouse.models.types import Sampling
+from stillhouse.models.sampling.next_token import draw_with_logp
+from stillhouse.models.types import Marker, Sampling
 
 CHUNK = 256  # tokens of waiting prompts that one step takes in
 WORTH_COPYING = 16  # tokens of an equal prefix that are copied rather than read again

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from stillhouse.errors import StillhouseError
 from stillhouse.models import Reply, Request, Sampling, TorchModel, cpu_has_bfloat16, load_weights
 from stillhouse.models.backends.pytorch import sample_any
-from stillhouse.models.chat.encode import added_tokens, encode_piece
+from stillhouse.models.chat.encode import added_tokens, encode_segment
 from stillhouse.trace.suspects.base import Prompt, SuspectCapabilities, TextLikelihood
 from stillhouse.trace.suspects.prefix_scoring import PrefixScorer
 
@@ -91,6 +91,6 @@ class TorchSuspect:
         tokenizer = self.weights.tokenizer
         if tokenizer.backend_tokenizer.token_to_id(_BYTE_FALLBACK) is not None:
             marks = list(added_tokens(tokenizer))
-            return [encode_piece(tokenizer, text, _ANYTHING, marks) for text in texts]
+            return [encode_segment(tokenizer, text, _ANYTHING, marks) for text in texts]
         found = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
