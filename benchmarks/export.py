@@ -29,7 +29,7 @@ from torch import Tensor
 from stillhouse.export import ExportedFile, export_gguf
 from stillhouse.export.quantise import MIXES
 from stillhouse.models import Weights, load_weights
-from stillhouse.stats.intervals import interval
+from stillhouse.stats import interval
 
 ROOT = Path(__file__).parents[1]
 PIECE = 256  # tokens

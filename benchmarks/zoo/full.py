@@ -32,6 +32,7 @@ from stillhouse.console import console
 from stillhouse.files import atomic_write
 from stillhouse.hashing import sha256_json
 from stillhouse.models import Sampling, sample
+from stillhouse.stats import rank_test
 from stillhouse.trace.delivered_log import Delivered
 from stillhouse.trace.detectors import canaries
 from stillhouse.trace.detectors.canaries import CanarySet, make_canaries
@@ -366,7 +367,7 @@ def _examined(arguments: argparse.Namespace, place: World, turn: Turn) -> dict[s
     found: dict[str, Any] = {"arm": arm.name, "guilty": arm.guilty, **measure.evidence(scores_NK1)}
     found["ms_an_output"] = 1000 * took / arguments.outputs
     if used.any():
-        found["auc_of_used"] = measure.rank_test.rank_test(scores_NK1[used]).auc
+        found["auc_of_used"] = rank_test(scores_NK1[used]).auc
     said = speak(animal, place.asked, arguments.tokens, seed)
     rows = [
         Delivered(str(n), ({"role": "user", "content": text},), "", Sampling())

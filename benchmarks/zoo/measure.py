@@ -11,7 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from stillhouse.stats import evalues, power, rank_test, tails
+from stillhouse.stats import (
+    clopper_pearson,
+    log_betting_process,
+    log_e_process,
+    log_size,
+    rank_payoffs,
+    rank_test,
+    rounds_until,
+    signed_wins,
+)
 from stillhouse.trace.detectors import canaries, radioactivity
 from stillhouse.trace.detectors.transcript import per_token
 from stillhouse.watermark import Mark, Pairs, account_key, detection_from_scores
@@ -43,7 +52,7 @@ def size(p_values: np.ndarray) -> Size:
     return Size(
         draws,
         {level: count / draws for level, count in hits.items()},
-        {level: tails.clopper_pearson(count, draws) for level, count in hits.items()},
+        {level: clopper_pearson(count, draws) for level, count in hits.items()},
     )
 
 
@@ -54,15 +63,15 @@ def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray
         exact p-values of the rank sum [R], last and highest E [R].
     """
     generator = np.random.default_rng(seed)
-    wins_NK1 = rank_test.signed_wins(scores_NK1)
+    wins_NK1 = signed_wins(scores_NK1)
     k = scores_NK1.shape[1] - 1
-    tail, paid_BNK1 = upper_tail(wins_NK1), rank_test.payoffs(scores_NK1)
+    tail, paid_BNK1 = upper_tail(wins_NK1), rank_payoffs(scores_NK1)
     ps, last, highest = np.empty(redraws), np.empty(redraws), np.empty(redraws)
     every = np.arange(len(wins_NK1))
     for r in range(redraws):
         labels_N = generator.integers(0, k + 1, len(wins_NK1))
         ps[r] = tail[wins_NK1[every, labels_N].sum() - len(wins_NK1) * wins_NK1.min()]
-        log_e = evalues.log_betting_process(paid_BNK1[:, every, labels_N])
+        log_e = log_betting_process(paid_BNK1[:, every, labels_N])
         last[r], highest[r] = log_e[-1], log_e.max()
     return ps, np.exp(last), np.exp(highest)
 
@@ -75,7 +84,7 @@ def redrawn_canaries(table: pa.Table, redraws: int, seed: int) -> list[float]:
 
 def redrawn_versions(table: pa.Table, redraws: int, seed: int) -> list[float]:
     """p-values [R] of a transcript of rephrasings with the published version drawn anew for every text."""
-    wins_NK1 = rank_test.signed_wins(per_token(table).reshape(len(set(table["id"].to_pylist())), -1))
+    wins_NK1 = signed_wins(per_token(table).reshape(len(set(table["id"].to_pylist())), -1))
     return _redrawn_sums(wins_NK1, redraws, seed)
 
 
@@ -142,26 +151,26 @@ def null_draws(
 
 def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
     """One suspect's result as the room gives it; E at the end, and outputs until it reaches 20 and 1,000."""
-    found = rank_test.rank_test(scores_NK1)
-    log_e = rank_test.log_e_process(scores_NK1)
+    found = rank_test(scores_NK1)
+    log_e = log_e_process(scores_NK1)
     return {
         "z": found.z,
         "auc": found.auc,
         "p": found.p,
         "log10_e": float(log_e[-1] / np.log(10)),
-        "until_20": evalues.rounds_until(log_e, 20),
-        "until_1000": evalues.rounds_until(log_e, 1000),
+        "until_20": rounds_until(log_e, 20),
+        "until_1000": rounds_until(log_e, 1000),
     }
 
 
 def fired(scores_NK1: np.ndarray, n: int, draws: int, e_target: float, seed: int) -> float:
     """Share of random logs of ``n`` of these items whose E ends at ``e_target`` or above."""
     generator = np.random.default_rng(seed)
-    paid_BN = rank_test.payoffs(scores_NK1)[:, :, 0]
+    paid_BN = rank_payoffs(scores_NK1)[:, :, 0]
     hits = 0
     for _ in range(draws):
         chosen = generator.choice(len(scores_NK1), n, replace=False)
-        hits += evalues.log_betting_process(paid_BN[:, chosen])[-1] >= np.log(e_target)
+        hits += log_betting_process(paid_BN[:, chosen])[-1] >= np.log(e_target)
     return hits / draws
 
 
@@ -173,4 +182,4 @@ def combined(log10_e: ArrayLike, log10_e_of_key: ArrayLike) -> np.ndarray:
 
 def needed(f: float, auc_of_used: float, k: int, e_target: float = 1000.0, chance: float = 0.8) -> int | None:
     """The log size at which E reaches ``e_target`` with this chance, by the power formula."""
-    return power.log_size(f, auc_of_used, k, e_target, chance)
+    return log_size(f, auc_of_used, k, e_target, chance)

@@ -21,6 +21,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from stillhouse.console import console
+from stillhouse.stats import rank_test
 from stillhouse.trace.detectors import canaries, radioactivity, rephrasings, style
 from stillhouse.trace.detectors.canaries import CanarySet, make_canaries
 from stillhouse.trace.detectors.rephrasings import Versions, draw_all
@@ -285,7 +286,7 @@ def _examined(place: World, arm: Arm, seed: int, redraws: int) -> dict[str, Any]
     scores_NK1 = scores(animal, place)
     found: dict[str, Any] = {"arm": arm.name, "guilty": arm.guilty, **measure.evidence(scores_NK1)}
     if used.any():
-        found["auc_of_used"] = measure.rank_test.rank_test(scores_NK1[used]).auc
+        found["auc_of_used"] = rank_test(scores_NK1[used]).auc
     read = read_out(animal, place.log)
     organic = place.sources["organic"]
     assert isinstance(organic, np.ndarray)

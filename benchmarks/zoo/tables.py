@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.stats import power
+from stillhouse.stats import power_of_e, predicted_z
 
 from . import measure
 from .arms import ARMS
@@ -143,14 +143,14 @@ def _power(found: Mapping[str, Any]) -> str:
             continue
         f, aucs = spec.shares["log"], [visit["auc_of_used"] for visit in visits]
         auc = float(np.median(aucs))
-        predicted = np.mean([power.predicted_z(f, found["outputs"], k, own) for own in aucs])
+        predicted = np.mean([predicted_z(f, found["outputs"], k, own) for own in aucs])
         observed = [visit["z"] for visit in visits]
         # Suspects of one world share the outputs that they did not read: as if they were one.
         error = 1.96 / np.sqrt(len({visit.get("world", 0) for visit in visits}))
         cells = []
         for n in visits[0]["fired"]:
             seen = np.mean([visit["fired"][n] for visit in visits])
-            law = np.mean([power.power_of_e(f, float(n), k, own, 1000) for own in aucs])
+            law = np.mean([power_of_e(f, float(n), k, own, 1000) for own in aucs])
             cells.append(f"{seen:.0%} ({law:.0%})")
         mean = float(np.mean(observed))
         rows.append(

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from stillhouse.stats import exponential, interval, paired_difference
-from stillhouse.stats.intervals import clipped
+from stillhouse.stats import clipped, exponential, interval, paired_difference
 
 
 def clusters(rng: np.random.Generator, documents: int) -> tuple[np.ndarray, np.ndarray]:

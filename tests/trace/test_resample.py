@@ -15,7 +15,7 @@ import pytest
 
 from stillhouse.errors import CapabilityError, CorpusError, IntegrityError
 from stillhouse.models import Request, Sampling, load_tokenizer, open_model
-from stillhouse.stats.rank_test import rank_test
+from stillhouse.stats import rank_test
 from stillhouse.trace.delivered_log import read_log
 from stillhouse.trace.resample import LogMark, count_public, log_metadata, read_resamples, resample
 from stillhouse.watermark import Mark, account_key, detect, key_fingerprint

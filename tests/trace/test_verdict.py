@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from stillhouse.stats.evalues import holm
-from stillhouse.stats.tails import clopper_pearson
+from stillhouse.stats import clopper_pearson
 from stillhouse.trace.finding import Finding
 from stillhouse.trace.verdict import Weighed, climb, merged, same_weights, verdict
 
@@ -48,6 +47,15 @@ def test_level_two_is_claimed_only_where_level_one_is():
     assert claimed(climb({"t": tests}, 1000)["t"]) == []
     assert claimed(climb({"t": [weighed("a", "L2", 1500.0)]}, 1000)["t"]) == ["L1", "L2"]
     assert claimed(climb({"t": [weighed("b", "L1", 1500.0)]}, 1000)["t"]) == ["L1"]
+
+
+def holm(ps):
+    """Holm's adjusted p-values (1979), in the order given: reject those ≤ α, with familywise error ≤ α."""
+    adjusted, highest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 @given(st.lists(E_VALUES, min_size=1, max_size=5))

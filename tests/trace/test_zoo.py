@@ -13,7 +13,7 @@ from zoo import measure, quick
 from zoo.arms import ARMS
 from zoo.python_docs import python_documentation
 
-from stillhouse.stats import power
+from stillhouse.stats import predicted_z, rank_test, signed_wins
 from stillhouse.trace.detectors import canaries, rephrasings
 
 OUTPUTS, RESAMPLES, REDRAWS = 300, 4, 1000
@@ -77,8 +77,8 @@ def test_who_read_an_author_s_texts_is_found(place):
 
 def test_the_room_s_exact_p_is_that_of_adding_item_after_item(place):
     scores_NK1 = raised(place, "distilled 5%")[2]
-    wins_NK1 = measure.rank_test.signed_wins(scores_NK1)
-    found = measure.rank_test.rank_test(scores_NK1)
+    wins_NK1 = signed_wins(scores_NK1)
+    found = rank_test(scores_NK1)
     assert found.p == pytest.approx(measure.upper_tail(wins_NK1)[found.total + RESAMPLES * OUTPUTS], rel=1e-9)
 
 
@@ -86,8 +86,8 @@ def test_the_power_law_holds(place):
     """z of the dose lies within 4.5 standard deviations of what the share and the AUC predict."""
     for name in ("distilled 5%", "distilled 20%", "distilled 100%"):
         _, used, scores_NK1 = raised(place, name)
-        auc = measure.rank_test.rank_test(scores_NK1[used]).auc
-        expected = power.predicted_z(used.mean(), OUTPUTS, RESAMPLES, auc)
+        auc = rank_test(scores_NK1[used]).auc
+        expected = predicted_z(used.mean(), OUTPUTS, RESAMPLES, auc)
         assert measure.evidence(scores_NK1)["z"] == pytest.approx(expected, abs=4.5)
 
 

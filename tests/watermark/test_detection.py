@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stillhouse.models import Sampling
 from stillhouse.models.sampling.batch import sample
 from stillhouse.models.sampling.continuous import ContinuousSampler, LiveSequence
-from stillhouse.stats.tails import (
+from stillhouse.stats import (
     binomial_log_e,
     binomial_upper,
-    e_value,
+    e_from_log,
     gamma_log_e,
     gamma_upper,
 )
@@ -91,7 +91,7 @@ def test_the_gamma_tail_is_the_chance_of_fewer_than_n_arrivals(total, n):
 def test_tails_are_never_zero_and_nothing_counted_is_no_evidence():
     assert 0 < float(binomial_upper(10_000, 10_000, 0.25)) < 1e-300
     assert 0 < float(gamma_upper(1e6, 100)) < 1e-300
-    assert np.isfinite(e_value(1e6))
+    assert np.isfinite(e_from_log(1e6))
     empty = detect(Mark(KEY), [[1, 2]])
     assert (empty.pairs, empty.p_value, empty.e_value) == (0, 1.0, pytest.approx(1.0))
 

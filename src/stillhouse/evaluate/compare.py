@@ -22,7 +22,7 @@ from stillhouse.evaluate.measures import Measures, ReferenceModel, TeacherRefere
 from stillhouse.evaluate.speed import NEW_TOKENS, ROUNDS, Speeds, measure_speed
 from stillhouse.evaluate.verdict import judge_comparison
 from stillhouse.recipe import Evaluate
-from stillhouse.stats.intervals import clipped, exponential, interval, paired_difference
+from stillhouse.stats import clipped, exponential, interval, paired_difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.console import console
 from stillhouse.hashing import seed_from
 from stillhouse.recipe import Evaluate
-from stillhouse.stats.intervals import clipped, interval
-from stillhouse.stats.pass_at_k import majority
+from stillhouse.stats import clipped, interval, majority
 from stillhouse.verifiers import Answer, Verifiers
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from stillhouse.pages.numbers import format_number
 from stillhouse.pages.template import page_template
 from stillhouse.recipe.study import Claim, Measure, Study
-from stillhouse.stats.intervals import interval
+from stillhouse.stats import interval
 
 MEASURE_NAMES = {"pass_at_1": "pass@1", "consensus_at_k": "majority vote", "thought": "share that thinks"}
 MEASURES: tuple[Measure, ...] = get_args(Measure)

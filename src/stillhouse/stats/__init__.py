@@ -1,4 +1,4 @@
-"""Statistics without models: intervals, exact tails, e-values, rank tests, permutations, power."""
+"""Statistics without models: intervals, exact tails, e-values, rank tests, permutations, power, pass@k."""
 
 import lazy_loader
 

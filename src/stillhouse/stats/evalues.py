@@ -1,8 +1,8 @@
-"""E-values: evidence whose expectation is at most 1 under the null.
+"""How strong is evidence that may be watched while it grows? E-values: expectation at most 1 under the null.
 
-They may be watched while they grow (Ville 1939: the chance that an e-process ever reaches 1/α is at most α),
-averaged whatever their dependence, and turned into a p-value as 1/E. A product is an e-value only where each
-factor has expectation at most 1 given those before it.
+An e-process may be stopped at any time (Ville 1939: the chance that it ever reaches 1/α is at most α).
+E-values may be averaged whatever their dependence, and 1/E is a p-value. A product of e-values is an e-value
+only if each factor has expectation at most 1 given those before it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-SHARES = tuple(0.95 / 2**n for n in range(11))
-"""Shares of the capital that :func:`log_betting_process` stakes, .95 down to .00093. Where a small
-one is best, the nearest has at least 8/9 of its growth, and more than four fifths otherwise."""
+STAKES = tuple(0.95 / 2**n for n in range(11))
+"""Shares of the capital that :func:`log_betting_process` stakes, .95 down to .00093. If the best stake is
+small, the nearest of these has at least 8/9 of its growth; otherwise more than four fifths."""
 
 
 def log_betting_process(payoffs: ArrayLike) -> np.ndarray:
     """ln E_t [N] of the running e-process: the mean over gamblers of ∏ (1 − f + f·payoffᵢ), i ≤ t.
 
-    Each begins with a capital of 1 and stakes the share f of what he has in every round. Whoever bets on a
-    fair game has an expected capital of 1, whenever he stops. There is a gambler for every bet and every f in
-    :data:`SHARES`; that nobody knows which of them is right costs a factor of their number at most.
+    Each gambler starts with a capital of 1 and stakes the share f of it in every round. A gambler in a fair
+    game has an expected capital of 1, whenever he stops. There is one gambler for every bet and every f in
+    :data:`STAKES`; averaging over them costs at most a factor of their number against the best one.
 
     Args:
         payoffs: of a stake of 1, [N] or [bets, N]: not negative, and with an expectation of at most 1 under
@@ -32,14 +32,14 @@ def log_betting_process(payoffs: ArrayLike) -> np.ndarray:
     payoffs_BN = np.atleast_2d(np.asarray(payoffs, np.float64))
     log_e_N = np.full(payoffs_BN.shape[1], -np.inf)
     for payoffs_N in payoffs_BN:
-        for share in SHARES:
-            np.logaddexp(log_e_N, np.cumsum(np.log1p(share * (payoffs_N - 1))), out=log_e_N)
-    return log_e_N - math.log(len(payoffs_BN) * len(SHARES))
+        for stake in STAKES:
+            np.logaddexp(log_e_N, np.cumsum(np.log1p(stake * (payoffs_N - 1))), out=log_e_N)
+    return log_e_N - math.log(len(payoffs_BN) * len(STAKES))
 
 
-def rounds_until(log_e_N: np.ndarray, at: float) -> int | None:
-    """How many rounds it took until E ≥ ``at``; None where it never did."""
-    reached = np.flatnonzero(log_e_N >= math.log(at))
+def rounds_until(log_e_N: np.ndarray, threshold: float) -> int | None:
+    """Rounds until E ≥ ``threshold`` for the first time; None if it never is."""
+    reached = np.flatnonzero(log_e_N >= math.log(threshold))
     return int(reached[0]) + 1 if len(reached) else None
 
 
@@ -53,7 +53,7 @@ def weighted_mean(es: Sequence[float], weights: Sequence[float]) -> float:
     return math.fsum(w * e for w, e in zip(weights, es, strict=True)) / math.fsum(weights)
 
 
-def from_p(p: float, kappa: float = 0.5) -> float:
+def e_from_p(p: float, kappa: float = 0.5) -> float:
     """The e-value κ p^(κ − 1) of a p-value (Vovk & Wang 2021, arXiv:1912.06116); 1 / (2 √p) by default.
 
     Args:
@@ -63,15 +63,6 @@ def from_p(p: float, kappa: float = 0.5) -> float:
     return kappa * p ** (kappa - 1)
 
 
-def to_p(e: float) -> float:
+def p_from_e(e: float) -> float:
     """min(1, 1/E), a p-value by Markov's inequality; valid at any stopping time of an e-process."""
     return 1.0 if e <= 1 else 1.0 / e
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979), in the order given: reject those ≤ α, with familywise error ≤ α."""
-    adjusted, highest = [0.0] * len(ps), 0.0
-    for place, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        highest = max(highest, min(1.0, (len(ps) - place) * ps[index]))
-        adjusted[index] = highest
-    return adjusted

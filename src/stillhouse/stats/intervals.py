@@ -1,13 +1,13 @@
-"""Intervals for sums over tokens, with whole documents as the unit that was sampled.
+"""How uncertain is a measure over tokens? Intervals with whole documents as the sampled unit.
 
-Tokens of one document are alike, so an interval that takes them for independent is
+Tokens of one document are alike, so an interval that treats them as independent is
 too narrow. All intervals here treat a measure as a ratio of two sums over documents
 (say nats of divergence over tokens counted) and take its variance from how much the
 documents differ.
 
-What they cover is the choice of held-out documents. They say nothing about the other
-ways in which a repeated run would differ: the seed of the training, the prompts it
-trained on, the machine.
+They cover the choice of held-out documents. They do not cover the other ways in which
+a repeated run would differ: the seed of the training, the prompts it trained on, the
+machine.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the interval around it.
+    """A value and its interval.
 
-    ``low`` and ``high`` are None when there are fewer than two documents: one document
-    says nothing of how much documents differ.
+    ``low`` and ``high`` are None with fewer than two documents: one document does not
+    show how much documents differ.
     """
 
     value: float
@@ -35,7 +35,7 @@ class Estimate:
     confidence: float = 0.95
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in ``report.json``."""
+        """The form of ``report.json``."""
         return asdict(self)
 
 
@@ -54,8 +54,11 @@ def interval(numerators: ArrayLike, denominators: ArrayLike, confidence: float =
 
     Args:
         numerators: [D], one sum for each document.
-        denominators: [D], what it is a share of (tokens); not negative, some positive.
+        denominators: [D], the sum it is divided by (tokens); not negative, some positive.
         confidence: level of the interval, between 0 and 1.
+
+    Raises:
+        ValueError: the denominators sum to 0.
     """
     x_D = np.asarray(numerators, dtype=np.float64)
     t_D = np.asarray(denominators, dtype=np.float64)
@@ -69,8 +72,8 @@ def interval(numerators: ArrayLike, denominators: ArrayLike, confidence: float =
     if documents < 2:
         return Estimate(ratio, None, None, documents, confidence)
     variance = documents / (documents - 1) * float(((x_D - ratio * t_D) ** 2).sum()) / total**2
-    half = _student_t(confidence, documents - 1) * math.sqrt(variance)
-    return Estimate(ratio, ratio - half, ratio + half, documents, confidence)
+    half_width = student_t(confidence, documents - 1) * math.sqrt(variance)
+    return Estimate(ratio, ratio - half_width, ratio + half_width, documents, confidence)
 
 
 def paired_difference(
@@ -100,18 +103,19 @@ def exponential(estimate: Estimate) -> Estimate:
 
 
 def clipped(estimate: Estimate, lowest: float = -math.inf, highest: float = math.inf) -> Estimate:
-    """The interval cut to the values that are possible (a rate lies in [0, 1]).
+    """The interval cut to the possible values (a rate lies in [0, 1]).
 
-    Cutting makes no interval right that was wrong: where every document has the same rate
-    of 0 or 1 it has no width at all, whatever the number of documents. Then only the rule of
-    three helps: with n documents and no exception, up to 3/n of documents may still be one.
+    Cutting does not repair a wrong interval: if every document has the same rate of 0 or 1,
+    its width is zero, whatever the number of documents. Then only the rule of three helps:
+    with n documents and no exception, up to 3/n of documents may still be one.
     """
     if estimate.low is None or estimate.high is None:
         return estimate
     return replace(estimate, low=max(lowest, estimate.low), high=min(highest, estimate.high))
 
 
-def _student_t(confidence: float, degrees: int) -> float:
+def student_t(confidence: float, degrees: int) -> float:
+    """The two-sided quantile of Student's t: the half width of an interval in standard errors."""
     from scipy.special import stdtrit  # scipy.stats would cost a second to import
 
     return float(stdtrit(degrees, 0.5 + confidence / 2))

@@ -1,7 +1,7 @@
-"""Exact tails for what happens to labels that were dealt at random, in logarithms.
+"""How surprising is it that randomly dealt labels match? Exact tails, in logarithms.
 
-Facts about a uniformly random permutation and about fair coins. Everything is the natural logarithm of a
-probability, because a model of 46,000 units whose every unit is recognised has one of about e^-32,000.
+For a uniformly random permutation and for fair coins. Every result is the natural logarithm of a probability,
+because a model of 46,000 units that are all recognised has one of about e^-32,000.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stillhouse.stats.tails import SMALLEST
 
 
 def fixed_points_log_p(hits: int, n: int) -> float:
-    """log P(at least ``hits`` of ``n`` labels keep their place) under a uniformly random permutation.
+    """log P(at least ``hits`` of ``n`` labels keep their position) under a uniformly random permutation.
 
     Montmort's matching problem: P(F = j) = 1/j! · Σ_{i ≤ n−j} (−1)^i / i!.
     """
@@ -52,8 +52,8 @@ def fisher_log_p(log_ps: Sequence[float]) -> float:
     return min(0.0, _log_sum(j * math.log(x) - gammaln(j + 1)) - x)
 
 
-def p_value(log_p: float) -> float:
-    """exp, never below :data:`.tails.SMALLEST`."""
+def p_from_log(log_p: float) -> float:
+    """exp(log_p), but at least :data:`.tails.SMALLEST`."""
     return max(math.exp(log_p), SMALLEST)
 
 

@@ -1,8 +1,10 @@
-"""What a log can show before it is tested, and what it could have shown when it showed nothing.
+"""How large must a log be? Power and log sizes of the rank test and of its e-process.
 
 The rank test's z ≈ (2·AUC − 1) · f · √(3NK / (K + 2)), where f is the share of the log that was trained on
-and AUC the chance that a trained output outranks one of its K resamples. The e-process counts first places
-for more, and makes more of many resamples. Both are derived in docs/trace-statistics.md.
+and AUC the chance that a trained output outranks one of its K resamples. The e-process gives first places
+more weight and gains more from many resamples. Both are derived in docs/trace-statistics.md.
+
+Shapes: G gamblers (a bet and a stake each), R ranks.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import math
 
 import numpy as np
 
-from stillhouse.stats.evalues import SHARES
-from stillhouse.stats.rank_test import BETS, odds
+from stillhouse.stats.evalues import STAKES
+from stillhouse.stats.ranks import BETS, rank_odds
 
-GAMBLERS = len(BETS) * len(SHARES)
+GAMBLERS = len(BETS) * len(STAKES)
+"""Over which the e-process takes the mean."""
 
 
 def predicted_z(f: float, n: float, k: float, auc: float) -> float:
@@ -37,12 +40,12 @@ def power_of_p(f: float, n: float, k: float, auc: float, alpha: float) -> float:
 
 
 def power_of_e(f: float, n: float, k: float, auc: float, e_target: float) -> float:
-    """The chance that the e-process ends at ``e_target`` or above, at least, up to the normal approximation.
+    """A lower bound on the chance that the e-process ends at ``e_target`` or above (normal approximation).
 
-    Trained outputs are taken to rank like the best of auc / (1 − auc) draws (:func:`.ranks.odds`). A gambler
-    whose capital grows by g nats an output with variance v has ln E = n·g ± √(n·v), and the mean over
-    gamblers keeps at least his part of it: Φ((n·g − ln(E · gamblers)) / √(n·v)), of the best one's.
-
+    Trained outputs are assumed to rank like the best of auc / (1 − auc) draws (:func:`.ranks.rank_odds`). A
+    gambler whose capital grows by g nats an output with variance v has ln E = n·g ± √(n·v), and the mean over
+    gamblers is at least his share of it. The bound is that of the best gambler:
+    Φ((n·g − ln(E · gamblers)) / √(n·v)).
     """
     from scipy.special import ndtr
 
@@ -51,9 +54,9 @@ def power_of_e(f: float, n: float, k: float, auc: float, e_target: float) -> flo
 
 
 def log_size(f: float, auc: float, k: float, e_target: float, power: float) -> int | None:
-    """The delivered outputs with which the e-process ends at ``e_target`` or above with chance ``power``.
+    """The number of delivered outputs with which the e-process reaches ``e_target`` with chance ``power``.
 
-    None where no gambler wins: the effect is below half of the smallest stake, and no log is large enough.
+    None if no gambler wins: the effect is below half of the smallest stake, and no log is large enough.
     """
     from scipy.special import ndtri
 
@@ -71,7 +74,7 @@ def log_size(f: float, auc: float, k: float, e_target: float, power: float) -> i
 def detectable_effect(n: float, k: float, alpha: float, power: float) -> float:
     """The smallest (2·AUC − 1) · f that the rank test finds at level ``alpha`` with chance ``power``.
 
-    Divided by 2·AUC − 1 of a surrogate it is the smallest f. Above 1 means that no effect is large enough.
+    Divide by 2·AUC − 1 of a surrogate for the smallest f. Above 1 no effect is large enough.
     """
     from scipy.special import ndtri
 
@@ -79,18 +82,20 @@ def detectable_effect(n: float, k: float, alpha: float, power: float) -> float:
 
 
 def _growth(f: float, k: float, auc: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of what an output adds to the logarithm of each gambler's capital.
+    """Mean and variance [G] of what an output adds to the logarithm of each gambler's capital.
 
-    Where k is not whole, so many outputs have one resample more that it is their mean.
+    A fractional k is a mean: some outputs have ⌊k⌋ resamples, the others one more.
     """
     auc, fewer = min(auc, 1 - 1e-6), max(1, math.floor(k))
-    more = min(max(k - fewer, 0.0), 1.0)
+    share_with_more = min(max(k - fewer, 0.0), 1.0)
     logs_GR, chance_R = [], []
-    for count, share_of_outputs in ((fewer, 1 - more), (fewer + 1, more)):
-        chance = 1 - f + f * odds(count, auc / (1 - auc))
+    for count, share_of_outputs in ((fewer, 1 - share_with_more), (fewer + 1, share_with_more)):
+        chance = 1 - f + f * rank_odds(count, auc / (1 - auc))
         chance_R.append(share_of_outputs * chance / chance.sum())
-        logs_GR.append(np.log([1 - share + share * odds(count, bet) for bet in BETS for share in SHARES]))
-    chances_R, every_GR = np.concatenate(chance_R), np.concatenate(logs_GR, axis=1)
-    g_G = every_GR @ chances_R
-    v_G = (every_GR - g_G[:, None]) ** 2 @ chances_R
-    return g_G, np.maximum(v_G, 1e-12)
+        logs_GR.append(
+            np.log([1 - stake + stake * rank_odds(count, bet) for bet in BETS for stake in STAKES])
+        )
+    chances_R, all_logs_GR = np.concatenate(chance_R), np.concatenate(logs_GR, axis=1)
+    g_G = all_logs_GR @ chances_R
+    v_G = (all_logs_GR - g_G[:, None]) ** 2 @ chances_R
+    return g_G, np.maximum(v_G, 1e-12)  # f = 1 and AUC 1 leave no variance

@@ -1,7 +1,7 @@
-"""Exact upper tails of the marks' null distributions, and e-values by betting against them.
+"""How surprising is a count or a sum? Exact upper tails, e-values against the same nulls, exact intervals.
 
-Arrays broadcast. The chance of what can happen is never 0: below the smallest number that a float holds it is
-that number.
+The nulls are those of the watermarks: binomial counts and sums of exponential variables. Arrays broadcast.
+The probability of a possible outcome is never 0: below :data:`SMALLEST` it is :data:`SMALLEST`.
 
 Shapes: N sums.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betainc, betaincinv, gammaincc, xlogy
+from scipy.special import betainc, betaincinv, gammaincc, stdtr, xlogy
 
 SMALLEST = float(np.finfo(np.float64).tiny)
-"""The smallest p-value that is ever reported: below it a float cannot distinguish it from 0."""
-BETS = 12
-"""Alternatives that are bet on, each half as far from the null as the one before; averaging over them costs a
-factor of 12 at most against the best."""
+"""The smallest p-value that is reported: the smallest normal float64."""
+ALTERNATIVES = 12
+"""Alternatives that are bet on, each half as far from the null as the one before; averaging over them costs
+at most a factor of 12 against the best."""
 
 
 def binomial_upper(k: ArrayLike, n: ArrayLike, p: float) -> np.ndarray:
@@ -37,11 +37,11 @@ def binomial_log_e(k: ArrayLike, n: ArrayLike, p: float) -> np.ndarray:
 
     The mean over q = p + (1 − p) / 2ʲ, j = 1 … 12, of ∏ (1 + λⱼ (Xᵢ − p)) with λⱼ = (q − p) / (p (1 − p)),
     which is the likelihood ratio of q against p: capital staked on success at fair odds (Shafer 2021,
-    "Testing by betting"). Its expectation is 1, and along growing n it may be watched and stopped at any time
+    "Testing by betting"). Its expectation is 1. As n grows it may be watched and stopped at any time
     (Ville 1939).
     """
     k, n = np.asarray(k, np.float64)[..., None], np.asarray(n, np.float64)[..., None]
-    q = p + (1 - p) * 0.5 ** np.arange(1, BETS + 1)
+    q = p + (1 - p) * 0.5 ** np.arange(1, ALTERNATIVES + 1)
     return _mean_of_logs(xlogy(k, q / p) + xlogy(n - k, (1 - q) / (1 - p)))
 
 
@@ -52,14 +52,14 @@ def gamma_log_e(total: ArrayLike, n: ArrayLike) -> np.ndarray:
     ∏ (1/μ) exp(xᵢ (1 − 1/μ)); otherwise as :func:`binomial_log_e`.
     """
     total, n = np.asarray(total, np.float64)[..., None], np.asarray(n, np.float64)[..., None]
-    mean = 1 + 2.0 ** (3 - np.arange(1, BETS + 1))
+    mean = 1 + 2.0 ** (3 - np.arange(1, ALTERNATIVES + 1))
     return _mean_of_logs(total * (1 - 1 / mean) - n * np.log(mean))
 
 
 def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval for a rate of which k in n were seen (Clopper & Pearson 1934); both sides equal.
+    """The exact interval for a rate after k successes in n trials (Clopper & Pearson 1934); equal tails.
 
-    With k = 0 it is [0, 1 − (α/2)^(1/n)]: no exception in 300 trials still leaves a rate of 1%.
+    With k = 0 it is [0, 1 − (α/2)^(1/n)]: no success in 300 trials still leaves a rate of 1%.
     """
     assert 0 <= k <= n and n > 0
     half = (1.0 - confidence) / 2
@@ -68,8 +68,13 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
     return low, high
 
 
-def e_value(log_e: ArrayLike) -> float:
-    """exp(log_e), or the largest float where that overflows: smaller, so still an e-value."""
+def student_t_upper(t: float, degrees: int) -> float:
+    """P(T ≥ t) for Student's t, but at least :data:`SMALLEST`."""
+    return max(SMALLEST, float(stdtr(degrees, -t)))
+
+
+def e_from_log(log_e: ArrayLike) -> float:
+    """exp(log_e). Where that overflows, a large float: a smaller number, so still an e-value."""
     return float(np.exp(np.minimum(log_e, np.log(np.finfo(np.float64).max) - 1)))
 
 

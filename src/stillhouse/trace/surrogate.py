@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillhouse.errors import CorpusError
-from stillhouse.stats.power import log_size
-from stillhouse.stats.rank_test import delivered_win_rates, resample_counts, usable
+from stillhouse.stats import delivered_win_rates, log_size, resample_counts, usable_items
 from stillhouse.trace.delivered_log import Log
 from stillhouse.trace.detectors.exchangeable.judge import mean_lower
 from stillhouse.trace.detectors.exchangeable.observe import observe
@@ -79,7 +78,7 @@ def measure(
     transcript = observe(
         model, used, resamples, scores=[score], reference=reference, teacher=teacher, seed=seed
     )
-    scores_NK1 = usable(arrange(transcript, score_named(score)).scores_NK1)
+    scores_NK1 = usable_items(arrange(transcript, score_named(score)).scores_NK1)
     if not len(scores_NK1):
         raise CorpusError(
             "no output has both a score and a resample of its own",

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from stillhouse.pages.numbers import format_percent, format_scientific
-from stillhouse.stats.evalues import weighted_mean
+from stillhouse.stats import weighted_mean
 from stillhouse.trace.finding import Finding
 
 Rung = Literal["L1", "L2"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv, gammainccinv, gammaincinv
 
-from stillhouse.stats.tails import binomial_log_e, binomial_upper, e_value, gamma_log_e, gamma_upper
+from stillhouse.stats import binomial_log_e, binomial_upper, e_from_log, gamma_log_e, gamma_upper
 from stillhouse.watermark.marks import Mark
 
 
@@ -51,7 +51,7 @@ class Detection:
 
     @property
     def e_value(self) -> float:
-        return e_value(self.log_e)
+        return e_from_log(self.log_e)
 
 
 def detect(mark: Mark, texts: Iterable[Sequence[int]]) -> Detection:

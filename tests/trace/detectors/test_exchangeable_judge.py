@@ -10,7 +10,7 @@ import scipy.stats
 from exchangeable_sample import TEXT, transcript, used_log
 
 from stillhouse.errors import UsageError
-from stillhouse.stats import evalues, rank_test, tails
+from stillhouse.stats import clopper_pearson, log_betting_process, rank_payoffs, rank_test
 from stillhouse.trace.detectors.exchangeable.judge import in_words, judge, mean_lower
 from stillhouse.trace.detectors.exchangeable.scores import SCORES, halves, min_k, overlap
 
@@ -36,8 +36,8 @@ def test_a_used_log_is_found_and_an_unused_one_is_not():
 def test_the_finding_is_that_of_ranks_and_bets():
     scores = used_log(np.random.default_rng(2), 300, 3, 0.2, 1.0)
     finding = judge(transcript(scores), MIN_K | {"seed": 5})
-    assert finding.p_value == rank_test.rank_test(scores).p_exact == finding.effect["p_exact"]
-    log_e = evalues.log_betting_process(rank_test.payoffs(scores)[:, :, 0])[-1]
+    assert finding.p_value == rank_test(scores).p_exact == finding.effect["p_exact"]
+    log_e = log_betting_process(rank_payoffs(scores)[:, :, 0])[-1]
     assert finding.e_value == pytest.approx(math.exp(log_e))
     assert sum(finding.series["rank_counts"]) == 300
     assert finding.series["log10_e"][-1] == pytest.approx(math.log10(finding.e_value))
@@ -53,14 +53,14 @@ def test_size_of_p_and_e_over_transcripts():
             sum(f.p_value <= alpha for f in findings),
             sum(f.e_value >= 1 / alpha for f in findings),
         ):
-            assert tails.clopper_pearson(rejected, draws, 0.998)[0] <= alpha
+            assert clopper_pearson(rejected, draws, 0.998)[0] <= alpha
 
 
 def test_stopping_early_saves_and_its_p_is_one_over_e():
     scores = used_log(np.random.default_rng(4), 4000, 4, 0.5, 1.5)
     whole = judge(transcript(scores), MIN_K)
     early = judge(transcript(scores), MIN_K | {"stop_at": 1000.0})
-    process = np.exp(evalues.log_betting_process(rank_test.payoffs(scores)[:, :, 0]))
+    process = np.exp(log_betting_process(rank_payoffs(scores)[:, :, 0]))
     first = int(np.argmax(process >= 1000)) + 1
     assert early.n == early.effect["stopped_after"] == first
     assert early.effect["saved"] == pytest.approx(1 - first / 4000) and early.effect["saved"] > 0.5
@@ -81,7 +81,7 @@ def test_the_lower_bound_of_a_mean_covers_and_is_not_idle():
         low = mean_lower(values, 0.05)
         covered += low <= means.mean()
         width.append(means.mean() - low)
-    assert tails.clopper_pearson(1000 - covered, 1000, 0.998)[0] <= 0.05
+    assert clopper_pearson(1000 - covered, 1000, 0.998)[0] <= 0.05
     normal = 1.645 * math.sqrt(np.var(rng.binomial(4, 0.575, 400) / 4) / 400)
     assert np.mean(width) < 2.5 * normal, "a finite-sample bound costs something, but not everything"
 
@@ -140,7 +140,7 @@ def test_missing_and_infinite_scores_are_left_out_alike_and_told():
     scores[0, 0], scores[1, 2], scores[2, 1] = np.nan, -np.inf, np.nan
     finding = judge(transcript(scores), MIN_K)
     by_hand = np.where(np.isfinite(scores), scores, np.nan)[1:]
-    assert finding.n == 49 and finding.p_value == rank_test.rank_test(by_hand).p_exact
+    assert finding.n == 49 and finding.p_value == rank_test(by_hand).p_exact
     assert held(finding, "same number of resamples") is False
     told = next(a for a in finding.assumptions if "has a score" in a.text)
     assert told.held is False and "1 delivered" in told.evidence and "2 resamples" in told.evidence
@@ -153,7 +153,7 @@ def test_resamples_too_short_to_have_been_logged_are_left_out():
     texts[1] = "short"
     finding = judge(transcript(scores, texts=texts), MIN_K)
     scores[0, 1] = np.nan
-    assert finding.p_value == rank_test.rank_test(scores).p_exact
+    assert finding.p_value == rank_test(scores).p_exact
 
 
 def test_truncated_outputs_break_an_assumption_and_equal_lengths_do_not():

@@ -14,7 +14,7 @@ from test_resample import delivered, write_log
 
 from stillhouse.errors import CapabilityError, CorpusError, UsageError
 from stillhouse.models import load_weights
-from stillhouse.stats.power import log_size
+from stillhouse.stats import log_size
 from stillhouse.trace import surrogate
 from stillhouse.trace.delivered_log import read_log
 from stillhouse.trace.detectors.exchangeable.judge import judge, observe

@@ -22,7 +22,7 @@ from stillhouse.corpus.store.corpus import Corpus
 from stillhouse.corpus.store.layout import journal_path, numbers, shard_path
 from stillhouse.corpus.store.shards import write_shard
 from stillhouse.recipe import Select
-from stillhouse.stats.pass_at_k import Mean, majority, mean_over_prompts, pass_at_k
+from stillhouse.stats import Mean, majority, mean_over_prompts, pass_at_k
 from stillhouse.verifiers import Answer, Score, Verifiers
 
 LOW_REWARD = "reward too low"

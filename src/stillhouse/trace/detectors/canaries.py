@@ -30,8 +30,7 @@ import pyarrow as pa
 
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import write_secret_lines
-from stillhouse.stats.rank_test import label_permutation_p, log_e_process, payoffs, rank_test
-from stillhouse.stats.tails import e_value
+from stillhouse.stats import e_from_log, label_permutation_p, log_e_process, rank_payoffs, rank_test
 from stillhouse.trace.detectors.transcript import per_token, scored_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.trace.suspects.base import Suspect
@@ -203,7 +202,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         statistic="nats by which the canaries' ranks are likelier if some are remembered, or known by heart",
         value=float(weights_NK1[:, 0].sum()) / NAT,
         p_value=label_permutation_p(weights_NK1, ~np.isnan(scores_NK1)),
-        e_value=e_value(log_e_process(scores_NK1, BETS)[-1]),
+        e_value=e_from_log(log_e_process(scores_NK1, BETS)[-1]),
         effect={"auc": test.auc, "z": test.z, "first_places": float((above_N == 0).mean())},
         assumptions=(
             Assumption(
@@ -231,7 +230,7 @@ def values(scores_NK1: np.ndarray) -> np.ndarray:
     :data:`BY_HEART`, the others rank like any. In whole steps the sum's distribution can be computed.
     """
     (faint, some_draws), (sure, many_draws) = FAINTLY, BY_HEART
-    some_NK1, many_NK1 = payoffs(scores_NK1, (some_draws, many_draws))
+    some_NK1, many_NK1 = rank_payoffs(scores_NK1, (some_draws, many_draws))
     return np.rint(NAT * np.log(1 - faint - sure + faint * some_NK1 + sure * many_NK1)).astype(np.int64)
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from stillhouse.errors import UsageError
 from stillhouse.models import Reply, Request, Sampling
-from stillhouse.stats.tails import clopper_pearson
+from stillhouse.stats import clopper_pearson
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.trace.suspects.base import GenerateFn
 

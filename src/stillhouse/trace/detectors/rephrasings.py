@@ -30,8 +30,7 @@ import pyarrow as pa
 
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import write_secret_lines
-from stillhouse.stats.rank_test import log_e_process, rank_test
-from stillhouse.stats.tails import SMALLEST, e_value
+from stillhouse.stats import e_from_log, log_e_process, rank_test, student_t_upper
 from stillhouse.trace.detectors.transcript import per_token, scored_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.trace.suspects.base import Suspect
@@ -177,7 +176,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         ),
         value=float(test.total) if drawn else mean_gain,
         p_value=p,
-        e_value=e_value(log_e_process(table.scores_NK1)[-1]) if drawn else None,
+        e_value=e_from_log(log_e_process(table.scores_NK1)[-1]) if drawn else None,
         effect={"auc": test.auc, "mean_gain": mean_gain, "p_paired_t": t_p, "p_rank": test.p},
         assumptions=_assumptions(table, drawn),
         rivals=RIVALS if drawn else (*RIVALS, "the published version reads differently from its rephrasings"),
@@ -190,14 +189,12 @@ def paired_t(scores_NK1: np.ndarray) -> tuple[float, float]:
 
     Asymptotic. With one text, or with differences that are all the same, there is no test: p = 1.
     """
-    from scipy.special import stdtr
-
     gain_N = scores_NK1[:, 0] - np.nanmean(scores_NK1[:, 1:], axis=1)
     n, spread = len(gain_N), float(gain_N.std(ddof=1)) if len(gain_N) > 1 else 0.0
     if spread == 0:
         return 1.0, float(gain_N.mean())
     t = float(gain_N.mean()) / (spread / np.sqrt(n))
-    return max(SMALLEST, float(stdtr(n - 1, -t))), float(gain_N.mean())
+    return student_t_upper(t, n - 1), float(gain_N.mean())
 
 
 @dataclass(frozen=True)

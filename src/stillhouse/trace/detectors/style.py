@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from stillhouse.hashing import sha256_json
 from stillhouse.models import Message, Reply, Request, Sampling
-from stillhouse.stats.evalues import from_p
+from stillhouse.stats import e_from_p
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.trace.suspects.base import GenerateFn
 
@@ -118,7 +118,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         ),
         value=float(z_MC[0].max()),
         p_value=p,
-        e_value=from_p(p),
+        e_value=e_from_p(p),
         effect=effect,
         assumptions=(
             Assumption(

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.stats.evalues import from_p
-from stillhouse.stats.permutations import p_value
+from stillhouse.stats import e_from_p, p_from_log
 from stillhouse.trace.detectors.transcript import per_token, scored_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.trace.suspects.base import Suspect
@@ -96,8 +95,8 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         n=n,
         statistic="pairs of texts of which the one read later is the likelier",
         value=float(concordant),
-        p_value=p_value(log_p),
-        e_value=from_p(p_value(log_p)),
+        p_value=p_from_log(log_p),
+        e_value=e_from_p(p_from_log(log_p)),
         effect={
             "tau": 2 * concordant / pairs - 1,
             "spearman": _spearman(score_N),

@@ -34,8 +34,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
 from stillhouse.models import tokenizer_difference
-from stillhouse.stats.evalues import from_p
-from stillhouse.stats.permutations import fisher_log_p, fixed_points_log_p, heads_log_p, p_value
+from stillhouse.stats import e_from_p, fisher_log_p, fixed_points_log_p, heads_log_p, p_from_log
 from stillhouse.trace.detectors.transcript import refusal, refused
 from stillhouse.trace.finding import Assumption, Finding, Level
 
@@ -135,8 +134,8 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
             "(Fisher); under the null at most Gamma distributed, with as many degrees of shape as p-values"
         ),
         value=-math.fsum([*order_log_ps, signs_log_p]),
-        p_value=p_value(log_p),
-        e_value=from_p(p_value(log_p)),
+        p_value=p_from_log(log_p),
+        e_value=e_from_p(p_from_log(log_p)),
         effect={
             "units_in_place": _share(in_place),
             "channels_in_place": _share([in_channels]),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.stats.rank_test import RankTest, rank_test, resample_counts, usable
+from stillhouse.stats import RankTest, rank_test, resample_counts, usable_items
 from stillhouse.trace.detectors.exchangeable.scores import Arranged, RankingScore, arrange, missing_columns
 from stillhouse.trace.finding import Assumption
 
@@ -27,7 +27,7 @@ def assumptions(
     *,
     early: bool,
 ) -> tuple[Assumption, ...]:
-    k_N = resample_counts(usable(arranged.scores_NK1))
+    k_N = resample_counts(usable_items(arranged.scores_NK1))
     unscored, every = sum(arranged.unscored), len(transcript)
     rows = [
         *_of_the_log(facts),
@@ -97,7 +97,7 @@ def _of_the_log(facts: Mapping[str, Any]) -> list[Assumption]:
 
 def _alike(text: str, values_NK1: np.ndarray, what: str) -> Assumption:
     """Whether delivered outputs rank among their resamples as chance has it, by anything but the score."""
-    values_NK1 = usable(values_NK1)
+    values_NK1 = usable_items(values_NK1)
     if not len(values_NK1):
         return Assumption(text, None, "nothing to compare")
     p = min(1.0, 2 * min(rank_test(values_NK1).p, rank_test(-values_NK1).p))

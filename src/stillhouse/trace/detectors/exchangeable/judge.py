@@ -20,18 +20,22 @@ import numpy as np
 import pyarrow as pa
 
 from stillhouse.errors import UsageError
-from stillhouse.stats import power
-from stillhouse.stats.evalues import SHARES, rounds_until, to_p
-from stillhouse.stats.rank_test import (
+from stillhouse.stats import (
+    SMALLEST,
+    STAKES,
     RankTest,
     delivered_win_rates,
+    detectable_effect,
+    e_from_log,
     log_e_process,
     mid_ranks,
+    p_from_e,
+    power_of_e,
     rank_test,
     resample_counts,
-    usable,
+    rounds_until,
+    usable_items,
 )
-from stillhouse.stats.tails import SMALLEST, e_value
 from stillhouse.trace.detectors.exchangeable.assumptions import assumptions
 from stillhouse.trace.detectors.exchangeable.observe import FACTS, observe
 from stillhouse.trace.detectors.exchangeable.scores import Arranged, arrange, missing_columns, score_named
@@ -84,7 +88,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
             parameters, f"the transcript has no values of {', '.join(missing)}; it takes {score.needs}"
         )
     arranged = arrange(transcript, score)
-    scores_NK1 = usable(arranged.scores_NK1)
+    scores_NK1 = usable_items(arranged.scores_NK1)
     asked = len(scores_NK1)
     if not asked:
         return _not_run(parameters, _why_none(transcript, arranged))
@@ -96,7 +100,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     test = rank_test(scores_NK1)
     k = float(np.mean(resample_counts(scores_NK1)))
     # Whoever may stop early has p from the e-process: the permutation p-value is for a size fixed before.
-    p_value = test.p if stop_at is None else max(SMALLEST, to_p(e_value(log_e_N.max())))
+    p_value = test.p if stop_at is None else max(SMALLEST, p_from_e(e_from_log(log_e_N.max())))
     log_size = facts.get("log_size") or asked
     effect: dict[str, float | None] = {
         "auc": test.auc,
@@ -117,7 +121,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         statistic=f"z of the ranks of the delivered outputs among their resamples, by {score.words}",
         value=test.z,
         p_value=p_value,
-        e_value=e_value(log_e_N[-1]),
+        e_value=e_from_log(log_e_N[-1]),
         effect=effect,
         assumptions=assumptions(transcript, arranged, facts, test, early=stop_at is not None),
         rivals=RIVALS,
@@ -160,11 +164,11 @@ def mean_lower(values_N: np.ndarray, alpha: float) -> float:
     differ: the product of 1 − f + f·μᵢ / m is at most 1 when the μᵢ average to m or less.
     """
     values, counts = np.unique(values_N, return_counts=True)
-    shares_S1 = np.array(SHARES)[:, None]
+    shares_S1 = np.array(STAKES)[:, None]
 
     def log_capital(mean: float) -> float:
         logs = np.log1p(shares_S1 * (values / mean - 1)) @ counts
-        return float(np.logaddexp.reduce(logs)) - math.log(len(SHARES))
+        return float(np.logaddexp.reduce(logs)) - math.log(len(STAKES))
 
     low, high, needed = 0.0, 1.0, -math.log(alpha)
     for _ in range(50):
@@ -201,7 +205,7 @@ def _share_used(
 def _power(n: int, k: float, parameters: Mapping[str, Any]) -> dict[str, float | None]:
     """What the test could have found."""
     alpha, surrogate = float(parameters.get("alpha", 0.05)), parameters.get("surrogate_auc")
-    smallest = power.detectable_effect(n, k, alpha, POWER)
+    smallest = detectable_effect(n, k, alpha, POWER)
     if surrogate is None:
         return {"detectable_effect": smallest}
     auc = min(surrogate) if isinstance(surrogate, list | tuple) else surrogate
@@ -210,7 +214,7 @@ def _power(n: int, k: float, parameters: Mapping[str, Any]) -> dict[str, float |
     return {
         "detectable_effect": smallest,
         "detectable_f": found if found <= 1 else None,
-        "power": power.power_of_e(share, n, k, auc, hard),
+        "power": power_of_e(share, n, k, auc, hard),
         "power_share": share,
     }
 

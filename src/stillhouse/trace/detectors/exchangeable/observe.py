@@ -15,8 +15,7 @@ import pyarrow as pa
 from stillhouse.console import Progress, console
 from stillhouse.errors import CapabilityError, UsageError
 from stillhouse.hashing import sha256_json
-from stillhouse.stats.evalues import rounds_until
-from stillhouse.stats.rank_test import log_e_process, usable
+from stillhouse.stats import log_e_process, rounds_until, usable_items
 from stillhouse.trace.delivered_log import Delivered, Log
 from stillhouse.trace.detectors.exchangeable.scores import (
     RankingScore,
@@ -211,7 +210,7 @@ def _overlaps(suspect: Suspect, prompts: Sequence[Prompt], texts: Sequence[str])
 
 
 def _reached(transcript: pa.Table, score: RankingScore, stop_at: float) -> bool:
-    scores_NK1 = usable(arrange(transcript, score).scores_NK1)
+    scores_NK1 = usable_items(arrange(transcript, score).scores_NK1)
     if not len(scores_NK1):
         return False
     return rounds_until(log_e_process(scores_NK1), stop_at) is not None

@@ -1,6 +1,6 @@
-"""How often are answers right? Pure mathematics over several answers to each prompt.
+"""How often are answers right? Measures over several answers to each prompt.
 
-Everything here takes prompts as what was sampled, and answers as draws within them.
+Prompts are the sampled unit; answers are draws within a prompt.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from stillhouse.stats.intervals import student_t
 
 
 def pass_at_k(answers: int, right: int, k: int) -> float:
@@ -23,13 +25,13 @@ def pass_at_k(answers: int, right: int, k: int) -> float:
 
 
 def majority(votes: Sequence[str | None], rewards: Sequence[float], least: float = 1.0) -> float:
-    """The chance that a majority vote is right, when a tie is drawn by lot (cons@k with all k answers).
+    """The chance that a majority vote is right, with ties broken at random (cons@k with all k answers).
 
     Self-consistency of Wang et al. 2022, arXiv:2203.11171. An answer is right with a reward of
-    at least ``least``; where answers that read alike were judged differently, their share counts.
+    at least ``least``. If equal answers were judged differently, the share of right ones counts.
 
     Args:
-        votes: [k] what each answer counts for; None does not vote.
+        votes: [k] the answer that each vote is for; None does not vote.
         rewards: [k] in the same order.
     """
     assert len(votes) == len(rewards)
@@ -47,7 +49,7 @@ def majority(votes: Sequence[str | None], rewards: Sequence[float], least: float
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over prompts and its interval; no ends for fewer than two prompts."""
+    """A mean over prompts and its interval; ``low`` and ``high`` are None with fewer than two prompts."""
 
     value: float
     low: float | None
@@ -55,7 +57,7 @@ class Mean:
     prompts: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands among a stage's facts."""
+        """The form of a run's manifest."""
         return {"value": self.value, "low": self.low, "high": self.high, "prompts": self.prompts}
 
 
@@ -66,8 +68,6 @@ def mean_over_prompts(values: Sequence[float], confidence: float = 0.95) -> Mean
     mean = sum(values) / count
     if count < 2:
         return Mean(mean, None, None, count)
-    from scipy.special import stdtrit
-
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    half = float(stdtrit(count - 1, 0.5 + confidence / 2)) * math.sqrt(variance / count)
-    return Mean(mean, max(0.0, mean - half), min(1.0, mean + half), count)
+    half_width = student_t(confidence, count - 1) * math.sqrt(variance / count)
+    return Mean(mean, max(0.0, mean - half_width), min(1.0, mean + half_width), count)

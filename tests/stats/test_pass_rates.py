@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, strategies as st
 
-from stillhouse.stats.pass_at_k import majority, mean_over_prompts, pass_at_k
+from stillhouse.stats import majority, mean_over_prompts, pass_at_k
 
 
 @given(st.integers(1, 9), st.data())
