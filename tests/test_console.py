@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from stillhouse import console as console_module
-from stillhouse.console import Console, _LineProgress, duration, money, plain_table
+from stillhouse.console import Console, _LineProgress, plain_table
 
 
 def run_python(code: str, *, terminal: bool, **environment: str) -> str:
@@ -167,29 +167,6 @@ class TestPlainTable:
 
     def test_an_empty_table_has_its_head(self):
         assert plain_table("", ["a", "b"], []) == "a  b\n-  -"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (7500, "2 h 05 min"),
-        (-1, "0 s"),
-    ],
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("dollars", "text"),
-    [(0, "$0.00"), (1234.5, "$1,234.50"), (0.1, "$0.10"), (0.034, "$0.034"), (0.00012, "$0.00012")],
-)
-def test_no_amount_looks_like_nothing(dollars, text):
-    assert money(dollars) == text
 
 
 def test_progress_of_an_unknown_total_says_nothing_of_nothing():

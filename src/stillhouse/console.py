@@ -1,17 +1,14 @@
-"""What the command says: data to stdout; messages, hints and progress to stderr.
+"""Output of the command: data goes to stdout; messages, hints and progress go to stderr.
 
-On a terminal tables and bars are drawn by rich, which is imported only then. In a
-pipe everything is plain lines of at most 80 columns, and progress is a line every
-few seconds. ``NO_COLOR`` is respected.
-
-This file does not decide what is worth saying, and never reads input.
+On a terminal, rich draws tables and progress bars; it is imported only then. In a
+pipe all output is plain lines of at most 80 columns, and progress is one line every
+few seconds. ``NO_COLOR`` is respected. Nothing here reads input.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import sys
@@ -20,54 +17,56 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from stillhouse.pages.numbers import format_dollars, format_duration
+
 WIDTH = 80
 FIRST_LINE_AFTER_S = 2.0
 LINE_EVERY_S = 5.0
 
 
 class Progress(Protocol):
-    """How far a piece of work has come."""
+    """Progress of one piece of work."""
 
     def advance(self, n: int = 1, **extras: Any) -> None:
-        """``n`` more units are done.
+        """Adds ``n`` finished units.
 
         Args:
             n: units finished since the last call.
-            extras: what to show beside the count until the next call, e.g. ``loss=2.31``; ``spent`` is
+            extras: values to show beside the count until the next call, e.g. ``loss=2.31``; ``spent`` is
                 US dollars and is shown as ``$0.12 spent``.
         """
         ...
 
 
 class Console:
-    """Where every line of output goes; `console` below is the one instance."""
+    """Writes every line of output; `console` below is the one instance."""
 
     def __init__(self) -> None:
         self.json = False
-        """Machine output: `data` prints, `table` does not."""
+        """JSON output: `data` prints and `table` does not."""
         self.quiet = False
-        """No `info`, `hint` or progress; warnings and errors stay."""
+        """Suppresses `info`, `hint` and progress; warnings and errors are still printed."""
 
     def info(self, text: str) -> None:
-        """Something happened that the user may want to know."""
+        """Prints a message about what happened."""
         if not self.quiet:
             _stderr(text)
 
     def hint(self, text: str) -> None:
-        """What the user could do next."""
+        """Prints what the user can do next."""
         if not self.quiet:
             _stderr(f"{_style('hint:', '36')} {text}")
 
     def warn(self, text: str) -> None:
-        """The work goes on, but the result may not be what was meant."""
+        """Prints a warning: the work continues, but the result may not be what the user wants."""
         _stderr(f"{_style('warning:', '33')} {text}")
 
     def error(self, text: str) -> None:
-        """The work stops."""
+        """Prints an error: the work stops."""
         _stderr(f"{_style('error:', '1;31')} {text}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Prints a table to stdout; nothing when `json` is set (see `data`)."""
+        """Prints a table to stdout, or nothing if `json` is set (see `data`)."""
         if self.json:
             return
         if sys.stdout.isatty():
@@ -76,7 +75,7 @@ class Console:
             print(plain_table(title, columns, rows))
 
     def data(self, value: Any) -> None:
-        """Prints ``value`` to stdout as JSON when `json` is set; otherwise nothing."""
+        """Prints ``value`` to stdout as JSON if `json` is set; otherwise nothing."""
         if self.json:
             print(json.dumps(value, indent=2, ensure_ascii=False))
 
@@ -85,10 +84,10 @@ class Console:
         """Shows progress on stderr while the block runs.
 
         Args:
-            label: what is being done, e.g. ``collect``.
-            total: units in all, or None when nobody knows; then there is no percentage and no ETA.
+            label: name of the work, e.g. ``collect``.
+            total: number of units, or None if unknown; then there is no percentage and no ETA.
             unit: name of a unit, e.g. ``tokens``.
-            done: units of ``total`` finished before this block (a resumed run); not counted in the rate.
+            done: units of ``total`` finished before this block (a resumed run); the rate excludes them.
         """
         if self.quiet:
             yield _SilentProgress()
@@ -108,10 +107,10 @@ console = Console()
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
-    """An aligned table of at most ``width`` columns where its words allow; long cells are wrapped.
+    """An aligned table that wraps long cells to fit ``width`` columns.
 
-    Columns of numbers are set to the right. Cells narrower than their longest word are never made, so a
-    long path stays in one piece and can be copied.
+    Columns of numbers are right-aligned. No cell becomes narrower than its longest word, so a long path
+    stays in one piece and can be copied; the table may then be wider than ``width``.
     """
     grid = [list(columns), *[list(row) for row in rows]]
     widths = _fit([[row[i] for row in grid] for i in range(len(columns))], width - 2 * (len(columns) - 1))
@@ -125,11 +124,11 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _fit(cells_by_column: Sequence[Sequence[str]], available: int) -> list[int]:
-    """Column widths: the natural ones, the widest narrowed (to its longest word at most) until all fit."""
+    """Column widths: starts from the full widths and narrows the widest column until the table fits."""
     widths = [max(map(len, "\n".join(cells).split("\n"))) for cells in cells_by_column]
-    least = [max(map(len, " ".join(cells).split()), default=0) for cells in cells_by_column]
+    longest_words = [max(map(len, " ".join(cells).split()), default=0) for cells in cells_by_column]
     while sum(widths) > available:
-        shrinkable = [i for i in range(len(widths)) if widths[i] > least[i]]
+        shrinkable = [i for i in range(len(widths)) if widths[i] > longest_words[i]]
         if not shrinkable:
             break
         widest = max(shrinkable, key=lambda i: widths[i])
@@ -141,8 +140,8 @@ def _table_row(row: Sequence[str], widths: Sequence[int], right: Sequence[bool])
     cells = [_wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
     lines = []
     for k in range(max(map(len, cells), default=1)):
-        parts = [cell[k] if k < len(cell) else "" for cell in cells]
-        aligned = [p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)]
+        texts = [cell[k] if k < len(cell) else "" for cell in cells]
+        aligned = [t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, widths, right, strict=True)]
         lines.append("  ".join(aligned).rstrip())
     return lines
 
@@ -153,38 +152,20 @@ def _wrap(cell: str, width: int) -> list[str]:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell is a figure: ``1,024``, ``$0.12``, ``0.7 [0.6–0.8]``, ``2 min 05 s``, or empty."""
+    """Whether a cell is a number (``1,024``, ``$0.12``, ``0.7 [0.6–0.8]``, ``2 min 05 s``) or empty."""
     text = cell.strip()
     return text in ("", "–", "-", "∞") or bool(
         re.match(r"[$±+−<-]?[.\d]", text) and not re.search(r"[A-Za-z]{4}", text)
     )
 
 
-def duration(seconds: float) -> str:
-    """``8 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def money(dollars: float) -> str:
-    """``$12.34``, ``$0.034``, ``$0.00012``: two digits that count, so that no amount looks like nothing."""
-    if dollars <= 0 or dollars >= 0.1:
-        return f"${dollars:,.2f}"
-    places = 1 - math.floor(math.log10(dollars))
-    return f"${dollars:.{places}f}" if places <= 8 else f"${dollars:.1e}"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+def _rate(units_per_s: float) -> str:
+    return f"{units_per_s:,.0f}" if units_per_s >= 10 else f"{units_per_s:.2g}"
 
 
 def _extra(name: str, value: Any) -> str:
     if name == "spent":
-        return f"{money(value)} spent"
+        return f"{format_dollars(value)} spent"
     return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
@@ -194,7 +175,7 @@ class _SilentProgress:
 
 
 class _LineProgress:
-    """Progress as plain lines: the first after 2 s, then one every 5 s, and one at the end of longer work."""
+    """Progress as plain lines: one after 2 s, then one every 5 s, and a last one for work longer than 2 s."""
 
     def __init__(self, label: str, total: int | None, unit: str, done: int) -> None:
         self.label, self.total, self.unit = label, total, unit
@@ -217,20 +198,20 @@ class _LineProgress:
         rate = (self.done - self.start_done) / elapsed_s if elapsed_s > 0 else 0.0
         unit = f" {self.unit}" if self.unit else ""
         if self.total is None:
-            parts = [f"{self.label} {self.done:,}{unit}" if self.done else self.label]
+            texts = [f"{self.label} {self.done:,}{unit}" if self.done else self.label]
         else:
             share = self.done / self.total if self.total else 1.0
-            parts = [f"{self.label} {share:.0%} ({self.done:,}/{self.total:,}{unit})"]
+            texts = [f"{self.label} {share:.0%} ({self.done:,}/{self.total:,}{unit})"]
         if rate > 0:
-            parts.append(f"{_count(rate)}{unit}/s")
+            texts.append(f"{_rate(rate)}{unit}/s")
         if self.total is not None and rate > 0 and self.done < self.total:
-            parts.append(f"{duration((self.total - self.done) / rate)} left")
-        return ", ".join(parts + [_extra(*item) for item in self.extras.items()])
+            texts.append(f"{format_duration((self.total - self.done) / rate)} left")
+        return ", ".join(texts + [_extra(*item) for item in self.extras.items()])
 
     def finish(self) -> None:
         elapsed = time.monotonic() - self.started
         if elapsed >= FIRST_LINE_AFTER_S:
-            _stderr(f"{self.line(elapsed)}, took {duration(elapsed)}")
+            _stderr(f"{self.line(elapsed)}, took {format_duration(elapsed)}")
 
 
 def _stderr(text: str) -> None:
@@ -242,7 +223,7 @@ def _style(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if coloured else text
 
 
-# The terminal: rich, imported only here
+# Terminal output with rich, which is imported only here
 
 
 def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -271,7 +252,7 @@ def _rich_progress(label: str, total: int | None, unit: str, done: int) -> Itera
         bars.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         bars.TextColumn("{task.fields[rate]}{task.fields[extras]}", markup=False),
     ]
-    # Only stderr is redirected (so that messages appear above the bar): stdout carries data.
+    # rich redirects only stderr, so that messages appear above the bar: stdout carries data.
     with bars.Progress(
         *columns, console=RichConsole(file=sys.stderr), redirect_stdout=False, transient=False
     ) as shown:
@@ -291,6 +272,6 @@ class _BarProgress:
         self.bars.update(
             self.task,
             advance=n,
-            rate=f"{_count(speed)}{unit}/s" if speed else "",
+            rate=f"{_rate(speed)}{unit}/s" if speed else "",
             extras="".join(f", {_extra(*item)}" for item in self.extras.items()),
         )

@@ -1,11 +1,10 @@
-"""Every error a user can meet, in one file.
+"""The errors that a user can cause; :class:`StillhouseError` is the base class of all.
 
-One root, :class:`StillhouseError`. Each error is also the standard type that a
-caller would expect (``ValueError``, ``OSError`` …), carries the exit status of the
-command, may carry a hint (what to do next), and survives pickling, so that it can
-cross a process boundary unchanged.
+Each error is also the standard type that a caller expects (``ValueError``,
+``OSError`` …), has the exit status of the command and an optional hint (what to do
+next), and can be pickled, so that it crosses a process boundary unchanged.
 
-Programmer errors are ``assert``; nothing here is for them.
+Programmer errors are assertions and have no class here.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from typing import Any
 
 
 class StillhouseError(Exception):
-    """Something a user can cause and can mend.
+    """Base class of the errors that a user can cause and fix.
 
     Args:
         message: what is wrong and where (file, key, line).
-        hint: what to do about it, as one sentence.
+        hint: what to do about it, in one sentence.
     """
 
     exit_status = 1
     report: Mapping[str, Any] = {}
-    """What `--json` prints beside the error: what was found out before it."""
+    """Results from before the error, which `--json` prints with it."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -43,29 +42,29 @@ def _rebuild(kind: type[StillhouseError], message: str, hint: str | None) -> Sti
 
 
 class UsageError(StillhouseError, ValueError):
-    """The command line asks for something that does not exist or does not fit."""
+    """The command line is invalid, or names something that does not exist."""
 
     exit_status = 2
 
 
 class RecipeError(StillhouseError, ValueError):
-    """A recipe is malformed; the message names file, line and key."""
+    """A recipe is invalid; the message names file, line and key."""
 
     exit_status = 2
 
 
 class TermsError(StillhouseError, PermissionError):
-    """A teacher's terms forbid the declared purpose, or nobody knows them."""
+    """A teacher's terms forbid the declared purpose, or are unknown."""
 
     exit_status = 3
 
 
 class ModelNotFoundError(StillhouseError, FileNotFoundError):
-    """A model reference points at nothing that can be loaded."""
+    """A model reference names no model that can be loaded."""
 
 
 class ModelError(StillhouseError, ValueError):
-    """A model was found but cannot be used: damaged, unsafe, or of an unknown kind."""
+    """A model exists but cannot be used: it is damaged, unsafe or of an unknown kind."""
 
 
 class TokenizerMismatchError(ModelError):
@@ -77,31 +76,31 @@ class ContextLengthError(ModelError):
 
 
 class CapabilityError(StillhouseError, NotImplementedError):
-    """The model cannot do what was asked of it (see ``model.can``)."""
+    """The model does not support the request (see ``model.can``)."""
 
 
 class SchemaError(StillhouseError, ValueError):
-    """A JSON schema for an answer is malformed, or says what cannot be enforced."""
+    """A JSON schema for an answer is invalid, or demands what cannot be enforced."""
 
 
 class ApiError(StillhouseError, ConnectionError):
-    """A remote teacher kept failing after all retries."""
+    """A remote teacher still failed after all retries."""
 
 
 class AuthenticationError(StillhouseError, PermissionError):
-    """A remote teacher refused the key; never retried."""
+    """A remote teacher rejected the API key; never retried."""
 
 
 class CorpusError(StillhouseError, ValueError):
-    """A corpus or prompt file cannot be read, or does not have the expected columns."""
+    """A corpus or prompt file cannot be read, or lacks the expected columns."""
 
 
 class EmptyCorpusError(CorpusError):
-    """Nothing is left to learn from."""
+    """No document is left to train on or to measure on."""
 
 
 class NonFiniteLossError(StillhouseError, ArithmeticError):
-    """Training produced NaN or infinity; stopped before the optimizer step."""
+    """Training produced NaN or infinity and stopped before the optimizer step."""
 
 
 class CheckpointError(StillhouseError, ValueError):
@@ -113,20 +112,21 @@ class IntegrityError(StillhouseError, ValueError):
 
 
 class StorageError(StillhouseError, OSError):
-    """The disk is full, or the place may not be written."""
+    """The disk is full, or the path is not writable."""
 
 
 class OutOfMemoryError(StillhouseError, MemoryError):
-    """The work does not fit in memory with these settings."""
+    """The work does not fit in memory with the current settings."""
 
 
 class MissingExtraError(StillhouseError, ImportError):
-    """An optional package is needed; the hint names the extra to install."""
+    """An optional package is missing; the hint names the extra to install."""
 
 
-def says_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a library's exception means that memory ran out; torch says so in words, with several types."""
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a library's exception means that memory ran out."""
     if isinstance(error, MemoryError):
         return True
-    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
-    return isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
+    # torch raises several types for it; only the text of the message is common to them
+    phrases = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, RuntimeError | OSError) and any(p in str(error).lower() for p in phrases)

@@ -9,7 +9,14 @@ from hypothesis import given, strategies as st
 from stillhouse.console import plain_table
 from stillhouse.evaluate import results_table
 from stillhouse.evaluate.verdict import judge_comparison
-from stillhouse.pages.numbers import format_bytes, format_count, format_interval, format_number
+from stillhouse.pages.numbers import (
+    format_bytes,
+    format_count,
+    format_dollars,
+    format_duration,
+    format_interval,
+    format_number,
+)
 
 
 def finding(value: float, half: float, against: str = "control", measure: str = "kl", **changes):
@@ -114,6 +121,29 @@ def test_sizes(value, text):
 @pytest.mark.parametrize(("value", "text"), [(900, "900"), (134_515_008, "135 M"), (1_240_000_000, "1.24 B")])
 def test_counts(value, text):
     assert format_count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 05 min"),
+        (-1, "0 s"),
+    ],
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("dollars", "text"),
+    [(0, "$0.00"), (1234.5, "$1,234.50"), (0.1, "$0.10"), (0.034, "$0.034"), (0.00012, "$0.00012")],
+)
+def test_no_amount_looks_like_nothing(dollars, text):
+    assert format_dollars(dollars) == text
 
 
 @given(

@@ -305,7 +305,7 @@ class TestCommand:
     def test_it_prints_and_writes_nothing(self, recipe_file, tmp_path, command, capsys):
         assert main([command[0], "r.yaml", *command[1:]]) == 0
         text = capsys.readouterr().out
-        assert "in all" in text
+        assert "\ntotal " in text
         assert "Terms: Apache" in text
         assert max(map(len, text.splitlines())) <= 80
         assert list(tmp_path.iterdir()) == [recipe_file]
@@ -338,7 +338,7 @@ class TestCommand:
     def test_terms_that_forbid_it_are_3_after_the_plan(self, recipe_file, capsys):
         assert main(["plan", "r.yaml", "--teacher.terms", "anthropic"]) == 3
         captured = capsys.readouterr()
-        assert "in all" in captured.out
+        assert "\ntotal " in captured.out
         assert "may not train" in captured.err
 
     def test_unknown_terms_can_be_accepted(self, recipe_file, capsys):

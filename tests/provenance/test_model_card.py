@@ -147,7 +147,7 @@ def test_the_body_states_data_objective_numbers_and_terms():
     text = card(recipe(), REPORT, {"train": {"tokens": 60_000, "steps": 59, "train_seconds": 93.4}})
     for part in (
         "Closer than the control.",
-        "| student (forward\\_kl) | 0.4321 [0.3889, 0.4753] | 17.25 [15.53, 18.98] | 134.5 M | 98 MB |",
+        "| student (forward\\_kl) | 0.4321 [0.3889, 0.4753] | 17.25 [15.53, 18.98] | 135 M | 98 MB |",
         "| embedded:smollm2 | – | 12.5 [11.25, 13.75] |",
         "Measured on 57 held-out documents.",
         "95% intervals, clustered by document",

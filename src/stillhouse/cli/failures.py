@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 
-from stillhouse.errors import OutOfMemoryError, StillhouseError, StorageError, says_out_of_memory
+from stillhouse.errors import OutOfMemoryError, StillhouseError, StorageError, is_out_of_memory
 
 _NO_SPACE = "no space left on device"
 
@@ -22,7 +22,7 @@ def explain(error: BaseException) -> StillhouseError:
     if isinstance(error, StillhouseError):
         return error
     text = str(error).lower()
-    if says_out_of_memory(error):
+    if is_out_of_memory(error):
         return OutOfMemoryError(
             "not enough memory for this work",
             hint="Lower train.micro_tokens or train.max_length; `still plan` shows what is needed.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from stillhouse.pages.numbers import format_number
+from stillhouse.pages.numbers import format_count, format_number
 from stillhouse.pages.svg import COLOURS, figure_axes, name_rows, running_mean, svg_element
 
 NAMES = {
@@ -98,7 +98,7 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         first, last = format_number(smooth[0]), format_number(smooth[-1])
         described = f"Training loss ({objective}) from {first} to {last} nats per token"
@@ -148,7 +148,3 @@ def block_influence(influence: Sequence[float | None], keep: Sequence[int], *, n
         axes.legend(frameon=False, fontsize=8.5, loc="upper center", ncols=2)
         removed = ", ".join(str(layer) for layer in range(len(influence)) if layer not in kept) or "none"
         return svg_element(drawing, name, f"Block influence of {len(influence)} layers; removed: {removed}.")
-
-
-def _thousands(value: float) -> str:
-    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"

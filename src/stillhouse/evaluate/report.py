@@ -48,14 +48,13 @@ def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> None:
 def render_page(report: Mapping[str, Any]) -> str:
     """The page as one HTML text; the same report gives the same page."""
     filters = {
-        "span": numbers.format_interval,
-        "figure": numbers.format_number,
-        "size": numbers.format_bytes,
+        "interval": numbers.format_interval,
+        "number": numbers.format_number,
+        "bytes": numbers.format_bytes,
         "count": numbers.format_count,
         "value": plain_value,
         "title": readable_key,
-        "seconds": _seconds,
-        "estimates": lambda part: [(m, e) for m, e in part.items() if e],
+        "duration": lambda seconds: numbers.format_duration(seconds, decimals=1),
     }
     return page_template(__package__, "report.html.j2", filters).render(
         report=report,
@@ -137,9 +136,3 @@ def plain_value(value: Any) -> str:
 def readable_key(key: str) -> str:
     """``near_duplicate`` as ``near duplicate``."""
     return str(key).replace("_", " ")
-
-
-def _seconds(value: float) -> str:
-    if value < 60:
-        return f"{value:.1f} s"
-    return f"{int(value // 60)} min {value % 60:.0f} s"

@@ -149,5 +149,5 @@ def study_page(results: Mapping[str, Any]) -> str:
     from stillhouse.evaluate import study_plots
 
     plots = {name: Markup(svg) for name, svg in study_plots.draw(results).items()}
-    filters = {"percent": percent, "words": difference_in_words, "figure": format_number}
+    filters = {"percent": percent, "words": difference_in_words, "number": format_number}
     return page_template(__package__, "study.html.j2", filters).render(results=results, plots=plots)

@@ -18,7 +18,7 @@ from stillhouse.errors import (
     ModelNotFoundError,
     OutOfMemoryError,
     StillhouseError,
-    says_out_of_memory,
+    is_out_of_memory,
 )
 from stillhouse.hashing import sha256_file, sha256_json, sha256_text
 from stillhouse.models import hub
@@ -183,7 +183,7 @@ class _loading:
 
         noise.set_verbosity(self.level)
         noise.enable_progress_bar()
-        if says_out_of_memory(error):
+        if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"{self.path} does not fit in memory", hint="Use a smaller model."
             ) from error
@@ -206,7 +206,7 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
     except StillhouseError:
         raise
     except Exception as error:  # as above
-        if says_out_of_memory(error):  # _loading says so
+        if is_out_of_memory(error):  # _loading says so
             raise
         if "ignore_mismatched_sizes" in str(error):
             raise ModelError(f"{path}: the weights do not have the shapes that config.json says") from error

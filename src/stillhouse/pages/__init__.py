@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: the frame, inline SVG plots, number formatting."""
+"""Self-contained HTML pages: templates, inline SVG plots, number formatting."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them: the same wording on the page and in the terminal."""
+"""Formatting of numbers for pages and the terminal: figures, intervals, bytes, counts, durations, dollars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """``0.712``, ``12.3``, ``880``, ``12,300``: so many significant digits; an exponent from a million on."""
+    """``0.712``, ``12.3``, ``880``, ``12,300``: ``digits`` significant digits, an exponent from 10⁶ up."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -46,7 +46,7 @@ def format_percent(share: float) -> str:
 
 
 def decimals_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
-    """Decimals that show the interval's half width with two digits, 0 to 4."""
+    """Number of decimals (0 to 4) that shows the interval's half width with two digits."""
     if estimate["low"] is None or estimate["high"] is None or not math.isfinite(estimate["high"]):
         return 2
     half = (estimate["high"] - estimate["low"]) / 2 * scale
@@ -56,13 +56,13 @@ def decimals_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
 def format_interval(
     estimate: Mapping[str, Any], *, scale: float = 1.0, signed: bool = False
 ) -> tuple[str, str]:
-    """A value and its interval as texts, with as many decimals as the interval's width deserves.
+    """A value and its interval as two texts; the interval's width decides the number of decimals.
 
-    What is beyond the largest number (null in a report read back) is ``∞``.
+    A value beyond the largest float (null in a report read from disk) is ``∞``.
 
     Args:
-        scale: 100 for per cent.
-        signed: a plus before positive numbers, for differences.
+        scale: factor before formatting; 100 for per cent.
+        signed: whether positive numbers get a plus sign, for differences.
     """
     places = decimals_for(estimate, scale)
 
@@ -86,10 +86,28 @@ def format_bytes(count: int) -> str:
     return f"{value:.0f} {unit}" if value >= 99.5 or unit == "B" else f"{value:.3g} {unit}"
 
 
-def format_count(value: int) -> str:
-    """A number of parameters: ``135 M``, ``1.24 B``."""
+def format_count(value: float) -> str:
+    """A count, such as a number of parameters, with three digits: ``135 M``, ``1.24 B``, ``900``."""
     for unit, power in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= power * 0.9995:
             scaled = value / power
             return f"{scaled:.0f} {unit}" if scaled >= 99.5 else f"{scaled:.3g} {unit}"
-    return str(value)
+    return f"{value:g}"
+
+
+def format_duration(seconds: float, decimals: int = 0) -> str:
+    """``8 s``, ``3 min 20 s`` or ``2 h 05 min``; ``decimals`` apply below one minute."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{max(0.0, seconds):.{decimals}f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_dollars(dollars: float) -> str:
+    """``$12.34``, ``$0.034``, ``$0.00012``: two significant digits at least, so no price reads as zero."""
+    if dollars <= 0 or dollars >= 0.1:
+        return f"${dollars:,.2f}"
+    decimals = 1 - math.floor(math.log10(dollars))
+    return f"${dollars:.{decimals}f}" if decimals <= 8 else f"${dollars:.1e}"

@@ -1,7 +1,7 @@
-"""Pictures as inline SVG that take their colours and fonts from the page.
+"""Plots as inline SVG that take their colours and fonts from the page.
 
-matplotlib draws in placeholder colours, which are then exchanged for the page's CSS
-variables: one picture serves the light and the dark page and paper. The same data
+matplotlib draws in placeholder colours, which are then replaced by the page's CSS
+variables: one plot serves the light page, the dark page and print. The same data
 gives the same bytes.
 """
 
@@ -31,14 +31,14 @@ COLOURS = {
     "control": "#0a0b07",
     "paper": "#0a0b08",
 }
-"""Placeholders, each exchanged for the CSS variable of its name."""
+"""Placeholder colours; each is replaced by the CSS variable of its name."""
 
 WIDTH_IN = 4.2
-"""Inches; at the page's 460 pixels a 9 point letter is 13.5 pixels high, on a telephone 10."""
+"""Width in inches. At the page's 460 pixels, 9 point text is 13.5 pixels high; on a phone, 10."""
 
 STYLE = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a label is somebody's words, and may hold a dollar sign
+    "text.parse_math": False,  # labels come from users and may contain a dollar sign
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -65,7 +65,7 @@ STYLE = {
 
 @contextmanager
 def figure_axes(height_in: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure that no other code sees: no global state of pyplot, our style only inside."""
+    """A new figure with one pair of axes, in our style, without the global state of pyplot."""
     with mpl_style.context(["default", STYLE]):
         drawing = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         FigureCanvasSVG(drawing)
@@ -73,20 +73,21 @@ def figure_axes(height_in: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def name_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Labels the rows 0, 1, … of a plot from top to bottom."""
     axes.set_yticks(range(len(labels)), labels, color=COLOURS["ink"], fontsize=9)
     axes.set_ylim(len(labels) - 0.5, -0.7)
     axes.grid(axis="y", visible=False)
 
 
 def running_mean(values: Sequence[float], reach: int) -> list[float]:
-    """The mean of each value and ``reach`` neighbours on both sides (as many as there are, at the ends)."""
+    """The mean of each value and up to ``reach`` neighbours on each side."""
     sums = [0.0, *itertools.accumulate(values)]
     spans = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
     return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
 def svg_element(drawing: Figure, name: str, description: str) -> str:
-    """The figure as an ``svg`` element: ids unique to ``name``, colours as variables, described in words."""
+    """The figure as an ``svg`` element with ids unique to ``name``, CSS colours and an accessible label."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         drawing.savefig(
@@ -96,7 +97,9 @@ def svg_element(drawing: Figure, name: str, description: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would apply to the whole page
+    text = re.sub(
+        r"<style.*?</style>", "", text, flags=re.DOTALL
+    )  # an inline style applies to the whole page
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
@@ -109,12 +112,12 @@ def svg_element(drawing: Figure, name: str, description: str) -> str:
 
 
 def _page_font(match: re.Match[str]) -> str:
-    """The size stays, the family becomes the page's."""
-    found = re.search(r"[\d.]+px", match.group(0))
-    return (f"font-size: {found.group(0)}; " if found else "") + "font-family: var(--sans)"
+    """The page's font family at the size that matplotlib chose."""
+    font_size = re.search(r"[\d.]+px", match.group(0))
+    return (f"font-size: {font_size.group(0)}; " if font_size else "") + "font-family: var(--sans)"
 
 
 def _view_box(svg: str) -> str:
-    found = re.search(r'viewBox="([^"]+)"', svg)
-    assert found
-    return found.group(1)
+    view_box = re.search(r'viewBox="([^"]+)"', svg)
+    assert view_box
+    return view_box.group(1)

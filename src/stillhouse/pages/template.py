@@ -1,6 +1,6 @@
-"""Pages: one offline HTML file each, in the house's one style (``page.css``).
+"""Jinja templates for self-contained HTML pages that share one style sheet (``page.css``).
 
-No page has a script or loads anything. What models said is untrusted text, escaped like all other text.
+No page has a script or loads anything. Text from models is untrusted and is escaped like all other text.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 
 def page_template(package: str | None, name: str, filters: Mapping[str, Any]) -> Template:
-    """A page of a room: everything that is not marked as markup is escaped, a missing name is an error.
+    """Loads a template; it escapes all text that is not marked as markup, and raises for an undefined name.
 
     Args:
-        package: the room, its ``__package__``; ``page.css`` is found from all of them.
+        package: the package that holds the template (its ``__package__``); every template can include
+            ``page.css``.
+        name: the template's file name.
+        filters: additional Jinja filters.
     """
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stillhouse.pages.numbers import format_count
 from stillhouse.plan import costs
 from stillhouse.plan.costs import Machine, Shape
 from stillhouse.plan.workload import TYPICAL_ANSWER, Workload
@@ -141,7 +142,7 @@ def _student(inputs: PlanInputs) -> StagePlan:
         flops = costs.forward_flops(inputs.teacher, tokens, context=workload.document_tokens, head_tokens=0)
         seconds += 2 * costs.pass_seconds(flops, inputs.machine, bfloat16=False)  # measured, and healed
     memory = inputs.resident + 4 * student.parameters
-    note = f"{student.parameters / 1e6:,.1f} M parameters"
+    note = f"{format_count(student.parameters)} parameters"
     return StagePlan("student", tokens, round(memory), seconds, note)
 
 

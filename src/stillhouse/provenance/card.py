@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillhouse import __version__
+from stillhouse.pages.numbers import format_bytes, format_count
 from stillhouse.provenance.card_head import (
     base_reference,
     base_terms,
@@ -167,8 +168,8 @@ def _results(report: Mapping[str, Any]) -> str:
         ("KL to the teacher, nats/token", lambda m: _estimate(m.get("kl"))),
         ("top-1 agreement", lambda m: _estimate(m.get("agreement"))),
         ("perplexity", lambda m: _estimate(m.get("perplexity"))),
-        ("parameters", lambda m: _count(m.get("parameters"))),
-        ("size", lambda m: _size(m.get("bytes"))),
+        ("parameters", lambda m: format_count(m["parameters"]) if m.get("parameters") else ""),
+        ("size", lambda m: format_bytes(m["bytes"]) if m.get("bytes") else ""),
         ("tokens/s", lambda m: _number((m.get("tokens_per_s") or {}).get("median"))),
     ]
     shown = [(title, show) for title, show in columns if any(show(m) for m in models)]
@@ -314,14 +315,6 @@ def _estimate(part: Mapping[str, Any] | None) -> str:
     if part.get("low") is None or part.get("high") is None:
         return value
     return f"{value} [{part['low']:.4g}, {part['high']:.4g}]"
-
-
-def _count(parameters: int | None) -> str:
-    return f"{parameters / 1e6:,.1f} M" if parameters else ""
-
-
-def _size(size: int | None) -> str:
-    return f"{size / 1e6:,.0f} MB" if size else ""
 
 
 def _number(value: float | None) -> str:

@@ -21,7 +21,7 @@ from stillhouse.errors import (
     ModelError,
     OutOfMemoryError,
     StillhouseError,
-    says_out_of_memory,
+    is_out_of_memory,
 )
 from stillhouse.serve.detokenizer import Detokenizer, Stops
 
@@ -295,7 +295,7 @@ class TorchEngine:
         self._listeners.pop(id(sequence), None)
 
     def _fail(self, error: Exception) -> None:
-        if says_out_of_memory(error):
+        if is_out_of_memory(error):
             error = OutOfMemoryError("no memory for the answers under way", hint="Serve a smaller model.")
         elif not isinstance(error, StillhouseError):
             console.warn(f"the model failed: {type(error).__name__}: {error}")

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from stillhouse.distill.students.decoder import root_message
-from stillhouse.errors import OutOfMemoryError, RecipeError, says_out_of_memory
+from stillhouse.errors import OutOfMemoryError, RecipeError, is_out_of_memory
 from stillhouse.recipe.suggest import did_you_mean
 
 VOCABULARY_MULTIPLE = 64
@@ -78,7 +78,7 @@ def build_scratch(
         try:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
-            if says_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise OutOfMemoryError(
                     "a student of this size does not fit in memory", hint="Make student.config smaller."
                 ) from error

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stillhouse.distill.training.checkpoint import generator_states, restore_generators
-from stillhouse.errors import OutOfMemoryError, RecipeError, StillhouseError, says_out_of_memory
+from stillhouse.errors import OutOfMemoryError, RecipeError, StillhouseError, is_out_of_memory
 from stillhouse.recipe import Train
 
 
@@ -88,7 +88,7 @@ def memory_errors(settings: Train) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, StillhouseError) or not says_out_of_memory(error):
+        if isinstance(error, StillhouseError) or not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"training does not fit in memory with train.micro_tokens {settings.micro_tokens}",

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.errors import CapabilityError, OutOfMemoryError, StillhouseError, says_out_of_memory
+from stillhouse.errors import CapabilityError, OutOfMemoryError, StillhouseError, is_out_of_memory
 from stillhouse.models.backends.prompts import PromptEncoder, cut_at_stop, has_stop
 from stillhouse.models.chat.reasoning import split_reasoning
 from stillhouse.models.cpu import cpu_has_bfloat16
@@ -85,7 +85,7 @@ class TorchModel:
                 markers=[job.marker for job in batch],
             )
         except (MemoryError, RuntimeError) as error:
-            if says_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise OutOfMemoryError(
                     f"no memory for {min(len(batch), self.max_batch)} answers at once",
                     hint="Lower collect.concurrency or collect.max_tokens.",
