@@ -1,12 +1,9 @@
-"""What tests of several rooms need: a teacher of a few thousand weights, and the real command."""
+"""What tests of several packages need: a teacher of a few thousand weights, and questions for it."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -84,16 +81,3 @@ def questions(tmp_path_factory) -> Path:
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
-
-
-def still(*arguments: str | Path, cwd: Path, timeout: float = 240, **environment: str):
-    """Runs the real command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "stillhouse", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
-        check=False,
-    )

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import still
 from exported_models import LlamaCpp, save
 from safetensors.torch import load_file, save_file
+from still_command import still
 
 from stillhouse.cli import main
 from stillhouse.errors import ModelError, ModelNotFoundError, StorageError, UsageError

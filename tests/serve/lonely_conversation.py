@@ -8,8 +8,11 @@ import fcntl
 import json
 import socket
 import struct
+import sys
 from contextlib import closing
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # still_command
 from running_server import Running
 
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1

@@ -8,19 +8,10 @@ import sys
 import tempfile
 import time
 import urllib.request
+from pathlib import Path
 
 import openai
-
-WITH_LIMITS = """
-import importlib, json, sys
-from stillhouse.cli import entry
-for place, value in json.loads(sys.argv.pop(1)).items():
-    module, _, name = place.rpartition(".")
-    module = importlib.import_module(f"stillhouse.serve.{module}")
-    assert hasattr(module, name), place
-    setattr(module, name, value)
-entry()
-"""
+from still_command import StillProcess
 
 
 class Running:
@@ -28,19 +19,24 @@ class Running:
 
     Args:
         before: a command that runs the server's, such as a tracer's.
-        limits: constants of stillhouse.serve, as `uvicorn_protocol.HEAD_S`, and their values here, so that a
-            test need not wait.
+        constants: values for module constants, as `{"stillhouse.serve.security.BODY_TIMEOUT_S": 2}`, so that
+            a test need not wait.
     """
 
-    def __init__(self, *models, key=None, options=(), before=(), limits=()):
-        environment = {"OMP_NUM_THREADS": "2", **os.environ}
-        environment.pop("STILLHOUSE_API_KEY", None)
-        if key:
-            environment["STILLHOUSE_API_KEY"] = key
-        program = ["-c", WITH_LIMITS, json.dumps(limits)] if limits else ["-m", "stillhouse"]
-        command = [*before, sys.executable, *program, "serve", *models, "--port", "0", *options]
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in stop()
-        self.process = subprocess.Popen(command, stderr=self.said, env=environment)
+    def __init__(self, *models, key=None, options=(), before=(), constants=None):
+        assert not (before and constants)
+        arguments = ["serve", *models, "--port", "0", *options]
+        secret = {"STILLHOUSE_API_KEY": key} if key else {}
+        environment = {"OMP_NUM_THREADS": "2", **secret}
+        if before:
+            descriptor, path = tempfile.mkstemp(prefix="still-")
+            self.errors = Path(path)
+            command = [*before, sys.executable, "-m", "stillhouse", *arguments]
+            self.process = subprocess.Popen(command, stderr=descriptor, env={**os.environ, **environment})
+            os.close(descriptor)
+        else:
+            self.process = StillProcess(*arguments, constants=constants, **environment)
+            self.errors = self.process.stderr_path
         self.address = self.first_line().split()[0]
         self.port = int(self.address.rpartition(":")[2])
         self.client = openai.OpenAI(base_url=f"{self.address}/v1", api_key=key or "none", max_retries=0)
@@ -55,8 +51,7 @@ class Running:
         raise AssertionError("the server says nothing")
 
     def heard(self):
-        self.said.seek(0)
-        return self.said.read()
+        return self.errors.read_text("utf-8")
 
     def wait(self):
         for _ in range(600):
@@ -84,6 +79,4 @@ class Running:
     def ended(self):
         """Status and words of a server that was told to end."""
         status = self.process.wait(timeout=60)
-        said = self.heard()
-        self.said.close()
-        return status, said
+        return status, self.heard()

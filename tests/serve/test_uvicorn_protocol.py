@@ -17,12 +17,10 @@ HELLO = [{"role": "user", "content": "Say hello."}]
 
 @pytest.fixture(scope="module")
 def server(tiny_teacher):
-    limits = {
-        "uvicorn_protocol.HEAD_S": HEAD_S, "uvicorn_protocol.IDLE_S": IDLE_S,
-        "uvicorn_protocol.UNREAD_S": UNREAD_S,
-        "security.BODY_TIMEOUT_S": BODY_S,
-    }  # fmt: skip
-    running = Running(f"tiny={tiny_teacher}", options=["--queue", "8"], limits=limits)
+    module = "stillhouse.serve.uvicorn_protocol"
+    constants = {f"{module}.HEAD_S": HEAD_S, f"{module}.IDLE_S": IDLE_S, f"{module}.UNREAD_S": UNREAD_S}
+    constants["stillhouse.serve.security.BODY_TIMEOUT_S"] = BODY_S
+    running = Running(f"tiny={tiny_teacher}", options=["--queue", "8"], constants=constants)
     yield running
     running.client.close()
     status, said = running.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conftest import still
+from still_command import still
 
 from stillhouse.models import Sampling
 from stillhouse.serve.engine import Wish, open_engine

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pyarrow.dataset
 import pytest
-from conftest import make_tiny_teacher, still
+from conftest import make_tiny_teacher
 from misbehaving_server import Teacher, serving
+from still_command import StillProcess, still
 from test_runs import write_recipe
 
 pytestmark = pytest.mark.slow
@@ -171,14 +172,7 @@ def test_control_c_while_the_teacher_answers(tmp_path, tiny_teacher, questions):
     log = tmp_path / "served.jsonl"
     with serving(Teacher(delay_s=1.0, log=log)) as url:
         recipe = api_recipe(tmp_path, url, questions, tiny_teacher, collect={"concurrency": 4})
-        process = subprocess.Popen(
-            [sys.executable, "-m", "stillhouse", "run", str(recipe)],
-            cwd=tmp_path,
-            env={**os.environ, "OPENAI_API_KEY": "none", "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        process = StillProcess("run", recipe, cwd=tmp_path, OPENAI_API_KEY="none")
         deadline = time.time() + 120
         while time.time() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 6):
             time.sleep(0.1)
@@ -324,18 +318,15 @@ def test_a_student_goes_on_from_the_corpus_to_its_own_samples(tmp_path, tiny_tea
     assert tokens[-1] == found["stages"][4]["tokens"]
     assert still("verify", run, cwd=tmp_path).returncode == 0
 
-    again = [sys.executable, "-m", "stillhouse", "run", str(recipe), "--out", "again"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*again, "--train.checkpoint_every", "5"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
-    )
+    again = ["run", recipe, "--out", "again", "--train.checkpoint_every", "5"]
+    process = StillProcess(*again, cwd=tmp_path)
     metrics = tmp_path / "again/on_policy/metrics.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 7):
         time.sleep(0.02)
     process.kill()
     process.wait()
-    result = still("run", recipe, "--out", "again", "--train.checkpoint_every", "5", cwd=tmp_path)
+    result = still(*again, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     same = [(place / "student/model.safetensors").read_bytes() for place in (run, tmp_path / "again")]
     assert same[0] == same[1]

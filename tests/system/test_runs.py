@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -14,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_tiny_teacher, still
+from conftest import make_tiny_teacher
+from still_command import StillProcess, still
 
 from stillhouse import pipeline
 from stillhouse.corpus import Corpus
@@ -57,11 +57,13 @@ def write_recipe(place: Path, model: Path | str, prompts: Path, /, **changes) ->
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_teacher, questions) -> Path:
-    """A directory in which a whole run has been made once."""
+    """A directory in which a whole run has been made once; `seconds` says how long it took."""
     place = tmp_path_factory.mktemp("run")
-    result = still("run", write_recipe(place, tiny_teacher, questions), cwd=place)
-    assert result.returncode == 0, result.stderr
-    assert "student" in result.stdout
+    process = StillProcess("run", write_recipe(place, tiny_teacher, questions), cwd=place)
+    started = time.monotonic()
+    assert process.wait(240) == 0, process.stderr
+    (place / "seconds").write_text(str(time.monotonic() - started))
+    assert "student" in process.stdout
     return place
 
 
@@ -179,14 +181,11 @@ def test_killed_at_any_moment_it_ends_bit_identical(finished, tmp_path, tiny_tea
     """kill -9 at eight random moments over the whole run; then one run to the end."""
     rng = random.Random(5)
     write_recipe(tmp_path, tiny_teacher, questions)
-    command = [sys.executable, "-m", "stillhouse", "run", "recipe.yaml"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    seconds = float((finished / "seconds").read_text())
     for _ in range(8):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(rng.uniform(3, 10))
-        process.send_signal(signal.SIGKILL)
+        process = StillProcess("run", "recipe.yaml", cwd=tmp_path)
+        time.sleep(rng.uniform(0.05, 1.0) * seconds)
+        process.kill()
         process.wait()
     result = still("run", "recipe.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -252,14 +251,7 @@ def test_empty_and_unreadable_prompts(tmp_path, tiny_teacher):
 
 def test_control_c_stops_with_130_and_the_run_goes_on_later(tmp_path, tiny_teacher, questions):
     recipe = write_recipe(tmp_path, tiny_teacher, questions, train__epochs=400, evaluate__control=False)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stillhouse", "run", str(recipe)],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = StillProcess("run", recipe, cwd=tmp_path)
     metrics = tmp_path / "runs/small/metrics.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline and not (metrics.exists() and metrics.stat().st_size > 500):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pyarrow.dataset
 import pytest
-from conftest import make_tiny_teacher, still
+from conftest import make_tiny_teacher
 from misbehaving_server import Teacher, serving
+from still_command import still
 from test_other_recipes import ON_POLICY, divergence, report
 from test_runs import write_recipe
 

@@ -7,7 +7,7 @@ import json
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from conftest import still
+from still_command import still
 from test_runs import write_recipe
 
 pytestmark = pytest.mark.slow

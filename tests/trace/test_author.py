@@ -5,7 +5,8 @@ import random
 
 import pytest
 import torch
-from conftest import WORDS, still
+from conftest import WORDS
+from still_command import still
 
 from stillhouse.models import load_weights
 from stillhouse.trace.detectors.canaries import read_canaries

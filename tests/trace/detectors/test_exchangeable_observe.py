@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import still
 from scipy.special import ndtr
 from scipy.stats import binom
+from still_command import still
 from test_resample import delivered, write_log
 
 from stillhouse.errors import CapabilityError, CorpusError, UsageError
