@@ -2,14 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
+# Two processes of one thread each are quicker than one of two, whose small products wait for each other.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test lint types layers docs clean
+.PHONY: demo test nightly lint types layers docs clean
 
 demo: .venv/installed
 	$(BIN)/still run recipes/quickstart.yaml
 
 test: lint types layers
-	$(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# What takes minutes and changes rarely; benchmarks/RESULTS.md has the last result of each.
+nightly: .venv/installed
+	$(ONE_THREAD) $(BIN)/python -m pytest -m nightly
+	$(BIN)/python benchmarks/soak.py --minutes 10
+	cd benchmarks && ../$(BIN)/python -m zoo --quick
 
 lint: .venv/installed
 	$(BIN)/ruff check .

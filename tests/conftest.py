@@ -12,6 +12,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a shell, which makes us and our children deaf to ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+HEAVIEST = ("tests/system", "tests/serve", "tests/trace", "tests/export", "tests/models")
+"""Folders that take most of the time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slowest first, so that no worker is left alone with a long test at the end."""
+
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        folder = item.nodeid.rpartition("/")[0]
+        heavy = [number for number, name in enumerate(HEAVIEST) if folder.startswith(name)]
+        return item.get_closest_marker("slow") is None, heavy[0] if heavy else len(HEAVIEST)
+
+    items.sort(key=rank)  # stable: files stay together, and so do the fixtures that they share
+
+
 CHATML = """\
 {% for message in messages %}<|im_start|>{{ message['role'] }}
 {{ message['content'] }}<|im_end|>

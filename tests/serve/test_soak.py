@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 
 
+@pytest.mark.nightly
 def test_twenty_seconds_of_mixed_load_lose_nothing(tiny_teacher, tmp_path):
     out = tmp_path / "soak.json"
     # So short a time says nothing of growth.

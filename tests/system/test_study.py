@@ -82,6 +82,7 @@ def test_a_study_runs_its_arms_once_and_measures_them(tmp_path):
         pipeline.run_study(study, file, out, never)
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # three and a half minutes where nothing else runs
 def test_the_short_miniature_raises_the_reward_and_its_artefacts_load(tmp_path):
     pytest.importorskip("reasoning_gym")
