@@ -26,7 +26,8 @@ LIBRARIES = [
     "transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama",
     "transformers.models.qwen3.modeling_qwen3", "tokenizers", "safetensors.torch", "pyarrow.parquet",
     "pyarrow.dataset", "numpy", "scipy.special", "jinja2.sandbox", "yaml", "pydantic", "rich.console",
-    "rich.progress", "rich.table", "cyclopts", "openai", "matplotlib.figure", "matplotlib.backends.backend_svg",
+    "rich.progress", "rich.table", "cyclopts", "openai", "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
 ]  # fmt: skip
 _TESTS = Path(__file__).parent
 _server = multiprocessing.get_context("forkserver")
