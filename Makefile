@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
-# Many processes of one thread each are quicker than few of many: small products wait for their threads.
-ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: demo test nightly lint types layers docs clean
 
@@ -11,11 +9,11 @@ demo: .venv/installed
 	$(BIN)/still run recipes/quickstart.yaml
 
 test: lint types layers
-	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest
 
 # What takes minutes and changes rarely; benchmarks/RESULTS.md has the last result of each.
 nightly: .venv/installed
-	$(ONE_THREAD) $(BIN)/python -m pytest -m nightly
+	$(BIN)/python -m pytest -m nightly
 	$(BIN)/python benchmarks/soak.py --minutes 10
 	cd benchmarks && ../$(BIN)/python -m zoo --quick
 

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
+# Before torch is imported: one thread in each of several processes is quicker than several threads in one,
+# whose small products wait for each other.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a shell, which makes us and our children deaf to ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MOST_PROCESSES = 8
 HEAVIEST = ("tests/system", "tests/serve", "tests/trace", "tests/export", "tests/models")
 """Folders that take most of the time."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process for each core, but none beside this one where files are named or a debugger is wanted."""
+    named = config.invocation_params.args
+    files = [argument for argument in named if ".py" in str(argument)]
+    if files or config.option.usepdb or config.option.capture == "no":
+        return 0
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
