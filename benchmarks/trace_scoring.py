@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stillhouse.models import Sampling
 from stillhouse.trace.delivered_log import Delivered, Log
-from stillhouse.trace.detectors.exchangeable.judge import judge, observe
+from stillhouse.trace.detectors.exchangeable.judge import judge
+from stillhouse.trace.detectors.exchangeable.observe import observe
 from stillhouse.trace.resample import Resamples
 from stillhouse.trace.suspects.local import TorchSuspect
 from stillhouse.trace.suspects.prefix_scoring import PASS_TOKENS, PrefixScorer

@@ -36,7 +36,7 @@ from stillhouse.stats import rank_test
 from stillhouse.trace.delivered_log import Delivered
 from stillhouse.trace.detectors import canaries
 from stillhouse.trace.detectors.canaries import CanarySet, make_canaries
-from stillhouse.trace.detectors.radioactivity import closed_transcript
+from stillhouse.trace.detectors.radioactivity.observe import closed_transcript
 from stillhouse.trace.suspects.open import open_suspect
 from stillhouse.watermark import Mark, account_key
 

@@ -21,7 +21,8 @@ from stillhouse.stats import (
     rounds_until,
     signed_wins,
 )
-from stillhouse.trace.detectors import canaries, radioactivity
+from stillhouse.trace.detectors import canaries
+from stillhouse.trace.detectors.radioactivity import judge as radioactivity
 from stillhouse.trace.detectors.transcript import per_token
 from stillhouse.watermark import Mark, Pairs, account_key, detection_from_scores
 

@@ -22,8 +22,9 @@ from tokenizers import Tokenizer
 
 from stillhouse.console import console
 from stillhouse.stats import rank_test
-from stillhouse.trace.detectors import canaries, radioactivity, rephrasings, style
+from stillhouse.trace.detectors import canaries, rephrasings, style
 from stillhouse.trace.detectors.canaries import CanarySet, make_canaries
+from stillhouse.trace.detectors.radioactivity import observe as radioactivity
 from stillhouse.trace.detectors.rephrasings import Versions, draw_all
 from stillhouse.trace.suspects.base import Suspect, TextLikelihood
 from stillhouse.watermark import Mark, account_key

@@ -2,6 +2,8 @@
 
 import shutil
 import stat
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +17,7 @@ from stillhouse.trace.bundle.commitments import commit, make_commitments, read_c
 from stillhouse.trace.bundle.files import read_evidence, transcript_path, write_transcript
 from stillhouse.trace.bundle.schema import Evidence, evidence_text
 from stillhouse.trace.bundle.signing import make_key, read_key, require_signature
-from stillhouse.trace.judge import relabelled
+from stillhouse.trace.detectors.exchangeable.detector import relabel_resample_as_delivered
 from stillhouse.trace.plan import TeacherPlan
 from stillhouse.trace.verify import verify_bundle
 
@@ -56,6 +58,18 @@ def test_a_signed_bundle_verifies_and_says_what_it_found(signed, key):
     assert (result.differences, result.notes) == ([], [])
     assert result.numbers > 100 and result.checked == len(result.evidence.files) + 1
     assert result.evidence.teachers[0].verdict.headline == "Hard evidence at level L2"
+
+
+def test_verifying_loads_no_model_library(signed):
+    code = (
+        "import sys; from pathlib import Path; from stillhouse.trace.verify import verify_bundle; "
+        "assert not verify_bundle(Path(sys.argv[1])).differences; "
+        "print([name for name in ('torch', 'transformers', 'xllamacpp') if name in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(signed)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "[]"
 
 
 def test_nothing_used_gives_no_claim_and_placebos_never_do(unsigned, signed):
@@ -289,7 +303,7 @@ def test_a_placebo_never_holds_the_delivered_output_and_is_drawn_evenly():
     table = scores(500, 3, 1.0, seed=0)
     rng, counts = np.random.default_rng(0), np.zeros(4)
     for _ in range(20):
-        other = relabelled(table, rng)
+        other = relabel_resample_as_delivered(table, rng)
         assert other is not None and other.num_rows == 1500
         texts = set(table.filter(table["draw"].to_numpy() > 0)["text"].to_pylist())
         assert set(other["text"].to_pylist()) == texts
@@ -303,4 +317,4 @@ def test_a_placebo_never_holds_the_delivered_output_and_is_drawn_evenly():
 def test_without_a_second_resample_there_is_no_placebo():
     import numpy as np
 
-    assert relabelled(scores(10, 1, 0.0, seed=0), np.random.default_rng(0)) is None
+    assert relabel_resample_as_delivered(scores(10, 1, 0.0, seed=0), np.random.default_rng(0)) is None

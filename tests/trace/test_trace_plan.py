@@ -1,19 +1,24 @@
 """Plans as files: what they say, what is wrong with them and where."""
 
 import dataclasses
+import typing
 
 import pytest
 
 from stillhouse.errors import RecipeError, UsageError
-from stillhouse.trace.access import Access, teacher_access, unmet_requirements
+from stillhouse.trace.access import Access, teacher_access
+from stillhouse.trace.detectors.registry import DETECTORS, unmet_requirements
 from stillhouse.trace.plan import (
     Exchangeable,
     PlannedTests,
+    Radioactivity,
+    Rephrasings,
     TeacherPlan,
     TracePlan,
     dump_plan,
     load_plan,
     parse_plan,
+    plan_for_texts,
     resolve,
 )
 
@@ -23,6 +28,9 @@ EVERYTHING = Access(
         {"model", "weights", "sampler", "resamples", "marked resamples", "watermark key", "canaries"}
     ),
     references=2,
+)
+EVERY_TEST = PlannedTests(
+    **{name: typing.get_args(hint)[0]() for name, hint in typing.get_type_hints(PlannedTests).items()}
 )
 
 
@@ -68,6 +76,24 @@ def test_a_plan_that_is_not_there_names_the_nearest(tmp_path):
     with pytest.raises(RecipeError, match="no such plan") as caught:
         load_plan(tmp_path / "plam.yaml")
     assert "plan.yaml" in str(caught.value.hint)
+
+
+def test_an_author_asks_about_published_texts_and_about_nothing_else():
+    """Whatever tests there are and whichever are on by default, or on in the plan."""
+    for tests in (PlannedTests(), EVERY_TEST):
+        planned = plan_for_texts(TracePlan(tests=tests), "texts.jsonl").tests
+        for field in dataclasses.fields(PlannedTests):
+            only = Rephrasings(texts="texts.jsonl") if field.name == "rephrasings" else None
+            assert getattr(planned, field.name) == only, field.name
+
+
+def test_every_test_of_the_plan_has_its_detector():
+    assert PlannedTests.none().wanted == ()
+    assert EVERY_TEST.wanted == tuple(DETECTORS)
+    levels = [detector.level_in(TracePlan(tests=EVERY_TEST)) for detector in DETECTORS.values()]
+    assert levels == [detector.level for detector in DETECTORS.values()]
+    everybodys_key = TracePlan(tests=PlannedTests(radioactivity=Radioactivity(level="L1")))
+    assert DETECTORS["radioactivity"].level_in(everybodys_key) == "L1"
 
 
 def test_options_fill_a_plan_and_may_not_contradict_it():

@@ -87,21 +87,21 @@ def test_asked_again_the_models_say_the_same_bit_for_bit(finished):
 
 def test_the_same_command_asks_nothing_twice(finished, log, tiny_teacher, monkeypatch):
     directory, before = finished
-    monkeypatch.setattr(run, "observe", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(run, "write_observation", lambda *_: pytest.fail("asked again"))
     after = run_trace(plan_of(log, tiny_teacher), directory)
     assert after.teachers == before.teachers
 
 
 def test_a_trace_that_was_stopped_goes_on_with_what_is_missing(tmp_path, log, tiny_teacher, monkeypatch):
-    directory, asked, whole = tmp_path / "evidence", [], run.observe
+    directory, asked, whole = tmp_path / "evidence", [], run.write_observation
 
-    def stopping(test, case, path):
-        asked.append(test)
-        if test == "identity" and asked.count("identity") == 1:
+    def stopping(detector, case, path):
+        asked.append(detector.name)
+        if detector.name == "identity" and asked.count("identity") == 1:
             raise KeyboardInterrupt
-        whole(test, case, path)
+        whole(detector, case, path)
 
-    monkeypatch.setattr(run, "observe", stopping)
+    monkeypatch.setattr(run, "write_observation", stopping)
     plan = plan_of(log, tiny_teacher)
     with pytest.raises(KeyboardInterrupt):
         run_trace(plan, directory)

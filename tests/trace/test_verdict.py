@@ -9,14 +9,14 @@ from hypothesis import given, settings, strategies as st
 
 from stillhouse.stats import clopper_pearson
 from stillhouse.trace.finding import Finding
-from stillhouse.trace.verdict import Weighed, climb, merged, same_weights, verdict
+from stillhouse.trace.verdict import WeightedFinding, decide_claims, merge_evidence, verdict, weights_claims
 
 E_VALUES = st.floats(0.0, 1e6)
 
 
 def weighed(test, level, e, weight=1.0, **effect):
     finding = Finding(test, level, null="", n=10, e_value=e, effect=effect)
-    return Weighed(test, level, weight, finding)
+    return WeightedFinding(test, level, weight, finding)
 
 
 def claimed(rungs):
@@ -26,27 +26,27 @@ def claimed(rungs):
 def test_the_mean_is_weighted_and_counts_what_did_not_finish_as_one():
     tests = [
         weighed("a", "L2", 7.0, weight=2.0),
-        Weighed("b", "L2", 1.0, None),
+        WeightedFinding("b", "L2", 1.0, None),
         weighed("c", "L1", 40.0),
         weighed("d", "L0", 1e9),
         weighed("e", "exhibit", 1e9, weight=0.0),
     ]
-    assert merged(tests, "L2") == (5.0, ("a", "b"))
-    assert merged(tests, "L1") == ((2 * 7 + 1 + 40) / 4, ("a", "b", "c"))
-    assert merged([weighed("d", "L0", 1e9)], "L1") is None
+    assert merge_evidence(tests, "L2") == (5.0, ("a", "b"))
+    assert merge_evidence(tests, "L1") == ((2 * 7 + 1 + 40) / 4, ("a", "b", "c"))
+    assert merge_evidence([weighed("d", "L0", 1e9)], "L1") is None
 
 
 def test_a_finding_without_an_e_value_is_no_evidence():
     finding = Finding("a", "L2", null="", n=0, p_value=1e-9)
-    assert merged([Weighed("a", "L2", 1.0, finding)], "L2") == (1.0, ("a",))
+    assert merge_evidence([WeightedFinding("a", "L2", 1.0, finding)], "L2") == (1.0, ("a",))
 
 
 def test_level_two_is_claimed_only_where_level_one_is():
     """E at L2 alone over the threshold, drowned at L1 by a test of larger weight: nothing is claimed."""
     tests = [weighed("a", "L2", 1500.0), weighed("b", "L1", 0.0, weight=9.0)]
-    assert claimed(climb({"t": tests}, 1000)["t"]) == []
-    assert claimed(climb({"t": [weighed("a", "L2", 1500.0)]}, 1000)["t"]) == ["L1", "L2"]
-    assert claimed(climb({"t": [weighed("b", "L1", 1500.0)]}, 1000)["t"]) == ["L1"]
+    assert claimed(decide_claims({"t": tests}, 1000)["t"]) == []
+    assert claimed(decide_claims({"t": [weighed("a", "L2", 1500.0)]}, 1000)["t"]) == ["L1", "L2"]
+    assert claimed(decide_claims({"t": [weighed("b", "L1", 1500.0)]}, 1000)["t"]) == ["L1"]
 
 
 def holm(ps):
@@ -62,7 +62,7 @@ def holm(ps):
 def test_with_one_rung_each_it_is_holm_on_one_over_e(es):
     """Against Holm's adjusted p-values, a different algorithm."""
     hard = 100.0
-    found = climb({str(i): [weighed("a", "L1", e)] for i, e in enumerate(es)}, hard)
+    found = decide_claims({str(i): [weighed("a", "L1", e)] for i, e in enumerate(es)}, hard)
     adjusted = holm([min(1.0, 1 / e) if e else 1.0 for e in es])
     for i, p in enumerate(adjusted):
         if not 0.999 / hard < p < 1.001 / hard:  # rounding decides on the edge
@@ -74,7 +74,7 @@ def test_the_order_of_teachers_does_not_matter(pairs, random):
     teachers = {str(i): [weighed("a", "L1", a), weighed("b", "L2", b)] for i, (a, b) in enumerate(pairs)}
     shuffled = list(teachers)
     random.shuffle(shuffled)
-    one, other = climb(teachers, 50), climb({name: teachers[name] for name in shuffled}, 50)
+    one, other = decide_claims(teachers, 50), decide_claims({name: teachers[name] for name in shuffled}, 50)
     assert {name: claimed(rungs) for name, rungs in one.items()} == {
         name: claimed(rungs) for name, rungs in other.items()
     }
@@ -89,7 +89,7 @@ def test_more_evidence_never_loses_a_claim(pairs, more):
             for i, (a, b) in enumerate(pairs)
         }
 
-    before, after = climb(teachers(0.0), 50), climb(teachers(more), 50)
+    before, after = decide_claims(teachers(0.0), 50), decide_claims(teachers(more), 50)
     for name in before:
         assert set(claimed(before[name])) <= set(claimed(after[name]))
 
@@ -107,14 +107,14 @@ def test_false_claims_over_all_teachers_and_levels_are_rarer_than_one_in_hard():
         )
         used = [weighed("a", "L1", 1e9), weighed("b", "L2", one)]
         unused = [weighed("a", "L1", two), weighed("b", "L2", three)]
-        found = climb({"used": used, "unused": unused}, hard)
+        found = decide_claims({"used": used, "unused": unused}, hard)
         wrong += "L2" in claimed(found["used"]) or bool(claimed(found["unused"]))
     assert clopper_pearson(wrong, trials, 0.999)[0] <= 1 / hard
 
 
 def test_the_verdicts_are_the_words_that_were_fixed():
     def headline(*tests, share=0.05):
-        rungs = climb({"t": list(tests)}, 1000)["t"]
+        rungs = decide_claims({"t": list(tests)}, 1000)["t"]
         return verdict(rungs, list(tests), share=share, alpha=0.05).headline
 
     assert headline(weighed("a", "L2", 5e3)) == "Hard evidence at level L2"
@@ -132,11 +132,11 @@ def test_the_weights_are_a_claim_beside_the_ladder():
         "other": [weighed("weights", "weights", 1.9e3)],
         "api": [weighed("a", "L2", 9e9)],
     }
-    found = same_weights(teachers, 1000)
+    found = weights_claims(teachers, 1000)
     assert list(found) == ["ours"], "two teachers with weights: each needs twice as much"
     assert "E = 4,500" in found["ours"] and "2,000 is called hard" in found["ours"]
-    assert list(same_weights({"other": teachers["other"]}, 1000)) == ["other"]
-    rungs = climb(teachers, 1000)["ours"]
+    assert list(weights_claims({"other": teachers["other"]}, 1000)) == ["other"]
+    rungs = decide_claims(teachers, 1000)["ours"]
     said = verdict(rungs, teachers["ours"], share=0.05, alpha=0.05, of_weights=found["ours"])
     assert rungs == [] and said.outcome == "inconclusive" and said.sentence.endswith(found["ours"])
 
@@ -146,7 +146,7 @@ def test_no_verdict_speaks_of_guilt_or_innocence(e):
     for tests in itertools.chain(
         [[weighed("a", level, e)] for level in ("L0", "L1", "L2")], [[weighed("a", "L2", e, f_high=0.01)]]
     ):
-        found = verdict(climb({"t": tests}, 1000)["t"], tests, share=0.05, alpha=0.05)
+        found = verdict(decide_claims({"t": tests}, 1000)["t"], tests, share=0.05, alpha=0.05)
         assert not re.search(
             r"innocen|guilt|probability that the suspect", found.headline + found.sentence, re.I
         )

@@ -167,7 +167,7 @@ PARTS = {
 
 def _plan(asked: Asked) -> TracePlan:
     """The resolved plan: that of --plan, or the default one, with what the options name."""
-    from stillhouse.trace.plan import TeacherPlan, TracePlan, load_plan, of_texts, resolve
+    from stillhouse.trace.plan import TeacherPlan, TracePlan, load_plan, plan_for_texts, resolve
 
     if asked.teacher and len(asked.teacher) != len(asked.log):
         raise UsageError(
@@ -190,7 +190,7 @@ def _plan(asked: Asked) -> TracePlan:
                 "--texts is for a trace of its own, without --log and --plan",
                 hint="In a plan, name the texts as `tests.rephrasings.texts`.",
             )
-        plan = of_texts(plan, asked.texts)
+        plan = plan_for_texts(plan, asked.texts)
     return resolve(plan, suspect=asked.suspect, teachers=teachers, references=asked.reference)
 
 

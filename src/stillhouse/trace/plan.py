@@ -155,6 +155,11 @@ class PlannedTests:
     training_order: TrainingOrder | None = None
     """The same, by the order of training."""
 
+    @classmethod
+    def none(cls) -> PlannedTests:
+        """A plan without any test."""
+        return cls(**dict.fromkeys(field.name for field in dataclasses.fields(cls)))
+
     @property
     def wanted(self) -> tuple[str, ...]:
         """Names of the tests that are planned, in order."""
@@ -226,21 +231,13 @@ def dump_plan(plan: TracePlan) -> str:
     return dump_yaml(dataclasses.asdict(plan))
 
 
-def of_texts(plan: TracePlan, texts: str) -> TracePlan:
+def plan_for_texts(plan: TracePlan, texts: str) -> TracePlan:
     """The plan of an author, who asks about published texts and about nothing else."""
     return dataclasses.replace(
         plan,
         question="Was the suspect trained on the published versions of these texts?",
         teachers=(TeacherPlan(name="texts", log=texts),),
-        tests=PlannedTests(
-            exchangeable=None,
-            radioactivity=None,
-            canaries=None,
-            rephrasings=Rephrasings(texts=texts),
-            style=None,
-            identity=None,
-            weights=None,
-        ),
+        tests=dataclasses.replace(PlannedTests.none(), rephrasings=Rephrasings(texts=texts)),
     )
 
 

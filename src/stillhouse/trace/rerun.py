@@ -22,10 +22,11 @@ from stillhouse.pages.numbers import format_scientific
 from stillhouse.trace.bundle.commitments import log_hash, secret_files
 from stillhouse.trace.bundle.files import OPENED, PLAN, RESAMPLES, read_transcript
 from stillhouse.trace.bundle.schema import Evidence, PlannedTestRecord
-from stillhouse.trace.detectors.case import Case, observe
-from stillhouse.trace.judge import judge_transcript, parameters
+from stillhouse.trace.detectors.case import Case
+from stillhouse.trace.detectors.registry import DETECTORS
+from stillhouse.trace.judge import judge_transcript
 from stillhouse.trace.plan import TeacherPlan, TracePlan, load_plan
-from stillhouse.trace.run import environment, read_teacher_log
+from stillhouse.trace.run import environment, read_teacher_log, write_observation
 from stillhouse.trace.suspects.base import Suspect
 from stillhouse.trace.suspects.open import open_suspect
 from stillhouse.trace.verify import BundleVerification
@@ -90,7 +91,8 @@ def _compare(
     assert part.transcript is not None
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again.parquet"
-        observe(part.test, Case(plan, teacher, read_teacher_log(teacher), suspect, Path(scratch)), again)
+        case = Case(plan, teacher, read_teacher_log(teacher), suspect, Path(scratch))
+        write_observation(DETECTORS[part.test], case, again)
         if (drawn := Path(scratch) / RESAMPLES / f"{teacher.name}.parquet").exists():
             _compare_tables(
                 f"{RESAMPLES}/{teacher.name}.parquet",
@@ -104,9 +106,7 @@ def _compare(
     if _compare_tables(part.transcript, before, table, result, exact=exact):
         return
     secrets = {name: (directory / OPENED / name).read_bytes() for name in secret_files(plan)}
-    finding, _ = judge_transcript(
-        part.test, table, parameters(plan, teacher, part.test, secrets), plan, teacher
-    )
+    finding, _ = judge_transcript(DETECTORS[part.test], table, plan, teacher, secrets)
     then = part.finding.e_value if part.finding else None
     result.notes.append(
         f"{teacher.name}, {part.test}: E = {format_scientific(finding.e_value)} from the new answers, "

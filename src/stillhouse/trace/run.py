@@ -19,7 +19,7 @@ from stillhouse.files import atomic_path, atomic_write, storage_errors, take_loc
 from stillhouse.hashing import sha256_file
 from stillhouse.models import parse_reference
 from stillhouse.provenance import versions
-from stillhouse.trace.access import Access, teacher_access, unmet_requirements
+from stillhouse.trace.access import Access, teacher_access
 from stillhouse.trace.bundle.commitments import COMMITMENTS, commit, now, secret_files
 from stillhouse.trace.bundle.files import (
     OPENED,
@@ -29,6 +29,7 @@ from stillhouse.trace.bundle.files import (
     started,
     transcript_path,
     write_evidence,
+    write_transcript,
 )
 from stillhouse.trace.bundle.schema import (
     Commitments,
@@ -40,7 +41,9 @@ from stillhouse.trace.bundle.schema import (
     evidence_text,
 )
 from stillhouse.trace.delivered_log import Log, read_log
-from stillhouse.trace.detectors.case import Case, observe
+from stillhouse.trace.detectors.base import Detector
+from stillhouse.trace.detectors.case import Case
+from stillhouse.trace.detectors.registry import DETECTORS, unmet_requirements
 from stillhouse.trace.judge import TeacherJudgement, judge_all
 from stillhouse.trace.plan import TeacherPlan, TracePlan
 from stillhouse.trace.report.page import render_page
@@ -129,15 +132,24 @@ def read_teacher_log(teacher: TeacherPlan) -> Log:
 def _observe_all(
     plan: TracePlan, teacher: TeacherPlan, log: Log, suspect: Suspect, access: Access, directory: Path
 ) -> None:
-    for test, hindrance in unmet_requirements(plan, access).items():
-        if hindrance is not None:
-            console.info(f"{test} ({teacher.name}): not possible; it {hindrance}")
+    for test, unmet in unmet_requirements(plan, access).items():
+        if unmet is not None:
+            console.info(f"{test} ({teacher.name}): not possible; it {unmet}")
             continue
         path = directory / transcript_path(teacher.name, test)
         if path.exists():
             console.info(f"{test} ({teacher.name}): was asked before")
             continue
-        observe(test, Case(plan, teacher, log, suspect, directory), path)
+        write_observation(DETECTORS[test], Case(plan, teacher, log, suspect, directory), path)
+
+
+def write_observation(detector: Detector, case: Case, path: Path) -> None:
+    """Asks what a test asks and writes its transcript to ``path``."""
+    begun = now()
+    table = detector.observe(case)
+    write_transcript(path, table, begun, now())
+    for journal in path.parent.glob(f"{detector.name}-*.journal"):
+        journal.unlink()
 
 
 def _conclude(
@@ -236,6 +248,6 @@ def _teacher(
         access=sorted(access.teacher),
         log=DeliveredLogRecord(path=teacher.log, sha256=log.hash, rows=len(log.rows), left_out=log.left_out),
         tests=judged.tests,
-        rungs=judged.rungs,
+        rungs=judged.claims,
         verdict=judged.verdict,
     )

@@ -22,10 +22,11 @@ from typing import Literal
 
 from stillhouse.pages.numbers import format_percent, format_scientific
 from stillhouse.stats import weighted_mean
+from stillhouse.trace.detectors.registry import DETECTORS
 from stillhouse.trace.finding import Finding
 
-Rung = Literal["L1", "L2"]
-RUNGS: tuple[Rung, ...] = ("L1", "L2")
+ClaimLevel = Literal["L1", "L2"]
+CLAIM_LEVELS: tuple[ClaimLevel, ...] = ("L1", "L2")
 Outcome = Literal["hard", "bound", "inconclusive"]
 
 CLAIMS = {
@@ -36,8 +37,6 @@ NULLS = {
     "L1": "had not been exposed to this teacher's outputs by any route",
     "L2": "had not been trained on outputs delivered to these accounts",
 }
-OF_TEXTS = "rephrasings"
-"""The test that is about an author's texts and not about a teacher's outputs."""
 CLAIMS_OF_TEXTS = {
     "L1": "the suspect was exposed to these texts as they were published, by whatever route",
     "L2": "the suspect was trained on these texts as they were published",
@@ -56,7 +55,7 @@ NOT_SHOWN = (
 
 
 @dataclass(frozen=True)
-class Weighed:
+class WeightedFinding:
     """A planned test's finding and its pre-registered weight; without a finding it could not be finished."""
 
     test: str
@@ -72,10 +71,10 @@ class Weighed:
 
 
 @dataclass(frozen=True)
-class RungEvidence:
+class ClaimEvidence:
     """What there is for one claim about one teacher."""
 
-    level: Rung
+    level: ClaimLevel
     e_value: float
     tests: tuple[str, ...]
     """Whose e-values were merged."""
@@ -89,27 +88,30 @@ class Verdict:
     """What can be said about one teacher, in words that were fixed in advance."""
 
     outcome: Outcome
-    level: Rung | None
+    level: ClaimLevel | None
     headline: str
     sentence: str
 
 
-def of_texts(tests: Iterable[str]) -> bool:
-    """Whether nothing but an author's texts was asked about."""
-    return set(tests) == {OF_TEXTS}
+def only_about_texts(tests: Iterable[str]) -> bool:
+    """Whether there are tests, and all are about an author's texts instead of a teacher's outputs."""
+    about_texts = [test in DETECTORS and DETECTORS[test].about_texts for test in tests]
+    return bool(about_texts) and all(about_texts)
 
 
-def claim(level: Rung, tests: Sequence[str]) -> str:
+def claim(level: ClaimLevel, tests: Sequence[str]) -> str:
     """What evidence by ``tests`` is evidence of."""
-    return (CLAIMS_OF_TEXTS if of_texts(tests) else CLAIMS)[level]
+    return (CLAIMS_OF_TEXTS if only_about_texts(tests) else CLAIMS)[level]
 
 
-def null(level: Rung, tests: Sequence[str]) -> str:
+def null(level: ClaimLevel, tests: Sequence[str]) -> str:
     """What is not so where the claim is: follows "if it"."""
-    return (NULLS_OF_TEXTS if of_texts(tests) else NULLS)[level]
+    return (NULLS_OF_TEXTS if only_about_texts(tests) else NULLS)[level]
 
 
-def merged(tests: Sequence[Weighed], level: Rung) -> tuple[float, tuple[str, ...]] | None:
+def merge_evidence(
+    tests: Sequence[WeightedFinding], level: ClaimLevel
+) -> tuple[float, tuple[str, ...]] | None:
     """The e-value for a claim and the tests in it; None where no test bears on it."""
     bearing = [t for t in tests if t.weight > 0 and (t.level == "L2" or t.level == level)]
     if not bearing:
@@ -118,7 +120,9 @@ def merged(tests: Sequence[Weighed], level: Rung) -> tuple[float, tuple[str, ...
     return float(e_value), tuple(t.test for t in bearing)
 
 
-def climb(teachers: Mapping[str, Sequence[Weighed]], hard: float) -> dict[str, list[RungEvidence]]:
+def decide_claims(
+    teachers: Mapping[str, Sequence[WeightedFinding]], hard: float
+) -> dict[str, list[ClaimEvidence]]:
     """Which rungs each teacher's evidence reaches, all teachers considered together.
 
     Args:
@@ -127,12 +131,12 @@ def climb(teachers: Mapping[str, Sequence[Weighed]], hard: float) -> dict[str, l
     Returns:
         For each teacher its rungs from the lowest up, those that any test bears on.
     """
-    evidence: dict[str, dict[Rung, tuple[float, tuple[str, ...]]]] = {
-        name: {rung: found for rung in RUNGS if (found := merged(tests, rung))}
+    evidence: dict[str, dict[ClaimLevel, tuple[float, tuple[str, ...]]]] = {
+        name: {rung: found for rung in CLAIM_LEVELS if (found := merge_evidence(tests, rung))}
         for name, tests in teachers.items()
     }
     ahead = {name: list(rungs) for name, rungs in evidence.items() if rungs}
-    claimed: dict[tuple[str, Rung], float] = {}
+    claimed: dict[tuple[str, ClaimLevel], float] = {}
     moving = True
     while moving:
         moving = False
@@ -146,7 +150,7 @@ def climb(teachers: Mapping[str, Sequence[Weighed]], hard: float) -> dict[str, l
                 del ahead[name]
     return {
         name: [
-            RungEvidence(
+            ClaimEvidence(
                 level=rung,
                 e_value=e_value,
                 tests=tests,
@@ -159,7 +163,7 @@ def climb(teachers: Mapping[str, Sequence[Weighed]], hard: float) -> dict[str, l
     }
 
 
-def same_weights(teachers: Mapping[str, Sequence[Weighed]], hard: float) -> dict[str, str]:
+def weights_claims(teachers: Mapping[str, Sequence[WeightedFinding]], hard: float) -> dict[str, str]:
     """What is said of teachers whose weights are those that the suspect was made from, by name.
 
     A claim of its own, beside the ladder. Tests of it are merged by their mean, and each of several teachers
@@ -181,8 +185,8 @@ def same_weights(teachers: Mapping[str, Sequence[Weighed]], hard: float) -> dict
 
 
 def verdict(
-    rungs: Sequence[RungEvidence],
-    tests: Sequence[Weighed],
+    rungs: Sequence[ClaimEvidence],
+    tests: Sequence[WeightedFinding],
     *,
     share: float,
     alpha: float,
@@ -191,18 +195,18 @@ def verdict(
     """The verdict on one teacher.
 
     Args:
-        rungs: its part of :func:`climb`.
+        rungs: its part of :func:`decide_claims`.
         tests: what they were made of; their effects hold the bound and the power.
         share: the smallest share of the log that would matter.
         alpha: one minus the confidence of the bound.
-        of_weights: its part of :func:`same_weights`, which ends the sentence.
+        of_weights: its part of :func:`weights_claims`, which ends the sentence.
     """
     found = _on_the_ladder(rungs, tests, share, alpha)
     return replace(found, sentence=f"{found.sentence} {of_weights}") if of_weights else found
 
 
 def _on_the_ladder(
-    rungs: Sequence[RungEvidence], tests: Sequence[Weighed], share: float, alpha: float
+    rungs: Sequence[ClaimEvidence], tests: Sequence[WeightedFinding], share: float, alpha: float
 ) -> Verdict:
     if claimed := [rung for rung in rungs if rung.claimed]:
         return _hard(claimed[-1])
@@ -238,7 +242,7 @@ def _on_the_ladder(
     )
 
 
-def _hard(rung: RungEvidence) -> Verdict:
+def _hard(rung: ClaimEvidence) -> Verdict:
     return Verdict(
         "hard",
         rung.level,
@@ -251,7 +255,7 @@ def _hard(rung: RungEvidence) -> Verdict:
     )
 
 
-def _effect(tests: Sequence[Weighed], name: str) -> float | None:
+def _effect(tests: Sequence[WeightedFinding], name: str) -> float | None:
     """The smallest bound, or the largest power, that a test at L2 reports."""
     found = [
         value

@@ -194,7 +194,7 @@ def _compare_numbers(
         }
         again[teacher.name] = {
             "tests": {part.test: part.model_dump() for part in found.tests},
-            "rungs": [part.model_dump() for part in found.rungs],
+            "rungs": [part.model_dump() for part in found.claims],
             "verdict": found.verdict.model_dump(),
         }
     result.differences += _differences(written, again, "")

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.trace.detectors.radioactivity import SCHEMA
+from stillhouse.trace.detectors.radioactivity.observe import SCHEMA
 from stillhouse.watermark import Mark
 
 VOCABULARY = 60

@@ -17,7 +17,8 @@ from stillhouse.models import load_weights
 from stillhouse.stats import log_size
 from stillhouse.trace import surrogate
 from stillhouse.trace.delivered_log import read_log
-from stillhouse.trace.detectors.exchangeable.judge import judge, observe
+from stillhouse.trace.detectors.exchangeable.judge import judge
+from stillhouse.trace.detectors.exchangeable.observe import observe
 from stillhouse.trace.plan import parse_plan
 from stillhouse.trace.resample import resample
 from stillhouse.trace.surrogate import measure

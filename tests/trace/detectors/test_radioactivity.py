@@ -15,13 +15,12 @@ from scipy import stats
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.models import Reply, Sampling, Weights, load_tokenizer, load_weights
 from stillhouse.trace.delivered_log import Delivered
-from stillhouse.trace.detectors.radioactivity import (
+from stillhouse.trace.detectors.radioactivity.judge import judge, placebo_keys
+from stillhouse.trace.detectors.radioactivity.observe import (
     SCHEMA,
     closed_transcript,
-    judge,
     observe_closed,
     observe_open,
-    placebo_keys,
 )
 from stillhouse.trace.finding import Finding
 from stillhouse.watermark import Mark
@@ -207,7 +206,7 @@ LOG = [
 
 def test_open_mode_writes_down_the_suspects_likeliest_tokens(weights, monkeypatch):
     monkeypatch.setattr(
-        "stillhouse.trace.detectors.radioactivity.FORWARD_TOKENS", 64
+        "stillhouse.trace.detectors.radioactivity.observe.FORWARD_TOKENS", 64
     )  # more than one pass, with padding
     done = []
     table = observe_open(weights, LOG, weights.tokenizer, progress=done.append)

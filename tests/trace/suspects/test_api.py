@@ -11,7 +11,8 @@ from stillhouse.models import ChatTemplate, Reply, Request, Sampling, load_weigh
 from stillhouse.serve.app import Server
 from stillhouse.serve.model_pool import Shelf
 from stillhouse.trace.delivered_log import read_log
-from stillhouse.trace.detectors.exchangeable.judge import judge, observe
+from stillhouse.trace.detectors.exchangeable.judge import judge
+from stillhouse.trace.detectors.exchangeable.observe import observe
 from stillhouse.trace.plan import PlannedTests, TeacherPlan, TracePlan
 from stillhouse.trace.resample import resample
 from stillhouse.trace.run import run_trace

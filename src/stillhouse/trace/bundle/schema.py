@@ -76,7 +76,7 @@ class PlannedTestRecord(_EvidenceRecord):
 
 
 class LevelRecord(_EvidenceRecord):
-    """See :class:`.combine.RungEvidence`."""
+    """See :class:`.combine.ClaimEvidence`."""
 
     level: Literal["L1", "L2"]
     e_value: float

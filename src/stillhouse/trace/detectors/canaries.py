@@ -31,8 +31,12 @@ import pyarrow as pa
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import write_secret_lines
 from stillhouse.stats import e_from_log, label_permutation_p, log_e_process, rank_payoffs, rank_test
+from stillhouse.trace.access import Access
+from stillhouse.trace.detectors.base import Detector
+from stillhouse.trace.detectors.case import Case
 from stillhouse.trace.detectors.transcript import per_token, scored_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.plan import TracePlan
 from stillhouse.trace.suspects.base import Suspect
 
 NAME = "canaries"
@@ -302,3 +306,29 @@ class _Choices:
         self.used += 1
         digest = hmac.new(self.key, message, hashlib.sha256).digest()
         return options[int.from_bytes(digest[:8], "big") % len(options)]
+
+
+def _unmet_requirement(plan: TracePlan, access: Access) -> str | None:
+    if "canaries" not in access.teacher:
+        return "needs the canaries that were given to the accounts (`canaries` in the plan)."
+    return access.suspect_lacks("logprobs")
+
+
+def _observe(case: Case) -> pa.Table:
+    assert case.teacher.canaries is not None
+    return observe(case.suspect, read_canaries(case.teacher.canaries))
+
+
+CANARIES = Detector(
+    name=NAME,
+    level=LEVEL,
+    title="Texts made for one account",
+    explanation=(
+        "Some texts were made up by lot and given to one account only. Others, made in the same way, "
+        "were given to nobody. The test asks whether the suspect finds the first more familiar than "
+        "the second."
+    ),
+    unmet_requirement=_unmet_requirement,
+    observe=_observe,
+    judge=judge,
+)

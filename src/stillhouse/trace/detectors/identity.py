@@ -21,7 +21,11 @@ import pyarrow as pa
 from stillhouse.errors import UsageError
 from stillhouse.models import Reply, Request, Sampling
 from stillhouse.stats import clopper_pearson
+from stillhouse.trace.access import Access
+from stillhouse.trace.detectors.base import Detector
+from stillhouse.trace.detectors.case import Case
 from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.plan import TracePlan
 from stillhouse.trace.suspects.base import GenerateFn
 
 NAME = "identity"
@@ -229,3 +233,27 @@ def named(text: str, language: str) -> tuple[set[str], set[str]]:
         negated = re.search(_DENIALS[language], sentence, re.IGNORECASE)
         (denied if negated else claimed).update(found)
     return claimed, denied - claimed
+
+
+def _unmet_requirement(plan: TracePlan, access: Access) -> str | None:
+    return access.suspect_lacks("generate")
+
+
+def _observe(case: Case) -> pa.Table:
+    section = case.plan.tests.identity
+    assert section is not None
+    return observe(case.resumable(NAME, case.suspect), section.languages)
+
+
+IDENTITY = Detector(
+    name=NAME,
+    level=LEVEL,
+    title="Who the suspect says it is",
+    explanation=(
+        "The suspect is asked who it is. Models often name the wrong maker, because the web is full "
+        "of other models' answers; this is kept as an exhibit and counts for nothing."
+    ),
+    unmet_requirement=_unmet_requirement,
+    observe=_observe,
+    judge=judge,
+)

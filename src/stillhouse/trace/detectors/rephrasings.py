@@ -31,8 +31,12 @@ import pyarrow as pa
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import write_secret_lines
 from stillhouse.stats import e_from_log, log_e_process, rank_test, student_t_upper
+from stillhouse.trace.access import Access
+from stillhouse.trace.detectors.base import Detector
+from stillhouse.trace.detectors.case import Case
 from stillhouse.trace.detectors.transcript import per_token, scored_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.plan import TracePlan
 from stillhouse.trace.suspects.base import Suspect
 
 NAME = "rephrasings"
@@ -307,3 +311,33 @@ def _read_text(line: str, where: str, chosen: bool) -> Versions:
             f"{where}: not a text with its versions ({error})",
             hint="Each line is an object with `id`, `versions`, `published`, and `draw_key` if drawn.",
         ) from error
+
+
+def _unmet_requirement(plan: TracePlan, access: Access) -> str | None:
+    assert plan.tests.rephrasings is not None
+    if plan.tests.rephrasings.texts is None:
+        return "needs published texts with rephrasings (`tests.rephrasings.texts` in the plan)."
+    return access.suspect_lacks("logprobs")
+
+
+def _observe(case: Case) -> pa.Table:
+    section = case.plan.tests.rephrasings
+    assert section is not None and section.texts is not None
+    texts = read_versions(section.texts)
+    with case.open_reference() as reference:
+        return observe(case.suspect, texts, reference=reference)
+
+
+REPHRASINGS = Detector(
+    name=NAME,
+    level=LEVEL,
+    title="Published text against held-back rephrasings",
+    explanation=(
+        "Beside each published text lie rephrasings of it that were never published. The test asks "
+        "whether the suspect finds the published version more familiar than the others."
+    ),
+    unmet_requirement=_unmet_requirement,
+    observe=_observe,
+    judge=judge,
+    about_texts=True,
+)

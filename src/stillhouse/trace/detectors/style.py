@@ -31,11 +31,18 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from stillhouse.errors import StillhouseError
 from stillhouse.hashing import sha256_json
 from stillhouse.models import Message, Reply, Request, Sampling
 from stillhouse.stats import e_from_p
+from stillhouse.trace.access import Access
+from stillhouse.trace.delivered_log import Delivered
+from stillhouse.trace.detectors.base import Detector
+from stillhouse.trace.detectors.case import Case
 from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.plan import TracePlan
 from stillhouse.trace.suspects.base import GenerateFn
+from stillhouse.trace.suspects.open import open_suspect
 
 NAME = "style"
 LEVEL: Level = "L0"
@@ -234,3 +241,56 @@ def _answers(transcript: pa.Table) -> Answers:
     of = {group: tuple(sorted(n for n in groups if groups[n] == group)) for group in Group.__args__}
     tested = (*of["suspect"], *of["reference"]) if len(of["suspect"]) == 1 else ()
     return Answers(texts, tested, of["candidate"], prompts, len(asked) - len(prompts))
+
+
+def _unmet_requirement(plan: TracePlan, access: Access) -> str | None:
+    if access.references < 2:
+        return "needs at least two reference models (--reference) to be compared with."
+    return access.suspect_lacks("generate")
+
+
+def _observe(case: Case) -> pa.Table:
+    """The answers of suspect, references and other teachers; the log holds this teacher's."""
+    plan, rows = case.plan, _sampled_rows(case)
+    others = {name: open_suspect(name, seed=plan.seed) for name in plan.references}
+    others |= {
+        other.name: open_suspect(other.model, seed=plan.seed)
+        for other in plan.teachers
+        if other.model is not None and other.name != case.teacher.name
+    }
+
+    def delivered(requests: Sequence[Request]) -> list[Reply | StillhouseError]:
+        return [Reply(rows[request.id].output, None, "stop", 0, 0) for request in requests]
+
+    models: dict[str, tuple[Group, GenerateFn]] = {"suspect": ("suspect", case.resumable(NAME, case.suspect))}
+    models[case.teacher.name] = ("candidate", delivered)
+    for number, (name, model) in enumerate(others.items(), 1):
+        group = "reference" if name in plan.references else "candidate"
+        models[name] = (group, case.resumable(NAME, model, number=number))
+    table = observe(models, {id: row.prompt for id, row in rows.items()})
+    for model in others.values():
+        model.close()
+    return table
+
+
+def _sampled_rows(case: Case) -> dict[str, Delivered]:
+    """Random rows of the tested accounts that have a prompt, by id; as many as the plan asks for."""
+    section = case.plan.tests.style
+    assert section is not None
+    rows = [row for row in case.log_of(case.teacher.accounts).rows if row.prompt]
+    order = np.random.default_rng(case.plan.seed).permutation(len(rows))[: section.prompts]
+    return {rows[index].id: rows[index] for index in order}
+
+
+STYLE = Detector(
+    name=NAME,
+    level=LEVEL,
+    title="Whom the suspect sounds like",
+    explanation=(
+        "The suspect's answers are compared with those of several models. Models sound alike for many "
+        "reasons, so this alone never shows that one was trained on another."
+    ),
+    unmet_requirement=_unmet_requirement,
+    observe=_observe,
+    judge=judge,
+)

@@ -20,9 +20,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stillhouse.errors import CorpusError
+from stillhouse.files import read_json_lines
 from stillhouse.stats import e_from_p, p_from_log
+from stillhouse.trace.access import Access
+from stillhouse.trace.detectors.base import Detector
+from stillhouse.trace.detectors.case import Case
 from stillhouse.trace.detectors.transcript import per_token, scored_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.plan import TracePlan
 from stillhouse.trace.suspects.base import Suspect
 
 NAME = "training_order"
@@ -183,3 +189,35 @@ def _spearman(score_N: np.ndarray) -> float | None:
     if ranks.std() == 0:
         return None
     return float(np.corrcoef(np.arange(len(ranks)), ranks)[0, 1])
+
+
+def _unmet_requirement(plan: TracePlan, access: Access) -> str | None:
+    assert plan.tests.training_order is not None
+    if plan.tests.training_order.texts is None:
+        return "needs the teacher's training texts in their order (`tests.training_order.texts` in the plan)."
+    return access.suspect_lacks("logprobs")
+
+
+def _observe(case: Case) -> pa.Table:
+    section = case.plan.tests.training_order
+    assert section is not None and section.texts is not None
+    try:
+        texts = [str(line["text"]) for line in read_json_lines(section.texts)]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CorpusError(f"{section.texts} does not hold JSON lines with `text`: {error}") from error
+    with case.open_reference() as reference:
+        return observe(case.suspect, texts, reference=reference)
+
+
+TRAINING_ORDER = Detector(
+    name=NAME,
+    level=LEVEL,
+    title="Whether it remembers the teacher's order of training",
+    explanation=(
+        "A model remembers best what it read last, and so do models made from it. The test asks whether the "
+        "suspect remembers the teacher's training texts in the order in which the teacher read them."
+    ),
+    unmet_requirement=_unmet_requirement,
+    observe=_observe,
+    judge=judge,
+)

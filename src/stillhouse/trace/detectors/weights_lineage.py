@@ -33,10 +33,14 @@ import pyarrow as pa
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from stillhouse.models import tokenizer_difference
+from stillhouse.models import load_weights, tokenizer_difference
 from stillhouse.stats import e_from_p, fisher_log_p, fixed_points_log_p, heads_log_p, p_from_log
+from stillhouse.trace.access import Access
+from stillhouse.trace.detectors.base import Detector
+from stillhouse.trace.detectors.case import Case
 from stillhouse.trace.detectors.transcript import refusal, refused
 from stillhouse.trace.finding import Assumption, Finding, Level
+from stillhouse.trace.plan import TracePlan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -322,3 +326,29 @@ def _unit_vectors(values_NI: np.ndarray) -> np.ndarray:
     centred = (values_NI - values_NI.mean(axis=0)).astype(np.float32)
     norms = np.linalg.norm(centred, axis=0)
     return centred / np.where(norms > 0, norms, 1)
+
+
+def _unmet_requirement(plan: TracePlan, access: Access) -> str | None:
+    if "weights" not in access.teacher:
+        return "needs the teacher's weights on this machine."
+    return access.suspect_lacks("weights")
+
+
+def _observe(case: Case) -> pa.Table:
+    assert case.teacher.model is not None
+    texts = [row.output for row in case.log.rows]
+    return observe(load_weights(str(case.plan.suspect)), load_weights(case.teacher.model), texts)
+
+
+WEIGHTS_LINEAGE = Detector(
+    name=NAME,
+    level=LEVEL,
+    title="Whether it is a fine-tune of the teacher's weights",
+    explanation=(
+        "The numbers inside the two models are compared. This can show that one was made from the "
+        "other's files, which is another matter than learning from its answers."
+    ),
+    unmet_requirement=_unmet_requirement,
+    observe=_observe,
+    judge=judge,
+)

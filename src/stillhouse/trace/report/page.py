@@ -11,8 +11,9 @@ from typing import Any
 from stillhouse.pages.numbers import format_scientific
 from stillhouse.pages.template import page_template
 from stillhouse.trace.bundle.schema import Evidence, FindingRecord, PlaceboRecord, PlannedTestRecord
-from stillhouse.trace.report.labels import EFFECTS, LEVEL_OF_TEXTS, LEVELS, PLAIN, TITLES
-from stillhouse.trace.verdict import NOT_SHOWN, OF_TEXTS, claim, of_texts
+from stillhouse.trace.detectors.registry import DETECTORS
+from stillhouse.trace.report.labels import EFFECTS, LEVEL_OF_TEXTS, LEVELS
+from stillhouse.trace.verdict import NOT_SHOWN, claim, only_about_texts
 
 HELD = {True: "holds", False: "does not hold", None: "cannot be told from the data"}
 DRAWN_AS_GROWTH, DRAWN_AS_RANKS = "log10_e", "rank_counts"
@@ -38,10 +39,9 @@ def render_page(evidence: Evidence, plan: str) -> str:
         evidence=evidence,
         plan=plan,
         plots=_draw(evidence),
-        titles=TITLES,
-        plain=PLAIN,
+        detectors=DETECTORS,
         level=_level,
-        of_texts=of_texts,
+        only_about_texts=only_about_texts,
         claim=claim,
         not_shown=NOT_SHOWN,
         held=HELD,
@@ -50,7 +50,7 @@ def render_page(evidence: Evidence, plan: str) -> str:
 
 def _level(part: Any) -> str:
     """What a test's level says, of texts or of outputs."""
-    return LEVEL_OF_TEXTS if part.test == OF_TEXTS else LEVELS[part.level]
+    return LEVEL_OF_TEXTS if DETECTORS[part.test].about_texts else LEVELS[part.level]
 
 
 def _draw(evidence: Evidence) -> dict[str, Any]:

@@ -37,13 +37,12 @@ from stillhouse.stats import (
     usable_items,
 )
 from stillhouse.trace.detectors.exchangeable.assumptions import assumptions
-from stillhouse.trace.detectors.exchangeable.observe import FACTS, observe
+from stillhouse.trace.detectors.exchangeable.observe import FACTS
 from stillhouse.trace.detectors.exchangeable.scores import Arranged, arrange, missing_columns, score_named
-from stillhouse.trace.finding import Finding
+from stillhouse.trace.finding import Finding, Level
 
-__all__ = ["LEVEL", "NAME", "in_words", "judge", "mean_lower", "observe"]
-
-NAME, LEVEL = "exchangeable", "L2"
+NAME = "exchangeable"
+LEVEL: Level = "L2"
 NULL = (
     "The suspect was not trained on the delivered outputs. Then each delivered output and the fresh outputs "
     "that the archived teacher drew for the same prompt and settings are exchangeable to it, whatever it "
