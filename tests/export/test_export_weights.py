@@ -1,4 +1,4 @@
-"""ExportedFile weights against the model they came from: read back by our loader, and run by llama.cpp."""
+"""Exported weights against the model they came from: read back by our loader, and run by llama.cpp."""
 
 from __future__ import annotations
 

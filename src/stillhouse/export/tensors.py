@@ -1,4 +1,4 @@
-"""The weights as llama.cpp keeps them: its names, its order of rows, its norms."""
+"""The tensors of a GGUF file: llama.cpp's names, and readers of their values as llama.cpp stores them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stillhouse.errors import ModelError
-from stillhouse.export.architecture import rope_factors
+from stillhouse.export.header import rope_factors
 from stillhouse.export.source import Source
+from stillhouse.models import Architecture, to_gguf_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +23,12 @@ class ExportedTensor:
 
     name: str
     shape: tuple[int, ...]
-    """Row-major, as numpy counts."""
+    """Row-major, as in numpy."""
     read: Callable[[], np.ndarray]
-    """Its values in float32."""
+    """Reads its values in float32."""
 
 
-def exported_tensors(source: Source, architecture: str) -> Iterator[ExportedTensor]:
+def exported_tensors(source: Source, architecture: Architecture) -> Iterator[ExportedTensor]:
     """Every tensor of the file, embeddings first, then layer by layer.
 
     Raises:
@@ -36,45 +37,33 @@ def exported_tensors(source: Source, architecture: str) -> Iterator[ExportedTens
     """
     import gguf
 
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
     names = gguf.get_tensor_name_map(arch, source.config.num_hidden_layers)
     if (factors := rope_factors(source.config)) is not None:
         yield ExportedTensor("rope_freqs.weight", factors.shape, lambda: factors)
     for key, shape in source.shapes.items():
-        target = names.get_name(key, try_suffixes=(".weight", ".bias"))
-        if target is None:
-            raise ModelError(f"the weights {key} have no place in a {architecture} GGUF file")
-        yield ExportedTensor(target, shape, _reader(source, architecture, key, shape))
+        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise ModelError(f"the weights {key} have no place in a {architecture.name} GGUF file")
+        yield ExportedTensor(name, shape, _reader(source, architecture, key, name))
 
 
-def permute_rows(heads: int, rows: int) -> np.ndarray:
-    """Order [rows] of Llama's query and key rows in the file: row r is row ``order[r]`` of the model.
+def _reader(source: Source, architecture: Architecture, key: str, name: str) -> Callable[[], np.ndarray]:
+    config = source.config
 
-    transformers rotates the two halves of a head, llama.cpp neighbouring pairs; the inverse of
-    `models.gguf_config.unpermute_rows`.
-    """
-    half = rows // heads // 2
-    return np.arange(rows).reshape(heads, 2, half).swapaxes(1, 2).ravel()
-
-
-def _reader(source: Source, architecture: str, key: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        values = _checked(source, key, shape, source.weights[key]())
-        if architecture == "llama" and ("q_proj." in key or "k_proj." in key):
-            config = source.config
-            heads = config.num_attention_heads if "q_proj." in key else config.num_key_value_heads
-            return values[permute_rows(heads, shape[0])]
-        if architecture.startswith("gemma") and key.endswith("norm.weight"):
-            return values + 1  # Gemma multiplies by 1 + weight; llama.cpp by what the file says
-        return values
+        values = _checked(source, key, source.weights[key]())
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        return to_gguf_values(architecture, name, values, heads=heads, kv_heads=kv_heads)
 
     return read
 
 
-def _checked(source: Source, key: str, shape: tuple[int, ...], value: Tensor) -> np.ndarray:
-    if tuple(value.shape) != shape:
+def _checked(source: Source, key: str, value: Tensor) -> np.ndarray:
+    if tuple(value.shape) != source.shapes[key]:
         raise ModelError(
-            f"{source.path}: {key} has the shape {tuple(value.shape)}, but config.json says {shape}",
+            f"{source.path}: {key} has the shape {tuple(value.shape)}, "
+            f"but config.json says {source.shapes[key]}",
             hint="Copy the model again; config.json and weights are of two models.",
         )
     values = value.float().numpy()

@@ -18,8 +18,8 @@ import numpy as np
 
 from stillhouse.console import console
 from stillhouse.errors import MissingExtraError, StorageError, UsageError
-from stillhouse.export.architecture import add_header, architecture_of
 from stillhouse.export.check import check_file
+from stillhouse.export.header import add_header, architecture_of
 from stillhouse.export.modelfile import Template, modelfile, readme
 from stillhouse.export.quantise import MIXES, kinds_of, quantise, require_type, stored_bytes
 from stillhouse.export.source import STUDENT, Source, open_source
@@ -137,7 +137,7 @@ def _write(
 ) -> None:
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(path, architecture_of(source.config))
+    writer = GGUFWriter(path, architecture_of(source.config).name)
     _add_general(writer, source, name)
     add_header(writer, source.config)
     vocabulary.add_to(writer)

@@ -15,6 +15,13 @@ from .chat.reasoning import (
 from .chat.template import ChatTemplate as ChatTemplate, compare_templates as compare_templates
 from .chat.tool_calls import ToolCallFormat as ToolCallFormat
 from .cpu import cpu_has_bfloat16 as cpu_has_bfloat16
+from .gguf.architectures import (
+    MODEL_TYPES as MODEL_TYPES,
+    Architecture as Architecture,
+    GemmaVariant as GemmaVariant,
+    llama3_rope_factors as llama3_rope_factors,
+    to_gguf_values as to_gguf_values,
+)
 from .gguf.file import GgufFile as GgufFile, read_gguf as read_gguf
 from .gguf.pretokenizers import pre_tokenizer_name as pre_tokenizer_name
 from .gguf.token_bytes import token_bytes as token_bytes

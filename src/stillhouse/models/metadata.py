@@ -15,7 +15,8 @@ from typing import Any
 from stillhouse.errors import ModelError, StillhouseError
 from stillhouse.hashing import sha256_text
 from stillhouse.models import hub
-from stillhouse.models.gguf.config import ARCHITECTURES, transformers_config
+from stillhouse.models.gguf.architectures import ARCHITECTURES
+from stillhouse.models.gguf.config import transformers_config
 from stillhouse.models.gguf.file import GgufFile, read_gguf, read_tensor
 from stillhouse.models.reference import Reference, parse_reference
 from stillhouse.models.types import ModelInfo

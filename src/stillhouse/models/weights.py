@@ -23,7 +23,8 @@ from stillhouse.errors import (
 from stillhouse.hashing import sha256_file, sha256_json, sha256_text
 from stillhouse.models import hub
 from stillhouse.models.chat.template import ChatTemplate
-from stillhouse.models.gguf.config import transformers_config, transformers_name, unpermute_rows
+from stillhouse.models.gguf.architectures import ARCHITECTURES, from_gguf_values
+from stillhouse.models.gguf.config import transformers_config, transformers_name
 from stillhouse.models.gguf.file import GgufFile, read_gguf, read_tensor
 from stillhouse.models.reference import Reference, parse_reference
 
@@ -212,7 +213,7 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
             raise ModelError(f"{path}: the weights do not have the shapes that config.json says") from error
         raise ModelError(f"{path} cannot be loaded: {_first_line(error)}") from error
     _require_complete(path, info)
-    return _unmarked(model)
+    return _unquantised(model)
 
 
 def _require_possible(path: Path) -> None:
@@ -273,15 +274,16 @@ def _gguf_model(file: GgufFile, dtype: str) -> PreTrainedModel:
 
     factors = read_tensor(file, "rope_freqs.weight").tolist() if "rope_freqs.weight" in file.tensors else None
     settings = transformers_config(file, llama3_factors=factors)
+    architecture = ARCHITECTURES[file.architecture]
+    heads, kv_heads = settings["num_attention_heads"], settings["num_key_value_heads"]
     config = transformers.AutoConfig.for_model(**settings)
     state: dict[str, torch.Tensor] = {}
     for name in file.tensors:
-        target = transformers_name(file.architecture, name)
-        if target is not None:
-            state[target] = torch.from_numpy(_transformers_values(file, name, settings)).to(
-                getattr(torch, dtype)
-            )
-    model_class = getattr(transformers, settings["architectures"][0])
+        if (parameter := transformers_name(architecture, name)) is not None:
+            values = read_tensor(file, name)
+            values = from_gguf_values(architecture, name, values, heads=heads, kv_heads=kv_heads)
+            state[parameter] = torch.from_numpy(values).to(getattr(torch, dtype))
+    model_class = getattr(transformers, architecture.model_class)
     try:
         model, info = model_class.from_pretrained(
             None, config=config, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
@@ -289,18 +291,7 @@ def _gguf_model(file: GgufFile, dtype: str) -> PreTrainedModel:
     except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise ModelError(f"{file.path}: {_first_line(error)}", hint="Download the file again.") from error
     _require_complete(file.path, info)
-    return _unmarked(model)
-
-
-def _transformers_values(file: GgufFile, name: str, settings: dict[str, Any]) -> Any:
-    """The tensor as transformers keeps it; llama.cpp's converter rearranges or shifts some."""
-    values = read_tensor(file, name)
-    if file.architecture == "llama" and (".attn_q." in name or ".attn_k." in name):
-        heads = settings["num_attention_heads" if ".attn_q." in name else "num_key_value_heads"]
-        return values[unpermute_rows(heads, values.shape[0])]
-    if file.architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
-        return values - 1  # Gemma multiplies by 1 + weight; GGUF stores the sum
-    return values
+    return _unquantised(model)
 
 
 def _require_complete(path: Path, info: dict[str, Any]) -> None:
@@ -315,7 +306,7 @@ def _require_complete(path: Path, info: dict[str, Any]) -> None:
             )
 
 
-def _unmarked(model: PreTrainedModel) -> PreTrainedModel:
+def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     """Without marks of quantisation: plain floating point from here on."""
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(

@@ -1,1 +1,4 @@
-"""GGUF files: header, validation, configuration, tokenizer."""
+"""GGUF files: header, validation, configuration, tensors and tokenizer.
+
+To support another architecture, begin in `architectures.py`.
+"""
