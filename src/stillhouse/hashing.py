@@ -37,10 +37,3 @@ def sha256_file(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_tree(directory: str | Path) -> str:
-    """The SHA-256 over the names and hashes of all files below ``directory``."""
-    root = Path(directory)
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    return sha256_json([[path.relative_to(root).as_posix(), sha256_file(path)] for path in files])

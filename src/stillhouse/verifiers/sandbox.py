@@ -27,9 +27,6 @@ import math
 import os
 import re
 import secrets
-import select
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -37,9 +34,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stillhouse.child_process import ChildDied, ChildProcess, ChildTimeout
 from stillhouse.console import console
 from stillhouse.recipe import Verifier
-from stillhouse.verifiers.child import kill_group
 from stillhouse.verifiers.extract import extract
 from stillhouse.verifiers.types import Score, VerifierFailure
 
@@ -93,23 +90,18 @@ def run_python(code: str, tests: str, *, timeout_s: float, memory_mb: int) -> Ra
             "processes": PROCESSES,
             "file": FILE_MB * 2**20,
         }
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).with_name("sandbox_child.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+        child = ChildProcess(
+            ["-I", str(Path(__file__).with_name("sandbox_child.py"))],
             cwd=scratch,
             env={"PATH": os.defpath, "HOME": scratch, "TMPDIR": scratch, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
+            max_line_bytes=REPLY_BYTES,
         )
-        assert process.stdin is not None and process.stdout is not None
         try:
-            with contextlib.suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(json.dumps(job).encode())
-            lines, late = _read(process.stdout.fileno(), timeout_s)
+            child.send(job)
+            child.close_input()
+            lines, late = _receive_two(child, timeout_s)
         finally:
-            kill_group(process)
-            process.stdout.close()
+            child.close()
     return _judge(lines, nonce, late, timeout_s)
 
 
@@ -132,19 +124,18 @@ def _judge(lines: list[bytes], nonce: str, late: bool, timeout_s: float) -> Ran:
     return Ran(error is None, error or "", protection)
 
 
-def _read(descriptor: int, timeout_s: float) -> tuple[list[bytes], bool]:
-    """What the child wrote until it closed its end, wrote two lines, or was late."""
+def _receive_two(child: ChildProcess, timeout_s: float) -> tuple[list[bytes], bool]:
+    """Up to two lines of the child, and whether time was over before it had written them or ended."""
     deadline = time.monotonic() + timeout_s
-    found = b""
-    while found.count(b"\n") < 2 and len(found) < REPLY_BYTES:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return found.splitlines(), True
-        piece = os.read(descriptor, 4096)
-        if not piece:
-            break
-        found += piece
-    return found.splitlines(), False
+    lines: list[bytes] = []
+    try:
+        while len(lines) < 2:
+            lines.append(child.receive(max(0.0, deadline - time.monotonic())))
+    except ChildTimeout:
+        return lines, True
+    except ChildDied:
+        pass
+    return lines, False
 
 
 @cache

@@ -11,10 +11,10 @@ from typing import Any
 
 from stillhouse.errors import MissingExtraError, RecipeError
 from stillhouse.recipe import Verifier
-from stillhouse.verifiers.child import Child, LoadError
 from stillhouse.verifiers.extract import extract
 from stillhouse.verifiers.plain import exact, form, numeric
 from stillhouse.verifiers.sandbox import run_tests
+from stillhouse.verifiers.scorer_process import LoadError, ScorerProcess
 from stillhouse.verifiers.types import Answer, Score, VerifierFailure
 
 PACKAGES = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}
@@ -30,7 +30,7 @@ class Verifiers:
         self.failures: Counter[str] = Counter({verifier.kind: 0 for verifier in settings})
         """Verdicts that were not reached, by kind."""
         self._settings = tuple(settings)
-        self._children: list[Child] = []
+        self._children: list[ScorerProcess] = []
         try:
             self._checks = [self._open(verifier) for verifier in settings]
         except BaseException:
@@ -93,16 +93,16 @@ class Verifiers:
         child = _start(verifier)
         self._children.append(child)
         if kind == "function":
-            return lambda answer: Score(child.ask({"row": _row(answer)}, verifier.timeout_s))
+            return lambda answer: Score(child.score({"row": _row(answer)}, verifier.timeout_s))
         if kind == "reasoning_gym":
             return _looking(
                 verifier,
-                lambda said, tags: Score(child.ask({"said": said, **tags}, verifier.timeout_s)),
+                lambda said, tags: Score(child.score({"said": said, **tags}, verifier.timeout_s)),
                 _entry,
             )
         return _looking(
             verifier,
-            lambda said, right: Score(child.ask({"said": said, "reference": right}, verifier.timeout_s)),
+            lambda said, right: Score(child.score({"said": said, "reference": right}, verifier.timeout_s)),
         )
 
 
@@ -135,8 +135,10 @@ def _require_packages(settings: Sequence[Verifier]) -> None:
             )
 
 
-def _start(verifier: Verifier) -> Child:
-    child = Child({"kind": verifier.kind, "function": verifier.function, "timeout_s": verifier.timeout_s})
+def _start(verifier: Verifier) -> ScorerProcess:
+    child = ScorerProcess(
+        {"kind": verifier.kind, "function": verifier.function, "timeout_s": verifier.timeout_s}
+    )
     try:
         child.start()
     except LoadError as error:

@@ -3,24 +3,21 @@
 The sandbox of `jinja_sandbox` keeps a template from Python's internals. It cannot stop one that loops
 forever, fills memory, or computes a single product that takes hours in C. The server, which must answer
 others while a template runs, therefore renders in a child process, which is started again after it has died.
-The protocol is one JSON line in and one out. The child process is not a sandbox by itself.
+The child process is not a sandbox by itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import os
-import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 
+from stillhouse.child_process import ChildDied, ChildProcess, import_path
 from stillhouse.models.chat.template import ChatTemplate
 
 CPU_S = 5.0
@@ -58,49 +55,22 @@ class _RenderProcess:
 
     def __init__(self, source: str) -> None:
         self._source, self._lock = source, threading.Lock()
-        self._terminate: weakref.finalize[..., _RenderProcess] | None = None
+        self._process: ChildProcess | None = None
 
     def render(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """The reply: `text`, or `error`, with the `line` where the template is malformed."""
         with self._lock:
-            if self._terminate is None or not self._terminate.alive:
-                self._start()
-            with contextlib.suppress(OSError):  # the child has died; reading its reply shows that
-                self._pipe_in.write(json.dumps(variables).encode() + b"\n")
-                self._pipe_in.flush()
-            line = self._pipe_out.readline()
-            if line.endswith(b"\n"):
-                return json.loads(line)
-            assert self._terminate is not None
-            self._terminate()
-            memory = f"{MEMORY_BYTES / 2**30:g} GiB of memory"
-            return {"error": f"it took more than {CPU_S:g} s, or more than {memory}"}
-
-    def _start(self) -> None:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # ctrl-C is for the server, whose last answers can still need a template
-            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        assert process.stdin is not None and process.stdout is not None
-        self._pipe_in, self._pipe_out = process.stdin, process.stdout
-        self._terminate = weakref.finalize(self, _terminate, process)
-        self._pipe_in.write(json.dumps(self._source).encode() + b"\n")
-
-
-def _terminate(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):
-            assert pipe is not None
-            pipe.close()
-    try:
-        process.wait(SHUTDOWN_S)  # it exits at the end of its input
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            if self._process is None:
+                self._process = ChildProcess(["-m", __name__], env=import_path(), shutdown_s=SHUTDOWN_S)
+                self._process.send(self._source)
+            self._process.send(variables)
+            try:
+                return json.loads(self._process.receive())  # without a deadline: the child limits itself
+            except ChildDied:
+                self._process.close()
+                self._process = None
+                memory = f"{MEMORY_BYTES / 2**30:g} GiB of memory"
+                return {"error": f"it took more than {CPU_S:g} s, or more than {memory}"}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The child's side of :mod:`.child`: loads one scorer, then answers JSON lines until its input ends.
+"""The child's side of :mod:`.scorer_process`: loads one scorer, then answers JSON lines until its input ends.
 
 What a scorer prints goes to stderr, so that it cannot garble the answers.
 """
