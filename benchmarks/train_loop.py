@@ -154,7 +154,7 @@ def measure_loop(layers: int, settings: Train, steps: int, directory: Path) -> d
         model, documents, None, objective=TEXT, settings=settings, directory=directory, seed=0
     )
     loop, naive, ours = zip(*meter.steps[1:], strict=True)
-    return result.facts | {
+    return result.environment | {
         "steps": len(loop),
         "loop_s": statistics.median(wall for wall, _ in loop),
         "bare_s": statistics.median(wall for wall, _ in naive),

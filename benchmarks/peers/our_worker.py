@@ -13,7 +13,8 @@ import torch
 from shared import WARM_UP, Meter, read_conversations, reward
 
 from stillhouse.distill.forward.forward_pass import ForwardPass
-from stillhouse.distill.on_policy import learner, loop as on_policy
+from stillhouse.distill.on_policy import learner, loop, sampler
+from stillhouse.distill.on_policy.config import OnPolicyConfig
 from stillhouse.distill.on_policy.rollouts import TeacherPrompt, TokenizedPrompt
 from stillhouse.models import Weights, load_weights
 from stillhouse.recipe import Objective, Train
@@ -40,7 +41,7 @@ class Marks:
         pass
 
 
-def questions(weights: Weights, path: str, seed: int) -> list[TokenizedPrompt]:
+def tokenized_prompts(weights: Weights, path: str, seed: int) -> list[TokenizedPrompt]:
     """The prompts, placed so that the loop's shuffle asks them in the file's order."""
     talks = read_conversations(path)
     order = np.random.default_rng([seed, 0]).permutation(len(talks))
@@ -48,12 +49,12 @@ def questions(weights: Weights, path: str, seed: int) -> list[TokenizedPrompt]:
     for number, talk in enumerate(talks):
         ids = weights.template.encode_prompt(weights.tokenizer, talk)
         placed[int(order[number])] = TokenizedPrompt(str(number), ids, (TeacherPrompt(0, 1.0, ids),))
-    return [question for question in placed if question is not None]
+    return [prompt for prompt in placed if prompt is not None]
 
 
 def watch(meter: Meter) -> None:
     """Times the loop's parts from outside."""
-    roll_out, update = on_policy.roll_out, learner.OnPolicyLearner.update
+    roll_out, update = sampler.roll_out, learner.OnPolicyLearner.update
 
     def counted_roll_out(*arguments: Any, **keywords: Any) -> Any:
         found = roll_out(*arguments, **keywords)
@@ -65,8 +66,8 @@ def watch(meter: Meter) -> None:
         update(self, learning_rate)
         meter.count("optimizer steps", 1)
 
-    on_policy.roll_out = meter.timed("sampling", counted_roll_out)
-    on_policy.open_tracker = lambda *_: Marks(meter)
+    sampler.roll_out = meter.timed("sampling", counted_roll_out)
+    loop.open_tracker = lambda *_: Marks(meter)
     learner.OnPolicyLearner.update = counted_update
     ForwardPass.hidden = meter.timed("teacher", ForwardPass.hidden)
 
@@ -99,17 +100,19 @@ def main() -> None:
         trackers=("tensorboard",),
     )
     with tempfile.TemporaryDirectory() as directory:
-        on_policy.train_on_policy(
+        loop.train_on_policy(
             weights.model,
-            questions(weights, task["prompts"], task["seed"]),
+            tokenized_prompts(weights, task["prompts"], task["seed"]),
+            OnPolicyConfig(
+                settings=settings,
+                objective=OBJECTIVES[task["method"]],
+                train=train,
+                seed=task["seed"],
+                end_ids=set(),  # every answer has its full length
+            ),
+            Path(directory),
             teachers=[load_weights(task["model"], dtype="bfloat16").model] if taught else [],
-            score=None if taught else score,
-            ends=set(),  # every answer has its full length
-            objective=OBJECTIVES[task["method"]],
-            settings=settings,
-            train=train,
-            directory=Path(directory),
-            seed=task["seed"],
+            reward_function=None if taught else score,
         )
     meter.report()
 

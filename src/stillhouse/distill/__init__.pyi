@@ -17,7 +17,9 @@ from .loss.shared_vocabulary import (
     join_vocabularies as join_vocabularies,
 )
 from .loss.teacher_rows import TeacherRows as TeacherRows
-from .on_policy.loop import OffPolicyData as OffPolicyData, train_on_policy as train_on_policy
+from .on_policy.config import OnPolicyConfig as OnPolicyConfig
+from .on_policy.learner import OffPolicyData as OffPolicyData
+from .on_policy.loop import train_on_policy as train_on_policy
 from .on_policy.rollouts import (
     RewardFunction as RewardFunction,
     TeacherPrompt as TeacherPrompt,

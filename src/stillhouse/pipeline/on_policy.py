@@ -1,8 +1,8 @@
-"""The stage in which the student answers prompts itself: what is asked, who scores, what the teacher reads.
+"""The on-policy stage: tokenized prompts, teachers and verifiers for ``train_on_policy``.
 
-The student and the teacher read the same conversation (a teacher with a context of its own: after that),
-each in its own chat template; the answer's tokens are the same for both, so their tokenizers must be one.
-Verifiers read the answer as text, thoughts apart.
+Student and teacher read the same conversation (a teacher with a private context: after that), each in its
+own chat template. The answer's tokens are the same for both, so their tokenizers must be identical. Verifiers
+read the answer as text, separate from its thoughts.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.console import console
 from stillhouse.errors import EmptyCorpusError
 from stillhouse.pipeline.run_context import RunContext
+from stillhouse.pipeline.teacher_targets import training_signal
 from stillhouse.recipe.teachers import all_teachers, teacher_number, teacher_shares
 
 if TYPE_CHECKING:
@@ -25,9 +26,15 @@ if TYPE_CHECKING:
     from stillhouse.verifiers import Verifiers
 
 
-def learn_from_samples(run: RunContext) -> dict[str, Any]:
-    """Trains the student on its own samples and saves it; the facts of the stage."""
-    from stillhouse.distill import prepare_lora, require_same_tokenizer, save_student, train_on_policy
+def run_on_policy(run: RunContext) -> dict[str, Any]:
+    """Trains the student on its own samples and saves it; returns the stage's facts for the manifest."""
+    from stillhouse.distill import (
+        OnPolicyConfig,
+        prepare_lora,
+        require_same_tokenizer,
+        save_student,
+        train_on_policy,
+    )
     from stillhouse.models import has_stop, load_weights
     from stillhouse.verifiers import open_verifiers
 
@@ -37,28 +44,31 @@ def learn_from_samples(run: RunContext) -> dict[str, Any]:
     teachers = [run.weights_of(n) for n in range(len(all_teachers(run.recipe)))] if settings.teacher else []
     for teacher in teachers:
         require_same_tokenizer(teacher.tokenizer, weights.tokenizer)
-    asked = questions(run, weights)
+    prompts = tokenized_prompts(run, weights)
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
+    config = OnPolicyConfig(
+        settings=settings,
+        objective=run.objective,
+        train=run.recipe.train,
+        seed=run.recipe.seed,
+        end_ids=weights.end_ids,
+        stopping_criterion=lambda ids: has_stop(weights.tokenizer, ids, weights.template.stops),
+        pass_rates=_pass_rates(run),
+    )
     with contextlib.ExitStack() as stack:
         verifiers = stack.enter_context(open_verifiers(run.recipe.verifiers)) if settings.reward else None
         result = train_on_policy(
             model,
-            asked,
+            prompts,
+            config,
+            run.directory / "on_policy",
             teachers=[teacher.model for teacher in teachers],
-            score=None if verifiers is None else scorer(verifiers, weights),
-            ends=weights.end_ids,
-            stopped=lambda ids: has_stop(weights.tokenizer, ids, weights.template.stops),
-            objective=run.objective,
-            settings=settings,
-            train=run.recipe.train,
-            directory=run.directory / "on_policy",
-            seed=run.recipe.seed,
-            off_policy=_corpus(run),
-            pass_rates=_pass_rates(run),
+            reward_function=None if verifiers is None else verifier_reward(verifiers, weights),
+            off_policy=_off_policy_data(run),
         )
     save_student(model, weights.tokenizer, weights.template, run.directory / "student")
     facts = {
-        "questions": len(asked),
+        "questions": len(prompts),
         "rounds": result.rounds,
         "tokens": result.tokens,
         "train_seconds": round(result.seconds, 1),
@@ -66,67 +76,64 @@ def learn_from_samples(run: RunContext) -> dict[str, Any]:
     return facts if verifiers is None else facts | {"verifier_failures": dict(verifiers.failures)}
 
 
-def scorer(verifiers: Verifiers, weights: Weights) -> RewardFunction:
-    """Token ids to rewards: the answer's text without its end mark or stop text, its thoughts apart."""
+def verifier_reward(verifiers: Verifiers, weights: Weights) -> RewardFunction:
+    """A reward function that decodes answers, without end mark or stop text, and passes them to verifiers."""
     from stillhouse.corpus import assistant_message
     from stillhouse.models import cut_at_stop
     from stillhouse.verifiers import Answer
 
-    def score(answers: Sequence[tuple[TokenizedPrompt, list[int]]]) -> list[float]:
-        said = []
-        for question, ids in answers:
+    def reward(samples: Sequence[tuple[TokenizedPrompt, list[int]]]) -> list[float]:
+        answers = []
+        for tokenized, ids in samples:
             text = str(weights.tokenizer.decode(ids, skip_special_tokens=True))
             message = assistant_message(cut_at_stop(text, weights.template.stops)[0], None)
-            prompt: Prompt = question.content
+            prompt: Prompt = tokenized.metadata
             thoughts = message.get("reasoning_content")
-            said.append(Answer(message["content"], thoughts, prompt.tags, prompt.question))
-        return [verdict.value for verdict in verifiers.score(said)]
+            answers.append(Answer(message["content"], thoughts, prompt.tags, prompt.question))
+        return [score.value for score in verifiers.score(answers)]
 
-    return score
+    return reward
 
 
-def questions(run: RunContext, weights: Weights) -> list[TokenizedPrompt]:
-    """The training prompts as both sides read them; those too long for the context are left out, and said."""
+def tokenized_prompts(run: RunContext, weights: Weights) -> list[TokenizedPrompt]:
+    """The training prompts as student and teachers read them; warns of those too long for a context."""
     from stillhouse.distill import TeacherPrompt, TokenizedPrompt
 
     settings, recipe = run.recipe.on_policy, run.recipe
     assert settings is not None
-    found, skipped = [], 0
+    prompts, skipped = [], 0
     for prompt in run.prompts[0]:
-        asked = run.context_of(prompt).for_student(prompt.question)
-        ids = weights.template.encode_prompt(weights.tokenizer, asked)
-        taught = teacher_shares(recipe, teacher_number(recipe, prompt.tags)) if settings.teacher else {}
+        messages = run.context_of(prompt).for_student(prompt.question)
+        ids = weights.template.encode_prompt(weights.tokenizer, messages)
+        shares = teacher_shares(recipe, teacher_number(recipe, prompt.tags)) if settings.teacher else {}
         teacher_prompts = tuple(
-            TeacherPrompt(n, weight, _read(run, n, prompt)) for n, weight in taught.items()
+            TeacherPrompt(n, weight, _teacher_ids(run, n, prompt)) for n, weight in shares.items()
         )
-        rooms = [
-            (ids, weights),
-            *((reading.ids, run.weights_of(reading.teacher)) for reading in teacher_prompts),
-        ]
-        if any(len(read) + settings.max_tokens > _context_length(reader.model) for read, reader in rooms):
+        lengths = [(len(ids), weights), *((len(t.ids), run.weights_of(t.teacher)) for t in teacher_prompts)]
+        if any(length + settings.max_tokens > _context_length(reader.model) for length, reader in lengths):
             skipped += 1
         else:
-            found.append(TokenizedPrompt(prompt.id, ids, teacher_prompts, prompt))
+            prompts.append(TokenizedPrompt(prompt.id, ids, teacher_prompts, prompt))
     if skipped:
         console.warn(
-            f"{skipped} of {skipped + len(found)} prompts leave no room for on_policy.max_tokens "
-            f"({settings.max_tokens}) in the context of student or teacher, and are not asked"
+            f"{skipped} of {skipped + len(prompts)} prompts are left out: with on_policy.max_tokens "
+            f"({settings.max_tokens}) they do not fit the context of student or teacher"
         )
-    if not found:
+    if not prompts:
         raise EmptyCorpusError(
             "no prompt is left for the student to answer",
             hint="Lower on_policy.max_tokens, or give shorter prompts.",
         )
-    return found
+    return prompts
 
 
-def _read(run: RunContext, number: int, prompt: Prompt) -> list[int]:
-    """A prompt as a teacher reads it: after a private context of its own, else as the student does."""
+def _teacher_ids(run: RunContext, number: int, prompt: Prompt) -> list[int]:
+    """A prompt as a teacher reads it: after its private context, if it has one, else as the student does."""
     context, reader = run.contexts[number], run.weights_of(number)
-    asked = run.context_of(prompt).for_student(prompt.question)
+    messages = run.context_of(prompt).for_student(prompt.question)
     if context.private:
-        asked = context.for_teacher(prompt.question)
-    return reader.template.encode_prompt(reader.tokenizer, asked)
+        messages = context.for_teacher(prompt.question)
+    return reader.template.encode_prompt(reader.tokenizer, messages)
 
 
 def _context_length(model: PreTrainedModel) -> int:
@@ -134,16 +141,16 @@ def _context_length(model: PreTrainedModel) -> int:
 
 
 def _pass_rates(run: RunContext) -> dict[str, float]:
-    """How often the teacher's answers to each prompt were right, where they were scored."""
+    """The share of the teacher's answers to each prompt that were right, if they were scored."""
     from stillhouse.corpus import read_pass_rates
 
     return {} if run.recipe.select is None else read_pass_rates(run.learned)
 
 
-def _corpus(run: RunContext) -> OffPolicyData | None:
+def _off_policy_data(run: RunContext) -> OffPolicyData | None:
     from stillhouse.distill import OffPolicyData
 
     settings = run.recipe.on_policy
     if settings is None or settings.off_policy == 0:
         return None
-    return OffPolicyData(run.training_documents, run.signal)
+    return OffPolicyData(run.training_documents, training_signal(run))

@@ -18,7 +18,7 @@ from stillhouse.console import console
 from stillhouse.files import read_json_lines
 from stillhouse.hashing import sha256_file
 from stillhouse.pipeline.run_context import RunContext
-from stillhouse.pipeline.teacher_targets import lessons
+from stillhouse.pipeline.teacher_targets import assign_teachers
 from stillhouse.provenance import versions
 from stillhouse.recipe import Lora
 from stillhouse.recipe.load import dump_recipe
@@ -192,13 +192,15 @@ def _reference(
     student, main = by_key["student"], by_key["teacher"].model
     reading = student.tokenizer, student.template
     members = []
-    for lesson in lessons(run, "held_out", documents, *reading, loss_on="assistant"):
+    for assignment in assign_teachers(run, "held_out", documents, *reading, loss_on="assistant"):
         model = main
-        if lesson.teacher:
-            reference = all_teachers(run.recipe)[lesson.teacher].model
+        if assignment.teacher:
+            reference = all_teachers(run.recipe)[assignment.teacher].model
             dtype = str(main.dtype).removeprefix("torch.")
             model = load_weights(reference, dtype=dtype).model.to(main.device)  # pyright: ignore[reportArgumentType]
-        members.append((TeacherReference(model, lesson.read), lesson.indices, lesson.weight))
+        members.append(
+            (TeacherReference(model, assignment.teacher_documents), assignment.indices, assignment.weight)
+        )
     return EnsembleReference(documents, members) if run.recipe.teachers else members[0][0]
 
 

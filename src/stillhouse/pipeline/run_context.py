@@ -5,10 +5,10 @@ Paths of a run and lazy values; nothing here is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stillhouse.console import console
 from stillhouse.errors import RecipeError
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from stillhouse.corpus import Context, Corpus, Prompt
-    from stillhouse.distill import Document, TeacherSignal
+    from stillhouse.distill import Document
     from stillhouse.models import ChatTemplate, Weights
-    from stillhouse.pipeline.teacher_targets import TeacherAssignment
     from stillhouse.provenance import Terms, TermsVerdict
+
+Value = TypeVar("Value")
 
 
 class RunContext:
@@ -35,6 +36,7 @@ class RunContext:
         self.directory = directory
         self.manifest = Manifest.load(directory)
         self._weights: dict[int, Weights] = {}
+        self._shared: dict[Callable[[RunContext], Any], Any] = {}
 
     @property
     def objective(self) -> Objective:
@@ -179,24 +181,14 @@ class RunContext:
         return str(self.directory / "start")
 
     @cached_property
-    def signal(self) -> TeacherSignal:
-        """What the teachers think of the :attr:`training_documents`."""
-        from stillhouse.pipeline.teacher_targets import open_teacher_signal
-
-        return open_teacher_signal(self, self.lessons)
-
-    @cached_property
     def training_documents(self) -> list[Document]:
+        """The exchanges of the training split as token ids, for the student as the student stage saved it."""
         from stillhouse.models import load_tokenizer
 
         return self.documents("train", *load_tokenizer(self.start))
 
-    @cached_property
-    def lessons(self) -> list[TeacherAssignment]:
-        """Who teaches which of the :attr:`training_documents`."""
-        from stillhouse.models import load_tokenizer
-        from stillhouse.pipeline.teacher_targets import assign_across_tokenizers, lessons
-
-        if self.objective.joins_tokenizers:
-            return [assign_across_tokenizers(self, self.training_documents)]
-        return lessons(self, "train", self.training_documents, *load_tokenizer(self.start))
+    def shared(self, make: Callable[[RunContext], Value]) -> Value:
+        """Returns ``make(self)``, computed at the first call and kept for later stages."""
+        if make not in self._shared:
+            self._shared[make] = make(self)
+        return self._shared[make]

@@ -15,7 +15,12 @@ from stillhouse.files import atomic_write, read_json, write_json
 from stillhouse.pipeline.collect import ask_teachers
 from stillhouse.pipeline.report import assemble
 from stillhouse.pipeline.run_context import RunContext
-from stillhouse.pipeline.teacher_targets import cache_teacher_targets, target_directory
+from stillhouse.pipeline.teacher_targets import (
+    cache_teacher_targets,
+    target_directory,
+    training_assignments,
+    training_signal,
+)
 from stillhouse.provenance import model_card, naming_warning
 from stillhouse.recipe import Objective
 from stillhouse.recipe.teachers import all_teachers
@@ -200,16 +205,17 @@ def cache_the_targets(run: RunContext) -> StageResult:
     reads_corpus = run.recipe.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
     if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
         return StageResult([], {"cached": False})
-    for lesson in run.lessons:
-        _drop_targets_of_others(target_directory(run, lesson.teacher), lesson.read)
-    cache_teacher_targets(run, run.lessons)
-    facts = {key: value for lesson in run.lessons for key, value in lesson.facts.items()}
+    assignments = training_assignments(run)
+    for assignment in assignments:
+        _drop_stale_targets(target_directory(run, assignment.teacher), assignment.teacher_documents)
+    cache_teacher_targets(run, assignments)
+    facts = {key: value for assignment in assignments for key, value in assignment.facts.items()}
     return StageResult(
         _files(run.directory / "targets"), {"cached": True, "kind": run.objective.targets, **facts}
     )
 
 
-def _drop_targets_of_others(directory: Path, documents: list[Document]) -> None:
+def _drop_stale_targets(directory: Path, documents: list[Document]) -> None:
     """After a change of the filter (allowed as long as nothing was trained) what was cached is of no use."""
     from stillhouse.distill.data.documents import documents_hash
 
@@ -256,7 +262,7 @@ def _train(run: RunContext, objective: Objective, label: str) -> StageResult:
     result = train(
         model,
         documents,
-        run.signal if needs_teacher(objective) else None,
+        training_signal(run) if needs_teacher(objective) else None,
         objective=objective,
         settings=run.recipe.train,
         directory=run.directory if label == "student" else run.directory / label,
@@ -275,9 +281,9 @@ def train_on_samples(run: RunContext) -> StageResult:
     """The student answers prompts itself, and learns from what the teacher thinks of its answers."""
     if run.recipe.on_policy is None:
         return StageResult([], {"trained": False})
-    from stillhouse.pipeline.on_policy import learn_from_samples
+    from stillhouse.pipeline.on_policy import run_on_policy
 
-    facts = learn_from_samples(run)
+    facts = run_on_policy(run)
     metrics = run.directory / "on_policy" / "metrics.jsonl"
     return StageResult([*_files(run.directory / "student"), metrics], facts)
 

@@ -1,4 +1,4 @@
-"""Who teaches which documents: what each teacher reads, its cached targets, and all of them as one signal."""
+"""Teacher targets of a run: which teacher is assigned which documents, and all of them as one signal."""
 
 from __future__ import annotations
 
@@ -21,31 +21,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TeacherAssignment:
-    """The documents that one teacher has a say in.
+    """The documents of one teacher.
 
     Args:
         teacher: its number (:mod:`stillhouse.recipe.teachers`).
-        weight: its share of their distributions.
-        indices: which documents of the whole they are.
+        weight: of its distributions, where a document has several teachers.
+        indices: of its documents among all documents.
         documents: as the student reads them.
-        read: as the teacher does: the same, or longer ones where it has a context of its own.
-        aligned: where it reads tokens of its own: what they have to do with the student's.
+        teacher_documents: as the teacher reads them: the same, or longer ones with its private context.
+        aligned: if it has another tokenizer, how its tokens align with the student's.
     """
 
     teacher: int
     weight: float
     indices: list[int]
     documents: list[Document]
-    read: list[Document]
+    teacher_documents: list[Document]
     aligned: AlignedDocuments | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the report says of it, as JSON values."""
+        """The figures of the alignment for the report, as JSON values."""
         return {} if self.aligned is None else self.aligned.facts
 
 
-def lessons(
+def training_assignments(run: RunContext) -> list[TeacherAssignment]:
+    """The teacher of each of the run's training documents."""
+    return run.shared(_training_assignments)
+
+
+def training_signal(run: RunContext) -> TeacherSignal:
+    """The teachers' distributions over the run's training documents."""
+    return run.shared(_training_signal)
+
+
+def _training_assignments(run: RunContext) -> list[TeacherAssignment]:
+    from stillhouse.models import load_tokenizer
+
+    if run.objective.joins_tokenizers:
+        return [_assign_across_tokenizers(run, run.training_documents)]
+    return assign_teachers(run, "train", run.training_documents, *load_tokenizer(run.start))
+
+
+def _training_signal(run: RunContext) -> TeacherSignal:
+    return _open_signal(run, training_assignments(run))
+
+
+def assign_teachers(
     run: RunContext,
     split: str,
     documents: Sequence[Document],
@@ -54,20 +76,20 @@ def lessons(
     *,
     loss_on: Literal["assistant", "all"] | None = None,
 ) -> list[TeacherAssignment]:
-    """Each teacher's part of ``documents``, made from ``split`` with this tokenizer and template."""
+    """Assigns ``documents``, made from ``split`` with this tokenizer and template, to their teachers."""
     from stillhouse.distill import make_teacher_documents
 
     by_teacher: dict[tuple[int, float], list[int]] = {}
-    owners = _owners(run, split)
+    responsible = _responsible_teachers(run, split)
     for index, document in enumerate(documents):
-        for share in teacher_shares(run.recipe, owners[document.id]).items():
+        for share in teacher_shares(run.recipe, responsible[document.id]).items():
             by_teacher.setdefault(share, []).append(index)
-    found = []
+    assignments = []
     for (number, weight), indices in sorted(by_teacher.items()):
         own = [documents[index] for index in indices]
-        read = own
+        teacher_documents = own
         if run.contexts[number].private:
-            read = make_teacher_documents(
+            teacher_documents = make_teacher_documents(
                 own,
                 run.learned.rows(split),
                 run.contexts[number].for_teacher,
@@ -75,15 +97,15 @@ def lessons(
                 template,
                 loss_on=loss_on or run.objective.loss_on,
             )
-        found.append(TeacherAssignment(number, weight, indices, own, read))
-    return found
+        assignments.append(TeacherAssignment(number, weight, indices, own, teacher_documents))
+    return assignments
 
 
-def assign_across_tokenizers(run: RunContext, documents: list[Document]) -> TeacherAssignment:
-    """All of ``documents`` for a teacher that reads them in its own template and tokens."""
+def _assign_across_tokenizers(run: RunContext, documents: list[Document]) -> TeacherAssignment:
+    """All of ``documents``, aligned with the teacher's own template and tokens."""
     from stillhouse.distill import align_documents
 
-    teacher, student = _readers(run)
+    teacher, student = _chat_tokenizers(run)
     with console.progress("aligning the teacher's tokens with the student's", None):
         aligned = align_documents(
             run.learned.rows("train"),
@@ -96,7 +118,7 @@ def assign_across_tokenizers(run: RunContext, documents: list[Document]) -> Teac
     return TeacherAssignment(0, 1.0, list(range(len(documents))), documents, aligned.documents, aligned)
 
 
-def _readers(run: RunContext) -> tuple[ChatTokenizer, ChatTokenizer]:
+def _chat_tokenizers(run: RunContext) -> tuple[ChatTokenizer, ChatTokenizer]:
     """Teacher and student, each with its tokenizer and template."""
     from stillhouse.distill import ChatTokenizer
     from stillhouse.models import load_tokenizer
@@ -106,19 +128,19 @@ def _readers(run: RunContext) -> tuple[ChatTokenizer, ChatTokenizer]:
     )
 
 
-def _owners(run: RunContext, split: str) -> dict[str, int]:
-    """The responsible teacher of each exchange, by id."""
+def _responsible_teachers(run: RunContext, split: str) -> dict[str, int]:
+    """The number of the responsible teacher of each exchange, by id."""
     rows = run.learned.rows(split, columns=["id", "split", "tags"])
     return {str(row["id"]): teacher_number(run.recipe, json.loads(row["tags"] or "{}")) for row in rows}
 
 
 def target_directory(run: RunContext, number: int) -> Path:
-    """Where the targets of a teacher are cached."""
+    """The directory with a teacher's cached targets."""
     return run.directory / "targets" / (str(number) if run.recipe.teachers else "")
 
 
-def shared_vocabulary(run: RunContext) -> int:
-    """The ids that the student and all teachers have (padding included)."""
+def _shared_vocabulary(run: RunContext) -> int:
+    """The number of ids that the student and all teachers have (padding included)."""
     from stillhouse.distill import lm_head_of
     from stillhouse.models import describe
 
@@ -128,24 +150,24 @@ def shared_vocabulary(run: RunContext) -> int:
     return min([*sizes, student] if student is not None else sizes)
 
 
-def cache_teacher_targets(run: RunContext, found: Sequence[TeacherAssignment]) -> None:
-    """Caches what each teacher thinks of its documents."""
+def cache_teacher_targets(run: RunContext, assignments: Sequence[TeacherAssignment]) -> None:
+    """Writes each teacher's targets for its documents to its target directory."""
     from stillhouse.distill import cache_targets
 
-    vocab_size = shared_vocabulary(run)
-    for lesson in found:
+    vocab_size = _shared_vocabulary(run)
+    for assignment in assignments:
         cache_targets(
-            run.weights_of(lesson.teacher).model,
-            lesson.read,
+            run.weights_of(assignment.teacher).model,
+            assignment.teacher_documents,
             run.objective,
-            target_directory(run, lesson.teacher),
+            target_directory(run, assignment.teacher),
             seed=run.recipe.seed,
             dtype=run.recipe.train.dtype,
             vocab_size=vocab_size,
         )
 
 
-def open_teacher_signal(run: RunContext, found: Sequence[TeacherAssignment]) -> TeacherSignal:
+def _open_signal(run: RunContext, assignments: Sequence[TeacherAssignment]) -> TeacherSignal:
     """All teachers' targets as one signal over the student's documents."""
     from stillhouse.distill import (
         EnsembleMember,
@@ -157,22 +179,22 @@ def open_teacher_signal(run: RunContext, found: Sequence[TeacherAssignment]) -> 
     )
 
     members = []
-    for lesson in found:
+    for assignment in assignments:
         signal = open_targets(
-            target_directory(run, lesson.teacher),
-            lesson.read,
+            target_directory(run, assignment.teacher),
+            assignment.teacher_documents,
             run.objective,
-            teacher=run.weights_of(lesson.teacher).model,
+            teacher=run.weights_of(assignment.teacher).model,
             dtype=run.recipe.train.dtype,
         )
-        if lesson.aligned is not None:
-            teacher, student = _readers(run)
+        if assignment.aligned is not None:
+            teacher, student = _chat_tokenizers(run)
             ends = teacher.end_id(), student.end_id()
             vocabulary = join_vocabularies(teacher.tokenizer, student.tokenizer, ends)
-            signal = SpanSignal(signal, lesson.aligned, vocabulary)
-        elif lesson.read is not lesson.documents:
-            signal = PrivateContextSignal(signal, lesson.documents, lesson.read)
-        members.append(EnsembleMember(signal, lesson.indices, lesson.weight))
+            signal = SpanSignal(signal, assignment.aligned, vocabulary)
+        elif assignment.teacher_documents is not assignment.documents:
+            signal = PrivateContextSignal(signal, assignment.documents, assignment.teacher_documents)
+        members.append(EnsembleMember(signal, assignment.indices, assignment.weight))
     if not run.recipe.teachers:
         return members[0].signal
-    return EnsembleSignal(members, shared_vocabulary(run))
+    return EnsembleSignal(members, _shared_vocabulary(run))

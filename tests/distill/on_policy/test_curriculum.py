@@ -9,10 +9,10 @@ import signal as signals
 import numpy as np
 import pytest
 from scipy import stats
-from test_on_policy import REWARD, even_share, lines, questions, run, same, state
+from test_on_policy import REWARD, even_share, lines, prompts, run, same, state
 from tiny_training import llama
 
-from stillhouse.distill.on_policy import loop as on_policy_module
+from stillhouse.distill.on_policy import sampler
 from stillhouse.distill.on_policy.curriculum import LEAST_WEIGHT, PassRates
 from stillhouse.errors import CheckpointError, RecipeError
 from stillhouse.recipe.load import parse_recipe
@@ -80,8 +80,8 @@ SOLVED = {f"q{i}" for i in (3, 4, 5)}
 def mostly_certain(answers) -> list[float]:
     """Six of eight questions have one reward whatever is said; the other two can be learned."""
     return [
-        0.0 if question.id in HOPELESS else 1.0 if question.id in SOLVED else even_share([(question, ids)])[0]
-        for question, ids in answers
+        0.0 if prompt.id in HOPELESS else 1.0 if prompt.id in SOLVED else even_share([(prompt, ids)])[0]
+        for prompt, ids in answers
     ]
 
 
@@ -92,7 +92,7 @@ def settings(order: str, **changes) -> OnPolicy:
 def test_prompts_that_teach_nothing_are_asked_less(tmp_path):
     wasted = {}
     for order in ("shuffled", "uncertain"):
-        run(llama(), tmp_path / order, settings=settings(order), score=mostly_certain)
+        run(llama(), tmp_path / order, settings=settings(order), reward_function=mostly_certain)
         found = [line["groups_without_signal"] for line in lines(tmp_path / order)]
         wasted[order] = np.mean(found[10:])
     assert wasted["shuffled"] == pytest.approx(0.75, abs=0.1)
@@ -104,11 +104,13 @@ def test_each_pass_goes_from_easy_to_hard(tmp_path):
     asked = []
 
     def score(answers):
-        asked.append([question.id for question, _ in answers[::8]])
+        asked.append([prompt.id for prompt, _ in answers[::8]])
         return mostly_certain(answers)
 
-    before = {question.id: number / 10 for number, question in enumerate(questions())}
-    run(llama(), tmp_path, settings=settings("easy_first", rounds=5), score=score, pass_rates=before)
+    before = {prompt.id: number / 10 for number, prompt in enumerate(prompts())}
+    run(
+        llama(), tmp_path, settings=settings("easy_first", rounds=5), reward_function=score, pass_rates=before
+    )
     assert [id for part in asked[:4] for id in part] == [f"q{i}" for i in (7, 6, 5, 4, 3, 2, 1, 0)]
     assert set(asked[4]) <= SOLVED  # the second pass goes by what the student has shown
     expected = [line["expected_reward"] for line in lines(tmp_path)]
@@ -119,9 +121,9 @@ def test_each_pass_goes_from_easy_to_hard(tmp_path):
 def test_interrupted_it_ends_bit_identical(tmp_path, monkeypatch, order):
     chosen = settings(order, rounds=6)
     whole, broken, fresh = llama(), llama(), llama()
-    run(whole, tmp_path / "whole", settings=chosen, score=mostly_certain)
+    run(whole, tmp_path / "whole", settings=chosen, reward_function=mostly_certain)
     calls = []
-    original = on_policy_module.roll_out
+    original = sampler.roll_out
 
     def interrupts(*arguments, **named):
         calls.append(1)
@@ -130,10 +132,10 @@ def test_interrupted_it_ends_bit_identical(tmp_path, monkeypatch, order):
             os.kill(os.getpid(), signals.SIGINT)
         return found
 
-    monkeypatch.setattr(on_policy_module, "roll_out", interrupts)
+    monkeypatch.setattr(sampler, "roll_out", interrupts)
     with pytest.raises(KeyboardInterrupt):
-        run(broken, tmp_path / "broken", settings=chosen, score=mostly_certain)
-    run(fresh, tmp_path / "broken", settings=chosen, score=mostly_certain)
+        run(broken, tmp_path / "broken", settings=chosen, reward_function=mostly_certain)
+    run(fresh, tmp_path / "broken", settings=chosen, reward_function=mostly_certain)
     assert same(state(whole), state(fresh))
     found = [[line["expected_reward"] for line in lines(tmp_path / place)] for place in ("whole", "broken")]
     assert found[0] == found[1]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from tiny_training import VOCABULARY, documents_of, llama
 
-from stillhouse.distill.on_policy import loop as on_policy_module
-from stillhouse.distill.on_policy.learner import OnPolicyLearner
-from stillhouse.distill.on_policy.loop import OffPolicyData, train_on_policy
+from stillhouse.distill.on_policy import sampler
+from stillhouse.distill.on_policy.config import OnPolicyConfig
+from stillhouse.distill.on_policy.learner import OffPolicyData, OnPolicyLearner
+from stillhouse.distill.on_policy.loop import train_on_policy
 from stillhouse.distill.on_policy.rollouts import Rollout, RolloutBatch, TeacherPrompt, TokenizedPrompt
 from stillhouse.distill.targets.signal import OnlineSignal
 from stillhouse.errors import CapabilityError, EmptyCorpusError, NonFiniteLossError, StillhouseError
@@ -27,7 +28,7 @@ TAUGHT = OnPolicy(rounds=25, prompts=4, samples=4, max_tokens=8, teacher=1.0)
 REVERSE = Objective(kind="reverse_kl")
 
 
-def questions(count: int = 8, *, teacher_prefix: tuple[int, ...] = ()) -> list[TokenizedPrompt]:
+def prompts(count: int = 8, *, teacher_prefix: tuple[int, ...] = ()) -> list[TokenizedPrompt]:
     generator = np.random.default_rng(0)
     asked = [generator.integers(2, VOCABULARY, int(generator.integers(2, 6))).tolist() for _ in range(count)]
     return [
@@ -43,11 +44,15 @@ def even_share(answers) -> list[float]:
 
 def run(model, directory, **changes):
     options = {
-        "teachers": [], "score": even_share, "ends": {END}, "objective": Objective(kind="cross_entropy"),
-        "settings": REWARD, "train": TRAIN, "seed": 0, "questions": questions(),
+        "teachers": [], "reward_function": even_share, "end_ids": {END},
+        "objective": Objective(kind="cross_entropy"), "settings": REWARD, "train": TRAIN, "seed": 0,
+        "prompts": prompts(),
     }  # fmt: skip
     options |= changes
-    return train_on_policy(model, options.pop("questions"), directory=directory, **options)
+    asked = options.pop("prompts")
+    arguments = {key: options.pop(key, None) for key in ("reward_function", "off_policy")}
+    arguments["teachers"] = options.pop("teachers")
+    return train_on_policy(model, asked, OnPolicyConfig(**options), directory, **arguments)
 
 
 def lines(directory) -> list[dict]:
@@ -85,13 +90,11 @@ def test_the_reward_rises(tmp_path, policy):
 def own_text_kl(student, teacher) -> float:
     """Mean reverse KL on greedy text of the student, from both models' own logits."""
     values = []
-    for question in questions():
-        ids = torch.tensor([question.ids])
+    for prompt in prompts():
+        ids = torch.tensor([prompt.ids])
         for _ in range(6):
             ids = torch.cat([ids, student(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
-        q, p = (
-            m(input_ids=ids).logits[0, len(question.ids) - 1 :].log_softmax(-1) for m in (student, teacher)
-        )
+        q, p = (m(input_ids=ids).logits[0, len(prompt.ids) - 1 :].log_softmax(-1) for m in (student, teacher))
         values.append((q.exp() * (q - p)).sum(-1).mean().item())
     return float(np.mean(values))
 
@@ -103,17 +106,30 @@ def test_the_student_comes_near_its_teacher_on_its_own_text(tmp_path, kind):
     for parameter in teacher.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     before = own_text_kl(student, teacher)
-    run(student, tmp_path, teachers=[teacher], settings=TAUGHT, objective=Objective(kind=kind), score=None)
+    run(
+        student,
+        tmp_path,
+        teachers=[teacher],
+        settings=TAUGHT,
+        objective=Objective(kind=kind),
+        reward_function=None,
+    )
     assert own_text_kl(student, teacher) < 0.6 * before
     assert lines(tmp_path)[-1]["teacher"] < lines(tmp_path)[0]["teacher"]
 
 
 def test_the_teacher_may_read_another_prompt(tmp_path):
     """Context distillation: the teacher sees three tokens more, and is matched at the same answer tokens."""
-    asked = questions(teacher_prefix=(5, 9, 11))
+    asked = prompts(teacher_prefix=(5, 9, 11))
     student, teacher = llama(), llama()
     run(
-        student, tmp_path, questions=asked, teachers=[teacher], settings=TAUGHT, objective=REVERSE, score=None
+        student,
+        tmp_path,
+        prompts=asked,
+        teachers=[teacher],
+        settings=TAUGHT,
+        objective=REVERSE,
+        reward_function=None,
     )
     found = [line["teacher"] for line in lines(tmp_path)]
     assert found[0] > 0.01  # the same weights, and yet not the same distribution
@@ -133,7 +149,7 @@ def test_equal_rewards_change_nothing(tmp_path):
     run(
         model,
         tmp_path,
-        score=lambda answers: [1.0] * len(answers),
+        reward_function=lambda answers: [1.0] * len(answers),
         settings=OnPolicy(**{**vars(REWARD), "rounds": 3}),
     )
     assert same(before, state(model))
@@ -145,20 +161,20 @@ def test_a_verifier_that_always_fails_stops_the_run_and_says_so(tmp_path):
     before = state(model)
     for tries in (1, 2):  # started again, it gives the verifier as many rounds more
         with pytest.raises(StillhouseError, match="no sample of the last 5 rounds got any reward"):
-            run(model, tmp_path, score=lambda answers: [0.0] * len(answers))
+            run(model, tmp_path, reward_function=lambda answers: [0.0] * len(answers))
         assert same(before, state(model))
         assert len(lines(tmp_path)) == 5 * tries
 
 
 def test_going_on_with_another_number_of_threads_is_said(tmp_path, monkeypatch, capsys):
-    nothing = {"score": lambda answers: [0.0] * len(answers)}
+    nothing = {"reward_function": lambda answers: [0.0] * len(answers)}
     with pytest.raises(StillhouseError):
         run(llama(), tmp_path, **nothing)
     capsys.readouterr()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     with pytest.raises(StillhouseError):
         run(llama(), tmp_path, **nothing)
-    assert "not be the same bit for bit" in (said := capsys.readouterr().err)
+    assert "not be bit-identical" in (said := capsys.readouterr().err)
     assert "is 77" in said
 
 
@@ -169,13 +185,13 @@ def test_rewards_that_are_not_finite_count_as_nothing(tmp_path):
             for i, v in enumerate(even_share(answers))
         ]
 
-    run(llama(), tmp_path, score=score, settings=OnPolicy(**{**vars(REWARD), "rounds": 2}))
+    run(llama(), tmp_path, reward_function=score, settings=OnPolicy(**{**vars(REWARD), "rounds": 2}))
     assert [line["unscored"] for line in lines(tmp_path)] == [2, 2]
     assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
 
 
 def test_a_sample_that_never_ends_is_cut_and_counted(tmp_path):
-    run(llama(), tmp_path, ends=set(), settings=OnPolicy(**{**vars(REWARD), "rounds": 1}))
+    run(llama(), tmp_path, end_ids=set(), settings=OnPolicy(**{**vars(REWARD), "rounds": 1}))
     assert lines(tmp_path)[0]["cut"] == 1.0
     assert lines(tmp_path)[0]["length"] == 6
 
@@ -184,8 +200,8 @@ def test_an_answer_ends_where_a_stop_text_was_said(tmp_path):
     run(
         llama(),
         tmp_path,
-        ends=set(),
-        stopped=lambda ids: len(ids) == 2 or ids[0] % 2 == 0,
+        end_ids=set(),
+        stopping_criterion=lambda ids: len(ids) == 2 or ids[0] % 2 == 0,
         settings=OnPolicy(**{**vars(REWARD), "rounds": 1}),
     )
     assert lines(tmp_path)[0]["cut"] == 0
@@ -213,7 +229,7 @@ def test_interrupted_while_sampling_it_ends_bit_identical(tmp_path, monkeypatch,
     whole, broken = llama(), llama()
     run(whole, tmp_path / "whole", **options())
     calls = []
-    original = on_policy_module.roll_out
+    original = sampler.roll_out
 
     def interrupts(*arguments, **named):
         calls.append(1)
@@ -222,7 +238,7 @@ def test_interrupted_while_sampling_it_ends_bit_identical(tmp_path, monkeypatch,
             os.kill(os.getpid(), signals.SIGINT)
         return found
 
-    monkeypatch.setattr(on_policy_module, "roll_out", interrupts)
+    monkeypatch.setattr(sampler, "roll_out", interrupts)
     with pytest.raises(KeyboardInterrupt):
         run(broken, tmp_path / "broken", **options())
     assert 0 < len(lines(tmp_path / "broken")) < 6
@@ -247,7 +263,7 @@ def test_no_question_and_no_sampling_are_said(tmp_path):
     from tiny_training import ARCHITECTURES
 
     with pytest.raises(EmptyCorpusError):
-        run(llama(), tmp_path, questions=[])
+        run(llama(), tmp_path, prompts=[])
     with pytest.raises(CapabilityError, match="sliding"):
         run(ARCHITECTURES["gemma3"](), tmp_path)
 
@@ -258,8 +274,8 @@ def test_no_question_and_no_sampling_are_said(tmp_path):
 def test_groups_without_signal_that_are_left_out_still_count_as_answers(aggregate, same_loss):
     draws = np.random.default_rng(4)
     rollouts = [
-        Rollout(question, draws.integers(2, VOCABULARY, 3 + n).tolist(), [-3.0] * (3 + n), "stop")
-        for question in questions(3)
+        Rollout(prompt, draws.integers(2, VOCABULARY, 3 + n).tolist(), [-3.0] * (3 + n), "stop")
+        for prompt in prompts(3)
         for n in range(2)
     ]
     every = RolloutBatch(rollouts, torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), 0)
@@ -270,6 +286,6 @@ def test_groups_without_signal_that_are_left_out_still_count_as_answers(aggregat
         learner = OnPolicyLearner(llama(), [], objective, settings, TRAIN, None)
         return learner.learn(samples, [0.0], kept)["loss"]
 
-    whole, less = loss(every, 1.0), loss(every.groups(torch.tensor([True, False, False])), 1 / 3)
+    whole, less = loss(every, 1.0), loss(every.select_groups(torch.tensor([True, False, False])), 1 / 3)
     assert (less == pytest.approx(whole, rel=1e-4)) is same_loss
     assert whole != 0

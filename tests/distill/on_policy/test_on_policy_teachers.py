@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_ensemble import teachers
-from test_on_policy import REVERSE, TAUGHT, TRAIN, lines, own_text_kl, questions, run
+from test_on_policy import REVERSE, TAUGHT, TRAIN, lines, own_text_kl, prompts, run
 from test_on_policy_topk import other_teacher
 from tiny_training import VOCABULARY, llama
 
@@ -19,23 +19,23 @@ from stillhouse.distill.on_policy.rollouts import Rollout, RolloutBatch, Teacher
 from stillhouse.recipe import Objective
 
 
-def routed(question, number: int):
-    return replace(question, teacher_prompts=(TeacherPrompt(number, 1.0, question.ids),))
+def routed(prompt, number: int):
+    return replace(prompt, teacher_prompts=(TeacherPrompt(number, 1.0, prompt.ids),))
 
 
-def averaged(question, first: float, prefix: tuple[int, ...] = ()):
+def averaged(prompt, first: float, prefix: tuple[int, ...] = ()):
     teacher_prompts = (
-        TeacherPrompt(0, first, question.ids),
-        TeacherPrompt(1, 1 - first, [*prefix, *question.ids]),
+        TeacherPrompt(0, first, prompt.ids),
+        TeacherPrompt(1, 1 - first, [*prefix, *prompt.ids]),
     )
-    return replace(question, teacher_prompts=teacher_prompts)
+    return replace(prompt, teacher_prompts=teacher_prompts)
 
 
 def round_of(asked) -> RolloutBatch:
     draws = np.random.default_rng(1)
     rollouts = [
-        Rollout(question, draws.integers(2, VOCABULARY, 3 + n).tolist(), [-1.0] * (3 + n), "stop")
-        for question in asked
+        Rollout(prompt, draws.integers(2, VOCABULARY, 3 + n).tolist(), [-1.0] * (3 + n), "stop")
+        for prompt in asked
         for n in range(2)
     ]
     return RolloutBatch(rollouts, torch.zeros(len(asked), 2), 0)
@@ -51,7 +51,7 @@ def probabilities(model, prompt: list[int], answer: list[int]) -> list[list[floa
 @pytest.mark.parametrize("kind", oracle.KINDS)
 @pytest.mark.parametrize("how", ["routed", "averaged", "both", "topk"])
 def test_the_divergence_is_from_who_is_responsible(kind, how):
-    one, two = questions(2)
+    one, two = prompts(2)
     asked = {
         "routed": [routed(one, 1), routed(two, 0)],
         "averaged": [averaged(one, 0.3, (5, 9)), averaged(two, 0.3, (7,))],
@@ -65,10 +65,10 @@ def test_the_divergence_is_from_who_is_responsible(kind, how):
     found = learner.learn(round_of(asked), [0.0])["teacher"]
     expected = []
     for rollout in round_of(asked).rollouts:
-        q = probabilities(llama(), rollout.question.ids, rollout.ids)
+        q = probabilities(llama(), rollout.prompt.ids, rollout.ids)
         said = [
             (r.weight, probabilities(models[r.teacher], r.ids, rollout.ids))
-            for r in rollout.question.teacher_prompts
+            for r in rollout.prompt.teacher_prompts
         ]
         for t, own in enumerate(q):
             p = [math.fsum(w * rows[t][i] for w, rows in said) for i in range(VOCABULARY)]
@@ -84,15 +84,15 @@ def test_the_student_comes_near_both_teachers_of_its_questions(tmp_path):
     """Half of the questions are taught by a teacher that the student already is, half by another."""
     student, other = llama(), other_teacher()
     before = own_text_kl(student, other)
-    asked = [routed(question, number % 2) for number, question in enumerate(questions())]
+    asked = [routed(prompt, number % 2) for number, prompt in enumerate(prompts())]
     run(
         student,
         tmp_path,
-        questions=asked,
+        prompts=asked,
         teachers=[llama(), other],
         settings=replace(TAUGHT, prompts=8),
         objective=REVERSE,
-        score=None,
+        reward_function=None,
     )
     found = [line["teacher"] for line in lines(tmp_path)]
     assert np.mean(found[-5:]) < 0.7 * np.mean(found[:5])

@@ -8,7 +8,7 @@ import divergence_oracles as oracle
 import numpy as np
 import pytest
 import torch
-from test_on_policy import END, REVERSE, TAUGHT, TRAIN, lines, own_text_kl, questions, run
+from test_on_policy import END, REVERSE, TAUGHT, TRAIN, lines, own_text_kl, prompts, run
 from tiny_training import VOCABULARY, llama
 
 from stillhouse.distill.data.documents import Document
@@ -25,18 +25,18 @@ K = 5
 
 def a_round() -> RolloutBatch:
     """Two answers to each of two questions, of different lengths; the teacher reads a longer prompt."""
-    asked = questions(2, teacher_prefix=(5, 9))
+    asked = prompts(2, teacher_prefix=(5, 9))
     draws = np.random.default_rng(1)
     rollouts = [
-        Rollout(question, draws.integers(2, VOCABULARY, 3 + n).tolist(), [-1.0] * (3 + n), "stop")
-        for question in asked
+        Rollout(prompt, draws.integers(2, VOCABULARY, 3 + n).tolist(), [-1.0] * (3 + n), "stop")
+        for prompt in asked
         for n in range(2)
     ]
     return RolloutBatch(rollouts, torch.zeros(2, 2), 0)
 
 
 def read_by_teacher(samples: RolloutBatch) -> list[Document]:
-    return [document for document, _ in samples.read_by(0).values()]
+    return [document for document, _ in samples.teacher_documents(0).values()]
 
 
 def other_teacher(vocab_size: int = VOCABULARY):
@@ -122,7 +122,7 @@ def test_a_student_comes_near_its_teacher_by_it(tmp_path):
     student, teacher = llama(), other_teacher()
     before = own_text_kl(student, teacher)
     objective = replace(REVERSE, targets="topk", top_k=16)
-    run(student, tmp_path, teachers=[teacher], settings=TAUGHT, objective=objective, score=None)
+    run(student, tmp_path, teachers=[teacher], settings=TAUGHT, objective=objective, reward_function=None)
     assert own_text_kl(student, teacher) < 0.7 * before
     assert lines(tmp_path)[-1]["teacher"] < lines(tmp_path)[0]["teacher"]
 
@@ -136,6 +136,6 @@ def test_more_ids_than_there_are_is_refused(tmp_path):
             teachers=[llama()],
             settings=TAUGHT,
             objective=objective,
-            score=None,
-            ends={END},
+            reward_function=None,
+            end_ids={END},
         )

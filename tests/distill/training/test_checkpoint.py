@@ -175,14 +175,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, left_alone,
     require_same(model, result, left_alone, tmp_path)
     said = capsys.readouterr().err
     assert "step-00000008 is damaged" in said
-    assert "going on from step-00000004" in said
+    assert "resuming from step-00000004" in said
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_thrown_away(tmp_path, monkeypatch):
     stop_after(tmp_path, 10, monkeypatch)
     for path in (tmp_path / "checkpoints").iterdir():
         damage_truncate(path)
-    with pytest.raises(CheckpointError, match=r"no checkpoint .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint .* is intact"):
         run(tmp_path)
     assert len(checkpoints(tmp_path)) == 2
 
@@ -230,7 +230,7 @@ def test_only_the_last_two_are_kept_and_half_written_ones_go(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000030"]
     saved = store.load()
     assert saved is not None
-    assert saved.facts == {"steps": 30}
+    assert saved.state == {"steps": 30}
     assert torch.equal(saved.tensors["model"]["w"], torch.full((3,), 30.0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000030"]
 

@@ -283,7 +283,7 @@ def test_bfloat16_training_comes_close_to_float32(tmp_path):
         )
         for dtype in ("float32", "bfloat16")
     ]
-    assert results[1].facts["dtype"] == "bfloat16"
+    assert results[1].environment["dtype"] == "bfloat16"
     assert results[1].losses == pytest.approx(results[0].losses, rel=2**-7)
 
 

@@ -1,1 +1,1 @@
-"""On-policy distillation and reinforcement learning on the student's own samples."""
+"""On-policy distillation and reinforcement learning: the student learns from its own samples."""

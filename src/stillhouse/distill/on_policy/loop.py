@@ -1,13 +1,13 @@
-"""Learning from the student's own samples: the teacher's divergence on them, a reward, or both.
+"""The on-policy loop: the student learns from its own samples, by a teacher's divergence, a reward or both.
 
-Each round the student answers some prompts several times; the teacher (where there is one) says what it
-would have said at every token of those answers (on-policy distillation: Agarwal et al. 2024, GKD,
-arXiv:2306.13649, algorithm 1; Gu et al. 2024, MiniLLM, arXiv:2306.08543), a verifier says which are right
+In each round the student answers some prompts several times. The teacher, if there is one, computes its
+distribution at every token of those answers (on-policy distillation: Agarwal et al. 2024, GKD,
+arXiv:2306.13649, algorithm 1; Gu et al. 2024, MiniLLM, arXiv:2306.08543), verifiers score the answers
 (Shao et al. 2024, GRPO, arXiv:2402.03300), and the student learns from either or both. The samples are data:
-no gradient flows through the drawing of them.
+no gradient flows through sampling.
 
-Like :mod:`.training` it ends bit for bit the same on the processor whether it was interrupted or not, and it
-neither evaluates nor saves the student.
+Like :mod:`stillhouse.distill.training.loop`, a run on a CPU ends bit-identical whether it was interrupted or
+not. Evaluating the student and saving it are up to the caller.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,22 +26,12 @@ import torch
 from stillhouse.console import console
 from stillhouse.distill.forward.forward_pass import model_digest
 from stillhouse.distill.loss.policy_loss import has_signal
+from stillhouse.distill.on_policy.config import OnPolicyConfig, OnPolicyProgress
 from stillhouse.distill.on_policy.curriculum import PassRates
-from stillhouse.distill.on_policy.learner import OnPolicyLearner
-from stillhouse.distill.on_policy.rollouts import (
-    RewardFunction,
-    RolloutBatch,
-    StoppingCriterion,
-    TokenizedPrompt,
-    join,
-    roll_out,
-)
-from stillhouse.distill.training.checkpoint import (
-    CheckpointManager,
-    generator_states,
-    restore_generators,
-    warn_of_environment_changes,
-)
+from stillhouse.distill.on_policy.learner import OffPolicyData, OnPolicyLearner
+from stillhouse.distill.on_policy.rollouts import RewardFunction, RolloutBatch, TokenizedPrompt
+from stillhouse.distill.on_policy.sampler import sample_round
+from stillhouse.distill.training.checkpoint import CheckpointManager, generator_states
 from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.distill.training.optimizer import frozen_embeddings
 from stillhouse.distill.training.runtime import choose_device, memory_errors, reproducible, uninterrupted
@@ -49,175 +39,149 @@ from stillhouse.distill.training.tracking import MetricsLog, open_tracker
 from stillhouse.errors import CapabilityError, EmptyCorpusError, StillhouseError
 from stillhouse.hashing import sha256_json
 from stillhouse.models import can_sample
-from stillhouse.recipe import Objective, Train
-from stillhouse.recipe.on_policy import OnPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stillhouse.distill.data.documents import Document
-    from stillhouse.distill.targets.signal import TeacherSignal
-
-REFILLS = 4
-"""Dynamic sampling asks for at most this many times the round's prompts."""
+# Settings that change what is written or when a run gives up, not what the student becomes.
+NOT_IDENTITY = ("train.checkpoint_every", "train.trackers", "on_policy.patience")
 
 
 @dataclass(frozen=True)
 class OnPolicyResult:
-    """What a run did, earlier sittings included."""
+    """The totals of an on-policy run, including what earlier processes did before it was resumed."""
 
     rounds: int
     tokens: int
     """Tokens that the student wrote and learned from."""
     seconds: float
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class OnPolicyProgress:
-    """How far a run has come."""
-
-    rounds: int = 0
-    steps: int = 0
-    asked: int = 0
-    """Questions taken from the shuffled stream."""
-    tokens: int = 0
-    seconds: float = 0.0
-    fruitless: int = 0
-    """Rounds in a row without any reward."""
-    answers: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
-    """Of each question, where the order goes by it: answers given, and the sum of their rewards."""
-
-
-@dataclass(frozen=True, eq=False)
-class OffPolicyData:
-    """Corpus rows that some rounds learn from instead, with what the teacher thought of them."""
-
-    documents: Sequence[Document]
-    signal: TeacherSignal
+    environment: dict[str, Any]
 
 
 def train_on_policy(
     model: PreTrainedModel,
-    questions: Sequence[TokenizedPrompt],
-    *,
-    teachers: Sequence[PreTrainedModel],
-    score: RewardFunction | None,
-    ends: set[int],
-    objective: Objective,
-    settings: OnPolicy,
-    train: Train,
+    prompts: Sequence[TokenizedPrompt],
+    config: OnPolicyConfig,
     directory: Path,
-    seed: int,
+    *,
+    teachers: Sequence[PreTrainedModel] = (),
+    reward_function: RewardFunction | None = None,
     off_policy: OffPolicyData | None = None,
-    pass_rates: Mapping[str, float] | None = None,
-    stopped: StoppingCriterion | None = None,
-    label: str = "on-policy",
 ) -> OnPolicyResult:
-    """Trains ``model`` in place, going on from the last checkpoint where there is one.
+    """Trains ``model`` in place on its own samples; resumes from the last checkpoint if there is one.
 
-    Writes ``directory/checkpoints`` and one line a round to ``directory/metrics.jsonl``.
+    Writes ``directory/checkpoints`` and one line per round to ``directory/metrics.jsonl``.
 
     Args:
-        model: float32; what requires a gradient learns.
-        questions: what is asked, again and again; see ``settings.order``.
-        teachers: by the numbers that questions' teacher prompts name; needed when ``settings.teacher`` is
-            above 0; left as they are.
-        score: needed when ``settings.reward`` is above 0.
-        ends: ids that end an answer.
-        stopped: whether an answer's ids so far end it, where a template ends answers by a text.
-        objective: the divergence on the student's samples. The teacher is run on each; ``targets: topk``
-            compares its ``top_k`` likeliest ids and their tail, any other the whole distributions.
-        train: optimizer, type, device, passes; its epochs and tokens are not used.
-        pass_rates: rates of questions (by id) that were measured before, for `order`.
+        model: float32; parameters that require a gradient are trained.
+        prompts: used again and again; see ``OnPolicy.order``.
+        teachers: by the numbers in the prompts' ``teacher_prompts``; needed if ``settings.teacher`` is above
+            0; not changed.
+        reward_function: needed if ``settings.reward`` is above 0.
+        off_policy: documents for the share ``settings.off_policy`` of rounds.
 
     Raises:
-        EmptyCorpusError: there is no question.
-        RecipeError: ``top_k`` is not below the vocabulary.
-        CapabilityError: the student's layers cannot be sampled from here (sliding windows, state spaces).
+        EmptyCorpusError: there are no prompts.
+        RecipeError: ``top_k`` is not below the vocabulary size.
+        CapabilityError: sampling does not support the student's layers (sliding windows, state spaces).
         StillhouseError: no sample of ``settings.patience`` rounds got any reward.
         NonFiniteLossError, CheckpointError, OutOfMemoryError, StorageError, KeyboardInterrupt: as in
-            :func:`.training.train`.
+            :func:`stillhouse.distill.training.loop.train`.
     """
-    assert teachers or not settings.teacher
-    assert score is not None or not settings.reward
-    if not questions:
+    config = config.resolved()
+    assert teachers or not config.settings.teacher
+    assert reward_function is not None or not config.settings.reward
+    if not prompts:
         raise EmptyCorpusError("there is no prompt for the student to answer")
     if not can_sample(model):
         raise CapabilityError(
-            f"a {model.config.model_type} student with sliding windows cannot be sampled from here",
+            f"sampling from a {model.config.model_type} student with sliding windows is not supported",
             hint="Take a student whose layers all attend to the whole sequence.",
         )
-    before = dict(pass_rates or {}) if settings.order != "shuffled" else {}
-    if settings.learning_rate is not None:
-        train = dataclasses.replace(train, learning_rate=settings.learning_rate)
-    checkpoints = CheckpointManager(
-        directory / "checkpoints",
-        _identity(model, teachers, questions, objective, settings, train, seed) | {"pass rates": before},
-    )
-    home = model.device
-    with memory_errors(train), reproducible(seed), frozen_embeddings(model, frozen=not train.embeddings):
-        model.to(choose_device(train.device))  # pyright: ignore[reportArgumentType]
-        learner = OnPolicyLearner(model, teachers, objective, settings, train, off_policy)
-        facts = {"threads": torch.get_num_threads(), "device": str(learner.device), "layout": learner.layout}
-        done = OnPolicyProgress()
-        saved = checkpoints.load()
-        if saved is not None:
-            learner.load_state(saved.tensors)
-            restore_generators(saved.generators)
-            warn_of_environment_changes(saved.facts, facts)
-            done = OnPolicyProgress(
-                *(saved.facts[field.name] for field in dataclasses.fields(OnPolicyProgress))
-            )
-            console.info(f"going on after round {done.rounds}")
-        trackers = [open_tracker(name, directory, label) for name in train.trackers]
-        metrics = MetricsLog(directory / "metrics.jsonl", steps_done=done.rounds, trackers=trackers)
-        run = _Rounds(learner, questions, score, ends, stopped, settings, train, seed, before)
+    # Before the model moves and training changes it: the identity includes a digest of the initial weights.
+    checkpoints = CheckpointManager(directory / "checkpoints", _identity(model, teachers, prompts, config))
+    original_device = model.device
+    with (
+        memory_errors(config.train),
+        reproducible(config.seed),
+        frozen_embeddings(model, frozen=not config.train.embeddings),
+    ):
+        model.to(choose_device(config.train.device))  # pyright: ignore[reportArgumentType]
+        learner = OnPolicyLearner(
+            model, teachers, config.objective, config.settings, config.train, off_policy
+        )
+        environment = {
+            "threads": torch.get_num_threads(),
+            "device": str(learner.device),
+            "layout": learner.layout,
+        }
+        progress = OnPolicyProgress.from_state(learner.resume(checkpoints, environment))
+        if progress.rounds:
+            console.info(f"resuming after round {progress.rounds}")
+        trackers = [open_tracker(name, directory, config.label) for name in config.train.trackers]
+        metrics = MetricsLog(directory / "metrics.jsonl", steps_done=progress.rounds, trackers=trackers)
         with contextlib.closing(metrics):
-            done = _loop(run, done, checkpoints, metrics, facts, label)
-        model.to(home)  # pyright: ignore[reportArgumentType]
-    return OnPolicyResult(done.rounds, done.tokens, done.seconds, facts)
+            progress = _run_rounds(
+                learner, prompts, config, reward_function, progress, checkpoints, metrics, environment
+            )
+        model.to(original_device)  # pyright: ignore[reportArgumentType]
+    return OnPolicyResult(progress.rounds, progress.tokens, progress.seconds, environment)
 
 
-def _loop(
-    run: _Rounds,
-    done: OnPolicyProgress,
+def _run_rounds(
+    learner: OnPolicyLearner,
+    prompts: Sequence[TokenizedPrompt],
+    config: OnPolicyConfig,
+    reward_function: RewardFunction | None,
+    progress: OnPolicyProgress,
     checkpoints: CheckpointManager,
     metrics: MetricsLog,
-    facts: dict[str, Any],
-    label: str,
+    environment: dict[str, Any],
 ) -> OnPolicyProgress:
-    settings, train = run.settings, run.train
+    """Runs the rounds that are left; returns the progress after the last."""
+    settings = config.settings
     generators = generator_states()
 
     def save() -> None:
-        state = dataclasses.asdict(done) | facts
-        checkpoints.save(done.rounds, run.learner.state(), state, generators)
+        state = dataclasses.asdict(progress) | environment
+        checkpoints.save(progress.rounds, learner.state(), state, generators)
 
-    with console.progress(label, settings.rounds, "rounds", done=done.rounds) as progress:
+    with console.progress(config.label, settings.rounds, "rounds", done=progress.rounds) as bar:
         try:
-            for number in range(done.rounds, settings.rounds):
+            while progress.rounds < settings.rounds:
                 started = time.perf_counter()
-                samples, asked = run.samples(number, done)
+
+                # Sample and score.
+                batch = None
+                if not _uses_corpus(learner, config, progress.rounds):
+                    module = learner.working.module
+                    batch = sample_round(module, prompts, config, progress, reward_function)
                 sampling_s = time.perf_counter() - started
-                # An interrupt inside would leave half the weights updated, or a round without its line.
+
+                # Learn and log. An interrupt in between would leave half the weights updated, or a round
+                # without its line. Sampling takes the longest and can be interrupted: the round's seeds
+                # depend on the progress alone, so the resumed run draws the same samples.
                 with uninterrupted():
-                    found, after = run.learn(number, done, samples, asked)
+                    values, progress = _learn(learner, config, progress, batch)
                     generators = generator_states()
                     seconds = time.perf_counter() - started
-                    done = dataclasses.replace(after, seconds=done.seconds + seconds)
-                    line = found | {
-                        "tokens_per_s": round(found["tokens"] / seconds, 1),
+                    progress = dataclasses.replace(progress, seconds=progress.seconds + seconds)
+                    timing = {
+                        "tokens_per_s": round(values["tokens"] / seconds, 1),
                         "sampling_s": round(sampling_s, 3),
-                        "elapsed_s": round(done.seconds, 3),
+                        "elapsed_s": round(progress.seconds, 3),
                     }
-                    metrics.log(done.rounds, line)
-                shown = {key: found[key] for key in ("reward", "loss") if key in found}
-                progress.advance(1, **shown)
-                if done.rounds % train.checkpoint_every == 0 or done.rounds == settings.rounds:
+                    metrics.log(progress.rounds, values | timing)
+                bar.advance(1, **{key: values[key] for key in ("reward", "loss") if key in values})
+
+                # Checkpoint.
+                if progress.rounds % config.train.checkpoint_every == 0 or progress.rounds == settings.rounds:
                     save()
-                if settings.reward and (fruitless := done.fruitless) >= settings.patience:
-                    done = dataclasses.replace(done, fruitless=0)  # who starts it again wants as many more
+
+                # Stop if nothing is ever rewarded.
+                if settings.reward and (fruitless := progress.fruitless) >= settings.patience:
+                    # Saved with a count of 0, so that a resumed run gets as many rounds again.
+                    progress = dataclasses.replace(progress, fruitless=0)
                     save()
                     raise StillhouseError(
                         f"no sample of the last {fruitless} rounds got any reward: nothing to learn",
@@ -225,154 +189,105 @@ def _loop(
                         "on_policy.samples or max_tokens, or begin with a few right answers (train.epochs).",
                     )
         except KeyboardInterrupt:
-            if done.rounds:
+            if progress.rounds:
                 save()
-                console.info(f"stopped after round {done.rounds}; the same command goes on there")
+                console.info(f"stopped after round {progress.rounds}; run the same command to resume")
             raise
-    return done
+    return progress
 
 
-@dataclass(eq=False)
-class _Rounds:
-    """What every round needs. A round depends on its number, how much was asked before, and the weights."""
+def _uses_corpus(learner: OnPolicyLearner, config: OnPolicyConfig, round_number: int) -> bool:
+    """Whether a round learns from the corpus: a draw that depends on seed and round alone."""
+    draw = np.random.default_rng([config.seed, round_number, 7]).random()
+    return learner.off_policy is not None and draw < config.settings.off_policy
 
-    learner: OnPolicyLearner
-    questions: Sequence[TokenizedPrompt]
-    score: RewardFunction | None
-    ends: set[int]
-    stopped: StoppingCriterion | None
-    settings: OnPolicy
-    train: Train
-    seed: int
-    before: Mapping[str, float]
 
-    def samples(self, number: int, done: OnPolicyProgress) -> tuple[RolloutBatch | None, int]:
-        """What the student says in this round, and how many questions that took; None for a corpus round."""
-        drawn = np.random.default_rng([self.seed, number, 7]).random()
-        if self.learner.off_policy is not None and drawn < self.settings.off_policy:
-            return None, 0
-        return self._samples(number, done)
+def _learn(
+    learner: OnPolicyLearner, config: OnPolicyConfig, progress: OnPolicyProgress, batch: RolloutBatch | None
+) -> tuple[dict[str, Any], OnPolicyProgress]:
+    """Takes the optimizer steps of one round, on ``batch`` or (None) on the corpus.
 
-    def learn(
-        self, number: int, done: OnPolicyProgress, samples: RolloutBatch | None, asked: int
-    ) -> tuple[dict[str, Any], OnPolicyProgress]:
-        """Learns from them; the round's metrics, and how far the run has come after it."""
-        inner = self.settings.policy.inner_steps
-        steps = self.settings.rounds * inner
-        rates = [
-            self.train.learning_rate * learning_rate_factor(done.steps + i, steps, self.train)
-            for i in range(inner)
-        ]
-        further = dataclasses.replace(done, rounds=done.rounds + 1, steps=done.steps + inner)
-        if samples is None:
-            return self.learner.learn_corpus(number, self.seed, rates), further
-        every = samples.rewards_GS
-        used = samples.groups(has_signal(every)) if self._needs_signal else samples
-        found: dict[str, Any] = {"loss": 0.0, "grad_norm": 0.0}
-        if used.rollouts:
-            dynamic = self.settings.policy.dynamic_sampling  # replaces groups without signal
-            kept = 1.0 if dynamic else len(used.rollouts) / len(samples.rollouts)
-            found = self.learner.learn(used, rates, kept)
-        found["learned"] = sum(len(rollout.ids) for rollout in used.rollouts)
-        found["read"] = found["learned"] + sum(len(rollout.question.ids) for rollout in used.rollouts)
-        found |= self._measures(samples) | {"learning_rate": rates[-1]}
-        answers = done.answers
-        if self.settings.order != "shuffled":
-            known = PassRates(self.before, answers)
-            ids = [rollout.question.id for rollout in samples.rollouts]
-            found["expected_reward"] = round(float(np.mean([known.rate(id) for id in ids])), 5)
-            answers = known.after(ids, every.flatten().tolist()).answers
-        rewarded = not self.settings.reward or bool((every > 0).any())
-        return found, dataclasses.replace(
-            further,
-            asked=done.asked + asked,
-            tokens=done.tokens + found["tokens"],
-            fruitless=0 if rewarded else done.fruitless + 1,
-            answers=answers,
-        )
+    Returns:
+        The round's metrics, and the progress after it but for its seconds.
+    """
+    learning_rates = _learning_rates(config, progress.steps)
+    after = dataclasses.replace(
+        progress, rounds=progress.rounds + 1, steps=progress.steps + len(learning_rates)
+    )
+    if batch is None:
+        return learner.learn_corpus(progress.rounds, config.seed, learning_rates), after
+    values = _learn_from_samples(learner, config, batch, learning_rates)
+    answers = progress.answers
+    if config.settings.order != "shuffled":
+        rates = PassRates(config.pass_rates, answers)
+        ids = [rollout.prompt.id for rollout in batch.rollouts]
+        # Before the round's own answers are added: the expectation by which its prompts were chosen.
+        values["expected_reward"] = round(float(np.mean([rates.rate(id) for id in ids])), 5)
+        answers = rates.after(ids, batch.rewards_GS.flatten().tolist()).answers
+    rewarded = not config.settings.reward or bool((batch.rewards_GS > 0).any())
+    return values, dataclasses.replace(
+        after,
+        asked=progress.asked + len(batch.rewards_GS),
+        tokens=progress.tokens + values["tokens"],
+        fruitless=0 if rewarded else progress.fruitless + 1,
+        answers=answers,
+    )
 
-    @property
-    def _needs_signal(self) -> bool:
-        """Groups of equal rewards teach nothing where the reward is all that is learned from."""
-        policy, others = self.settings.policy, self.settings.teacher
-        return bool(self.settings.reward) and not (others or policy.reference_kl or policy.entropy)
 
-    def _samples(self, number: int, done: OnPolicyProgress) -> tuple[RolloutBatch, int]:
-        """The round's groups and how many questions it took; dynamic sampling leaves equal rewards out."""
-        wanted, dynamic = self.settings.prompts, self.settings.policy.dynamic_sampling
-        question = self._stream(number, done)
-        rounds: list[RolloutBatch] = []
-        asked = full = 0
-        while not rounds or (dynamic and full < wanted and asked < REFILLS * wanted):
-            module = self.learner.working.module
-            found = roll_out(
-                module,
-                [question(asked + i) for i in range(wanted)],
-                self.settings,
-                ends=self.ends,
-                stopped=self.stopped,
-                score=self.score,
-                seed=f"{self.seed} {number} {len(rounds)}",
-            )
-            asked += wanted
-            rounds.append(found)
-            full += int(has_signal(found.rewards_GS).sum())
-        return join(rounds), asked
+def _learn_from_samples(
+    learner: OnPolicyLearner, config: OnPolicyConfig, batch: RolloutBatch, learning_rates: Sequence[float]
+) -> dict[str, Any]:
+    """Learns from the groups of ``batch`` that have a gradient; returns the round's metrics."""
+    settings = config.settings
+    used = batch
+    if _needs_signal(config):
+        # Groups of equal rewards have advantage 0, so no gradient: leaving them out saves their passes.
+        used = batch.select_groups(has_signal(batch.rewards_GS))
+    values: dict[str, Any] = {"loss": 0.0, "grad_norm": 0.0}
+    if used.rollouts:
+        # A mean over answers still counts those left out (loss 0), unless dynamic sampling replaced them.
+        dynamic = settings.policy.dynamic_sampling
+        kept_share = 1.0 if dynamic else len(used.rollouts) / len(batch.rollouts)
+        values = learner.learn(used, learning_rates, kept_share)
+    values["learned"] = sum(len(rollout.ids) for rollout in used.rollouts)
+    values["read"] = values["learned"] + sum(len(rollout.prompt.ids) for rollout in used.rollouts)
+    # Rewards and lengths are those of all samples, used or not.
+    return values | batch.metrics(rewarded=bool(settings.reward)) | {"learning_rate": learning_rates[-1]}
 
-    def _stream(self, number: int, done: OnPolicyProgress) -> Callable[[int], TokenizedPrompt]:
-        """The round's questions by their place in it, without end."""
-        count = len(self.questions)
-        if self.settings.order != "shuffled":
-            rng, ids = np.random.default_rng([self.seed, number, 13]), [q.id for q in self.questions]
-            order = PassRates(self.before, done.answers).order(ids, self.settings.order, rng)
-            return lambda place: self.questions[order[place % count]]
 
-        def shuffled(place: int) -> TokenizedPrompt:
-            epoch, index = divmod(done.asked + place, count)
-            return self.questions[int(np.random.default_rng([self.seed, epoch]).permutation(count)[index])]
+def _learning_rates(config: OnPolicyConfig, steps_done: int) -> list[float]:
+    """The learning rate of each optimizer step of a round; the schedule runs over the steps of all rounds."""
+    inner_steps = config.settings.policy.inner_steps
+    total = config.settings.rounds * inner_steps
+    return [
+        config.train.learning_rate * learning_rate_factor(steps_done + i, total, config.train)
+        for i in range(inner_steps)
+    ]
 
-        return shuffled
 
-    def _measures(self, samples: RolloutBatch) -> dict[str, Any]:
-        lengths = [len(rollout.ids) for rollout in samples.rollouts]
-        rewards_GS = samples.rewards_GS
-        found: dict[str, Any] = {
-            "tokens": sum(lengths),
-            "prompt_tokens": sum(len(r.question.ids) for r in samples.rollouts[:: rewards_GS.shape[1]]),
-            "length": round(sum(lengths) / len(lengths), 2),
-            "cut": round(sum(r.finish_reason == "length" for r in samples.rollouts) / len(lengths), 4),
-        }
-        if self.settings.reward:
-            found |= {
-                "reward": round(rewards_GS.mean().item(), 5),
-                "reward_std": round(rewards_GS.std(dim=1, correction=0).mean().item(), 5),
-                "groups_without_signal": round(1 - has_signal(rewards_GS).float().mean().item(), 4),
-            }
-            if samples.unscored:
-                found["unscored"] = samples.unscored
-        return found
+def _needs_signal(config: OnPolicyConfig) -> bool:
+    """Whether only rewards that differ have a gradient: no teacher, KL or entropy term adds one."""
+    policy, teacher = config.settings.policy, config.settings.teacher
+    return bool(config.settings.reward) and not (teacher or policy.reference_kl or policy.entropy)
 
 
 def _identity(
     model: PreTrainedModel,
     teachers: Sequence[PreTrainedModel],
-    questions: Sequence[TokenizedPrompt],
-    objective: Objective,
-    settings: OnPolicy,
-    train: Train,
-    seed: int,
+    prompts: Sequence[TokenizedPrompt],
+    config: OnPolicyConfig,
 ) -> dict[str, Any]:
-    """All that decides which student comes out, by recipe key where there is one."""
-    sections = {"objective": objective, "on_policy": settings, "train": train}
+    """Everything that determines the resulting student, by recipe key where there is one."""
+    sections = {"objective": config.objective, "on_policy": config.settings, "train": config.train}
     keys = {
         f"{name}.{key}": value
         for name, section in sections.items()
         for key, value in dataclasses.asdict(section).items()
     }
-    neutral = ("train.checkpoint_every", "train.trackers", "on_policy.patience")
-    return {key: value for key, value in keys.items() if key not in neutral} | {
-        "seed": seed,
-        "questions": sha256_json([[q.id, q.ids, [astuple(r) for r in q.teacher_prompts]] for q in questions]),
+    return {key: value for key, value in keys.items() if key not in NOT_IDENTITY} | {
+        "seed": config.seed,
+        "questions": sha256_json([[p.id, p.ids, [astuple(t) for t in p.teacher_prompts]] for p in prompts]),
         "weights at the start": model_digest(model),
         "teacher": [model_digest(teacher) for teacher in teachers],
+        "pass rates": config.pass_rates,
     }

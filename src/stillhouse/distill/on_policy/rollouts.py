@@ -1,7 +1,7 @@
-"""What the student says in one round: groups of samples, their rewards, and the documents they become.
+"""Rollouts: answers sampled from the student, their rewards, and the documents they become.
 
-Samples are drawn by seeds that depend on the run's seed, the round and the place in it, never on the
-batch. Who scores them is the caller's business: a function from questions and answers to numbers.
+Each sample's seed depends on the seed of the run, the round and the sample's position in it, never on the
+batch. The reward comes from the caller's function of prompts and answers.
 
 Shapes: G groups (prompts), S samples of each.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.distill.data.documents import Document
-from stillhouse.distill.loss.policy_loss import overlong_penalty
+from stillhouse.distill.loss.policy_loss import has_signal, overlong_penalty
 from stillhouse.hashing import seed_from
 from stillhouse.models import Sampling
 from stillhouse.recipe.on_policy import OnPolicy
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeacherPrompt:
-    """What a teacher reads before an answer."""
+    """The tokens that a teacher reads before an answer."""
 
     teacher: int
-    """Its number."""
+    """The teacher's number."""
     weight: float
-    """Of its distributions; the weights of a question's teachers sum to 1."""
+    """Of its distributions; the weights of a prompt's teachers sum to 1."""
     ids: list[int]
 
 
@@ -46,103 +46,131 @@ class TokenizedPrompt:
     ids: list[int]
     """The student's tokens."""
     teacher_prompts: tuple[TeacherPrompt, ...] = ()
-    """Its teachers and what they read, which may come after a context of their own."""
-    content: Any = None
-    """What the scorer needs to know of it."""
+    """The same prompt for each of its teachers, which may have a private context."""
+    metadata: Any = None
+    """Passed through to the reward function."""
 
 
 RewardFunction = Callable[[Sequence[tuple[TokenizedPrompt, list[int]]]], Sequence[float]]
-"""Rewards of answers (token ids), one each; not finite counts as 0."""
+"""Returns one reward per answer (token ids); a non-finite reward counts as 0."""
 
 StoppingCriterion = Callable[[Sequence[int]], bool]
-"""Whether an answer's ids so far end it: a stop text was said."""
+"""Whether an answer ends with these ids, because its text contains a stop text."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sample."""
+    """One sampled answer."""
 
-    question: TokenizedPrompt
+    prompt: TokenizedPrompt
     ids: list[int]
     logp: list[float]
-    """Of each token when it was drawn, at the sampling temperature."""
+    """Of each token when it was sampled, at the sampling temperature."""
     finish_reason: str
 
 
 @dataclass(frozen=True, eq=False)
 class RolloutBatch:
-    """The samples of one round, group after group, and what they are worth."""
+    """The samples of one round, group by group, and their rewards."""
 
     rollouts: list[Rollout]
     rewards_GS: Tensor
-    """With the penalty for length, where there is one."""
+    """Including the length penalty, if there is one."""
     unscored: int
     """Samples whose reward was not a finite number; they count as 0."""
 
     def documents(self) -> list[Document]:
-        """The samples as documents in which the answer's tokens are learned."""
-        return [_document(rollout, rollout.question.ids) for rollout in self.rollouts]
+        """The samples as documents with a loss on the answer's tokens."""
+        return [_document(rollout, rollout.prompt.ids) for rollout in self.rollouts]
 
-    def read_by(self, teacher: int) -> dict[int, tuple[Document, float]]:
-        """The samples that a teacher has a say in, by their place: as it reads them, and its weight there."""
+    def teacher_documents(self, teacher: int) -> dict[int, tuple[Document, float]]:
+        """The samples that a teacher scores, by index: the document as it reads it, and its weight there."""
         return {
-            place: (_document(rollout, reading.ids), reading.weight)
-            for place, rollout in enumerate(self.rollouts)
-            for reading in rollout.question.teacher_prompts
-            if reading.teacher == teacher
+            index: (_document(rollout, prompt.ids), prompt.weight)
+            for index, rollout in enumerate(self.rollouts)
+            for prompt in rollout.prompt.teacher_prompts
+            if prompt.teacher == teacher
         }
 
-    def groups(self, chosen_G: Tensor) -> RolloutBatch:
-        """Only the groups where ``chosen_G`` is true."""
+    def select_groups(self, mask_G: Tensor) -> RolloutBatch:
+        """The groups where ``mask_G`` is true."""
         size = self.rewards_GS.shape[1]
-        kept = [
-            r for g in chosen_G.nonzero()[:, 0].tolist() for r in self.rollouts[g * size : (g + 1) * size]
-        ]
-        return RolloutBatch(kept, self.rewards_GS[chosen_G], self.unscored)
+        kept = [r for g in mask_G.nonzero()[:, 0].tolist() for r in self.rollouts[g * size : (g + 1) * size]]
+        return RolloutBatch(kept, self.rewards_GS[mask_G], self.unscored)
+
+    def metrics(self, *, rewarded: bool) -> dict[str, Any]:
+        """Token counts and lengths of the samples; with ``rewarded``, statistics of the rewards too."""
+        lengths = [len(rollout.ids) for rollout in self.rollouts]
+        groups_G = self.rollouts[:: self.rewards_GS.shape[1]]
+        values: dict[str, Any] = {
+            "tokens": sum(lengths),
+            "prompt_tokens": sum(len(rollout.prompt.ids) for rollout in groups_G),
+            "length": round(sum(lengths) / len(lengths), 2),
+            "cut": round(sum(r.finish_reason == "length" for r in self.rollouts) / len(lengths), 4),
+        }
+        if rewarded:
+            values |= {
+                "reward": round(self.rewards_GS.mean().item(), 5),
+                "reward_std": round(self.rewards_GS.std(dim=1, correction=0).mean().item(), 5),
+                "groups_without_signal": round(1 - has_signal(self.rewards_GS).float().mean().item(), 4),
+            }
+            if self.unscored:
+                values["unscored"] = self.unscored
+        return values
 
 
 def roll_out(
     model: PreTrainedModel,
-    questions: Sequence[TokenizedPrompt],
+    prompts: Sequence[TokenizedPrompt],
     settings: OnPolicy,
     *,
-    ends: set[int],
-    score: RewardFunction | None,
+    end_ids: set[int],
+    reward_function: RewardFunction | None,
     seed: str,
-    stopped: StoppingCriterion | None = None,
+    stopping_criterion: StoppingCriterion | None = None,
 ) -> RolloutBatch:
-    """Draws ``settings.samples`` answers to each question and scores them.
+    """Samples ``settings.samples`` answers to each prompt and computes their rewards.
 
     Args:
         model: in eval mode, with its own attention.
-        score: None without rewards; all are then 0.
-        stopped: whether an answer's ids so far end it, beside ``ends``.
-        seed: text that all draws depend on.
+        end_ids: ids that end an answer.
+        reward_function: None without rewards; all are then 0.
+        seed: text that determines all samples.
+        stopping_criterion: ends an answer in addition to ``end_ids``.
     """
     from stillhouse.models import sample
 
-    asked = [question for question in questions for _ in range(settings.samples)]
-    sampling = [_sampling(settings, f"{seed} {i} {question.id}") for i, question in enumerate(asked)]
-    drawn = sample(
+    repeated = [prompt for prompt in prompts for _ in range(settings.samples)]
+    sampling = [_sampling(settings, f"{seed} {i} {prompt.id}") for i, prompt in enumerate(repeated)]
+    answers = sample(
         model,
-        [question.ids for question in asked],
+        [prompt.ids for prompt in repeated],
         sampling,
-        ends=ends,
-        stopped=None if stopped is None else lambda place, ids: stopped(ids),
+        ends=end_ids,
+        stopped=None if stopping_criterion is None else lambda index, ids: stopping_criterion(ids),
     )
     rollouts = [
-        Rollout(question, answer.ids, answer.logp, answer.finish_reason)
-        for question, answer in zip(asked, drawn, strict=True)
+        Rollout(prompt, answer.ids, answer.logp, answer.finish_reason)
+        for prompt, answer in zip(repeated, answers, strict=True)
     ]
     values = [0.0] * len(rollouts)
-    if score is not None:
-        values = [float(value) for value in score([(r.question, r.ids) for r in rollouts])]
+    if reward_function is not None:
+        values = [float(value) for value in reward_function([(r.prompt, r.ids) for r in rollouts])]
     unscored = sum(not math.isfinite(value) for value in values)
     rewards = torch.tensor([value if math.isfinite(value) else 0.0 for value in values])
     if settings.reward:
         lengths = [len(rollout.ids) for rollout in rollouts]
         rewards = rewards + overlong_penalty(lengths, settings.max_tokens, settings.policy.overlong)
-    return RolloutBatch(rollouts, rewards.view(len(questions), settings.samples), unscored)
+    return RolloutBatch(rollouts, rewards.view(len(prompts), settings.samples), unscored)
+
+
+def join_batches(batches: Sequence[RolloutBatch]) -> RolloutBatch:
+    """Several batches as one."""
+    return RolloutBatch(
+        [rollout for batch in batches for rollout in batch.rollouts],
+        torch.cat([batch.rewards_GS for batch in batches]),
+        sum(batch.unscored for batch in batches),
+    )
 
 
 def _sampling(settings: OnPolicy, seed: str) -> Sampling:
@@ -156,15 +184,6 @@ def _sampling(settings: OnPolicy, seed: str) -> Sampling:
     )
 
 
-def _document(rollout: Rollout, prompt: list[int]) -> Document:
-    ids = np.asarray([*prompt, *rollout.ids], dtype=np.int32)
-    return Document(rollout.question.id, ids, np.arange(len(ids)) >= len(prompt))
-
-
-def join(rounds: Sequence[RolloutBatch]) -> RolloutBatch:
-    """Several rounds as one."""
-    return RolloutBatch(
-        [rollout for part in rounds for rollout in part.rollouts],
-        torch.cat([part.rewards_GS for part in rounds]),
-        sum(part.unscored for part in rounds),
-    )
+def _document(rollout: Rollout, prompt_ids: list[int]) -> Document:
+    ids = np.asarray([*prompt_ids, *rollout.ids], dtype=np.int32)
+    return Document(rollout.prompt.id, ids, np.arange(len(ids)) >= len(prompt_ids))

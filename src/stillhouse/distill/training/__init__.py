@@ -1,1 +1,1 @@
-"""The training loop: optimizer, schedule, checkpoints, tracking."""
+"""The training loop, with its optimizer, learning rate schedule, checkpoints and metrics."""

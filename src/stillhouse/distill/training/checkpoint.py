@@ -1,11 +1,10 @@
-"""The complete state of a training run, on disk, all of it or nothing.
+"""Resume training: save and restore the complete state of a run, atomically.
 
-A checkpoint is a directory ``step-00000050`` with the trained weights, the
-optimizer's averages (both safetensors) and ``state.json`` (position, generators,
-what the run is, and the hash of each file). It is written beside its final place,
-brought to the disk, and renamed; the last two are kept. No pickle is written or read.
+A checkpoint is a directory ``step-00000050`` with the trained weights, the optimizer's averages (both
+safetensors) and ``state.json`` (progress, generators, identity of the run, hash of each file). It is written
+to a temporary directory, synced and renamed; the last two are kept. Nothing is pickled.
 
-It does not hold weights that are not trained: those come with the model.
+Weights that are not trained are not saved: they come with the model.
 """
 
 from __future__ import annotations
@@ -33,30 +32,31 @@ from stillhouse.files import atomic_directory, read_json, write_json
 from stillhouse.hashing import canonical_json, sha256_file
 
 KEPT = 2
+"""Checkpoints that stay on disk: if the newest is damaged, training resumes from the one before."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint gives back.
+    """A checkpoint read from disk.
 
     Args:
-        tensors: the groups given to :meth:`CheckpointManager.save`, on the processor's memory.
-        facts: as given.
+        tensors: the groups passed to :meth:`CheckpointManager.save`, on the CPU.
+        state: progress and environment of the run (``facts`` in ``state.json``).
         generators: for :func:`restore_generators`.
     """
 
     tensors: dict[str, dict[str, Tensor]]
-    facts: dict[str, Any]
+    state: dict[str, Any]
     generators: dict[str, Any]
 
 
 class CheckpointManager:
-    """The checkpoints of one run.
+    """Saves, prunes and loads the checkpoints of one run.
 
     Args:
-        directory: made when the first is saved.
-        identity: what makes this run what it is (settings, data, start); JSON values by name. A checkpoint of
-            another identity is refused.
+        directory: created by the first :meth:`save`.
+        identity: settings, data and initial weights of the run, as JSON values by name. Loading a checkpoint
+            with another identity raises an error.
     """
 
     def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
@@ -67,60 +67,63 @@ class CheckpointManager:
         self,
         step: int,
         tensors: Mapping[str, Mapping[str, Tensor]],
-        facts: Mapping[str, Any],
+        state: Mapping[str, Any],
         generators: Mapping[str, Any],
     ) -> None:
-        """Writes the state after ``step`` steps and removes all but the last two checkpoints.
+        """Saves the state after ``step`` steps and removes all but the last two checkpoints.
 
         Raises:
-            StorageError: the disk is full or may not be written; earlier checkpoints are untouched.
+            StorageError: the disk is full or not writable; earlier checkpoints are unchanged.
         """
         target = self.directory / f"step-{step:08d}"
         with atomic_directory(target) as temporary:
             for group, values in tensors.items():
                 _save_tensors(temporary / f"{group}.safetensors", values)
-            state = {
+            content = {
                 "identity": self.identity,
-                "facts": dict(facts),
+                "facts": dict(state),
                 "generators": dict(generators),
                 "files": {path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
             }
-            write_json(temporary / "state.json", state)
+            write_json(temporary / "state.json", content)
+        # The new checkpoint must be on disk before an old one goes: a power cut may come between the two.
         _sync_directory(self.directory)
-        for old in self._found()[:-KEPT]:
+        for old in self._directories()[:-KEPT]:
             shutil.rmtree(old)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None when there is none at all.
+        """Returns the newest intact checkpoint, or None if there are no checkpoints.
 
-        Damaged ones are removed, with a warning, when an older one is whole.
+        Damaged checkpoints are removed, with a warning, if an older one is intact.
 
         Raises:
-            CheckpointError: the newest whole checkpoint belongs to another run, or none is whole.
+            CheckpointError: the newest intact checkpoint belongs to another run, or every one is damaged.
         """
-        for leftover in self.directory.glob(".step-*"):  # of a run killed while it wrote
+        for leftover in self.directory.glob(".step-*"):  # of a process killed during save()
             shutil.rmtree(leftover)
         damaged: dict[Path, str] = {}
-        for path in reversed(self._found()):
+        for path in reversed(self._directories()):
             try:
-                saved, identity = _read(path)
+                checkpoint, identity = _read(path)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 damaged[path] = str(error)
                 continue
             self._require_same(path, identity)
+            # Removed only now: while none is known to be intact, a damaged one may still be of use.
             for broken, reason in damaged.items():
-                console.warn(f"checkpoint {broken} is damaged ({reason}); going on from {path.name}")
+                console.warn(f"checkpoint {broken} is damaged ({reason}); resuming from {path.name}")
                 shutil.rmtree(broken)
-            return saved
+            return checkpoint
         if damaged:
             path, reason = next(iter(damaged.items()))
             raise CheckpointError(
-                f"no checkpoint in {self.directory} is whole; {path.name}: {reason}",
+                f"no checkpoint in {self.directory} is intact; {path.name}: {reason}",
                 hint="Remove that directory to train from the start.",
             )
         return None
 
-    def _found(self) -> list[Path]:
+    def _directories(self) -> list[Path]:
+        """All checkpoints, oldest first."""
         return sorted(self.directory.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
     def _require_same(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -138,20 +141,21 @@ class CheckpointManager:
 
 
 def _read(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    state = read_json(path / "state.json")
+    """A checkpoint and its identity; raises ValueError if a file's hash differs."""
+    content = read_json(path / "state.json")
     tensors = {}
-    for name, expected in state["files"].items():
+    for name, expected in content["files"].items():
         if sha256_file(path / name) != expected:
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"the hash of {name} does not match")
         tensors[name.removesuffix(".safetensors")] = load_file(path / name)
-    return Checkpoint(tensors, state["facts"], state["generators"]), state["identity"]
+    return Checkpoint(tensors, content["facts"], content["generators"]), content["identity"]
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        # safetensors tells the operating system's refusal only in words
+        # safetensors reports errors of the operating system only in its message
         if number := re.search(r"\(os error (\d+)\)", str(error)):
             code = int(number[1])
             raise OSError(code, os.strerror(code), str(path)) from error
@@ -159,7 +163,7 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Brings a rename in a directory to the disk."""
+    """Flushes a rename in a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,7 +172,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def generator_states() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's generators, as JSON values."""
+    """The states of the random generators of Python, NumPy and PyTorch, as JSON values."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -181,7 +185,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: Mapping[str, Any]) -> None:
-    """Puts back what :func:`generator_states` returned."""
+    """Restores the states that :func:`generator_states` returned."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
@@ -191,13 +195,14 @@ def restore_generators(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([_from_text(state) for state in states["cuda"]])
 
 
-def warn_of_environment_changes(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Says which of ``facts`` (threads, device, …) are not those under which a checkpoint was written."""
-    changed = [key for key in facts if saved[key] != facts[key]]
+def warn_of_environment_changes(saved: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    """Warns if threads, device or another value of ``environment`` differs from a checkpoint's state."""
+    changed = [key for key in environment if saved[key] != environment[key]]
     if changed:
-        differences = ", ".join(f"{key} was {saved[key]}, is {facts[key]}" for key in changed)
+        differences = ", ".join(f"{key} was {saved[key]}, is {environment[key]}" for key in changed)
         console.warn(
-            f"the student will not be the same bit for bit as without the interruption: {differences}"
+            "the student will not be bit-identical to that of an uninterrupted run, "
+            f"because the environment changed: {differences}"
         )
 
 

@@ -1,6 +1,6 @@
-"""A student while it learns: one step's loss, its gradient, and the update.
+"""One optimizer step: the loss of a batch, its gradient, and the update of the student's weights.
 
-Decides nothing about order, rates, checkpoints or stopping; the loop does.
+The order of batches, learning rates, checkpoints and stopping are the loop's business.
 
 Shapes: N positions of a pass that predict a counted token, D hidden size, V vocabulary.
 """
@@ -8,8 +8,8 @@ Shapes: N positions of a pass that predict a counted token, D hidden size, V voc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ from stillhouse.distill.forward.precision import WorkingCopy, compute_dtype
 from stillhouse.distill.loss.cross_tokenizer import SpanRows, span_loss
 from stillhouse.distill.loss.fused_loss import fused_loss
 from stillhouse.distill.loss.lm_head import lm_head_of
+from stillhouse.distill.training.checkpoint import (
+    CheckpointManager,
+    restore_generators,
+    warn_of_environment_changes,
+)
 from stillhouse.distill.training.optimizer import make_optimizer
 from stillhouse.recipe import Objective, Train
 
@@ -37,12 +42,11 @@ if TYPE_CHECKING:
 
 
 class Learner:
-    """The student's weights, the copy that makes the passes, and the optimizer.
+    """A student in training: float32 weights, the copy that computes the passes, and the optimizer.
 
     Args:
-        model: float32, on its device; those of its parameters that require a gradient
-            change in place.
-        signal: what the teacher thought; None for cross-entropy alone.
+        model: float32, on its device; its parameters that require a gradient change in place.
+        signal: the teacher's distributions over ``documents``; None for cross-entropy alone.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Learner:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Dropout on and the layout's attention in place, inside the block."""
+        """Turns dropout on and the layout's attention in, inside the block."""
         module = self.working.module
         with use_attention(module, self.layout):
             module.train()
@@ -75,24 +79,25 @@ class Learner:
                 module.eval()
 
     def counted(self, step: Step) -> int:
-        """How many tokens a step learns."""
+        """The number of tokens in a step that have a loss."""
         return sum(self.documents[i].counted for i in step.documents)
 
     def backward(self, step: Step) -> list[tuple[tuple[int, ...], Tensor]]:
-        """Adds up the gradient of the step's loss: the sum over all its counted tokens over their number.
+        """Accumulates the gradient of the step's loss, the mean over all its counted tokens.
 
         Returns:
-            The documents of each pass and what they add to the loss (not yet read from the device).
+            For each pass, the indices of its documents and its share of the loss, still on the device.
         """
+        # Divided by the tokens of the whole step, not of the pass: a token weighs the same in every pass.
         counted = self.counted(step)
-        parts = []
+        losses = []
         for indices in split_into_passes(
             step.documents, self.documents, self.settings.micro_tokens, self.layout
         ):
             loss = self._loss(indices) / counted
             loss.backward()
-            parts.append((indices, loss.detach()))
-        return parts
+            losses.append((indices, loss.detach()))
+        return losses
 
     def _loss(self, indices: Sequence[int]) -> Tensor:
         """The objective, summed over the counted tokens of the documents ``indices``."""
@@ -101,18 +106,18 @@ class Learner:
         hidden_ND = hidden_states(self.working.module.get_decoder(), batch)
         rows = None
         if self.signal is not None:
-            parts = [(i, self.documents[i].predicting) for i in indices]
-            rows = self.signal.rows(parts, self.device)
+            positions = [(i, self.documents[i].predicting) for i in indices]
+            rows = self.signal.rows(positions, self.device)
         if isinstance(rows, SpanRows):
             return span_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
         return fused_loss(hidden_ND, self.head, batch.labels_N, rows, self.objective)
 
     def clip(self) -> Tensor:
-        """Scales the gradient down to the recipe's largest norm; returns the norm before."""
+        """Clips the gradient to the norm ``train.clip``; returns the norm before clipping."""
         return torch.nn.utils.clip_grad_norm_(self.working.masters.values(), self.settings.clip)
 
     def update(self, learning_rate: float) -> None:
-        """One step of the optimizer; the gradient is used up."""
+        """Takes one optimizer step and sets the gradient to zero."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -131,10 +136,24 @@ class Learner:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Puts back what :meth:`state` returned."""
+        """Restores what :meth:`state` returned."""
         for name, master in self.working.masters.items():
             master.copy_(state["model"][name])
         for full_name, value in state["optimizer"].items():
             key, name = full_name.split(".", 1)
             self.optimizer.state[self.working.masters[name]][key] = value.to(self.device)
         self.working.refresh()
+
+    def resume(self, checkpoints: CheckpointManager, environment: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Restores weights, optimizer and generators from the newest intact checkpoint.
+
+        Returns:
+            The checkpoint's state (progress and environment), or None if there is no checkpoint.
+        """
+        checkpoint = checkpoints.load()
+        if checkpoint is None:
+            return None
+        self.load_state(checkpoint.tensors)
+        restore_generators(checkpoint.generators)
+        warn_of_environment_changes(checkpoint.state, environment)
+        return checkpoint.state

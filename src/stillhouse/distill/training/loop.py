@@ -1,11 +1,11 @@
-"""The training loop: from documents and what the teacher thought of them to a changed student.
+"""The training loop: a student learns from documents and its teacher's distributions over them.
 
-On the processor the same model, documents, settings, seed and number of threads give
-the same student bit for bit, whether the run was killed and resumed or left alone.
-On a GPU they do not quite: its kernels add in varying order. Another number of
-threads adds in another order too.
+On a CPU, the same model, documents, settings, seed and number of threads give the same student bit for bit,
+interrupted and resumed or not. On a GPU results differ slightly: its kernels add in varying order. Another
+number of threads also adds in another order.
 
-It does not evaluate, and it does not save the student: the caller does.
+Resuming: :mod:`.checkpoint` has the format, ``Learner.resume`` restores the newest one. Evaluating the
+student and saving it are up to the caller.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,7 @@ from stillhouse.console import console
 from stillhouse.distill.data.batches import Step, plan_steps
 from stillhouse.distill.data.documents import Document, documents_hash
 from stillhouse.distill.forward.forward_pass import model_digest
-from stillhouse.distill.training.checkpoint import (
-    CheckpointManager,
-    generator_states,
-    restore_generators,
-    warn_of_environment_changes,
-)
+from stillhouse.distill.training.checkpoint import CheckpointManager, generator_states
 from stillhouse.distill.training.learner import Learner
 from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.distill.training.optimizer import frozen_embeddings
@@ -51,15 +46,15 @@ NOT_IDENTITY = ("train.checkpoint_every", "train.trackers")
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did, earlier sittings included.
+    """The totals of a training run, including what earlier processes did before it was resumed.
 
     Args:
         tokens: tokens read.
-        counted: tokens learned.
+        counted: tokens with a loss.
         steps: optimizer steps.
         seconds: time in the loop.
-        losses: of each step, nats per counted token.
-        facts: threads, device, compute type and layout, which the exact bits depend on.
+        losses: of each step, in nats per counted token.
+        environment: threads, device, compute type and layout, which the exact bits depend on.
     """
 
     tokens: int
@@ -67,20 +62,25 @@ class TrainResult:
     steps: int
     seconds: float
     losses: list[float]
-    facts: dict[str, Any]
+    environment: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a run has come."""
+    """The position of a run. Checkpoints store the fields by name."""
 
     steps: int = 0
     tokens: int = 0
     counted: int = 0
     seconds: float = 0.0
 
-    def after(self, step: Step, counted: int, seconds: float) -> TrainingProgress:
-        """One step further."""
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any] | None) -> TrainingProgress:
+        """The progress in a checkpoint's state; zero without a checkpoint."""
+        return cls() if state is None else cls(*(state[field.name] for field in dataclasses.fields(cls)))
+
+    def advance(self, step: Step, counted: int, seconds: float) -> TrainingProgress:
+        """The progress after one more step."""
         return TrainingProgress(
             self.steps + 1, self.tokens + step.tokens, self.counted + counted, self.seconds + seconds
         )
@@ -97,32 +97,33 @@ def train(
     seed: int,
     label: str = "train",
 ) -> TrainResult:
-    """Trains ``model`` in place on ``documents``, going on from the last checkpoint where there is one.
+    """Trains ``model`` in place on ``documents``; resumes from the last checkpoint if there is one.
 
-    Writes ``directory/checkpoints`` and one line a step to ``directory/metrics.jsonl``.
+    Writes ``directory/checkpoints`` and one line per step to ``directory/metrics.jsonl``.
 
     Args:
-        model: float32; what requires a gradient learns (with adapters in place: they alone).
+        model: float32; parameters that require a gradient are trained (with adapters: only those).
         signal: the teacher's distributions over the same documents; None for cross-entropy alone.
-        label: what the run is called in progress and trackers.
+        label: name of the run in the progress bar and trackers.
 
     Raises:
-        EmptyCorpusError: there is no document.
-        ContextLengthError: a document is longer than the student can read.
+        EmptyCorpusError: there are no documents.
+        ContextLengthError: a document exceeds the student's context.
         NonFiniteLossError: loss or gradient norm is not finite; the weights are those before the step.
         CheckpointError: the checkpoints are damaged or belong to other settings, data or weights.
-        OutOfMemoryError: a pass does not fit; smaller ``train.micro_tokens`` do the same in less memory.
-        StorageError: the disk is full; the last checkpoint is whole.
+        OutOfMemoryError: a pass does not fit; a smaller ``train.micro_tokens`` gives the same result.
+        StorageError: the disk is full; the last checkpoint is intact.
         KeyboardInterrupt: after a checkpoint of the last finished step.
     """
     if not documents:
         raise EmptyCorpusError("there is no document to train on")
     _require_context(model, documents)
     plan = plan_steps([len(document) for document in documents], settings, seed=seed)
+    # Before the model moves and training changes it: the identity includes a digest of the initial weights.
     checkpoints = CheckpointManager(
         directory / "checkpoints", _identity(model, documents, objective, settings, seed)
     )
-    home = model.device
+    original_device = model.device
     with (
         memory_errors(settings),
         reproducible(seed),
@@ -130,97 +131,101 @@ def train(
     ):
         model.to(choose_device(settings.device))  # pyright: ignore[reportArgumentType]
         learner = Learner(model, documents, signal, objective, settings)
-        facts = {
+        environment = {
             "threads": torch.get_num_threads(),
             "device": str(learner.device),
             "dtype": str(learner.dtype).removeprefix("torch."),
             "layout": learner.layout,
         }
-        done = _resume(learner, checkpoints, facts)
+        progress = TrainingProgress.from_state(learner.resume(checkpoints, environment))
+        if progress.steps:
+            console.info(f"resuming after step {progress.steps}")
         trackers = [open_tracker(name, directory, label) for name in settings.trackers]
-        metrics = MetricsLog(directory / "metrics.jsonl", steps_done=done.steps, trackers=trackers)
+        metrics = MetricsLog(directory / "metrics.jsonl", steps_done=progress.steps, trackers=trackers)
         with contextlib.closing(metrics), learner.training():
-            done = _loop(learner, plan, done, checkpoints, metrics, facts, label)
-        model.to(home)  # pyright: ignore[reportArgumentType]
-    return TrainResult(done.tokens, done.counted, done.steps, done.seconds, metrics.losses, facts)
+            progress = _run_steps(learner, plan, progress, checkpoints, metrics, environment, label)
+        model.to(original_device)  # pyright: ignore[reportArgumentType]
+    return TrainResult(
+        progress.tokens, progress.counted, progress.steps, progress.seconds, metrics.losses, environment
+    )
 
 
-def _loop(
+def _run_steps(
     learner: Learner,
     plan: Sequence[Step],
-    done: TrainingProgress,
+    progress: TrainingProgress,
     checkpoints: CheckpointManager,
     metrics: MetricsLog,
-    facts: dict[str, Any],
+    environment: dict[str, Any],
     label: str,
 ) -> TrainingProgress:
+    """Takes the steps of ``plan`` that are left; returns the progress after the last."""
     settings = learner.settings
     generators = generator_states()
 
     def save() -> None:
-        position = plan[done.steps - 1]
-        state = dataclasses.asdict(done) | {"epoch": position.epoch, "index": position.index} | facts
-        checkpoints.save(done.steps, learner.state(), state, generators)
+        position = plan[progress.steps - 1]
+        state = dataclasses.asdict(progress) | {"epoch": position.epoch, "index": position.index}
+        checkpoints.save(progress.steps, learner.state(), state | environment, generators)
 
     total_tokens = sum(step.tokens for step in plan)
-    with console.progress(label, total_tokens, "tokens", done=done.tokens) as progress:
+    with console.progress(label, total_tokens, "tokens", done=progress.tokens) as bar:
         try:
-            for step in plan[done.steps :]:
+            for step in plan[progress.steps :]:
                 started = time.perf_counter()
-                rate = settings.learning_rate * learning_rate_factor(done.steps, len(plan), settings)
-                parts = learner.backward(step)
-                norm = learner.clip().item()  # .item() waits for the device, once a step
-                loss = sum(part.item() for _, part in parts)
+                learning_rate = settings.learning_rate * learning_rate_factor(
+                    progress.steps, len(plan), settings
+                )
+
+                # Forward and backward. .item() is a sync point: the losses stay on the device until every
+                # pass is queued, and are read once a step.
+                pass_losses = learner.backward(step)
+                norm = learner.clip().item()
+                loss = sum(pass_loss.item() for _, pass_loss in pass_losses)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise _non_finite(done.steps + 1, loss, norm, parts, learner.documents)
-                # An interrupt inside would leave half the weights updated, or a step without its line.
+                    # Before the update, so that the weights in memory stay usable.
+                    raise _non_finite(progress.steps + 1, loss, norm, pass_losses, learner.documents)
+
+                # Update and log. An interrupt in between would leave half the weights updated, or a step
+                # without its line.
                 with uninterrupted():
-                    learner.update(rate)
+                    learner.update(learning_rate)
+                    # With dropout, passes draw random numbers: if the next step is interrupted, its
+                    # checkpoint needs the state from before it began.
                     generators = generator_states()
                     seconds = time.perf_counter() - started
                     counted = learner.counted(step)
-                    done = done.after(step, counted, seconds)
-                    line = {
+                    progress = progress.advance(step, counted, seconds)
+                    values = {
                         "loss": loss,
-                        "learning_rate": rate,
+                        "learning_rate": learning_rate,
                         "grad_norm": norm,
                         "tokens": step.tokens,
                         "counted": counted,
                         "tokens_per_s": round(step.tokens / seconds, 1),
-                        "elapsed_s": round(done.seconds, 3),
+                        "elapsed_s": round(progress.seconds, 3),
                         "epoch": step.epoch,
                     }
-                    metrics.log(done.steps, line)
-                progress.advance(step.tokens, loss=loss)
-                if done.steps % settings.checkpoint_every == 0 or done.steps == len(plan):
+                    metrics.log(progress.steps, values)
+                bar.advance(step.tokens, loss=loss)
+
+                # Checkpoint.
+                if progress.steps % settings.checkpoint_every == 0 or progress.steps == len(plan):
                     save()
         except KeyboardInterrupt:
-            if done.steps:
+            if progress.steps:
                 save()
                 console.info(
-                    f"stopped after step {done.steps} of {len(plan)}; the same command goes on there"
+                    f"stopped after step {progress.steps} of {len(plan)}; run the same command to resume"
                 )
             raise
-    return done
-
-
-def _resume(learner: Learner, checkpoints: CheckpointManager, facts: dict[str, Any]) -> TrainingProgress:
-    """Puts the newest whole checkpoint's state back; how far it had come."""
-    saved = checkpoints.load()
-    if saved is None:
-        return TrainingProgress()
-    learner.load_state(saved.tensors)
-    restore_generators(saved.generators)
-    warn_of_environment_changes(saved.facts, facts)
-    done = TrainingProgress(*(saved.facts[field.name] for field in dataclasses.fields(TrainingProgress)))
-    console.info(f"going on after step {done.steps}")
-    return done
+    return progress
 
 
 def _identity(
     model: PreTrainedModel, documents: Sequence[Document], objective: Objective, settings: Train, seed: int
 ) -> dict[str, Any]:
-    """All that decides which student comes out, by recipe key where there is one."""
+    """Everything that determines the resulting student, by recipe key where there is one."""
     sections = {"objective": dataclasses.asdict(objective), "train": dataclasses.asdict(settings)}
     keys = {
         f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()
@@ -246,12 +251,12 @@ def _non_finite(
     step: int,
     loss: float,
     norm: float,
-    parts: Sequence[tuple[tuple[int, ...], Tensor]],
+    pass_losses: Sequence[tuple[tuple[int, ...], Tensor]],
     documents: Sequence[Document],
 ) -> NonFiniteLossError:
-    """Names the documents of the passes whose loss is not finite; all when only the norm is not."""
-    bad = [indices for indices, part in parts if not math.isfinite(part.item())]
-    names = [documents[i].id for indices in bad or [indices for indices, _ in parts] for i in indices]
+    """An error that names the documents of passes with a non-finite loss, or all if only the norm is."""
+    bad = [indices for indices, pass_loss in pass_losses if not math.isfinite(pass_loss.item())]
+    names = [documents[i].id for indices in bad or [indices for indices, _ in pass_losses] for i in indices]
     return NonFiniteLossError(
         f"step {step}: loss {loss:.6g}, gradient norm {norm:.6g}; documents of the batch: {', '.join(names)}",
         hint="Lower train.learning_rate or look at these documents; the last checkpoint is good.",

@@ -1,7 +1,7 @@
-"""AdamW over a student's parameters: which of them learn, and how they are grouped.
+"""AdamW for a student: which parameters are trained, and which have weight decay.
 
-The decay of weights is decoupled (Loshchilov & Hutter 2019) and applies to matrices
-only; gains and biases have no scale to lose.
+Weight decay is decoupled (Loshchilov & Hutter 2019) and applies to matrices only, not to gains and
+biases.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def frozen_embeddings(model: PreTrainedModel, frozen: bool) -> Iterator[None]:
-    """Keeps token embeddings and head as they are inside the block, when ``frozen``."""
+    """Freezes token embeddings and output head inside the block, if ``frozen``."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings()) if frozen else ()
     parameters = [p for module in modules if module for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -34,7 +34,7 @@ def frozen_embeddings(model: PreTrainedModel, frozen: bool) -> Iterator[None]:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: Train) -> torch.optim.AdamW:
-    """AdamW in its fused form, on the processor too: one pass over memory for each step."""
+    """AdamW in its fused form, on the CPU too: one pass over memory per step."""
     parameters = list(parameters)
     return torch.optim.AdamW(
         [

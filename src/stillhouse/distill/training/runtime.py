@@ -1,4 +1,4 @@
-"""What surrounds the training loop: device, seeds, interrupts, and running out of memory."""
+"""The environment of the training loop: device, seeds, interrupts and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from stillhouse.errors import OutOfMemoryError, RecipeError, StillhouseError, is
 from stillhouse.recipe import Train
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The recipe's device; ``auto`` is the first CUDA device, or the processor where there is none.
+def choose_device(name: str) -> torch.device:
+    """The recipe's device; ``auto`` is the first CUDA device, or the CPU without one.
 
     Raises:
-        RecipeError: torch knows no such device, or this machine has none.
+        RecipeError: torch does not know the device, or this machine does not have it.
     """
-    if wanted == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(
-            f"train.device: {wanted!r} cannot be used: {str(error).splitlines()[0]}",
+            f"train.device: {name!r} cannot be used: {str(error).splitlines()[0]}",
             hint="Use auto, cpu, cuda or cuda:1.",
         ) from error
     return device
@@ -38,53 +38,54 @@ def choose_device(wanted: str) -> torch.device:
 
 @contextlib.contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Seeds every generator and allows only deterministic kernels (on the processor) inside the block.
+    """Seeds all random generators and (without a GPU) allows only deterministic kernels, inside the block.
 
-    The generators and the setting are put back afterwards.
+    Generators and settings are restored afterwards.
     """
     deterministic: Any = torch.utils.deterministic  # its setting is a property that type checkers miss
-    before = generator_states()
+    states = generator_states()
     was_deterministic = torch.are_deterministic_algorithms_enabled()
-    was_filling = deterministic.fill_uninitialized_memory
+    filled_memory = deterministic.fill_uninitialized_memory
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if not torch.cuda.is_available():
         torch.use_deterministic_algorithms(True)
-        # Filling every new tensor guards against reading memory never written, at a cost to each one made.
+        # Deterministic mode fills every new tensor, against reads of uninitialized memory; that costs time.
         deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was_deterministic)
-        deterministic.fill_uninitialized_memory = was_filling
-        restore_generators(before)
+        deterministic.fill_uninitialized_memory = filled_memory
+        restore_generators(states)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Holds ctrl-C back until the block is done (Python delivers it to the main thread alone)."""
+    """Delays Ctrl-C until the end of the block."""
+    # Python delivers SIGINT to the main thread only, and lets no other thread set a handler.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pressed = False
+    interrupted = False
 
     def remember(*_: object) -> None:
-        nonlocal pressed
-        pressed = True
+        nonlocal interrupted
+        interrupted = True
 
-    before = signal.signal(signal.SIGINT, remember)
+    handler = signal.signal(signal.SIGINT, remember)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
+        signal.signal(signal.SIGINT, handler)
+    if interrupted:
         signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
 def memory_errors(settings: Train) -> Iterator[None]:
-    """Turns torch's ways of saying that memory ran out into :class:`OutOfMemoryError`."""
+    """Converts the out-of-memory errors of Python and torch to :class:`OutOfMemoryError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -92,6 +93,6 @@ def memory_errors(settings: Train) -> Iterator[None]:
             raise
         raise OutOfMemoryError(
             f"training does not fit in memory with train.micro_tokens {settings.micro_tokens}",
-            hint="Lower train.micro_tokens (same result, less memory); the run goes on if no checkpoint is "
-            "there yet. A lower train.max_length needs a new run (--restart, or another --out).",
+            hint="Lower train.micro_tokens (same result, less memory); a run without checkpoints "
+            "resumes with it. A lower train.max_length needs a new run (--restart, or another --out).",
         ) from error

@@ -1,7 +1,6 @@
-"""Where a step's numbers go: ``metrics.jsonl`` always, other trackers when asked.
+"""Logging of training metrics: to ``metrics.jsonl`` always, to TensorBoard or Trackio on request.
 
-Trackers are for watching; only ``metrics.jsonl`` is read back. It has one line a
-step, whatever was killed in between.
+Only ``metrics.jsonl`` is read back. It has one line per step, even if the run was killed and resumed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from stillhouse.files import atomic_write, storage_errors
 
 
 class Tracker(Protocol):
-    """Somewhere to follow a run."""
+    """Receives the metrics of each step."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -27,25 +26,25 @@ class Tracker(Protocol):
 
 
 class MetricsLog:
-    """``metrics.jsonl`` and the trackers, for the length of a run.
+    """Writes the metrics of a run to ``metrics.jsonl`` and its trackers.
 
     Args:
         path: of ``metrics.jsonl``.
-        steps_done: steps that the checkpoint holds; lines of later ones (a killed run's) are cut off.
+        steps_done: steps in the checkpoint; lines of later steps (of a killed process) are removed.
         trackers: from :func:`open_tracker`.
     """
 
     def __init__(self, path: Path, *, steps_done: int, trackers: Sequence[Tracker] = ()) -> None:
         self.path = path
         self.trackers = trackers
-        kept = _lines_up_to(path, steps_done)
-        self.losses: list[float] = [line["loss"] for line in kept]
-        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = _lines_up_to(path, steps_done)
+        self.losses: list[float] = [line["loss"] for line in lines]
+        atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines))
         with storage_errors(path):
             self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes a step's line; it is in the file when this returns."""
+        """Appends the line of a step; it is in the file when this returns."""
         self.losses.append(values["loss"])
         with storage_errors(self.path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -65,14 +64,14 @@ def _lines_up_to(path: Path, steps_done: int) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
-            break  # the torn line of a killed run; nothing follows it
+            break  # the incomplete last line of a killed process
         if line["step"] <= steps_done:
             kept.append(line)
     return kept
 
 
 def open_tracker(name: str, directory: Path, label: str) -> Tracker:
-    """Opens the tracker ``name`` of the recipe's ``train.trackers``; both write on this machine.
+    """Opens a tracker of the recipe's ``train.trackers``; both write to local files.
 
     Raises:
         MissingExtraError: its package is not installed.
@@ -81,7 +80,7 @@ def open_tracker(name: str, directory: Path, label: str) -> Tracker:
 
 
 class TensorBoard:
-    """Event files under ``<directory>/tensorboard/<label>``."""
+    """Writes event files under ``<directory>/tensorboard/<label>``."""
 
     def __init__(self, directory: Path, label: str) -> None:
         _require("tensorboard")
@@ -98,11 +97,11 @@ class TensorBoard:
 
 
 class Trackio:
-    """A trackio project named like the run's directory, in trackio's own local store (``TRACKIO_DIR``)."""
+    """Logs to a Trackio project named after the run's directory, in the local store (``TRACKIO_DIR``)."""
 
     def __init__(self, directory: Path, label: str) -> None:
         self._trackio = _require("trackio")
-        with contextlib.redirect_stdout(sys.stderr):  # it talks, and stdout is for data
+        with contextlib.redirect_stdout(sys.stderr):  # Trackio prints, and stdout is for data
             self._trackio.init(
                 project=directory.resolve().name,
                 name=label,
