@@ -118,7 +118,7 @@ def sample_report() -> dict[str, Any]:
         "verdict": {
             "outcome": "better",
             "against": "control",
-            "headline": "The student is nearer to its teacher than the control",
+            "headline": "The student is closer to its teacher than the control",
             "sentence": "On 50 held-out documents the student's divergence from the teacher is 0.138 nats per token "
             "lower than that of the control (95% interval of the paired difference: 0.117 to 0.159, clustered by "
             "document).",

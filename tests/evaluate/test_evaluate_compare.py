@@ -17,7 +17,7 @@ from stillhouse.corpus import Prompt
 from stillhouse.distill import make_documents
 from stillhouse.errors import EmptyCorpusError
 from stillhouse.evaluate import Candidate, evaluate_models, results_table
-from stillhouse.evaluate.answers import answer
+from stillhouse.evaluate.answers import generate_answers
 from stillhouse.evaluate.compare import model_bytes, model_entry, weight_files
 from stillhouse.evaluate.measures import Measures
 from stillhouse.models import load_weights
@@ -139,8 +139,8 @@ def test_no_held_out_document_is_an_error_that_says_what_to_do(teacher):
 def test_answers_in_a_batch_are_those_given_alone(teacher):
     # Left padding must not leak into the text: questions of different lengths, one at a time and together.
     asked = [[{"role": "user", "content": "a still " * n}] for n in (1, 5, 11)]
-    alone = [answer(teacher, [turns], max_tokens=8)[0] for turns in asked]
-    assert answer(teacher, asked, max_tokens=8) == alone
+    alone = [generate_answers(teacher, [turns], max_tokens=8)[0] for turns in asked]
+    assert generate_answers(teacher, asked, max_tokens=8) == alone
 
 
 def test_answers_are_the_likeliest_tokens_of_the_models_own_logits(teacher):
@@ -157,7 +157,7 @@ def test_answers_are_the_likeliest_tokens_of_the_models_own_logits(teacher):
                 break
             wrote.append(token)
     expected = model.tokenizer.decode(wrote, skip_special_tokens=True).strip()
-    assert answer(model, [turns], max_tokens=10)[0].removesuffix(" …") == expected
+    assert generate_answers(model, [turns], max_tokens=10)[0].removesuffix(" …") == expected
 
 
 def test_weight_files_of_a_gguf_are_that_file(tmp_path):

@@ -24,14 +24,14 @@ def finding(value: float, half: float, against: str = "control", measure: str = 
     return judge_comparison({against: part}, [])
 
 
-UNDECIDED = "Student and control cannot be told apart in nearness to the teacher"
+UNDECIDED = "Student and control do not differ measurably in closeness to the teacher"
 
 
 @pytest.mark.parametrize(
     ("value", "half", "outcome", "headline"),
     [
-        (-0.2, 0.1, "better", "The student is nearer to its teacher than the control"),
-        (0.2, 0.1, "worse", "The control is nearer to the teacher than the student"),
+        (-0.2, 0.1, "better", "The student is closer to its teacher than the control"),
+        (0.2, 0.1, "worse", "The control is closer to the teacher than the student"),
         (-0.2, 0.3, "undecided", UNDECIDED),
         (-0.2, 0.2, "undecided", UNDECIDED),
     ],
@@ -54,7 +54,7 @@ def test_a_worse_likelihood_of_the_text_is_said():
     part = {"kl": estimate(-0.138, 0.021), "agreement": None, "nll": estimate(0.104, 0.02)}
     found = judge_comparison({"control": part}, [])
     assert found.outcome == "better"
-    assert found.headline.endswith("than the control, but finds the text less likely")
+    assert found.headline.endswith("than the control, but gives the text a lower likelihood")
     assert found.sentence.endswith(
         "clustered by document); its likelihood of the text is 0.104 nats per token worse."
     )
@@ -66,13 +66,13 @@ def test_without_an_interval_nothing_follows():
     found = finding(-0.2, 0.1, low=None, high=None, documents=1)
     assert found.outcome == "undecided"
     assert "On 1 held-out document the" in found.sentence
-    assert found.sentence.endswith("nothing follows.")
+    assert found.sentence.endswith("so this shows nothing.")
 
 
 def test_without_a_control_the_student_is_held_against_itself_before():
     found = finding(-3.0, 0.1, against="before", measure="nll")
     assert found.against == "before"
-    assert found.headline == "The text is likelier to the student than before training"
+    assert found.headline == "The student gives the text a higher likelihood than before training"
     assert "negative log-likelihood of the text is 3.000 nats per token lower" in found.sentence
 
 

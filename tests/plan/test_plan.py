@@ -269,7 +269,7 @@ CONFIG = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "
     ("change", "message"),
     [
         ({"hidden_size": "x"}, "hidden_size cannot be 'x'"),
-        ({"hidden_size": None}, "does not say hidden_size"),
+        ({"hidden_size": None}, "lacks hidden_size"),
         ({"num_attention_heads": 0}, "num_attention_heads cannot be 0"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers cannot be '2'"),
         ({"num_hidden_layers": -1}, "num_hidden_layers cannot be -1"),

@@ -22,7 +22,7 @@ def recipe(*overrides):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["student.layers=31"], "31 layers cannot stay: embedded:smollm2 has 30"),
+        (["student.layers=31"], "cannot keep 31 layers: embedded:smollm2 has 30"),
         (["student.layers=null", "student.keep=[0, 30]"], "there is no layer 30"),
         (["student.intermediate=1537"], "student.intermediate"),
         (["student.heads=4"], "student.heads"),

@@ -231,7 +231,7 @@ def test_no_text_breaks_the_head_or_the_structure(name, reason, system):
     made_by = dataclasses.replace(made_by, teacher=Teacher(model="api:http://h/v1#m", system=system))
     text = card(made_by, REPORT, accept=reason)
     assert ModelCard(text).data.to_dict()["teacher_model"] == "api:http://h/v1#m"
-    before = text.partition("## Make it again")[0]
+    before = text.partition("## Reproduction")[0]
     titles = [line for line in before.splitlines() if line.startswith("## ")]
     assert titles == ["## Teacher", "## Data", "## Training", "## Results", "## Terms"]
 
@@ -316,8 +316,8 @@ def test_every_teacher_is_named_with_its_part_and_its_terms():
     names = ["HuggingFaceTB/SmolLM2-135M-Instruct", "google/gemma-2-2b-it", "mine"]
     assert head["teacher_model"] == names
     assert head["license"] == "gemma"
-    assert "of the prompts with domain: code" in text
-    assert "averaged with the first one's, at weight 3" in text
+    assert "for the prompts with domain: code" in text
+    assert "averaged with those of the first teacher, with weight 3" in text
     assert "/home/me" not in text
     for key in ("smollm", "gemma", "own"):
         assert f"(`{key}`)" in text

@@ -115,7 +115,7 @@ def test_a_stage_made_from_what_is_no_longer_there_is_named(run):
     files = [run / "corpus/0.parquet", run / "corpus/1.parquet"]
     manifest.record("collect", manifest.stages["collect"].inputs, files, {})
     assert verify_run(run).differences == [
-        "stage train was made from other outputs of stage collect than are recorded now"
+        "stage train used other outputs of stage collect than the manifest records now"
     ]
 
 
@@ -127,9 +127,7 @@ def edit(run, change):
 
 def test_a_stage_cut_out_of_the_chain_is_missed(run):
     edit(run, lambda stages: stages.pop("collect"))
-    assert verify_run(run).differences == [
-        "stage train was made from stage collect, which is not in the manifest"
-    ]
+    assert verify_run(run).differences == ["stage train used stage collect, which is not in the manifest"]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +153,7 @@ def test_a_changed_recipe_names_the_section_and_the_stage(run):
     text = (run / "recipe.yaml").read_text()
     assert "epochs: 1.0" in text
     (run / "recipe.yaml").write_text(text.replace("epochs: 1.0", "epochs: 2.0"))
-    assert verify_run(run).differences == ["recipe.yaml: train is not what stage train was made with"]
+    assert verify_run(run).differences == ["recipe.yaml: train differs from what stage train used"]
 
 
 def test_a_recipe_that_cannot_be_read_is_a_difference(run):

@@ -88,13 +88,13 @@ def test_an_old_run_verifies_whatever_its_retired_keys_held(tmp_path, recipe, fi
     assert verify_run(tmp_path).differences == []
     harmed = recipe.replace("min_chars: 1", "min_chars: 2")
     (tmp_path / "recipe.yaml").write_text(harmed)
-    assert verify_run(tmp_path).differences == ["recipe.yaml: filter is not what stage filter was made with"]
+    assert verify_run(tmp_path).differences == ["recipe.yaml: filter differs from what stage filter used"]
 
 
 @pytest.mark.parametrize("retired", [("false", "null"), ("true", "a:b"), ("1", "null")])
 def test_a_retired_value_that_was_changed_later_is_found(tmp_path, retired):
     old_run(tmp_path, old_recipe(*retired), OLD_DEFAULTS)
-    assert verify_run(tmp_path).differences == ["recipe.yaml: filter is not what stage filter was made with"]
+    assert verify_run(tmp_path).differences == ["recipe.yaml: filter differs from what stage filter used"]
 
 
 def test_the_hash_of_a_whole_recipe_is_that_of_the_old_text(tmp_path):

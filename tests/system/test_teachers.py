@@ -66,7 +66,7 @@ def test_context_distillation_offline_and_on_policy(tmp_path, tiny_teacher, ques
     assert first["teacher"] > 0.01
     assert all(len(item["messages"]) == 1 for item in found["answers"])
     card = (run / "student/README.md").read_text()
-    assert "seen by the teacher alone" in card
+    assert "visible to the teacher only" in card
     assert str(tmp_path) not in card
     assert still("verify", run, cwd=tmp_path).returncode == 0
     again = still("run", recipe, cwd=tmp_path)
@@ -145,7 +145,7 @@ def test_two_teachers_by_tag_offline_and_on_policy(tmp_path, tiny_teacher, secon
     assert all(item["replies"]["teacher"] == said[item["prompt"]] for item in found["answers"])
     assert Path(found["lineage"]["teacher 2"]).name == "second"
     card = (run / "student/README.md").read_text()
-    assert "of the prompts with domain: code" in card
+    assert "for the prompts with domain: code" in card
     assert still("verify", run, cwd=tmp_path).returncode == 0
     again = still("run", recipe, cwd=tmp_path)
     assert "targets: done before, unchanged" in again.stderr

@@ -1,4 +1,4 @@
-"""How good is it: held-out measures with clustered intervals, comparison, report."""
+"""Evaluation on held-out documents: measures with clustered intervals, comparison, report."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""Teacher, student before and after, and control on the same held-out documents.
+"""Measures teacher, student before and after training, and control on the same held-out documents.
 
-One call measures them all (:func:`evaluate_models`) and returns the pieces of the report
-that hold numbers. All models are in memory at once, so that their speeds can be taken in
-turn. Which models there are and what they are called is the caller's business.
+One call measures all models (:func:`evaluate_models`) and returns the report's sections
+with numbers. All models are in memory at once, so that their speeds can be measured in
+turn. The caller chooses the models and their labels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from stillhouse.console import console
 from stillhouse.errors import EmptyCorpusError
-from stillhouse.evaluate.answers import answer
+from stillhouse.evaluate.answers import generate_answers
 from stillhouse.evaluate.measures import Measures, ReferenceModel, TeacherReference, measure
 from stillhouse.evaluate.speed import NEW_TOKENS, ROUNDS, Speeds, measure_speed
 from stillhouse.evaluate.verdict import judge_comparison
@@ -37,14 +37,14 @@ SPEED_TOKENS = 128
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be measured.
+    """A model to measure.
 
     Args:
-        key: ``teacher`` (what the others are held against), ``before``, ``student`` or ``control``.
+        key: ``teacher`` (the reference of the others), ``before``, ``student``, ``offline`` or ``control``.
         label: its name in tables.
         weights: the model with its tokenizer and template.
-        files: its weight file or the directory that holds them, for the size; None is the size in memory.
-        shown: a conversation as this model is asked it, where that is more than the others see.
+        files: its weight file or their directory, for the size; None reports the size in memory.
+        shown: adds what only this model sees (a private context) to a conversation.
     """
 
     key: str
@@ -68,22 +68,22 @@ def evaluate_models(
         candidates: in the order of the tables; each key once. Without a ``teacher`` (one behind an API)
             divergence and agreement are left out.
         documents: held-out exchanges, in the student's template.
-        prompts: held-out prompts; the first ``settings.prompts`` are answered by all candidates.
+        prompts: held-out prompts; all candidates answer the first ``settings.prompts``.
         settings: confidence, number and length of answers, whether to measure speed.
-        reference: what all are held against, and the row ``teacher`` is measured as, at the counted tokens
-            of ``documents``; by default the candidate ``teacher``, on the documents themselves.
+        reference: what all models are compared with and what the row ``teacher`` reports, at the counted
+            tokens of ``documents``; by default the candidate ``teacher``, on the documents themselves.
 
     Returns:
         The entries ``models``, ``comparison``, ``verdict``, ``held_out``, ``answers`` and ``conditions``
         of the report (see :mod:`.schema`).
 
     Raises:
-        EmptyCorpusError: there is no document with a token to measure on.
+        EmptyCorpusError: no document has a token to measure on.
     """
     if not documents:
         raise EmptyCorpusError(
             "there is no held-out document to measure on",
-            hint="Hold out more prompts (prompts.held_out), or see why their answers were rejected.",
+            hint="Hold out more prompts (prompts.held_out), or check why their answers were rejected.",
         )
     measures = _measure_all(candidates, documents, reference)
     speeds: dict[str, Speeds] = {}
@@ -155,7 +155,7 @@ def comparison_entry(student: Measures, other: Measures, confidence: float) -> d
 
 
 def model_bytes(model: PreTrainedModel) -> int:
-    """Bytes of a model's parameters in memory; tied ones count once."""
+    """Bytes of a model's parameters in memory; tied weights count once."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
@@ -169,7 +169,7 @@ def weight_files(path: Path) -> tuple[int, str]:
 def _measure_all(
     candidates: Sequence[Candidate], documents: Sequence[Document], reference: ReferenceModel | None
 ) -> dict[str, Measures]:
-    """The teacher first, whatever its place in the table: the others are held against it."""
+    """Measures the teacher first, because the others are compared with it; the table's order stays."""
     teacher = next((c for c in candidates if c.key == "teacher"), None)
     measures: dict[str, Measures] = {}
     with console.progress("evaluate", len(candidates), "models") as progress:
@@ -185,7 +185,7 @@ def _measure_all(
 
 
 def _speed_text(documents: Sequence[Document]) -> torch.Tensor:
-    """The first tokens of held-out text: real tokens, the same for every model."""
+    """The first tokens of the held-out text: real text, the same for every model."""
     ids = np.concatenate([document.ids for document in documents])[:SPEED_TOKENS]
     return torch.from_numpy(ids.astype(np.int64))
 
@@ -193,13 +193,13 @@ def _speed_text(documents: Sequence[Document]) -> torch.Tensor:
 def _answers(
     candidates: Sequence[Candidate], prompts: Sequence[Prompt], max_tokens: int
 ) -> list[dict[str, Any]]:
-    """Each prompt with every model's reply; a prompt that came with an answer is asked without it."""
-    asked = [p.question for p in prompts]
+    """Each prompt with every model's reply; the answer of a finished exchange is not shown to the models."""
+    questions = [p.question for p in prompts]
     replies = {}
     with console.progress("answers", len(candidates), "models") as progress:
         for candidate in candidates:
-            shown = [candidate.shown(turns) for turns in asked]
-            replies[candidate.key] = answer(candidate.weights, shown, max_tokens=max_tokens)
+            conversations = [candidate.shown(turns) for turns in questions]
+            replies[candidate.key] = generate_answers(candidate.weights, conversations, max_tokens=max_tokens)
             progress.advance()
     return [
         {
@@ -207,14 +207,14 @@ def _answers(
             "messages": turns,
             "replies": {key: texts[i] for key, texts in replies.items()},
         }
-        for i, turns in enumerate(asked)
+        for i, turns in enumerate(questions)
     ]
 
 
 def _conditions(
     candidates: Sequence[Candidate], documents: Sequence[Document], settings: Evaluate
 ) -> dict[str, Any]:
-    """How the numbers were taken, for whoever takes them again."""
+    """The conditions of the measurement, for a repetition."""
     model = candidates[0].weights.model
     return {
         "dtype": str(model.dtype).removeprefix("torch."),

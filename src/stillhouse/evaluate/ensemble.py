@@ -37,10 +37,10 @@ class EnsembleReference:
             for place, index in enumerate(indices):
                 self._speakers[index].append((reference, place, weight))
 
-    def logp(self, index: int, part: slice, vocab: int) -> Tensor:
+    def logp(self, index: int, positions: slice, vocab: int) -> Tensor:
         """Of the weighted mean of the distributions, float32 [N, V]."""
         said = [
-            reference.logp(place, part, vocab).cpu() + math.log(weight)
+            reference.logp(place, positions, vocab).cpu() + math.log(weight)
             for reference, place, weight in self._speakers[index]
         ]
         return torch.stack(said).logsumexp(dim=0)

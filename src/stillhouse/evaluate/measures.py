@@ -1,14 +1,14 @@
-"""How near a model is to its teacher on held-out documents, as sums for each document.
+"""Divergence, top-1 agreement and likelihood on held-out documents, as sums for each document.
 
-Three things are counted at every position that predicts a token of the answer: the
-forward divergence KL(teacher ‖ student) in nats, whether the likeliest token is the
-teacher's, and the negative log-likelihood of the text. Sums are kept for each document,
-because documents and not tokens are what was sampled (see :mod:`.intervals`).
+At every position that predicts a token of the answer, three quantities are measured: the
+forward divergence KL(teacher ‖ student) in nats, whether the most likely token is the
+teacher's, and the negative log-likelihood of the text. There is one sum for each document,
+because documents, not tokens, are the sampled units (see :mod:`stillhouse.stats.intervals`).
 
-Logits are made for a few tokens at a time, so that no [tokens, vocabulary] tensor of a
-document exists; logits and softmax are float32 and sums float64 whatever the layers compute in.
-Nothing here generates text: a low divergence on the teacher's own text does not show how
-the student fares on text of its own.
+Logits are computed for a few tokens at a time, so that no [tokens, vocabulary] tensor of a
+document exists. Logits and softmax are float32 and sums are float64, whatever the type of the
+layers. Nothing here generates text: a low divergence on the teacher's text does not show how
+good the student's own text is.
 
 Shapes: D documents, T tokens of a document, N counted tokens, V vocabulary.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stillhouse.distill import Document, LMHead
 
 CHUNK = 128
-"""Tokens whose logits exist at once: 128 × 151,936 × 4 bytes = 78 MB for each model."""
+"""Tokens whose logits are in memory at once: 128 × 151,936 × 4 bytes = 78 MB for each model."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Measures:
     nll_D: np.ndarray
     """Negative log-likelihood of the text, in nats."""
     kl_D: np.ndarray | None
-    """KL(teacher ‖ model) in nats; None when there is no teacher with weights."""
+    """KL(teacher ‖ model) in nats; None if the teacher's weights are not available."""
     agree_D: np.ndarray | None
-    """Positions whose likeliest token is the teacher's; None likewise."""
+    """Number of positions whose most likely token is the teacher's; None as for ``kl_D``."""
 
     @property
     def tokens(self) -> int:
@@ -55,28 +55,35 @@ class Measures:
 
 
 class ReferenceModel(Protocol):
-    """What models are held against on a list of documents."""
+    """Interface of what models are compared with on a list of documents."""
 
     documents: Sequence[Document]
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of token ids with a logit, padding included."""
+        ...
 
-    def logp(self, index: int, part: slice, vocab: int) -> Tensor:
-        """At the counted tokens ``part`` of a document, over the first ``vocab`` ids, float32 [N, vocab]."""
+    def logp(self, index: int, positions: slice, vocab: int) -> Tensor:
+        """Log-probabilities of the first ``vocab`` ids at counted tokens of a document, float32 [N, vocab].
+
+        Args:
+            index: the document's index.
+            positions: the slice of its counted tokens.
+        """
         ...
 
     def measures(self) -> Measures:
-        """Of itself."""
+        """Measures of the reference itself."""
         ...
 
 
 class TeacherReference:
-    """A teacher's hidden states at the counted positions, made once and held against every student.
+    """A teacher's hidden states at the counted positions, computed once and compared with every student.
 
-    Takes D·(mean counted tokens)·(hidden size) numbers of the model's type, on the CPU: 30 MB for
-    50 documents of 256 counted tokens and a hidden size of 576, in float32. Of the model itself only
-    the head is kept, so its layers may be freed.
+    They take D·(mean counted tokens)·(hidden size) numbers of the model's type on the CPU: 30 MB for
+    50 documents of 256 counted tokens and a hidden size of 576 in float32. Of the model itself only
+    the head is kept, so its layers can be freed.
     """
 
     def __init__(self, model: PreTrainedModel, documents: Sequence[Document]) -> None:
@@ -88,16 +95,16 @@ class TeacherReference:
     def vocab_size(self) -> int:
         return self.head.vocab_size
 
-    def logp(self, index: int, part: slice, vocab: int) -> Tensor:
-        return _log_probabilities(self.head, self.hidden[index][part], vocab)
+    def logp(self, index: int, positions: slice, vocab: int) -> Tensor:
+        return _log_probabilities(self.head, self.hidden[index][positions], vocab)
 
     def measures(self) -> Measures:
-        """The teacher against itself: no divergence, full agreement, and its likelihood of the text."""
+        """The teacher against itself: divergence 0, full agreement, and its likelihood of the text."""
         return own_measures(self)
 
 
 def own_measures(reference: ReferenceModel) -> Measures:
-    """A reference against itself: no divergence, full agreement, and its likelihood of the text."""
+    """A reference against itself: divergence 0, full agreement, and its likelihood of the text."""
     own = _measure(reference.documents, reference.logp, reference.vocab_size, None)
     return replace(own, kl_D=np.zeros(len(own.documents)), agree_D=own.tokens_D.astype(np.float64))
 
@@ -107,23 +114,23 @@ def measure(
 ) -> Measures:
     """Measures ``model`` on ``documents``.
 
-    Where the padded vocabularies of model and teacher differ in size, both distributions are
-    cut to the part they share and normalised again.
+    If the padded vocabularies of model and teacher differ in size, both distributions are
+    cut to the shared ids and normalised again.
 
     Args:
-        documents: at least one; the same, in the same order, as ``teacher`` was made from.
-        teacher: what the model is held against; None (a teacher behind an API) leaves the likelihood only.
+        documents: at least one; those of ``teacher``, in the same order.
+        teacher: what the model is compared with; None (a teacher behind an API) measures the likelihood only.
 
     Raises:
         EmptyCorpusError: no document has a counted token.
-        TokenizerMismatchError: a token of the text lies outside the vocabulary.
-        NonFiniteLossError: the model gives NaN or infinity.
+        TokenizerMismatchError: a token of the text is outside the vocabulary.
+        NonFiniteLossError: the model returns NaN or infinity.
     """
     assert teacher is None or [d.id for d in documents] == [d.id for d in teacher.documents]
     head, hidden = _wide_head(model, documents), _counted_hidden(model, documents)
 
-    def logp(index: int, part: slice, vocab: int) -> Tensor:
-        return _log_probabilities(head, hidden[index][part], vocab)
+    def logp(index: int, positions: slice, vocab: int) -> Tensor:
+        return _log_probabilities(head, hidden[index][positions], vocab)
 
     return _measure(documents, logp, head.vocab_size, teacher)
 
@@ -133,7 +140,7 @@ def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> LMHead:
     if not any(document.counted for document in documents):
         raise EmptyCorpusError(
             "no held-out document has a token to measure on",
-            hint="Hold out more prompts (prompts.held_out), or see why their answers were rejected.",
+            hint="Hold out more prompts (prompts.held_out), or check why their answers were rejected.",
         )
     from stillhouse.distill import lm_head_of
 
@@ -157,7 +164,7 @@ def _measure(
     vocab_size: int,
     teacher: ReferenceModel | None,
 ) -> Measures:
-    """Document by document, chunk by chunk; ``logp`` as :meth:`ReferenceModel.logp`."""
+    """Sums over the chunks of each document; ``logp`` as :meth:`ReferenceModel.logp`."""
     vocab = vocab_size if teacher is None else min(vocab_size, teacher.vocab_size)
     sums = []
     for index, document in enumerate(documents):
@@ -168,12 +175,12 @@ def _measure(
             )
         document_sums = np.zeros(3)
         for start in range(0, len(labels_N), CHUNK):
-            part = slice(start, start + CHUNK)
-            logp_NV = logp(index, part, vocab)
-            teacher_logp_NV = None if teacher is None else teacher.logp(index, part, vocab)
-            document_sums += _chunk_sums(logp_NV, teacher_logp_NV, labels_N[part].to(logp_NV.device))
+            chunk = slice(start, start + CHUNK)
+            logp_NV = logp(index, chunk, vocab)
+            teacher_logp_NV = None if teacher is None else teacher.logp(index, chunk, vocab)
+            document_sums += _chunk_sums(logp_NV, teacher_logp_NV, labels_N[chunk].to(logp_NV.device))
         if not np.isfinite(document_sums).all():
-            raise NonFiniteLossError(f"the model gives NaN or infinity on held-out document {document.id}")
+            raise NonFiniteLossError(f"the model returns NaN or infinity on held-out document {document.id}")
         sums.append(document_sums)
     nll_D, kl_D, agree_D = np.array(sums).T
     return Measures(
@@ -186,7 +193,7 @@ def _measure(
 
 
 def _log_probabilities(head: LMHead, hidden_ND: Tensor, vocab: int) -> Tensor:
-    """Over the first ``vocab`` ids and normalised over them, float32 [N, vocab]."""
+    """Log-softmax over the first ``vocab`` ids, float32 [N, vocab]."""
     return head.logits(hidden_ND.to(head.weight_VD.device, torch.float32), vocab).log_softmax(-1)
 
 

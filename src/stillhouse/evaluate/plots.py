@@ -1,4 +1,4 @@
-"""The report's pictures. Nothing here decides what the numbers mean."""
+"""Plots of the report."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NAMES = {
 def forest(
     models: Sequence[Mapping[str, Any]], measure: str, *, name: str, unit: str, scale: float = 1.0
 ) -> str:
-    """One row a model: its value as a dot, its interval as a line.
+    """A forest plot: one row for each model, with its value as a dot and its interval as a line.
 
     Args:
         models: entries of the report, without the teacher (0 or 100% by definition).
         measure: ``kl`` or ``agreement``.
-        unit: the label of the axis.
+        unit: label of the axis.
         scale: 100 for per cent.
     """
     rows = [m for m in models if m.get(measure)]
@@ -57,7 +57,7 @@ def forest(
 
 
 def differences(comparison: Mapping[str, Any], *, name: str, against: str) -> str:
-    """Paired differences student − other in nats per token, with zero marked: left favours the student."""
+    """Paired differences student − other in nats per token, with a line at zero; left favours the student."""
     rows = [
         (label, comparison[measure])
         for measure, label in (("kl", "KL to teacher"), ("nll", "NLL of the text"))
@@ -86,7 +86,7 @@ def differences(comparison: Mapping[str, Any], *, name: str, against: str) -> st
 
 
 def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, objective: str) -> str:
-    """Training loss against tokens seen: each step thin, a running mean thick."""
+    """Training loss over tokens: each step as a thin line, a running mean as a thick one."""
     seen = [p["tokens"] for p in points if p["loss"] is not None]
     loss = [p["loss"] for p in points if p["loss"] is not None]
     smooth = running_mean(loss, len(loss) // 40)
@@ -106,7 +106,7 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
 
 
 def round_curve(points: Sequence[Mapping[str, Any]], field: str, *, name: str, label: str) -> str:
-    """What was measured of each on-policy round, thin, and a running mean, thick."""
+    """A measure over on-policy rounds: each round as a thin line, a running mean as a thick one."""
     rounds = [p["step"] for p in points if p.get(field) is not None]
     values = [p[field] for p in points if p.get(field) is not None]
     smooth = running_mean(values, len(values) // 40)
@@ -123,21 +123,21 @@ def round_curve(points: Sequence[Mapping[str, Any]], field: str, *, name: str, l
 
 
 def block_influence(influence: Sequence[float | None], keep: Sequence[int], *, name: str) -> str:
-    """How much each layer changes its input, on a logarithmic scale; filled dots are layers that stayed."""
+    """How much each layer changes its input, on a logarithmic scale; filled dots are the layers kept."""
     kept = set(keep)
     drawn = [(layer, value) for layer, value in enumerate(influence) if value is not None and value > 0]
     with figure_axes(2.1) as (drawing, axes):
         axes.set_yscale("log")
-        for stayed in (True, False):
-            part = [(layer, value) for layer, value in drawn if (layer in kept) == stayed]
+        for is_kept in (True, False):
+            points = [(layer, value) for layer, value in drawn if (layer in kept) == is_kept]
             axes.plot(
-                [layer for layer, _ in part],
-                [value for _, value in part],
+                [layer for layer, _ in points],
+                [value for _, value in points],
                 "o",
                 ms=5.5,
-                color=COLOURS["student" if stayed else "before"],
-                markerfacecolor=COLOURS["student"] if stayed else "none",
-                label="kept" if stayed else "removed",
+                color=COLOURS["student" if is_kept else "before"],
+                markerfacecolor=COLOURS["student"] if is_kept else "none",
+                label="kept" if is_kept else "removed",
             )
         axes.set_xlabel("layer of the parent")
         axes.set_ylabel("block influence (log scale)")

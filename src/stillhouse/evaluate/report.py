@@ -1,7 +1,7 @@
-"""``report.json`` and the one offline page made from it.
+"""Writes ``report.json`` and ``report.html``, an offline page made from it.
 
-The page has no script, loads nothing from anywhere, and its content security policy
-forbids both: what models answered is untrusted text, escaped like all other text. It
+The page has no script and loads nothing, and its content security policy forbids
+both: answers of models are untrusted text and are escaped like all other text. It
 adds no number that is not in ``report.json``.
 """
 
@@ -25,9 +25,9 @@ OBJECTIVES = {
     "uld": "universal logit distillation",
 }
 ROUNDS = {"reward": "mean reward", "length": "tokens of an answer", "entropy": "entropy, nats per token"}
-"""What is drawn of on-policy rounds."""
+"""Measures of on-policy rounds that are plotted, with the labels of their axes."""
 FEW_DOCUMENTS = 20
-"""Below this the page says that the intervals are rough."""
+"""With fewer held-out documents the page warns that the intervals are rough."""
 
 
 def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ def render_page(report: Mapping[str, Any]) -> str:
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:
-    """The pictures that this report has data for, by name, as trusted markup."""
+    """The plots that this report has data for, by name, as trusted markup."""
     from markupsafe import Markup
 
     from stillhouse.evaluate import plots
@@ -93,7 +93,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
                     points, field, name=f"round-{field}", label=label
                 )
         if "round_reward" in pictures and key == "student":
-            continue  # the loss of a reward says nothing to a reader
+            continue  # a policy-gradient loss is not comparable between rounds and would mislead
         if any(p["loss"] is not None for p in points):
             label = OBJECTIVES.get(objectives[key], objectives[key] or "loss")
             pictures[f"loss_{key}"] = plots.loss_curve(points, key=key, name=f"loss-{key}", objective=label)
@@ -105,7 +105,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _student_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that are shown nowhere else; a healed gap as one phrase."""
+    """The student facts without those that are plotted; each healed gap is one phrase."""
     shown = {key: value for key, value in facts.items() if key not in ("influence", "seconds")}
     if facts.get("healed"):
         shown["healed"] = [
@@ -117,7 +117,7 @@ def _student_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> str:
-    """A fact as text: yes and no, thousands separated, lists joined; None is a dash."""
+    """A fact as text: yes or no, thousands separators, joined lists; None is a dash."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):

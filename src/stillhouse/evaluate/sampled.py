@@ -1,7 +1,7 @@
-"""pass@1 and majority vote: every model answers held-out prompts several times, and verifiers judge.
+"""pass@1 and majority vote: samples answers to held-out prompts and scores them with verifiers.
 
-All models get the same seeds, so a difference between two models is not one of luck in the
-seeds alone. An answer that `sample_tokens` cut off is judged like any other.
+All models get the same seeds, so that a difference between two models does not come from
+the seeds alone. An answer that `sample_tokens` cuts off is scored like any other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stillhouse.models import Reply, Request
 
 RIGHT = 1.0 - 1e-9
-"""The reward from which an answer counts as right in the vote; pass@1 is the share of such answers."""
+"""Smallest reward of a correct answer; pass@1 is the share of correct answers."""
 
 
 def sample_and_score(
@@ -38,33 +38,33 @@ def sample_and_score(
     """``pass_at_1`` and ``consensus_at_k`` of each candidate by key, with intervals clustered by prompt.
 
     Args:
-        prompts: held-out prompts with their tags; a finished exchange is asked without its answer.
+        prompts: held-out prompts with their tags; the answer of a finished exchange is left out.
         settings: samples (k), temperature, sample_tokens, confidence.
-        least: smallest reward of a right answer.
+        least: smallest reward of a correct answer.
     """
-    found: dict[str, dict[str, Any]] = {}
+    estimates: dict[str, dict[str, Any]] = {}
     with console.progress("samples", len(candidates), "models") as progress:
         for candidate in candidates:
             judged = judge_answers(candidate, prompts, settings, verifiers, seed=seed, least=least)
-            found[candidate.key] = _estimates(judged, settings)
+            estimates[candidate.key] = _estimates(judged, settings)
             progress.advance()
-    return found
+    return estimates
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What one model's k answers to one prompt were worth."""
+    """Scores of one model's k answers to one prompt."""
 
     first: float
-    """Share of right answers: the chance that one answer is right."""
+    """Share of correct answers: an estimate of pass@1."""
     vote: float
-    """1 when the majority answer is right, 0 when not (ties by their share)."""
+    """1 if the majority answer is correct, else 0; a tie counts by its correct share."""
     thought: float
-    """Share of answers with thoughts before them."""
+    """Share of answers with reasoning before them."""
     tokens: float
-    """Mean length of an answer, thoughts included."""
+    """Mean length of an answer, reasoning included."""
     example: str
-    """The first answer, thoughts included."""
+    """The first answer, reasoning included."""
 
 
 def judge_answers(
@@ -76,12 +76,12 @@ def judge_answers(
     seed: int,
     least: float = RIGHT,
 ) -> list[Judged]:
-    """The model answers every prompt ``settings.samples`` times; one entry for each prompt, in order."""
+    """Samples ``settings.samples`` answers to every prompt; returns one entry for each prompt, in order."""
     replies = _replies(candidate, _requests(candidate, prompts, settings, seed))
     k = settings.samples
     return [
-        _judge(prompt, replies[k * place : k * place + k], verifiers, least)
-        for place, prompt in enumerate(prompts)
+        _judge(prompt, replies[k * number : k * number + k], verifiers, least)
+        for number, prompt in enumerate(prompts)
     ]
 
 
@@ -93,21 +93,20 @@ def _requests(
     requests = []
     for prompt in prompts:
         for number in range(settings.samples):
-            drawn = seed_from(f"evaluate {seed} {prompt.id} {number}")
             sampling = Sampling(
                 temperature=settings.temperature,
                 top_p=1.0,
                 top_k=0,
                 max_tokens=settings.sample_tokens,
-                seed=drawn,
+                seed=seed_from(f"evaluate {seed} {prompt.id} {number}"),
             )
-            asked = candidate.shown(prompt.question)
-            requests.append(Request(f"{prompt.id}-{number}", asked, sampling))
+            messages = candidate.shown(prompt.question)
+            requests.append(Request(f"{prompt.id}-{number}", messages, sampling))
     return requests
 
 
 def _replies(candidate: Candidate, requests: Sequence[Request]) -> list[Reply | None]:
-    """One reply for each request; None where the model could not be asked (a prompt beyond its context)."""
+    """One reply for each request; None if the request failed (a prompt longer than the context)."""
     from stillhouse.errors import OutOfMemoryError, StillhouseError
     from stillhouse.models import TorchModel
 
@@ -128,14 +127,14 @@ def _replies(candidate: Candidate, requests: Sequence[Request]) -> list[Reply | 
 def _judge(prompt: Prompt, replies: Sequence[Reply | None], verifiers: Verifiers, least: float) -> Judged:
     from stillhouse.corpus import assistant_message
 
-    answers, said, tokens = [], [], []
+    answers, texts, tokens = [], [], []
     for reply in replies:
         if reply is None:
             continue
         message = assistant_message(reply.text, reply.reasoning)
         thoughts = message.get("reasoning_content")
         answers.append(Answer(message["content"], thoughts, prompt.tags, prompt.question))
-        said.append(f"<think>{thoughts}</think>{message['content']}" if thoughts else message["content"])
+        texts.append(f"<think>{thoughts}</think>{message['content']}" if thoughts else message["content"])
         tokens.append(reply.completion_tokens)
     rewards = [score.value for score in verifiers.score(answers)]
     return Judged(
@@ -143,7 +142,7 @@ def _judge(prompt: Prompt, replies: Sequence[Reply | None], verifiers: Verifiers
         vote=majority([verifiers.vote(answer) for answer in answers], rewards, least),
         thought=sum(answer.reasoning is not None for answer in answers) / len(replies),
         tokens=sum(tokens) / len(replies),
-        example=said[0] if said else "",
+        example=texts[0] if texts else "",
     )
 
 

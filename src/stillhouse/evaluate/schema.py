@@ -1,7 +1,7 @@
-"""What ``report.json`` holds: the one description of its fields, version 1.
+"""The schema of ``report.json``, version 1.
 
-Fields are only ever added within a version. A measure that was not taken is null, and a
-section that does not apply is empty; nothing is left out of the file.
+Within a version, fields are only added. A measure that was not taken is null, and a
+section that does not apply is empty; no field is left out of the file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class _Entry(BaseModel):
 
 
 class EstimateEntry(_Entry):
-    """A value with its interval, clustered by document; ends are null for a single document.
+    """A value with its interval, clustered by document; the ends are null for a single document.
 
-    JSON has no infinity: a perplexity beyond the largest number is null too.
+    JSON has no infinity: a perplexity beyond the largest float is null too.
     """
 
     value: float | None
@@ -54,21 +54,21 @@ class ModelEntry(_Entry):
     kl: EstimateEntry | None = None
     """KL(teacher ‖ model), nats per counted token."""
     agreement: EstimateEntry | None = None
-    """Share of counted positions whose likeliest token is the teacher's."""
+    """Share of counted positions whose most likely token is the teacher's."""
     nll: EstimateEntry | None = None
     """Negative log-likelihood of the held-out text, nats per counted token."""
     perplexity: EstimateEntry
     """exp of ``nll``."""
     tokens_per_s: SpeedEntry | None = None
-    """Writing: greedy, batch size 1."""
+    """Generation: greedy, batch size 1."""
     scored_tokens_per_s: SpeedEntry | None = None
-    """Reading: one text at a time."""
+    """One forward pass over a text, batch size 1."""
     pass_at_1: EstimateEntry | None = None
-    """Share of sampled answers to held-out prompts that the verifiers found right; clustered by prompt."""
+    """Share of sampled answers to held-out prompts that the verifiers accept; clustered by prompt."""
     consensus_at_k: EstimateEntry | None = None
-    """Share of held-out prompts whose majority answer is right."""
+    """Share of held-out prompts whose majority answer is correct."""
     samples: int | None = None
-    """Answers to each prompt for these two."""
+    """Answers to each prompt for ``pass_at_1`` and ``consensus_at_k``."""
 
 
 class DifferenceEntry(_Entry):
@@ -89,7 +89,7 @@ class VerdictEntry(_Entry):
 
 
 class StepEntry(BaseModel):
-    """One optimizer step; further fields of ``metrics.jsonl`` are kept."""
+    """One optimizer step; other fields of ``metrics.jsonl`` are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -99,7 +99,7 @@ class StepEntry(BaseModel):
 
 
 class AnswerEntry(_Entry):
-    """One held-out prompt and what each model said to it."""
+    """One held-out prompt and each model's reply."""
 
     prompt: str
     messages: list[dict[str, Any]] = Field(default_factory=list)
@@ -107,7 +107,7 @@ class AnswerEntry(_Entry):
 
 
 class StageEntry(BaseModel):
-    """One stage of the run; further facts are kept."""
+    """One stage of the run; other fields are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -123,26 +123,27 @@ class Report(_Entry):
     created: str
     """ISO 8601, UTC."""
     objective: str = ""
-    """What the student minimised, e.g. ``forward_kl``; the control always minimises cross-entropy."""
+    """The student's training objective, e.g. ``forward_kl``; that of the control is always cross-entropy."""
     models: list[ModelEntry]
     comparison: dict[Literal["control", "before", "offline"], DifferenceEntry] = Field(default_factory=dict)
     verdict: VerdictEntry
     held_out: dict[str, int]
     """``documents`` and counted ``tokens``."""
     conditions: dict[str, Any] = Field(default_factory=dict)
-    """How the numbers were taken: type, device, threads, rounds."""
+    """Conditions of the measurement: data type, device, threads, rounds."""
     training: dict[Literal["offline", "student", "control"], list[StepEntry]] = Field(default_factory=dict)
     answers: list[AnswerEntry] = Field(default_factory=list)
     corpus: dict[str, Any] = Field(default_factory=dict)
     """Counts by name; ``rejected`` holds counts by reason."""
     student_facts: dict[str, Any] = Field(default_factory=dict)
-    """How the student was made; ``influence`` (one number a layer of the parent) and ``keep`` are drawn."""
+    """How the student was built; ``influence`` (one number for each layer of the parent) and ``keep`` are
+    plotted."""
     stages: list[StageEntry] = Field(default_factory=list)
     terms: dict[str, Any] = Field(default_factory=dict)
     lineage: dict[str, Any] = Field(default_factory=dict)
-    """Names and hashes of what the student comes from."""
+    """Names and hashes of the student's origins."""
     recipe: str = ""
     """The resolved recipe, YAML."""
     environment: dict[str, Any] = Field(default_factory=dict)
     command: str = ""
-    """What to type to do it again."""
+    """The command that repeats the run."""

@@ -1,9 +1,9 @@
-"""Tokens per second, every model measured in turn within one process.
+"""Tokens per second of several models, measured in turn within one process.
 
-The models take turns, round by round, so that a busy moment of the machine hits all of
-them; the median of the rounds is reported with the slowest and the fastest. These are
-speeds of transformers at batch size 1 in the type the weights were loaded in: they
-compare the models here, and promise nothing of another machine or server.
+The models take turns, round by round, so that other load on the machine affects all of
+them; the result is the median of the rounds with the slowest and the fastest. These are
+speeds of transformers at batch size 1 in the data type of the loaded weights: they
+compare the models on this machine and predict nothing for another machine or server.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Speed:
     high: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in ``report.json``."""
+        """The entry of ``report.json``."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """How fast a model writes (one token at a time) and reads (a whole text at once)."""
+    """Speed of generation (one token at a time) and of scoring (one pass over a text)."""
 
     generate: Speed
     score: Speed
@@ -55,27 +55,27 @@ def measure_speed(
     clock: Callable[[], float] = time.perf_counter,
     on_round: Callable[[], None] = lambda: None,
 ) -> dict[str, Speeds]:
-    """Speeds of ``models`` at batch size 1, after a short round that does not count.
+    """Speeds of ``models`` at batch size 1, after a short warm-up round.
 
     Args:
-        models: at least one, under the names of the result.
-        ids_T: [T] token ids of a text that all of them know. Reading scores all T; writing
-            goes on greedily from it for exactly ``new_tokens``, and its time includes reading.
-        clock: seconds.
-        on_round: called after each round, the first that does not count included.
+        models: at least one; the result has the same keys.
+        ids_T: [T] token ids of a text, valid for all models. Scoring reads all T; generation
+            continues the text greedily by exactly ``new_tokens``, and its time includes the prefill.
+        clock: returns seconds.
+        on_round: called after each round, the warm-up round included.
     """
-    writing: dict[str, list[float]] = {name: [] for name in models}
-    reading: dict[str, list[float]] = {name: [] for name in models}
+    generate_rates: dict[str, list[float]] = {name: [] for name in models}
+    score_rates: dict[str, list[float]] = {name: [] for name in models}
     for round_number in range(rounds + 1):
         length = new_tokens if round_number else min(WARM_UP_TOKENS, new_tokens)
         for name, model in models.items():
-            wrote = length / _seconds(lambda m=model, n=length: _write(m, ids_T, n), model, clock)
-            read = len(ids_T) / _seconds(lambda m=model: _read(m, ids_T), model, clock)
+            generate_rate = length / _seconds(lambda m=model, n=length: _generate(m, ids_T, n), model, clock)
+            score_rate = len(ids_T) / _seconds(lambda m=model: _score(m, ids_T), model, clock)
             if round_number:
-                writing[name].append(wrote)
-                reading[name].append(read)
+                generate_rates[name].append(generate_rate)
+                score_rates[name].append(score_rate)
         on_round()
-    return {name: Speeds(_summary(writing[name]), _summary(reading[name])) for name in models}
+    return {name: Speeds(_summary(generate_rates[name]), _summary(score_rates[name])) for name in models}
 
 
 def _summary(rates: list[float]) -> Speed:
@@ -83,27 +83,27 @@ def _summary(rates: list[float]) -> Speed:
 
 
 def _seconds(work: Callable[[], None], model: PreTrainedModel, clock: Callable[[], float]) -> float:
-    _wait_for(model)
+    _synchronize(model)
     started = clock()
     work()
-    _wait_for(model)
+    _synchronize(model)
     return clock() - started
 
 
-def _wait_for(model: PreTrainedModel) -> None:
-    """Work on a GPU is queued; without this only the queueing would be timed."""
+def _synchronize(model: PreTrainedModel) -> None:
+    """Waits for the GPU's queue; otherwise the clock measures only the time to enqueue the work."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
 
 
 @torch.no_grad()
-def _read(model: PreTrainedModel, ids_T: Tensor) -> None:
+def _score(model: PreTrainedModel, ids_T: Tensor) -> None:
     model(input_ids=ids_T[None].to(model.device), use_cache=False)
 
 
 @torch.no_grad()
-def _write(model: PreTrainedModel, ids_T: Tensor, new_tokens: int) -> None:
-    """Greedy decoding by hand: no stop token, no settings of the model's own, only its forward passes."""
+def _generate(model: PreTrainedModel, ids_T: Tensor, new_tokens: int) -> None:
+    """Greedy decoding with forward passes alone: no stop token, no generation settings of the model."""
     ids, cache = ids_T[None].to(model.device), None
     for _ in range(new_tokens):
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)

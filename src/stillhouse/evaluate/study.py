@@ -1,8 +1,9 @@
-"""What a study found: means over seeds with intervals, costs, and each claim held against them.
+"""Results of a study: means over seeds with intervals, costs, and a verdict on each claim.
 
-A seed is what was repeated, so intervals are Student's t over the seeds' means, with one less degree of
-freedom than seeds; a difference between two arms is taken within each seed first. With three seeds they are
-wide, as they should be. Questions differ from seed to seed, so their luck is in the intervals too.
+The seed is the repeated unit, so intervals are Student's t over the seeds' means, with one degree of
+freedom less than there are seeds; a difference between two arms is first taken within each seed. With three
+seeds the intervals are wide, as they should be. Each seed has its own questions, so the intervals include
+their variance.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ MEASURE_NAMES = {"pass_at_1": "pass@1", "consensus_at_k": "majority vote", "thou
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 Measured = Mapping[int, Mapping[str, Any]]
-"""Of each seed and arm: ``tests`` (measure by test), ``flops``, ``cpu_seconds``, ``curves``, ``examples``."""
+"""By seed and arm: ``tests`` (measures by test), ``flops``, ``cpu_seconds``, ``curves``, ``examples``."""
 
 
-def study_results(study: Study, found: Measured) -> dict[str, Any]:
+def study_results(study: Study, measured: Measured) -> dict[str, Any]:
     """The results as plain values: ``arms`` (in order, with intervals) and ``claims`` (with verdicts)."""
     confidence = study.answers.confidence
 
@@ -32,45 +33,45 @@ def study_results(study: Study, found: Measured) -> dict[str, Any]:
 
     arms = {}
     for name, arm in study.arms.items():
-        mine = [found[seed][name] for seed in found]
+        by_seed = [arms_of_seed[name] for arms_of_seed in measured.values()]
         arms[name] = {
             "label": arm.label,
-            "parameters": mine[0]["parameters"],
+            "parameters": by_seed[0]["parameters"],
             "tests": {
-                test: {m: over_seeds([each["tests"][test][m] for each in mine]) for m in MEASURES}
+                test: {m: over_seeds([each["tests"][test][m] for each in by_seed]) for m in MEASURES}
                 for test in study.tests
             },
             **{
-                key: fmean([each[key] for each in mine])
+                key: fmean([each[key] for each in by_seed])
                 for key in ("flops", "cpu_seconds", "flops_with_those_before")
             },
-            "curves": [each["curves"] for each in mine],
-            "examples": mine[0]["examples"],
+            "curves": [each["curves"] for each in by_seed],
+            "examples": by_seed[0]["examples"],
         }
     return {
         "name": study.study,
-        "seeds": list(found),
+        "seeds": list(measured),
         "samples": study.answers.samples,
         "confidence": confidence,
         "tests": list(study.tests),
         "arms": arms,
-        "claims": [judge_claim(claim, found, confidence) for claim in study.claims],
+        "claims": [judge_claim(claim, measured, confidence) for claim in study.claims],
     }
 
 
-def judge_claim(claim: Claim, found: Measured, confidence: float) -> dict[str, Any]:
-    """The difference that a claim speaks of, and whether it ``appeared``, was ``contradicted``, or neither.
+def judge_claim(claim: Claim, measured: Measured, confidence: float) -> dict[str, Any]:
+    """The difference that a claim is about, and its verdict: ``appeared``, ``contradicted`` or ``not shown``.
 
-    It appeared when the interval of the difference lies above the margin (and the arm was as much cheaper as
-    was said); it is contradicted when the interval lies below the margin, or the arm was not cheaper.
+    A claim appeared if the interval of the difference lies above the margin (and the arm was as much cheaper
+    as claimed); it is contradicted if the interval lies below the margin, or the arm was not cheaper.
     """
     differences = [
         arms[claim.arm]["tests"][claim.test][claim.measure]
         - arms[claim.over]["tests"][claim.test][claim.measure]
-        for arms in found.values()
+        for arms in measured.values()
     ]
     estimate = interval(differences, [1.0] * len(differences), confidence).to_dict()
-    times = fmean([arms[claim.over]["flops"] / arms[claim.arm]["flops"] for arms in found.values()])
+    times = fmean([arms[claim.over]["flops"] / arms[claim.arm]["flops"] for arms in measured.values()])
     low, high = estimate["low"], estimate["high"]
     cheap = claim.cheaper is None or times >= claim.cheaper
     if low is None:
@@ -96,11 +97,11 @@ def judge_claim(claim: Claim, found: Measured, confidence: float) -> dict[str, A
 
 
 def study_table(results: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """Caption, head and rows of the table that the command prints: per cent with intervals."""
+    """Title, columns and rows of the table that the command prints: per cent with intervals."""
     k, tests = results["samples"], results["tests"]
     level = f"{results['confidence']:.0%}"
-    head = ["arm", *[f"{name} {test}" for test in tests for name in ("pass@1", f"cons@{k}")]]
-    head += ["thinks", "GFLOP", "CPU s"]
+    columns = ["arm", *[f"{name} {test}" for test in tests for name in ("pass@1", f"cons@{k}")]]
+    columns += ["thinks", "GFLOP", "CPU s"]
     rows = []
     for name, arm in results["arms"].items():
         cells = [name]
@@ -110,7 +111,7 @@ def study_table(results: Mapping[str, Any]) -> tuple[str, list[str], list[list[s
         cells += [f"{thought:.0%}", f"{arm['flops'] / 1e9:,.0f}", f"{arm['cpu_seconds']:,.0f}"]
         rows.append(cells)
     seeds = len(results["seeds"])
-    return f"{results['name']}: {seeds} seeds; [{level} intervals over seeds]", head, rows
+    return f"{results['name']}: {seeds} seeds; [{level} intervals over seeds]", columns, rows
 
 
 def percent(estimate: Mapping[str, Any]) -> str:
@@ -124,11 +125,11 @@ def percent(estimate: Mapping[str, Any]) -> str:
 
 def difference_in_words(claim: Mapping[str, Any]) -> str:
     """``r1 over base, pass@1 on learned: +12 points [+3 to +21]; 4.1 times fewer operations``."""
-    estimate, share = claim["difference"], claim["measure"] != "tokens"
-    unit = "points" if share else "tokens"
+    estimate, is_share = claim["difference"], claim["measure"] != "tokens"
+    unit = "points" if is_share else "tokens"
 
     def signed(value: float, form: str = "+.1f") -> str:
-        return format(100 * value if share else value, form).replace("-", "−")
+        return format(100 * value if is_share else value, form).replace("-", "−")
 
     name = MEASURE_NAMES.get(claim["measure"], claim["measure"])
     text = f"{claim['arm']} over {claim['over']}, {name} on {claim['test']}: "
@@ -143,7 +144,7 @@ def difference_in_words(claim: Mapping[str, Any]) -> str:
 
 
 def study_page(results: Mapping[str, Any]) -> str:
-    """The page as one HTML text, without script, that loads nothing."""
+    """The results as one HTML page that has no script and loads nothing."""
     from markupsafe import Markup
 
     from stillhouse.evaluate import study_plots

@@ -1,4 +1,4 @@
-"""A study's pictures: scores of the arms, scores against cost, and the curves of reinforcement."""
+"""Plots of a study: scores of the arms, scores over cost, and curves of reinforcement learning."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 MARKS = ("student", "before")
 """Colours of the tests, in their order (those of the student and of the student before training)."""
 NAME_SIZE = 7.0
-"""Of a point's name, in points."""
-BESIDE = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 2), (-1, 2), (1, -2), (-1, -2), (0, 3), (0, -3))
-"""Where a name may stand, in its own widths and heights from the point."""
+"""Font size of a point's name, in points."""
+LABEL_OFFSETS = ((0, 1), (0, -1), (1, 0), (-1, 0), (0, 3), (0, -3), (1, 2), (-1, -2), (1, -2), (-1, 2))
+"""Where a name may be placed, in its own widths and heights from the point; earlier ones are preferred."""
 CURVES = {"reward": "mean reward of a round", "length": "tokens of an answer"}
 
 
 def draw(results: Mapping[str, Any]) -> dict[str, str]:
-    """All pictures by name: ``scores``, ``cost``, and ``curve_<what>_<arm>`` for arms with rounds."""
+    """All plots by name: ``scores``, ``cost``, and ``curve_<what>_<arm>`` for arms with rounds."""
     pictures = {"scores": scores(results), "cost": cost(results)}
     for name, arm in results["arms"].items():
         for what, label in CURVES.items():
@@ -36,13 +36,13 @@ def scores(results: Mapping[str, Any]) -> str:
         for number, test in enumerate(results["tests"]):
             colour = COLOURS[MARKS[number % len(MARKS)]]
             for row, (name, arm) in enumerate(arms.items()):
-                found, y = arm["tests"][test]["pass_at_1"], row + 0.22 * (number - 0.5)
-                if found["low"] is not None:
-                    low, high = max(0.0, found["low"]), min(1.0, found["high"])
+                estimate, y = arm["tests"][test]["pass_at_1"], row + 0.22 * (number - 0.5)
+                if estimate["low"] is not None:
+                    low, high = max(0.0, estimate["low"]), min(1.0, estimate["high"])
                     axes.plot([100 * low, 100 * high], [y, y], color=colour, lw=2.2)
                 label = test if row == 0 else None
-                axes.plot([100 * found["value"]], [y], "o", ms=4.5, color=colour, label=label)
-                described.append(f"{name} on {test} {100 * found['value']:.0f}")
+                axes.plot([100 * estimate["value"]], [y], "o", ms=4.5, color=colour, label=label)
+                described.append(f"{name} on {test} {100 * estimate['value']:.0f}")
         name_rows(axes, list(arms))
         axes.set_xlim(0, 100)
         axes.set_xlabel("pass@1, %")
@@ -54,7 +54,7 @@ def scores(results: Mapping[str, Any]) -> str:
 
 
 def cost(results: Mapping[str, Any]) -> str:
-    """pass@1 on the first test against the arm's own operations."""
+    """pass@1 on the first test over the arm's own operations."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     test, arms = results["tests"][0], results["arms"]
@@ -67,14 +67,14 @@ def cost(results: Mapping[str, Any]) -> str:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("own operations, GFLOP (logarithmic)")
         axes.set_ylabel(f"pass@1 {test}, %")
-        drawing.draw_without_rendering()  # lays out, so that places are known
+        drawing.draw_without_rendering()  # computes the layout, which places the names
         _name_points(axes, list(zip(arms, points, strict=True)))
         described = [f"{name} {x:.0f} GFLOP {y:.0f}" for name, (x, y) in zip(arms, points, strict=True)]
         return svg_element(drawing, "study-cost", f"Cost and pass@1: {', '.join(described)}.")
 
 
 def _name_points(axes: Axes, points: list[tuple[str, tuple[float, float]]]) -> None:
-    """A name beside each point, where it covers no point and no other name; else where it covers least."""
+    """Places a name beside each point, where it covers the least of points and other names."""
     to_points = 72 / axes.figure.dpi
     at = {name: [v * to_points for v in axes.transData.transform(point)] for name, point in points}
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at.values()]
@@ -83,18 +83,7 @@ def _name_points(axes: Axes, points: list[tuple[str, tuple[float, float]]]) -> N
         x, y = at[name]
         boxes = [
             (x + dx * (width / 2 + 6) - width / 2, y + dy * (height / 2 + 5) - height / 2)
-            for dx, dy in (
-                (0, 1),
-                (0, -1),
-                (1, 0),
-                (-1, 0),
-                (0, 3),
-                (0, -3),
-                (1, 2),
-                (-1, -2),
-                (1, -2),
-                (-1, 2),
-            )
+            for dx, dy in LABEL_OFFSETS
         ]
         covered = [
             sum(
@@ -113,7 +102,7 @@ def _name_points(axes: Axes, points: list[tuple[str, tuple[float, float]]]) -> N
 
 
 def curve(arm: Mapping[str, Any], name: str, what: str, label: str) -> str:
-    """One line a seed, smoothed over its rounds."""
+    """One line for each seed, smoothed over its rounds."""
     ends = []
     with figure_axes(2.0) as (drawing, axes):
         for curves in arm["curves"]:

@@ -1,4 +1,4 @@
-"""The one table that a run prints, at 80 columns."""
+"""The results table that a run prints, at most 80 columns wide for ordinary values."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 
 
 def results_table(report: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """Title, columns and rows for ``console.table``: each measure with its interval, a model a row.
-
-    With two blanks between columns it is at most 80 wide for ordinary values; what is wider wraps.
+    """Title, columns and rows for ``console.table``: one row for each model, each measure with its interval.
 
     Args:
-        report: the whole, or what :func:`.compare.evaluate_models` returns.
+        report: a whole report, or the result of :func:`.compare.evaluate_models`.
     """
     models, held_out = report["models"], report["held_out"]
     level = f"{models[0]['perplexity']['confidence']:.0%}"
-    many = "s" if held_out["documents"] != 1 else ""
+    plural = "s" if held_out["documents"] != 1 else ""
     title = (
-        f"{held_out['documents']:,} held-out document{many}, {held_out['tokens']:,} tokens; "
+        f"{held_out['documents']:,} held-out document{plural}, {held_out['tokens']:,} tokens; "
         f"[{level} intervals clustered by document]"
     )
     columns = ["model", "KL nats/token", "top-1 %", "perplexity", "MB", "tok/s"]
@@ -32,12 +30,12 @@ def results_table(report: Mapping[str, Any]) -> tuple[str, list[str], list[list[
 
 
 def _row(model: Mapping[str, Any]) -> list[str]:
-    held_against = model["key"] == "teacher" and model["kl"] is not None
+    is_reference = model["key"] == "teacher" and model["kl"] is not None
     speed = model["tokens_per_s"]
     return [
         model["key"],
-        "0" if held_against else _cell(model["kl"]),
-        "100" if held_against else _cell(model["agreement"], scale=100),
+        "0" if is_reference else _cell(model["kl"]),
+        "100" if is_reference else _cell(model["agreement"], scale=100),
         _cell(model["perplexity"]),
         f"{model['bytes'] / 1e6:.0f}" if model["bytes"] >= 1e7 else f"{model['bytes'] / 1e6:.1f}",
         f"{speed['median']:.3g}" if speed else "–",
@@ -45,7 +43,7 @@ def _row(model: Mapping[str, Any]) -> list[str]:
 
 
 def _cell(estimate: Mapping[str, Any] | None, scale: float = 1.0) -> str:
-    """``0.71 [0.69–0.73]``: three digits or so, and no blank but before the bracket."""
+    """``0.71 [0.69–0.73]``: about three digits, and no space except before the bracket."""
     if estimate is None:
         return "–"
     ends = (estimate["value"], estimate["low"], estimate["high"])

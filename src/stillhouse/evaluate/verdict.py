@@ -1,4 +1,7 @@
-"""The comparison in words: one headline and one sentence, and when neither may be said."""
+"""The comparison of the models in words: one headline and one sentence.
+
+They claim an effect only if the interval of the paired difference excludes zero.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,16 @@ from typing import Any, Literal
 
 Outcome = Literal["better", "worse", "undecided", "unmeasured"]
 
-WHAT = {"kl": "divergence from the teacher", "nll": "negative log-likelihood of the text"}
-NO_DIFFERENCE = {"control": "from the control", "before": "from before training"}
-NAMES = {"control": "the control", "before": "the student before training"}
+MEASURE_NAMES = {"kl": "divergence from the teacher", "nll": "negative log-likelihood of the text"}
+MODEL_NAMES = {"control": "the control", "before": "the student before training"}
 
 
 @dataclass(frozen=True)
 class EvaluationVerdict:
-    """What the numbers allow to be said of the student.
+    """What the measures show about the student.
 
-    ``outcome`` is about the student against ``against``: ``better`` and ``worse`` only when the
-    interval of the paired difference leaves out zero.
+    ``outcome`` compares the student with the model ``against``: it is ``better`` or ``worse`` only if
+    the interval of the paired difference excludes zero.
     """
 
     outcome: Outcome
@@ -28,14 +30,14 @@ class EvaluationVerdict:
 
 
 def judge_comparison(comparison: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> EvaluationVerdict:
-    """Judges the student against the control, or where there is none against itself before training.
+    """Compares the student with the control, or without one with itself before training.
 
-    Divergence decides where the teacher's probabilities were measured, else the likelihood of the text.
+    The divergence decides if it was measured, else the likelihood of the text.
 
     Args:
         comparison: for ``control`` and ``before``, the student's paired differences by measure (see
             :class:`.schema.DifferenceEntry`).
-        models: their entries in the report; read when there is nothing to compare with.
+        models: their entries in the report; used only if there is nothing to compare with.
     """
     against = next((key for key in ("control", "before") if comparison.get(key)), None)
     if against is None:
@@ -45,22 +47,22 @@ def judge_comparison(comparison: Mapping[str, Any], models: Sequence[Mapping[str
     difference = differences[measure]
     outcome = _outcome(difference)
     likelihood = differences.get("nll") if measure == "kl" else None
-    other_way = likelihood is not None and _outcome(likelihood) == "worse"
-    sentence = _sentence(outcome, difference, measure, NAMES[against])
-    if likelihood is not None and other_way:
+    sentence = _sentence(outcome, difference, measure, MODEL_NAMES[against])
+    headline = _headline(outcome, against, measure)
+    if likelihood is not None and _outcome(likelihood) == "worse":
         worse = f"{likelihood['value']:.3f} nats per token worse"
         sentence = f"{sentence.removesuffix('.')}; its likelihood of the text is {worse}."
-    headline = _headline(outcome, against, measure)
-    if other_way:
-        headline += ", but finds the text less likely" if outcome == "better" else ""
+        headline += ", but gives the text a lower likelihood" if outcome == "better" else ""
     return EvaluationVerdict(outcome, against, headline, sentence)
 
 
 def _alone(student: Mapping[str, Any]) -> EvaluationVerdict:
-    """The student's own number, when it is held against no other student."""
+    """The student's own value, if there is no other student to compare it with."""
     measure = "kl" if student["kl"] else "nll"
     value, low, high = (student[measure][field] for field in ("value", "low", "high"))
-    text = f"{_documents(student[measure])} the student's {WHAT[measure]} is {value:.3f} nats per token"
+    text = (
+        f"{_documents(student[measure])} the student's {MEASURE_NAMES[measure]} is {value:.3f} nats per token"
+    )
     if low is None:
         return EvaluationVerdict(
             "unmeasured", None, "Measured, not compared", f"{text}; one document gives no interval."
@@ -82,31 +84,33 @@ def _outcome(difference: Mapping[str, Any]) -> Outcome:
 
 
 def _headline(outcome: Outcome, against: str, measure: str) -> str:
-    """Claims no more than was measured: nearness to the teacher, or the likelihood of the text."""
+    """Claims no more than was measured: closeness to the teacher, or the likelihood of the text."""
     if against == "control" and measure == "kl":
         return {
-            "better": "The student is nearer to its teacher than the control",
-            "worse": "The control is nearer to the teacher than the student",
-        }.get(outcome, "Student and control cannot be told apart in nearness to the teacher")
+            "better": "The student is closer to its teacher than the control",
+            "worse": "The control is closer to the teacher than the student",
+        }.get(outcome, "Student and control do not differ measurably in closeness to the teacher")
     if measure == "nll":
-        other = "than to the control" if against == "control" else "than before training"
+        other = "than the control" if against == "control" else "than before training"
         return {
-            "better": f"The text is likelier to the student {other}",
-            "worse": f"The text is less likely to the student {other}",
-        }.get(outcome, f"No difference in the text's likelihood can be told {NO_DIFFERENCE[against]}")
+            "better": f"The student gives the text a higher likelihood {other}",
+            "worse": f"The student gives the text a lower likelihood {other}",
+        }.get(
+            outcome, f"The text's likelihood does not differ measurably from that of {MODEL_NAMES[against]}"
+        )
     return {
-        "better": "Training brought the student nearer to its teacher",
-        "worse": "Training took the student further from its teacher",
-    }.get(outcome, "No effect of the training can be told")
+        "better": "Training brought the student closer to its teacher",
+        "worse": "Training moved the student away from its teacher",
+    }.get(outcome, "Training had no measurable effect")
 
 
 def _sentence(outcome: Outcome, difference: Mapping[str, Any], measure: str, other: str) -> str:
     value, low, high = difference["value"], difference["low"], difference["high"]
     direction = "lower" if value < 0 else "higher"
     amount = f"{abs(value):.3f} nats per token {direction} than that of {other}"
-    text = f"{_documents(difference)} the student's {WHAT[measure]} is {amount}"
+    text = f"{_documents(difference)} the student's {MEASURE_NAMES[measure]} is {amount}"
     if low is None or high is None:
-        return f"{text}; one document gives no interval, so nothing follows."
+        return f"{text}; one document gives no interval, so this shows nothing."
     level = f"{difference['confidence']:.0%} interval of the paired difference"
     if outcome == "undecided":
         return f"{text}, and the {level}, {_signed(low)} to {_signed(high)}, includes zero."

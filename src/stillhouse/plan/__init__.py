@@ -1,4 +1,4 @@
-"""What a recipe would cost: tokens, memory, time, money, and the verdict on terms."""
+"""Estimates the cost of a recipe: tokens, memory, time and money, with the verdict on terms."""
 
 import lazy_loader
 

@@ -1,11 +1,11 @@
-"""What work costs: floating-point operations, bytes and seconds, as pure formulas.
+"""Cost formulas: floating-point operations, bytes and seconds.
 
-Knows shapes of models and rates of a machine, and nothing of recipes. The constants
-are effective efficiencies of this code against two rates that :class:`Machine` holds; with
-each stands what it was measured on. They are good to about a factor of 1.5, which is
-all a plan needs.
+They depend on shapes of models and rates of a machine, not on recipes. The constants are
+effective efficiencies of this code relative to the rates of :class:`Machine`; a comment
+says what each was measured on. They are accurate to about a factor of 1.5, which is
+sufficient for a plan.
 
-Words: P parameters, V vocabulary, D hidden size, T tokens of a document.
+Symbols: P parameters, V vocabulary, D hidden size, T tokens of a document.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# Shares of the matrix-multiplication rate that real passes reach. SmolLM2-135M on 2 cores with 121 (float32)
+# Shares of the matrix-multiplication rate that model passes reach. SmolLM2-135M on 2 cores with 121 (float32)
 # and 328 (bfloat16) GFLOP/s: forward 502 and 947 tokens/s, forward and backward 159 and 304.
 PASS_FLOAT32 = 1.0
 PASS_BFLOAT16 = 0.75
 # Batched sampling of the same model by torch: 22, 107, 216, 262 tokens/s at batch 1, 8, 32, 64 in bfloat16.
 DECODE_BFLOAT16 = 0.27
-# llama.cpp, the same model in Q4_1, against the float32 rate: 304 tokens/s read, 169 written with 8 slots.
+# llama.cpp, the same model in Q4_1, relative to the float32 rate: 304 tokens/s read, 169 written in 8 slots.
 LLAMA_READ = 0.68
 LLAMA_WRITE = 0.37
-# One token at a time, either way: the weights are read once a token, at this share of the copying rate
+# Decoding one token at a time, either backend: every token reads the weights, at this share of the copy rate
 # (llama.cpp: 103 tokens/s of 98 MB; torch: 22 tokens/s of 269 MB).
 DECODE_BANDWIDTH = 0.45
 # Softmax, divergence and gradient of one vocabulary entry at one token, as float32 operations at the matrix
@@ -31,20 +31,20 @@ DIVERGENCE_ENTRY = 2700
 CROSS_ENTROPY_ENTRY = 2200
 # AdamW reads p, g, m, v and writes p, m, v in float32, and refreshes the bfloat16 copy.
 ADAMW_BYTES = 30
-# Loading: de-quantising a GGUF file of 134.5 M parameters, 5.6 s less the imports; safetensors are mapped.
+# Loading: dequantising a GGUF file of 134.5 M parameters took 5.6 s without imports; safetensors are mapped.
 IMPORT_S = 4.0
 GGUF_LOAD_S = 15e-9
 SAFETENSORS_LOAD_S = 3e-9
-# A remote API that nobody has timed: seconds until the first token, tokens/s after it.
+# A remote API, not measured: seconds until the first token, tokens/s after it.
 API_FIRST_TOKEN_S = 1.0
 API_TOKENS_PER_S = 50.0
-# Judging one short answer; a function of the user's is taken to be as quick as math-verify.
+# Verifying one short answer; a user's function is assumed to be as fast as math-verify.
 VERIFY_S = {"code": 0.025, "math": 1e-3, "function": 1e-3, "reasoning_gym": 1e-4}
 COMPARE_S = 5e-6
 
 # Python with torch and transformers before any weights: 0.5 GB resident.
 BASE_MEMORY = 500_000_000
-# Values kept for the backward pass, for each token and layer: about 16 D + 4 times the MLP's width.
+# Activations kept for the backward pass, for each token and layer: about 16 D + 4 times the MLP's width.
 KEPT_HIDDEN, KEPT_MLP = 16, 4
 LOSS_CHUNK = 512
 LOSS_BUFFERS = 4
@@ -52,31 +52,31 @@ LOSS_BUFFERS = 4
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates of one machine, as :func:`~stillhouse.plan.machine.measure_machine` finds them."""
+    """Rates of one machine, as measured by :func:`~stillhouse.plan.machine.measure_machine`."""
 
     float32_flops: float
-    """Matrix multiplication, operations a second."""
+    """Matrix multiplication, operations per second."""
     bfloat16_flops: float
     bytes_per_s: float
-    """Copying: bytes read and written a second."""
+    """Copying: bytes read and written per second."""
     fast_bfloat16: bool
-    """Whether `dtype: auto` takes bfloat16 here."""
+    """Whether `dtype: auto` selects bfloat16 on this machine."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder-only transformer, as far as cost depends on it."""
+    """The shape of a decoder-only transformer, as far as the cost depends on it."""
 
     layers: int
     layer_parameters: float
-    """Of one layer."""
+    """Parameters of one layer."""
     hidden: int
     intermediate: int
     vocab: int
     attention_width: int
-    """Query heads times head size."""
+    """Number of query heads times head size."""
     tied: bool
-    """Whether the head is the embedding."""
+    """Whether the output head shares the weights of the embedding."""
 
     @property
     def body(self) -> float:
@@ -95,7 +95,7 @@ class Shape:
 
 
 def gated_layer(hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int) -> int:
-    """Parameters of a layer of the llama family: q and o, k and v, and the three matrices of a gated MLP."""
+    """Parameters of a layer of the Llama family: q and o, k and v, and the three matrices of a gated MLP."""
     return 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim + 3 * hidden * intermediate
 
 
@@ -112,11 +112,11 @@ def forward_flops(shape: Shape, tokens: float, *, context: float, head_tokens: f
 def training_flops(
     shape: Shape, tokens: float, *, context: float, head_tokens: float, weights: bool, head: bool
 ) -> float:
-    """Forward and backward: the gradient of the inputs costs one forward pass, that of the weights another.
+    """Operations of forward and backward: each gradient, of inputs and of weights, costs one forward pass.
 
     Args:
-        weights: whether the layers' own weights learn (not with adapters).
-        head: whether the head's do.
+        weights: whether the layers' weights are trained (not with adapters).
+        head: whether the head is trained.
     """
     body = forward_flops(shape, tokens, context=context, head_tokens=0) * (3 if weights else 2)
     return body + head_tokens * 2 * shape.head * (3 if head else 2)
@@ -142,7 +142,7 @@ def optimizer_seconds(steps: float, trained: float, machine: Machine) -> float:
 def torch_generation_seconds(
     shape: Shape, prompt_tokens: float, new_tokens: float, batch: float, machine: Machine
 ) -> float:
-    """Seconds to sample ``new_tokens`` in all, ``batch`` at a time: a step reads the weights and computes."""
+    """Seconds to sample ``new_tokens`` in total in batches; each step reads the weights and computes."""
     bfloat16 = machine.fast_bfloat16
     read = pass_seconds(
         forward_flops(shape, prompt_tokens, context=0, head_tokens=0), machine, bfloat16=bfloat16
@@ -156,7 +156,7 @@ def torch_generation_seconds(
 def llama_generation_seconds(
     shape: Shape, size_bytes: float, prompt_tokens: float, new_tokens: float, slots: float, machine: Machine
 ) -> float:
-    """The same through llama.cpp, which keeps the weights quantised."""
+    """Seconds to sample with llama.cpp, which keeps the weights quantised."""
     active = 2 * (shape.body + shape.head)
     read = prompt_tokens * active / (LLAMA_READ * machine.float32_flops)
     compute = active / (LLAMA_WRITE * machine.float32_flops)
@@ -169,15 +169,15 @@ def api_seconds(requests: float, tokens_each: float, concurrency: int) -> float:
 
 
 def weights_read_seconds(size_bytes: float, machine: Machine) -> float:
-    """Seconds to read a model's weights once from memory, as every single token needs."""
+    """Seconds to read a model's weights from memory once, as each decoded token does."""
     return size_bytes / (DECODE_BANDWIDTH * machine.bytes_per_s)
 
 
 def training_memory(
     shape: Shape, trained: float, micro_tokens: int, *, bfloat16: bool, teacher_head: int
 ) -> float:
-    """Bytes while training: masters, gradients and two averages in float32, a working copy, what the
-    backward pass needs, and one chunk of the loss."""
+    """Bytes while training: float32 weights, gradients and two moments, a working copy, activations, and
+    one chunk of the loss."""
     masters = 4 * shape.parameters + 12 * trained
     copy = 2 * shape.parameters if bfloat16 else 0
     kept = KEPT_HIDDEN * shape.hidden + KEPT_MLP * shape.intermediate

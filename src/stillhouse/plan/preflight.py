@@ -1,7 +1,7 @@
-"""What only a model, a module or the machine can tell of a recipe, found out before anything is paid for.
+"""Checks a recipe against its models, its verifiers and the machine before a run costs anything.
 
-Reads configuration files and headers; loads no weights. What needs them (how much each layer
-matters, whether a pass fits in memory) is found out by the stage itself.
+Reads configuration files and headers; loads no weights. The stages themselves check what
+needs weights (importance of layers, memory of a pass).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from stillhouse.models import ModelInfo
 
 CHECKED = ("filter", "student", "train")
-"""The stages that can be looked at beforehand."""
+"""The stages that can be checked in advance."""
 
 _USUAL_LINEARS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Architectures (`model_type`) whose linear layers are those of :class:`Lora`'s default, and ``lm_head``."""
 
 
 def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
-    """Refuses what one of ``stages`` would refuse after the teacher was asked.
+    """Raises the errors that one of ``stages`` would raise only after the teacher has answered.
 
     Raises:
-        RecipeError: a verifier does not load, more is to stay than the model has, no such device,
-            adapters for layers that the student does not have.
-        ModelError: a model that cannot be pruned so; a damaged one.
-        ModelNotFoundError: there is no such model.
+        RecipeError: a verifier does not load, pruning keeps more than the model has, the device does not
+            exist, or adapters name layers that the student does not have.
+        ModelError: the model cannot be pruned this way, or is damaged.
+        ModelNotFoundError: the model does not exist.
         MissingExtraError: a package that the recipe needs is not installed.
-        CorpusError: a file of the teacher's context is missing or malformed.
+        CorpusError: a file of the teacher's context is missing or invalid.
     """
     if "filter" in stages:
         from stillhouse.corpus import load_context
@@ -64,23 +64,23 @@ def _check_pruning(student: Student, parent: ModelInfo) -> None:
             f"{parent.reference} has layers 0 to {parent.layers - 1}"
         )
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
-    there = {
+    sizes = {
         "layers": (parent.layers, "layers"),
         "intermediate": (config.get("intermediate_size"), "MLP neurons"),
         "heads": (heads, "key-value head groups"),
         "hidden": (parent.hidden_size, "hidden channels"),
     }
-    for key, (most, what) in there.items():
-        wanted = getattr(student, key)
-        if wanted is not None and isinstance(most, int) and wanted > most:
+    for key, (most, noun) in sizes.items():
+        kept = getattr(student, key)
+        if kept is not None and isinstance(most, int) and kept > most:
             raise RecipeError(
-                f"student.{key}: {wanted} {what} cannot stay: {parent.reference} has {most}",
+                f"student.{key}: cannot keep {kept} {noun}: {parent.reference} has {most}",
                 hint=f"At most {most}.",
             )
     if student.hidden is not None and str(parent.model_type).startswith("gemma"):
         raise ModelError(
-            f"student.hidden: hidden channels of a {parent.model_type} model cannot be removed: "
-            "it scales its embeddings by their number",
+            f"student.hidden: hidden channels of a {parent.model_type} model cannot be removed, "
+            "because it scales its embeddings by their number",
             hint="Remove layers, neurons or heads instead.",
         )
 

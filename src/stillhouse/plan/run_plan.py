@@ -1,9 +1,9 @@
-"""What a recipe would take: tokens, memory, time, money, and the terms' verdict.
+"""Plans a recipe: tokens, memory, time and money, with the verdict on the teachers' terms.
 
 Reads configuration files, headers and the prompts, and times this machine for about a
-second; loads no weights, asks no teacher and writes nothing. It means to be within a
-factor of two on a quiet machine; answers much shorter or longer than assumed are the
-usual reason when it is not.
+second; loads no weights, sends nothing to a teacher and writes nothing. On an idle machine
+the estimates should be within a factor of two; if not, the usual reason is answers much
+shorter or longer than assumed.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ __all__ = ["Machine", "RunPlan", "StagePlan", "plan", "preflight"]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would take."""
+    """The estimated cost of a run."""
 
     stages: tuple[StagePlan, ...]
     dollars: float | None
-    """To be paid to an API; None when the recipe does not say its prices."""
+    """Cost of the APIs; None if the recipe does not state their prices."""
     terms: Terms
-    """Of the (main) teacher."""
+    """Terms of the (main) teacher."""
     verdict: TermsVerdict
-    """Whether those of all teachers allow the purpose."""
+    """Whether the terms of all teachers allow the purpose."""
 
     @property
     def seconds(self) -> float:
-        """Of all stages."""
+        """Time of all stages."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Of the hungriest stage."""
+        """Memory of the stage that needs most."""
         return max(stage.memory_bytes for stage in self.stages)
 
 
 def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
-    """Plans ``recipe`` on ``machine``, or on this one, which is then timed for about a second.
+    """Plans ``recipe`` for ``machine``; by default measures this machine for about a second.
 
     Raises:
-        RecipeError, CorpusError, ModelNotFoundError, ModelError, MissingExtraError: what a run would refuse
-            at its start.
+        RecipeError, CorpusError, ModelNotFoundError, ModelError, MissingExtraError: as a run raises them at
+            its start.
     """
     from stillhouse.corpus import load_prompts, split_held_out
     from stillhouse.models import describe, recipe_terms
@@ -70,8 +70,8 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
     tokenizer = describe(recipe.student.tokenizer) if recipe.student.tokenizer else facts
     vocabulary = recipe.student.vocabulary or tokenizer.vocab_size
     student = student_shape(recipe.student, parent, vocab=vocabulary)
-    asked = train if recipe.needs_answers else []
-    workload = estimate_workload(recipe, asked, held_out)
+    train = train if recipe.needs_answers else []
+    workload = estimate_workload(recipe, train, held_out)
     others = [describe(each.model) for each in recipe.teachers]
     inputs = PlanInputs(
         recipe,
@@ -85,7 +85,7 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
     terms, start = recipe_terms(recipe)
     return RunPlan(
         stages=tuple(plan_stages(inputs)),
-        dollars=api_cost(recipe, workload, [*asked, *held_out]),
+        dollars=api_cost(recipe, workload, [*train, *held_out]),
         terms=terms[0],
         verdict=combine_verdicts(judge_terms(each, recipe.purpose, student=start) for each in terms),
     )

@@ -1,4 +1,4 @@
-"""The shapes of teacher and student, from configuration files and headers."""
+"""Shapes of teacher and student, from configuration files and headers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def shape_of(facts: ModelInfo) -> Shape:
-    """The shape that a model's configuration and header tell.
+    """The shape of a model, from its configuration and header.
 
     Raises:
-        RecipeError: they do not tell enough.
+        RecipeError: the configuration is incomplete or invalid.
     """
     shape = _shape_of_config(facts.config, facts.vocab_size, facts.reference)
     if facts.parameters is None:
@@ -29,15 +29,15 @@ def shape_of(facts: ModelInfo) -> Shape:
 def _shape_of_config(config: dict[str, Any], vocab: int | None, name: str) -> Shape:
     text = config.get("text_config", config)
     if not isinstance(text, dict):
-        raise RecipeError(f"no plan for {name}: its text_config is no mapping but {text!r:.60}")
+        raise RecipeError(f"cannot plan for {name}: its text_config is not a mapping but {text!r:.60}")
 
     def size(key: str, otherwise: int | None = None) -> int:
         value = text.get(key)
         value = otherwise if value is None else value
         if value is None:
-            raise RecipeError(f"no plan for {name}: its configuration does not say {key}")
+            raise RecipeError(f"cannot plan for {name}: its configuration lacks {key}")
         if type(value) is not int or value < 1:
-            raise RecipeError(f"no plan for {name}: {key} cannot be {value!r:.60}")
+            raise RecipeError(f"cannot plan for {name}: {key} cannot be {value!r:.60}")
         return value
 
     hidden, heads = size("hidden_size"), size("num_attention_heads")
@@ -56,11 +56,11 @@ def _shape_of_config(config: dict[str, Any], vocab: int | None, name: str) -> Sh
 
 
 def student_shape(student: Student, parent: Shape | None, *, vocab: int | None) -> Shape:
-    """What the student will look like.
+    """The shape that the student will have.
 
     Args:
-        parent: of the starting weights, or of the model to prune.
-        vocab: of the tokenizer, for a scratch student whose configuration leaves it open.
+        parent: shape of the starting weights, or of the model to prune.
+        vocab: size of the tokenizer's vocabulary, for a scratch student whose configuration omits it.
     """
     if student.init == "scratch":
         return _shape_of_config(student.config, vocab, "student.config")

@@ -1,4 +1,4 @@
-"""What each stage of a run would take, from workload, shapes and a machine."""
+"""Estimates the cost of each stage of a run from its workload, the models' shapes and the machine."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
 TORCH_BATCH = 48
 """Requests of one generate() call of the torch backend."""
 LLAMA_SLOTS = 8
-"""Requests that llama.cpp's server answers at once."""
+"""Requests that llama.cpp's server answers in parallel."""
 SPEED_ROUNDS, SPEED_READ, SPEED_WRITTEN = 6, 128, 32
-"""What evaluate times for every model: rounds, and tokens of each."""
+"""The speed measurement of `evaluate` for every model: rounds, and tokens read and generated in each."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage would take."""
+    """The estimated cost of one stage."""
 
     name: str
     tokens: int
-    """Read, written or trained on."""
+    """Tokens read, generated or trained on."""
     memory_bytes: int
-    """At its peak, the whole process."""
+    """Peak memory of the whole process."""
     seconds: float
     note: str = ""
 
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """All that the stages' costs follow from."""
+    """Everything that the costs of the stages depend on."""
 
     recipe: Recipe
     teacher_facts: ModelInfo
     teacher: Shape | None
-    """None behind an API."""
+    """None for a teacher behind an API."""
     student: Shape
     workload: Workload
     machine: Machine
     other_teachers: tuple[Shape, ...] = ()
-    """Those of the recipe's `teachers` that are not behind an API."""
+    """Shapes of the recipe's additional `teachers` that are not behind an API."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -59,17 +59,17 @@ class PlanInputs:
 
     @property
     def resident(self) -> float:
-        """Bytes that are there in every stage after collecting: Python, torch and the teachers in float32."""
+        """Bytes in memory in every stage after collecting: Python, torch and the teachers in float32."""
         return costs.BASE_MEMORY + sum(4 * shape.parameters for shape in self.teachers)
 
     @property
     def teachers(self) -> list[Shape]:
-        """All that are in memory."""
+        """Shapes of all teachers that are in memory."""
         return [*([self.teacher] if self.teacher else []), *self.other_teachers]
 
 
 def plan_stages(inputs: PlanInputs) -> list[StagePlan]:
-    """The stages in their order; those that would do nothing are left out."""
+    """The stages in order, without those that have nothing to do."""
     recipe = inputs.recipe
     stages = [_collect(inputs), _filter(inputs)]
     if recipe.select is not None:
@@ -78,9 +78,9 @@ def plan_stages(inputs: PlanInputs) -> list[StagePlan]:
     if recipe.learns_offline:
         if inputs.needs_teacher and recipe.objective.targets != "online":
             stages.append(_targets(inputs))
-        stages.append(_arm(inputs, "train", teaches=inputs.needs_teacher))
+        stages.append(_arm(inputs, "train", uses_teacher=inputs.needs_teacher))
         if inputs.needs_teacher and recipe.evaluate.control:
-            stages.append(_arm(inputs, "control", teaches=False))
+            stages.append(_arm(inputs, "control", uses_teacher=False))
     if recipe.on_policy is not None:
         stages.append(_on_policy(inputs, recipe.on_policy))
     return [*stages, _evaluate(inputs)]
@@ -89,7 +89,7 @@ def plan_stages(inputs: PlanInputs) -> list[StagePlan]:
 def _collect(inputs: PlanInputs) -> StagePlan:
     workload, machine = inputs.workload, inputs.machine
     if not workload.requests:
-        return StagePlan("collect", 0, costs.BASE_MEMORY, 1.0, "all prompts have answers already")
+        return StagePlan("collect", 0, costs.BASE_MEMORY, 1.0, "all prompts already have answers")
     tokens = round(workload.prompt_tokens + workload.new_tokens)
     memory: float = costs.BASE_MEMORY
     if inputs.teacher is None:
@@ -119,19 +119,19 @@ def _filter(inputs: PlanInputs) -> StagePlan:
 
 
 def _select(inputs: PlanInputs) -> StagePlan:
-    """Scoring every answer that may be learned from."""
+    """Scores every training answer."""
     answers = inputs.workload.train_documents
     seconds = 1.0 + _scoring_seconds(inputs, answers)
     return StagePlan("select", 0, costs.BASE_MEMORY, seconds, f"{answers:,.0f} answers")
 
 
 def _scoring_seconds(inputs: PlanInputs, answers: float) -> float:
-    """Of all verifiers, one answer after the other."""
+    """Seconds of all verifiers, one answer after another."""
     return answers * sum(costs.VERIFY_S.get(each.kind, costs.COMPARE_S) for each in inputs.recipe.verifiers)
 
 
 def _student(inputs: PlanInputs) -> StagePlan:
-    """Loading the teacher falls here: it stays in memory from now on."""
+    """Includes loading the teacher, which stays in memory from this stage on."""
     workload, student = inputs.workload, inputs.student
     seconds = costs.IMPORT_S + (_load_seconds(inputs) if inputs.teacher else 0.0)
     seconds += 2 * student.parameters * costs.SAFETENSORS_LOAD_S  # written, and read again
@@ -140,7 +140,8 @@ def _student(inputs: PlanInputs) -> StagePlan:
         corpus = workload.train_documents * workload.document_tokens
         tokens = round(min(inputs.recipe.student.calibration_tokens, corpus))
         flops = costs.forward_flops(inputs.teacher, tokens, context=workload.document_tokens, head_tokens=0)
-        seconds += 2 * costs.pass_seconds(flops, inputs.machine, bfloat16=False)  # measured, and healed
+        # one pass measures importance, one fits the repair
+        seconds += 2 * costs.pass_seconds(flops, inputs.machine, bfloat16=False)
     memory = inputs.resident + 4 * student.parameters
     note = f"{format_count(student.parameters)} parameters"
     return StagePlan("student", tokens, round(memory), seconds, note)
@@ -154,15 +155,15 @@ def _targets(inputs: PlanInputs) -> StagePlan:
     return StagePlan("targets", round(tokens), round(inputs.resident), seconds, kind)
 
 
-def _arm(inputs: PlanInputs, name: str, *, teaches: bool) -> StagePlan:
-    """One training run: with the teacher's distributions, or (the control) on its text alone."""
+def _arm(inputs: PlanInputs, name: str, *, uses_teacher: bool) -> StagePlan:
+    """One training run: with the teacher's distributions, or on its text alone (the control)."""
     tokens = inputs.workload.trained_tokens
     counted = tokens * inputs.workload.counted
     steps = max(1.0, tokens / inputs.recipe.train.batch_tokens)
     seconds, memory = _learning(
-        inputs, tokens, counted, inputs.workload.document_tokens, steps, teaches=teaches
+        inputs, tokens, counted, inputs.workload.document_tokens, steps, uses_teacher=uses_teacher
     )
-    if teaches and inputs.teacher is not None:
+    if uses_teacher and inputs.teacher is not None:
         targets = inputs.recipe.objective.targets
         seconds += _teacher_seconds(
             inputs, tokens if targets == "online" else 0, counted if targets in ("hidden", "online") else 0
@@ -171,7 +172,7 @@ def _arm(inputs: PlanInputs, name: str, *, teaches: bool) -> StagePlan:
 
 
 def _on_policy(inputs: PlanInputs, settings: OnPolicy) -> StagePlan:
-    """Sampling from the student, the teacher's pass over the samples, and learning from them."""
+    """Samples from the student, a teacher pass over the samples, and training on them."""
     workload = inputs.workload
     rounds = settings.rounds * (1 - settings.off_policy)
     prompt = max(1.0, workload.document_tokens - min(inputs.recipe.collect.max_tokens, TYPICAL_ANSWER))
@@ -183,9 +184,9 @@ def _on_policy(inputs: PlanInputs, settings: OnPolicy) -> StagePlan:
         inputs.student, rounds * settings.prompts * prompt, counted, batch, inputs.machine
     )
     steps = settings.rounds * settings.policy.inner_steps
-    taught = settings.teacher > 0 and inputs.teacher is not None
-    seconds, memory = _learning(inputs, tokens, counted, prompt + answer, steps, teaches=taught)
-    if taught:
+    uses_teacher = settings.teacher > 0 and inputs.teacher is not None
+    seconds, memory = _learning(inputs, tokens, counted, prompt + answer, steps, uses_teacher=uses_teacher)
+    if uses_teacher:
         seconds += _teacher_seconds(inputs, tokens, counted)
     if settings.reward:
         seconds += _scoring_seconds(inputs, samples)
@@ -194,32 +195,32 @@ def _on_policy(inputs: PlanInputs, settings: OnPolicy) -> StagePlan:
 
 
 def _learning(
-    inputs: PlanInputs, tokens: float, counted: float, context: float, steps: float, *, teaches: bool
+    inputs: PlanInputs, tokens: float, counted: float, context: float, steps: float, *, uses_teacher: bool
 ) -> tuple[float, float]:
-    """Seconds and bytes of the student's own passes, losses and updates."""
+    """Seconds and bytes of the student's passes, losses and updates."""
     train, lora, student = inputs.recipe.train, inputs.recipe.student.lora, inputs.student
     bfloat16 = inputs.machine.fast_bfloat16 if train.dtype == "auto" else train.dtype == "bfloat16"
-    learns_head = train.embeddings and lora is None
-    trained = student.parameters if learns_head else student.body
+    trains_head = train.embeddings and lora is None
+    trained = student.parameters if trains_head else student.body
     if lora is not None:
-        # An update of rank r of an n × m matrix has r (n + m) numbers; seven matrices a layer.
+        # A rank-r update of an n × m matrix has r (n + m) parameters; seven matrices per layer.
         trained = student.layers * 7 * lora.rank * (student.hidden + student.intermediate)
     flops = costs.training_flops(
-        student, tokens, context=context, head_tokens=counted, weights=lora is None, head=learns_head
+        student, tokens, context=context, head_tokens=counted, weights=lora is None, head=trains_head
     )
     seconds = (
         costs.pass_seconds(flops, inputs.machine, bfloat16=bfloat16)
-        + costs.loss_seconds(counted, student.vocab, inputs.machine, divergence=teaches)
+        + costs.loss_seconds(counted, student.vocab, inputs.machine, divergence=uses_teacher)
         + costs.optimizer_seconds(steps, trained, inputs.machine)
     )
-    teacher_head = inputs.teacher.head if teaches and inputs.teacher is not None else 0
+    teacher_head = inputs.teacher.head if uses_teacher and inputs.teacher is not None else 0
     micro = min(train.micro_tokens, train.batch_tokens)
     memory = costs.training_memory(student, trained, micro, bfloat16=bfloat16, teacher_head=teacher_head)
     return seconds, inputs.resident + memory
 
 
 def _evaluate(inputs: PlanInputs) -> StagePlan:
-    """Teacher, student before and after, and control: all in memory at once, in float32."""
+    """Teacher, student before and after training, and control, all in memory at once in float32."""
     settings, workload, machine = inputs.recipe.evaluate, inputs.workload, inputs.machine
     offline = inputs.recipe.learns_offline
     models = [inputs.student] * (3 if settings.control and inputs.needs_teacher and offline else 2)
@@ -245,20 +246,20 @@ def _evaluate(inputs: PlanInputs) -> StagePlan:
 
 
 def _sampled_seconds(inputs: PlanInputs, shape: Shape) -> float:
-    """The answers from which pass@1 and the majority vote are taken, and scoring them."""
-    settings, asked = inputs.recipe.evaluate, inputs.workload.held_out_documents
-    answers = settings.samples * asked
+    """Seconds to sample and score the answers for pass@1 and the majority vote."""
+    settings, prompts = inputs.recipe.evaluate, inputs.workload.held_out_documents
+    answers = settings.samples * prompts
     if not answers:
         return 0.0
     written = answers * min(settings.sample_tokens, TYPICAL_ANSWER)
-    read = asked * inputs.workload.document_tokens
+    read = prompts * inputs.workload.document_tokens
     batch = min(TORCH_BATCH, answers)
-    writing = costs.torch_generation_seconds(shape, read, written, batch, inputs.machine)
-    return writing + _scoring_seconds(inputs, answers)
+    generation = costs.torch_generation_seconds(shape, read, written, batch, inputs.machine)
+    return generation + _scoring_seconds(inputs, answers)
 
 
 def _teacher_seconds(inputs: PlanInputs, tokens: float, head_tokens: float) -> float:
-    """The teacher's layers over ``tokens``, and its head over ``head_tokens``."""
+    """Seconds of the teacher's layers over ``tokens`` and its head over ``head_tokens``."""
     assert inputs.teacher is not None
     flops = costs.forward_flops(
         inputs.teacher, tokens, context=inputs.workload.document_tokens, head_tokens=head_tokens
@@ -267,9 +268,9 @@ def _teacher_seconds(inputs: PlanInputs, tokens: float, head_tokens: float) -> f
 
 
 def _backend(inputs: PlanInputs) -> str:
-    wanted = inputs.recipe.teacher.backend
-    if wanted != "auto":
-        return wanted
+    backend = inputs.recipe.teacher.backend
+    if backend != "auto":
+        return backend
     return "llama.cpp" if _is_gguf(inputs) and importlib.util.find_spec("xllamacpp") else "torch"
 
 

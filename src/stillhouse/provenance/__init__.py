@@ -1,6 +1,6 @@
-"""Where a student comes from: the terms of its teacher, the manifest of a run, the model card.
+"""A student's origins: the terms of its teacher, the manifest of a run, the model card.
 
-Nothing here is legal advice, and nothing here is signed.
+Nothing here is legal advice, and nothing is signed.
 """
 
 import lazy_loader

@@ -1,8 +1,8 @@
-"""The model card: ``README.md`` of a student, with a head that the Hugging Face Hub reads.
+"""The model card of a student (``README.md``), with the metadata that the Hugging Face Hub reads.
 
-States teacher, data, objective, numbers, terms, how to make it again, and what it was not
-measured on. It adds no number that is not in the report, and leaves out what the report
-does not have. Text that came from outside (names, reasons) is escaped for Markdown.
+States teacher, data, objective, results, terms, how to reproduce the student, and its
+limitations. It adds no number that is not in the report, and omits what the report
+lacks. Text from outside (names, reasons) is escaped for Markdown.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def model_card(
     verdict: TermsVerdict,
     manifest_facts: Mapping[str, Any],
 ) -> str:
-    """The text of the card.
+    """The card as Markdown.
 
     Args:
         report: the fields of ``report.json``; any of them may be missing.
-        terms: the teachers', the main one's first.
-        verdict: of the recipe's purpose.
-        manifest_facts: what each stage found out, by the stage's name.
+        terms: terms of the teachers, the main teacher's first.
+        verdict: the verdict on the recipe's purpose.
+        manifest_facts: the facts of each stage in the manifest, by the stage's name.
     """
     import yaml
 
@@ -65,7 +65,7 @@ def model_card(
         _section("Training", _training(recipe, manifest_facts)),
         _section("Results", _results(report)),
         _section("Terms", _terms(recipe, terms, verdict)),
-        _section("Make it again", _reproduction(recipe)),
+        _section("Reproduction", _reproduction(recipe)),
         _section("Limitations", _limitations(recipe, report)),
     ]
     return f"---\n{head}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
@@ -88,7 +88,7 @@ def _opening(recipe: Recipe, terms: Sequence[Terms]) -> str:
     models = " and ".join(_model(teacher.model) for teacher in all_teachers(recipe))
     lines.append(f"A student distilled from {models}; it started from {start}.")
     warnings = filter(None, (naming_warning(entry, recipe.name) for entry in sources))
-    lines += [f"> **Before you give this model away, rename it.** {escape(warning)}" for warning in warnings]
+    lines += [f"> **Rename this model before you distribute it.** {escape(warning)}" for warning in warnings]
     return "\n\n".join(lines)
 
 
@@ -97,30 +97,30 @@ def _teacher(recipe: Recipe, report: Mapping[str, Any]) -> str:
     rows = [("model", _model(recipe.teacher.model))]
     rows += [("fingerprint (SHA-256)", f"`{lineage[k]}`") for k in ("teacher_hash",) if lineage.get(k)]
     rows += [("chat template (SHA-256)", f"`{lineage[k]}`") for k in ("template_hash",) if lineage.get(k)]
-    rows += _shown(recipe.teacher)
+    rows += _context(recipe.teacher)
     for number, teacher in enumerate(recipe.teachers, start=1):
         rows.append((f"teacher {number + 1}", f"{_model(teacher.model)}, {_role(teacher)}"))
-        rows += _shown(teacher)
+        rows += _context(teacher)
     return _list(rows)
 
 
-def _shown(teacher: Teacher) -> list[tuple[str, str]]:
+def _context(teacher: Teacher) -> list[tuple[str, str]]:
     rows = []
     if teacher.system:
         rows.append(("system prompt", escape(_public_system(teacher.system))))
     if teacher.examples:
-        rows.append(("examples shown before every question", f"`{public_name(teacher.examples)}`"))
+        rows.append(("examples before every question", f"`{public_name(teacher.examples)}`"))
     if teacher.context == "private":
-        rows.append(("context", "seen by the teacher alone; the student learned to answer without it"))
+        rows.append(("context", "visible to the teacher only; the student was trained to answer without it"))
     return rows
 
 
 def _role(teacher: Teacher) -> str:
-    """What one of several teachers does."""
+    """The role of one of several teachers."""
     if not teacher.route:
-        return f"its distributions averaged with the first one's, at weight {teacher.weight:g}"
+        return f"its distributions averaged with those of the first teacher, with weight {teacher.weight:g}"
     tags = ", ".join(f"{key}: {value}" for key, value in teacher.route.items())
-    return f"of the prompts with {escape(tags)}"
+    return f"for the prompts with {escape(tags)}"
 
 
 def _data(recipe: Recipe, report: Mapping[str, Any]) -> str:
@@ -129,12 +129,12 @@ def _data(recipe: Recipe, report: Mapping[str, Any]) -> str:
     rows.append(
         (
             "answers",
-            f"{settings.samples} a prompt, at temperature {settings.temperature:g}, "
+            f"{settings.samples} per prompt, at temperature {settings.temperature:g}, "
             f"top-p {settings.top_p:g}, at most {settings.max_tokens} tokens",
         )
     )
     counts = report.get("corpus") or {}
-    rows += [(_words(key), _value(value)) for key, value in counts.items() if _plain(value)]
+    rows += [(_readable(key), _value(value)) for key, value in counts.items() if _is_plain(value)]
     return _list(rows)
 
 
@@ -149,13 +149,13 @@ def _training(recipe: Recipe, manifest_facts: Mapping[str, Any]) -> str:
     settings = recipe.train
     rows = [
         ("objective", f"{goal}; temperature {objective.temperature:g}, on {objective.loss_on} tokens"),
-        ("optimizer", f"AdamW, peak rate {settings.learning_rate:g}, {settings.schedule} schedule"),
-        ("step", f"{settings.batch_tokens:,} tokens"),
+        ("optimizer", f"AdamW, peak learning rate {settings.learning_rate:g}, {settings.schedule} schedule"),
+        ("batch", f"{settings.batch_tokens:,} tokens"),
     ]
     if recipe.student.lora:
         rows.append(("adapters", f"LoRA of rank {recipe.student.lora.rank}, merged into these weights"))
     rows += [
-        (_words(key), _value(facts[key])) for key in ("tokens", "steps", "train_seconds") if key in facts
+        (_readable(key), _value(facts[key])) for key in ("tokens", "steps", "train_seconds") if key in facts
     ]
     return _list(rows)
 
@@ -172,24 +172,24 @@ def _results(report: Mapping[str, Any]) -> str:
         ("size", lambda m: format_bytes(m["bytes"]) if m.get("bytes") else ""),
         ("tokens/s", lambda m: _number((m.get("tokens_per_s") or {}).get("median"))),
     ]
-    shown = [(title, show) for title, show in columns if any(show(m) for m in models)]
+    used = [(title, cell) for title, cell in columns if any(cell(m) for m in models)]
     table = [
-        "| " + " | ".join(["model", *[title for title, _ in shown]]) + " |",
-        "|" + "---|" * (len(shown) + 1),
+        "| " + " | ".join(["model", *[title for title, _ in used]]) + " |",
+        "|" + "---|" * (len(used) + 1),
     ]
     for m in models:
         cells = [
             escape(public_name(str(m.get("label", m.get("key", ""))))),
-            *[show(m) or "–" for _, show in shown],
+            *[cell(m) or "–" for _, cell in used],
         ]
         table.append("| " + " | ".join(cells) + " |")
     held_out = report.get("held_out") or {}
-    under = f"Measured on {held_out['documents']} held-out documents. " if held_out.get("documents") else ""
+    note = f"Measured on {held_out['documents']} held-out documents. " if held_out.get("documents") else ""
     confidence = next((m["perplexity"].get("confidence") for m in models if m.get("perplexity")), None)
     if confidence:
-        under += f"In brackets: {confidence:.0%} intervals, clustered by document."
+        note += f"In brackets: {confidence:.0%} intervals, clustered by document."
     verdict = (report.get("verdict") or {}).get("sentence", "")
-    return "\n\n".join(filter(None, [escape(verdict), "\n".join(table), under.strip()]))
+    return "\n\n".join(filter(None, [escape(verdict), "\n".join(table), note.strip()]))
 
 
 def _terms(recipe: Recipe, terms: Sequence[Terms], verdict: TermsVerdict) -> str:
@@ -201,7 +201,7 @@ def _terms(recipe: Recipe, terms: Sequence[Terms], verdict: TermsVerdict) -> str
     rows = [("declared purpose", f"{recipe.purpose}: {answer}")]
     if verdict.accepted:
         rows.append(
-            ("accepted all the same, in the words of this model's maker", f"“{escape(verdict.accepted)}”")
+            ("unknown terms accepted, in the words of this model's author", f"“{escape(verdict.accepted)}”")
         )
     for each in distinct:
         rows += [
@@ -213,26 +213,26 @@ def _terms(recipe: Recipe, terms: Sequence[Terms], verdict: TermsVerdict) -> str
     rows.append(("licence of this model", f"{escape(chosen.name or 'none')} ({chosen.why})"))
     if chosen.forced and recipe.license not in (None, chosen.name):
         rows.append(("not applied", f"the recipe's licence, {escape(recipe.license or '')}"))
-    parts = [_list(rows)]
+    paragraphs = [_list(rows)]
     if duties := dict.fromkeys((*verdict.duties, *(others.duties if others else ()))):
-        parts.append("What this asks of whoever gives the model away:")
-        parts.append("\n".join(f"- {duty}" for duty in duties))
-    return "\n\n".join([*parts, "A reading of the terms by Stillhouse's table, not legal advice."])
+        paragraphs.append("Duties of anyone who distributes the model:")
+        paragraphs.append("\n".join(f"- {duty}" for duty in duties))
+    return "\n\n".join([*paragraphs, "From Stillhouse's table of terms; this is not legal advice."])
 
 
 def _reproduction(recipe: Recipe) -> str:
     text = dump_recipe(_public(recipe)).rstrip()
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return (
-        f"With Stillhouse {__version__} and the recipe below as `recipe.yaml`, in which local paths were "
-        "reduced to their last component:\n\n"
+        f"With Stillhouse {__version__} and the recipe below as `recipe.yaml` (local paths are reduced to "
+        "their last component):\n\n"
         "```sh\nstill run recipe.yaml\n```\n\n<details><summary>recipe.yaml</summary>\n\n"
         f"{fence}yaml\n{text}\n{fence}\n\n</details>"
     )
 
 
 def _public(recipe: Recipe) -> Recipe:
-    """The recipe without what is private to a machine."""
+    """The recipe without paths and other values that are private to a machine."""
     student, replace = recipe.student, dataclasses.replace
     return replace(
         recipe,
@@ -266,18 +266,18 @@ def _limitations(recipe: Recipe, report: Mapping[str, Any]) -> str:
     points = [
         f"Measured on {measured} from the same source as the training prompts; other text, other "
         "languages and other tasks were not measured.",
-        "Closeness to the teacher is no measure of truth: the student learns the teacher's errors and "
+        "Closeness to the teacher does not measure truth: the student learns the teacher's errors and "
         "biases, and was not tested for safety.",
     ]
     if recipe.student.init == "prune":
         points.append(
-            "Parts of the original network were removed; what the data does not exercise may be lost."
+            "Parts of the original network were removed; abilities that the data does not use may be lost."
         )
     return "\n".join(f"- {point}" for point in points)
 
 
 def escape(text: str) -> str:
-    """``text`` on one line, with what Markdown or HTML would act on made harmless."""
+    """``text`` on one line, with characters that Markdown or HTML interprets escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
@@ -290,17 +290,17 @@ def _list(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in rows)
 
 
-def _words(key: str) -> str:
+def _readable(key: str) -> str:
     return escape(str(key).replace("_", " "))
 
 
-def _plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str) or (isinstance(value, Mapping) and bool(value))
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{_words(key)} {_value(item)}" for key, item in value.items())
+        return ", ".join(f"{_readable(key)} {_value(item)}" for key, item in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -308,13 +308,13 @@ def _value(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else escape(str(value))
 
 
-def _estimate(part: Mapping[str, Any] | None) -> str:
-    if not part or part.get("value") is None:
+def _estimate(estimate: Mapping[str, Any] | None) -> str:
+    if not estimate or estimate.get("value") is None:
         return ""
-    value = f"{part['value']:.4g}"
-    if part.get("low") is None or part.get("high") is None:
+    value = f"{estimate['value']:.4g}"
+    if estimate.get("low") is None or estimate.get("high") is None:
         return value
-    return f"{value} [{part['low']:.4g}, {part['high']:.4g}]"
+    return f"{value} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
 
 
 def _number(value: float | None) -> str:

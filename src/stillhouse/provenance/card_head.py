@@ -1,8 +1,8 @@
 """The head of a model card: YAML between two lines of ``---``, as the Hugging Face Hub reads it.
 
-Field names and values are the Hub's (https://huggingface.co/docs/hub/model-cards), and one
-is ours: ``teacher_model``. Nothing in it names a place on the machine that made the student:
-a local path is reduced to its last component, an address loses its user and query.
+Field names and values are the Hub's (https://huggingface.co/docs/hub/model-cards); one
+field is ours: ``teacher_model``. The head contains no path of the machine that made the
+student: a local path is reduced to its last component, and a URL loses its user and query.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stillhouse.recipe.teachers import all_teachers
 if TYPE_CHECKING:
     import yaml
 
-# what the embedded models and packaged prompt sets are called on the Hub
+# names of the embedded models and packaged prompt sets on the Hub
 _HUB_MODELS = {"embedded:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _HUB_DATASETS = {"package:mmlu": "cais/mmlu"}
 
@@ -34,23 +34,23 @@ _READ_FIELDS = ("license", "license_name", "license_link", "base_model", "teache
 
 @dataclass(frozen=True)
 class License:
-    """A student's licence, and who chose it."""
+    """A student's licence and the reason for it."""
 
     name: str | None
-    """None: nobody chose one."""
+    """None if no licence was chosen."""
     why: str
     forced: bool = False
 
 
 def base_reference(recipe: Recipe) -> str | None:
-    """The model whose weights the student starts from; None for one that starts from nothing."""
+    """The model whose weights the student starts from; None for a student trained from scratch."""
     if recipe.student.init == "scratch":
         return None
     return recipe.student.model or recipe.teacher.model
 
 
 def base_terms(recipe: Recipe, terms: Sequence[Terms]) -> Terms | None:
-    """Terms of the starting weights: the main teacher's where they are its own, else found by name alone."""
+    """Terms of the starting weights: the main teacher's if it is the base, else looked up by name alone."""
     base = base_reference(recipe)
     if base is None:
         return None
@@ -58,10 +58,10 @@ def base_terms(recipe: Recipe, terms: Sequence[Terms]) -> Terms | None:
 
 
 def student_license(recipe: Recipe, terms: Sequence[Terms]) -> License:
-    """The student's licence: what teachers and starting weights force, else the recipe's, else the weights'.
+    """The student's licence: forced by teachers and starting weights, else the recipe's, else the weights'.
 
     Args:
-        terms: the teachers', the main one's first.
+        terms: terms of the teachers, the main teacher's first.
     """
     base = base_terms(recipe, terms)
     forced: dict[str, str] = {}
@@ -75,12 +75,12 @@ def student_license(recipe: Recipe, terms: Sequence[Terms]) -> License:
     if recipe.license:
         return License(recipe.license, "chosen in the recipe")
     if base and base.license:
-        return License(base.license, "that of the weights that the student starts from")
-    return License(None, "nobody chose one (`license` in the recipe)")
+        return License(base.license, "licence of the weights that the student starts from")
+    return License(None, "not chosen; set `license` in the recipe")
 
 
 def card_head(recipe: Recipe, terms: Sequence[Terms]) -> dict[str, Any]:
-    """The head's fields, in the order in which they are written."""
+    """The head's fields in their order in the file."""
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     chosen = student_license(recipe, terms).name
     if chosen in _HUB_LICENSES:
@@ -99,29 +99,29 @@ def card_head(recipe: Recipe, terms: Sequence[Terms]) -> dict[str, Any]:
 
 
 def hub_name(reference: str) -> str | None:
-    """``org/name`` of a model that is on the Hub, or None."""
+    """``org/name`` of a model on the Hub, or None for any other model."""
     if reference in _HUB_MODELS:
         return _HUB_MODELS[reference]
     return model_name(reference) if reference.startswith("hub:") else None
 
 
 def public_name(reference: str) -> str:
-    """A reference without what is private to a machine: paths, users and passwords in addresses, queries."""
+    """A reference without private data: no path, and no user, password or query in a URL."""
     if reference.startswith("api:"):
         url = urlsplit(reference.removeprefix("api:").strip())
         host = url.hostname or ""
         host = f"[{host}]" if ":" in host else host
-        place = f"{host}:{url.port}" if url.port else host
-        return "api:" + urlunsplit((url.scheme, place, url.path, "", url.fragment))
+        address = f"{host}:{url.port}" if url.port else host
+        return "api:" + urlunsplit((url.scheme, address, url.path, "", url.fragment))
     if reference.startswith(("hub:", "embedded:", "package:")):
         return reference
     return reference.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def read_card_head(text: str) -> dict[str, str]:
-    """The fields of a model card that tell whose model it is, as metadata for :func:`.find.find_terms`.
+    """The fields of a model card that identify the model, as metadata for :func:`.find.find_terms`.
 
-    Several base models are joined with spaces. Empty when there is no head, or it is no YAML.
+    Several base models are joined with spaces. Empty if there is no head or it is invalid YAML.
     """
     import yaml
 
@@ -134,13 +134,14 @@ def read_card_head(text: str) -> dict[str, str]:
     except (yaml.YAMLError, RecursionError):
         return {}
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    found = {key.value: _words(value) for key, value in pairs if key.value in _READ_FIELDS}
-    return {key: words for key, words in found.items() if words}
+    texts = {key.value: _node_text(value) for key, value in pairs if key.value in _READ_FIELDS}
+    return {key: text for key, text in texts.items() if text}
 
 
-def _words(node: yaml.Node) -> str:
-    """A plain value, or a list of those; nothing is built of the rest, for aliases of aliases never end."""
+def _node_text(node: yaml.Node) -> str:
+    """The text of a scalar or of a list of scalars; other nodes count as empty."""
     import yaml
 
-    plain = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    return " ".join(n.value for n in plain if isinstance(n, yaml.ScalarNode) and not n.tag.endswith(":null"))
+    # reads nodes, not objects: constructing objects from nested aliases can take forever
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    return " ".join(n.value for n in nodes if isinstance(n, yaml.ScalarNode) and not n.tag.endswith(":null"))

@@ -1,7 +1,8 @@
 """``manifest.json``: the hash of every input and output of every stage of a run.
 
-It tells which stages need not run again, and lets :mod:`.verify` find what was changed
-since. It is not signed: whoever can write the run's directory can write the manifest too.
+The manifest decides which stages need not run again, and :mod:`.verify` detects later
+changes with it. It is not signed: anyone who can write the run's directory can also
+write the manifest.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from stillhouse.recipe.retired import RetiredValues, restore_retired
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 STAGE_INPUT = "stage."
-"""Before an earlier stage's name, as the key of an input; its value is its :meth:`Manifest.digest`."""
+"""Prefix of an earlier stage's name as the key of an input; the value is its :meth:`Manifest.digest`."""
 RECIPE_INPUT = "recipe."
-"""Before the name of a recipe section: its value is :func:`recipe_section_hash`."""
+"""Prefix of a recipe section's name as the key of an input; the value is :func:`recipe_section_hash`."""
 RESULT_NEUTRAL = frozenset(
     (
         "teacher.api_key_env",
@@ -45,7 +46,7 @@ RESULT_NEUTRAL = frozenset(
         "train.trackers",
     )
 )
-"""Keys of a recipe that say how a stage works, not what comes out: they may change, and nothing is redone."""
+"""Keys of a recipe that do not affect a stage's results: a stage does not run again when they change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,12 @@ class OutputFile:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic's own name
 
     path: str
-    """Below the run's directory, with `/`."""
+    """Relative to the run's directory, with `/`."""
     sha256: str
     size: Annotated[int, Ge(0)]
 
     def difference(self, directory: Path) -> str | None:
-        """How the file now differs from this record, or None."""
+        """Describes how the file differs from this record, or returns None."""
         path = directory / self.path
         try:
             if not path.is_file():
@@ -69,7 +70,7 @@ class OutputFile:
             if size != self.size:
                 return f"{self.path} has {size} bytes instead of {self.size}"
             if sha256_file(path) != self.sha256:
-                return f"{self.path} has other content than recorded"
+                return f"{self.path} differs from the recorded content"
         except OSError as error:
             return f"{self.path} cannot be read: {error.strerror}"
         return None
@@ -77,7 +78,7 @@ class OutputFile:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """What one stage took, made, and found out."""
+    """Inputs, outputs and facts of one finished stage."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic's own name
 
@@ -85,10 +86,10 @@ class StageRecord:
     outputs: tuple[OutputFile, ...]
     facts: dict[str, Any]
     started: str | None
-    """ISO 8601, UTC; None where nobody said."""
+    """ISO 8601, UTC; None if unknown."""
     finished: str
     versions: dict[str, str]
-    """Of what ran it: stillhouse, python, torch, transformers, platform."""
+    """Versions of stillhouse, python, torch, transformers and the platform that ran the stage."""
 
 
 class Manifest:
@@ -96,7 +97,7 @@ class Manifest:
 
     Args:
         directory: the run's directory.
-        stages: records by name, in the order in which the stages were finished first.
+        stages: records by name, in the order in which the stages first finished.
     """
 
     def __init__(self, directory: str | Path, stages: Mapping[str, StageRecord] | None = None) -> None:
@@ -105,17 +106,17 @@ class Manifest:
 
     @classmethod
     def load(cls, run_dir: str | Path) -> Manifest:
-        """Reads ``run_dir/manifest.json``; empty when there is none.
+        """Reads ``run_dir/manifest.json``; returns an empty manifest if there is no file.
 
         Raises:
-            IntegrityError: the file is not a manifest.
+            IntegrityError: the file is not a valid manifest.
         """
         from pydantic import TypeAdapter, ValidationError
 
         path = Path(run_dir) / MANIFEST
         if not path.exists():
             return cls(run_dir)
-        hint = "Restore the file, or remove it: the run then does all its stages again."
+        hint = "Restore the file, or remove it: the run then repeats all its stages."
         try:
             data = read_json(path)
         except (ValueError, OSError, RecursionError) as error:
@@ -126,8 +127,8 @@ class Manifest:
             stages = TypeAdapter(dict[str, StageRecord]).validate_python(data.get("stages"))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(["stages", *map(str, first["loc"])])
-            raise IntegrityError(f"{path}: {place}: {first['msg'].lower()}", hint=hint) from error
+            key = ".".join(["stages", *map(str, first["loc"])])
+            raise IntegrityError(f"{path}: {key}: {first['msg'].lower()}", hint=hint) from error
         for name, record in stages.items():
             for output in record.outputs:
                 if not _is_below(output.path):
@@ -137,7 +138,7 @@ class Manifest:
         return cls(run_dir, stages)
 
     def finished(self, stage: str, inputs: Mapping[str, str]) -> bool:
-        """Whether ``stage`` was done with these inputs, and its files are still the same (hashed anew)."""
+        """Whether ``stage`` finished with these inputs and its files are unchanged (hashes them again)."""
         record = self.stages.get(stage)
         if record is None or record.inputs != dict(inputs):
             return False
@@ -152,16 +153,17 @@ class Manifest:
         *,
         started: datetime | None = None,
     ) -> None:
-        """Writes down a finished stage, in place of an earlier record; the file is replaced atomically.
+        """Records a finished stage, replacing an earlier record; writes the file atomically.
 
         Args:
-            inputs: hashes by name; those named as by ``STAGE_INPUT`` and ``RECIPE_INPUT`` can be rechecked.
+            inputs: hashes by name; those with the prefixes ``STAGE_INPUT`` and ``RECIPE_INPUT`` can be
+                verified later.
             outputs: files below the run's directory.
-            facts: what the stage found out; anything JSON can hold.
-            started: when it began, with a time zone.
+            facts: facts about the stage's results; any JSON value.
+            started: start of the stage, with a time zone.
 
         Raises:
-            StorageError: the disk is full, or the place may not be written.
+            StorageError: the disk is full, or the path is not writable.
         """
         self.stages[stage] = StageRecord(
             inputs=dict(inputs),
@@ -175,29 +177,29 @@ class Manifest:
         write_json(self.directory / MANIFEST, {"schema_version": SCHEMA_VERSION, "stages": stages})
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What ``stage`` found out; empty when it was not done."""
+        """The facts that ``stage`` recorded; empty if it has not run."""
         record = self.stages.get(stage)
         return dict(record.facts) if record else {}
 
     def digest(self, stage: str) -> str:
-        """One hash over the names and hashes of a stage's outputs; of nothing, when it was not done."""
+        """One hash over the names and hashes of a stage's outputs; of an empty list if it has not run."""
         record = self.stages.get(stage)
         return sha256_json([[output.path, output.sha256] for output in record.outputs] if record else [])
 
     def _output(self, path: Path) -> OutputFile:
-        below = path.absolute().relative_to(self.directory.absolute()).as_posix()
-        assert _is_below(below), f"{path} is not below {self.directory}"
-        return OutputFile(path=below, sha256=sha256_file(path), size=path.stat().st_size)
+        relative = path.absolute().relative_to(self.directory.absolute()).as_posix()
+        assert _is_below(relative), f"{path} is not below {self.directory}"
+        return OutputFile(path=relative, sha256=sha256_file(path), size=path.stat().st_size)
 
 
 def recipe_section_hash(recipe: Recipe, section: str, retired: RetiredValues | None = None) -> str:
-    """The hash of a part of a recipe, named with dots (``train``, ``train.max_length``).
+    """The hash of a section or key of a recipe (``train``, ``train.max_length``).
 
-    In the hash of a whole section its :data:`RESULT_NEUTRAL` keys do not count.
+    The hash of a whole section excludes its :data:`RESULT_NEUTRAL` keys.
 
     Args:
-        retired: what an older run's recipe had in keys that were removed since (default: their old defaults,
-            so that the hash of a section is what it was before).
+        retired: values that an older run's recipe has in keys that no longer exist (default: their former
+            defaults, so that the hash of a section does not change).
     """
     value: Any = recipe
     for name in section.split("."):
@@ -215,20 +217,20 @@ def _plain(value: Any) -> Any:
 
 
 def _is_below(path: str) -> bool:
-    parts = PurePosixPath(path)
-    return bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts
+    relative = PurePosixPath(path)
+    return bool(relative.parts) and not relative.is_absolute() and ".." not in relative.parts
 
 
 def versions() -> dict[str, str]:
-    """Of what runs: stillhouse, python, torch, transformers, platform."""
-    found = {
+    """Versions of stillhouse, python, the platform, torch and transformers."""
+    result = {
         "stillhouse": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
     for package in ("torch", "transformers"):
         try:
-            found[package] = metadata.version(package)
+            result[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result

@@ -1,8 +1,8 @@
-"""The table of terms (``terms.yaml``): whose outputs may train another model, and on what conditions.
+"""The table of terms (``terms.yaml``): which models' outputs may train another model, and on what conditions.
 
-Reads the file and checks its form. Which entry a model falls under is found in
-:mod:`.find`, what an entry means for a purpose in :mod:`.verdict`. The table is a
-reading by engineers and no legal advice; it does not know agreements of your own.
+Reads and validates the file. :mod:`.find` finds the entry of a model, :mod:`.verdict`
+decides what an entry means for a purpose. The table is a reading by engineers, not legal
+advice; it does not know your own agreements.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from annotated_types import MinLen
 
 Answer = Literal["yes", "no", "conditions", "unknown"]
 Use = Literal["any", "noncommercial", "research"]
-Words = Annotated[str, MinLen(1)]
+Text = Annotated[str, MinLen(1)]
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """How a model is recognised; see :mod:`.find` for what is compared with what."""
+    """Patterns that identify a model; :mod:`.find` compares them with names and metadata."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic's own name
 
-    hosts: tuple[Words, ...] = ()
+    hosts: tuple[Text, ...] = ()
     """Hosts of the provider's API; subdomains count."""
-    names: tuple[Words, ...] = ()
+    names: tuple[Text, ...] = ()
     """Regular expressions, searched in the model's name."""
-    licenses: tuple[Words, ...] = ()
-    """Values of a licence field, as :func:`.find.normal` writes them."""
-    model_types: tuple[Words, ...] = ()
-    """Architectures that only this family has; asked last."""
+    licenses: tuple[Text, ...] = ()
+    """Values of a licence field, as :func:`.find.normalise` writes them."""
+    model_types: tuple[Text, ...] = ()
+    """Architectures that only this family has; checked last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,44 +44,44 @@ class Terms:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic's own name
 
-    key: Words
-    name: Words
+    key: Text
+    name: Text
     outputs_may_train: Answer
-    """Whether what the model says, or its probabilities, may train another; `conditions`: see ``duties``."""
+    """Whether the model's text or probabilities may train another model; `conditions`: see ``duties``."""
     own_family: bool = False
-    """Where they may not: whether they still may train a model that is made from this one's own weights."""
+    """Whether outputs that may not train other models may still train one made from this model's weights."""
     use: Use
-    """The widest use that is granted at all."""
+    """The widest use that is granted."""
     may_compete: Answer
     """Whether the student may compete with the provider."""
     passes_on: bool | None
-    """Whether a model trained on the outputs falls under these terms itself; None where nobody can say."""
+    """Whether a model trained on the outputs falls under these terms itself; None if unknown."""
     student_license: str | None = None
-    """The licence that such a student then must have."""
+    """The licence that such a student must have."""
     license: str | None = None
     """The licence of the weights, as the Hugging Face Hub writes it; None for a service."""
     keeps_license: bool = False
     """Whether a student that starts from the weights (pruned, or trained further) keeps that licence."""
     name_prefix: str | None = None
-    """What the student's name must begin with."""
+    """Required prefix of the student's name."""
     credit: str | None = None
-    """What must be displayed with the student, word for word."""
-    duties: tuple[Words, ...] = ()
-    """What has to be done, a sentence each."""
-    clause: Words
-    """The deciding clause in a few words of our own."""
-    source: Words
-    """Where it stands: title of the document, version, section."""
-    checked: Words
-    """The day on which the document's own text was read, or `unverified`."""
+    """Text that must be displayed with the student, word for word."""
+    duties: tuple[Text, ...] = ()
+    """What the user must do, one sentence each."""
+    clause: Text
+    """The deciding clause, paraphrased."""
+    source: Text
+    """Source of the clause: title of the document, version, section."""
+    checked: Text
+    """The day on which the document itself was read, or `unverified`."""
     note: str | None = None
-    """What was not seen, or has to be known besides."""
+    """What was not read, or other remarks."""
     match: Match = field(default_factory=Match)
 
 
 @cache
 def all_terms() -> tuple[Terms, ...]:
-    """Every entry of the table, in the file's order."""
+    """All entries of the table, in the file's order."""
     return parse_terms(resources.files("stillhouse.provenance").joinpath("terms.yaml").read_text("utf-8"))
 
 
@@ -96,7 +96,7 @@ def parse_terms(text: str) -> tuple[Terms, ...]:
 
     Raises:
         pydantic.ValidationError: a field is missing, unknown or of the wrong type.
-        AssertionError: the entries contradict themselves. Both are our mistakes, not a user's.
+        AssertionError: an entry contradicts itself. Both are errors of the table, not of a user.
     """
     import yaml
     from pydantic import TypeAdapter

@@ -1,7 +1,7 @@
-"""Is a run still what its manifest recorded? Rechecks every hash that can be computed again.
+"""Verifies a run against its manifest: recomputes every hash that can be computed again.
 
-Finds what was changed without the manifest being changed with it. Files that no stage
-recorded (checkpoints, a journal, a stranger's) are not looked at.
+Detects changes that were made without changing the manifest. Files that no stage
+recorded (checkpoints, a journal, files of others) are not checked.
 """
 
 from __future__ import annotations
@@ -19,28 +19,27 @@ from stillhouse.recipe.retired import RetiredValues
 
 @dataclass(frozen=True)
 class RunVerification:
-    """The outcome of a check."""
+    """The result of a verification."""
 
     checked: int
-    """Files whose content was compared."""
+    """Number of files whose content was compared."""
     differences: list[str]
-    """One line each, in the order of the stages."""
+    """One line for each difference, in the order of the stages."""
 
 
 def verify_run(run_dir: str | Path) -> RunVerification:
     """Compares a run's directory with its manifest.
 
-    For each stage in turn: whether the recipe's sections are those it was made with, whether what it took
-    from earlier stages is what those stages left, and whether its files are there with size and content as
-    recorded.
+    For each stage, compares the recipe's sections with those that the stage used, its inputs with the
+    outputs of earlier stages, and its files with their recorded size and content.
 
     Raises:
-        IntegrityError: there is no manifest, or it is malformed.
+        IntegrityError: the manifest is missing or invalid.
     """
     directory = Path(run_dir)
     if not (directory / MANIFEST).is_file():
         raise IntegrityError(
-            f"{directory} holds no {MANIFEST}, so nothing can be compared",
+            f"{directory} contains no {MANIFEST}, so nothing can be compared",
             hint="Name the directory of a run, e.g. runs/quickstart.",
         )
     manifest = Manifest.load(directory)
@@ -50,13 +49,13 @@ def verify_run(run_dir: str | Path) -> RunVerification:
         differences += _inputs(manifest, stage, recipe)
         for output in record.outputs:
             files.add(output.path)
-            if found := output.difference(directory):
-                differences.append(f"{found} (stage {stage})")
+            if difference := output.difference(directory):
+                differences.append(f"{difference} (stage {stage})")
     return RunVerification(len(files), differences)
 
 
 def _recipe(directory: Path, manifest: Manifest) -> tuple[tuple[Recipe, RetiredValues] | None, list[str]]:
-    """The run's recipe, where a stage recorded hashes of its sections; and what keeps it from being read."""
+    """The run's recipe, if a stage recorded hashes of its sections, and the reason if it is unreadable."""
     if not any(
         name.startswith(RECIPE_INPUT) for record in manifest.stages.values() for name in record.inputs
     ):
@@ -75,13 +74,13 @@ def _inputs(manifest: Manifest, stage: str, recipe: tuple[Recipe, RetiredValues]
         if name.startswith(STAGE_INPUT):
             earlier = name.removeprefix(STAGE_INPUT)
             if earlier not in manifest.stages:
-                yield f"stage {stage} was made from stage {earlier}, which is not in the manifest"
+                yield f"stage {stage} used stage {earlier}, which is not in the manifest"
             elif value != manifest.digest(earlier):
-                yield f"stage {stage} was made from other outputs of stage {earlier} than are recorded now"
+                yield f"stage {stage} used other outputs of stage {earlier} than the manifest records now"
         elif recipe is not None and name.startswith(RECIPE_INPUT):
             section = name.removeprefix(RECIPE_INPUT)
             if _section_hash(*recipe, section) != value:
-                yield f"recipe.yaml: {section} is not what stage {stage} was made with"
+                yield f"recipe.yaml: {section} differs from what stage {stage} used"
 
 
 def _section_hash(recipe: Recipe, retired: RetiredValues, section: str) -> str | None:
