@@ -331,12 +331,12 @@ async def serving(engine: Callable[[Any], Any]) -> AsyncIterator[int]:
 
     from stillhouse.models import load_tokenizer
     from stillhouse.models.backends.prompts import PromptEncoder
-    from stillhouse.serve.app import Server
-    from stillhouse.serve.model_pool import Shelf
+    from stillhouse.serve.app import create_app
+    from stillhouse.serve.model_pool import ModelPool
 
     made = engine(PromptEncoder(*load_tokenizer("embedded:smollm2"), 2048, 0))
-    shelf = Shelf({"smollm2": "nothing"}, idle_s=0, load=lambda reference: made)
-    app = Server(shelf, queue=8).app(hosts=["127.0.0.1"], api_key=None)
+    pool = ModelPool({"smollm2": "nothing"}, idle_s=0, load=lambda reference: made)
+    app = create_app(pool, queue_size=8, hosts=["127.0.0.1"], api_key=None)
     server = uvicorn.Server(uvicorn.Config(app, port=0, loop="asyncio", log_level="error", access_log=False))
     running = asyncio.create_task(server.serve())
     while not server.started:
@@ -348,17 +348,17 @@ async def serving(engine: Callable[[Any], Any]) -> AsyncIterator[int]:
 
 async def a_request(times: int) -> dict[str, float]:
     """Percentiles over requests whose engine answers at once with one token."""
-    from stillhouse.serve.engine import Piece
+    from stillhouse.serve.engines.base import TextDelta
 
-    async def generate(wish: Any) -> AsyncIterator[Piece]:
-        yield Piece("Hello", tokens=1, finish_reason="stop")
+    async def generate(request: Any) -> AsyncIterator[TextDelta]:
+        yield TextDelta("Hello", tokens=1, finish_reason="stop")
 
     async def close() -> None:
         pass
 
     def engine(prompts: Any) -> Any:
         return SimpleNamespace(
-            prompts=prompts, context_length=2048, can=frozenset(), generate=generate, close=close
+            prompts=prompts, context_length=2048, capabilities=frozenset(), generate=generate, close=close
         )
 
     body = json.dumps({"model": "smollm2", "messages": [{"role": "user", "content": QUESTIONS[0]}]})
@@ -382,7 +382,7 @@ async def a_request(times: int) -> dict[str, float]:
 
 async def a_token() -> dict[str, float]:
     """Processor time of this process for one streamed token, at 8 chats; the clients are another process."""
-    from stillhouse.serve.engine import LlamaEngine
+    from stillhouse.serve.engines.llama_cpp import LlamaEngine
 
     async def clients(port: int) -> None:
         command = [sys.executable, __file__, "talk", f"http://127.0.0.1:{port}"]
@@ -408,7 +408,7 @@ class Metronome:
         self.prompts, self.begun = prompts, 0
         self.threads = ThreadPoolExecutor(8)
 
-    def stream(self, ids: Any, sampling: Any, listen: Callable[[Any], bool], **wishes: Any) -> None:
+    def stream(self, ids: Any, sampling: Any, listen: Callable[[Any], bool], **options: Any) -> None:
         self.begun += 1
         self.threads.submit(self.say, listen, self.begun % 8)
 

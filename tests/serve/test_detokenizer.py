@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from stillhouse.models import cut_at_stop, load_tokenizer, split_reasoning
-from stillhouse.models.chat.reasoning import ReasoningStream
-from stillhouse.serve.detokenizer import Detokenizer, Stops
+from stillhouse.serve.detokenizer import Detokenizer, StopFilter, Thoughts
 
 FRAGMENTS = st.lists(
     st.sampled_from(["<think>", "</think>", "<th", "ink>", "</", "a", " ", "\n", "é", "\n\n"])
@@ -21,7 +20,7 @@ def chunks(text, cuts):
 @given(FRAGMENTS, st.lists(st.integers(0, 200)), st.booleans())
 def test_thoughts_in_pieces_are_the_thoughts_of_the_whole(fragments, cuts, inside):
     text = "".join(fragments)
-    splitter, parts = ReasoningStream(inside=inside), []
+    splitter, parts = Thoughts(inside=inside), []
     for chunk in chunks(text, cuts):
         parts += splitter.add(chunk)
     parts += splitter.add("", end=True)
@@ -37,7 +36,7 @@ def test_thoughts_in_pieces_are_the_thoughts_of_the_whole(fragments, cuts, insid
     st.lists(st.sampled_from(["ST", "Sa", "aab", "\n\n", "TTT"]), max_size=3),
 )
 def test_nothing_of_a_stop_is_shown(text, cuts, stops):
-    holder, said = Stops(stops), ""
+    holder, said = StopFilter(stops), ""
     for chunk in chunks(text, cuts):
         said += holder.add(chunk)
     said += holder.end()

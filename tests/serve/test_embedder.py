@@ -5,15 +5,16 @@ import asyncio
 import pytest
 from tool_models import make_tool_model
 
-from stillhouse.serve import engine as engines
+from stillhouse.serve.engines import llama_cpp
+from stillhouse.serve.engines.open import open_engine
 
 
 def test_it_is_freed_when_idle_and_opened_again(tmp_path, monkeypatch):
     _, file = make_tool_model(tmp_path / "model")
-    monkeypatch.setattr(engines, "EMBEDDER_IDLE_S", 0.2)
+    monkeypatch.setattr(llama_cpp, "EMBEDDER_IDLE_S", 0.2)
 
     async def use():
-        engine = engines.open_engine(str(file))
+        engine = open_engine(str(file))
         assert engine._model._embedder is None
         first = await engine.embed((5, 6, 7))
         assert engine._model._embedder is not None

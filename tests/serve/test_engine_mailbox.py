@@ -4,28 +4,31 @@ import asyncio
 import threading
 import time
 
-from stillhouse.serve import engine
-from stillhouse.serve.engine import Piece, _joined, _Post
+from stillhouse.serve.engines import mailbox as mailbox_module
+from stillhouse.serve.engines.base import TextDelta
+from stillhouse.serve.engines.llama_cpp import _merge
+from stillhouse.serve.engines.mailbox import Mailbox
 
-THREADS, LETTERS = 8, 2000
+THREADS, MESSAGES = 8, 2000
 
 
 def test_letters_of_many_threads_arrive_in_order():
     async def talk():
-        post = _Post()
-        queues = [post.queue() for _ in range(THREADS)]
+        mailbox = Mailbox()
+        queues = [mailbox.open_queue() for _ in range(THREADS)]
         threads = [
-            threading.Thread(target=lambda to=to: [post.send(to, n) for n in range(LETTERS)]) for to in queues
+            threading.Thread(target=lambda to=to: [mailbox.send(to, n) for n in range(MESSAGES)])
+            for to in queues
         ]
         for thread in threads:
             thread.start()
-        heard = [[await asyncio.wait_for(queue.get(), 30) for _ in range(LETTERS)] for queue in queues]
+        heard = [[await asyncio.wait_for(queue.get(), 30) for _ in range(MESSAGES)] for queue in queues]
         for thread in threads:
             thread.join()
         return heard, all(queue.empty() for queue in queues)
 
     heard, nothing_left = asyncio.run(talk())
-    assert heard == [list(range(LETTERS))] * THREADS
+    assert heard == [list(range(MESSAGES))] * THREADS
     assert nothing_left
 
 
@@ -34,11 +37,13 @@ def test_a_loop_that_is_busy_is_called_once():
 
     async def talk():
         loop, calls = asyncio.get_running_loop(), []
-        post, call = _Post(), loop.call_soon_threadsafe
+        mailbox, call = Mailbox(), loop.call_soon_threadsafe
         loop.call_soon_threadsafe = lambda *given: calls.append(given) or call(*given)
-        queue = post.queue()
+        queue = mailbox.open_queue()
         for bundle in range(3):
-            sender = threading.Thread(target=lambda first=bundle: [post.send(queue, first) for _ in range(5)])
+            sender = threading.Thread(
+                target=lambda first=bundle: [mailbox.send(queue, first) for _ in range(5)]
+            )
             sender.start()
             sender.join()  # in the loop's own thread: it is busy meanwhile
             assert [await queue.get() for _ in range(5)] == [bundle] * 5
@@ -48,16 +53,16 @@ def test_a_loop_that_is_busy_is_called_once():
 
 
 def test_what_many_threads_send_arrives_once_and_in_order(monkeypatch):
-    monkeypatch.setattr(engine, "ROUND_S", 0.0005)
+    monkeypatch.setattr(mailbox_module, "ROUND_S", 0.0005)
     each, threads = 3000, 4
 
     async def scene():
-        post = _Post()
-        queues = [post.queue() for _ in range(threads)]
+        mailbox = Mailbox()
+        queues = [mailbox.open_queue() for _ in range(threads)]
 
         def say(to):
             for number in range(each):
-                post.send(to, number)
+                mailbox.send(to, number)
                 if number % 100 == 0:
                     time.sleep(0.0007)  # a round may end, and the next letter has to open one
 
@@ -73,16 +78,16 @@ def test_what_many_threads_send_arrives_once_and_in_order(monkeypatch):
 
 
 def test_the_first_letter_comes_at_once_and_the_next_ones_together_in_their_round(monkeypatch):
-    monkeypatch.setattr(engine, "ROUND_S", 1.0)
+    monkeypatch.setattr(mailbox_module, "ROUND_S", 1.0)
 
     async def scene():
-        post = _Post()
-        queue, began = post.queue(), time.monotonic()
-        post.send(queue, 0)
+        mailbox = Mailbox()
+        queue, began = mailbox.open_queue(), time.monotonic()
+        mailbox.send(queue, 0)
         await queue.get()
         first = time.monotonic() - began
         for number in (1, 2, 3):
-            post.send(queue, number)
+            mailbox.send(queue, number)
         heard = [await queue.get()]
         second = time.monotonic() - began
         while not queue.empty():
@@ -95,6 +100,10 @@ def test_the_first_letter_comes_at_once_and_the_next_ones_together_in_their_roun
 
 
 def test_pieces_that_came_together_are_one_piece():
-    pieces = [Piece("a", tokens=1, cached_tokens=7), Piece("", tokens=1), Piece("b", finish_reason="stop")]
-    assert _joined(pieces) == Piece("ab", tokens=2, cached_tokens=7, finish_reason="stop")
-    assert _joined(pieces[:1]) is pieces[0]
+    pieces = [
+        TextDelta("a", tokens=1, cached_tokens=7),
+        TextDelta("", tokens=1),
+        TextDelta("b", finish_reason="stop"),
+    ]
+    assert _merge(pieces) == TextDelta("ab", tokens=2, cached_tokens=7, finish_reason="stop")
+    assert _merge(pieces[:1]) is pieces[0]

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from stillhouse.errors import ModelError
-from stillhouse.serve.model_pool import Shelf
+from stillhouse.serve.model_pool import ModelPool
 
 
 class FakeEngine:
@@ -37,8 +37,8 @@ class Loader:
         return self.made[-1]
 
 
-async def used(shelf, name):
-    async with shelf.use(name) as engine:
+async def used(pool, name):
+    async with pool.use(name) as engine:
         return engine
 
 
@@ -47,16 +47,16 @@ def test_a_client_that_leaves_does_not_end_the_loading():
     load = Loader()
 
     async def scene():
-        shelf = Shelf({"a": "a"}, idle_s=0, load=load)
+        pool = ModelPool({"a": "a"}, idle_s=0, load=load)
         for _ in range(3):
-            leaving = asyncio.create_task(used(shelf, "a"))
+            leaving = asyncio.create_task(used(pool, "a"))
             await asyncio.sleep(0.02)
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
-        staying = [asyncio.create_task(used(shelf, "a")) for _ in range(2)]
+        staying = [asyncio.create_task(used(pool, "a")) for _ in range(2)]
         load.go.set()
         engines = await asyncio.gather(*staying)
-        await shelf.close()
+        await pool.close()
         return engines
 
     engines = asyncio.run(scene())
@@ -70,12 +70,12 @@ def test_two_models_are_loaded_one_after_the_other():
     load = Loader()
 
     async def scene():
-        shelf = Shelf({"a": "a", "b": "b"}, idle_s=0, load=load)
-        both = [asyncio.create_task(used(shelf, name)) for name in "ab"]
+        pool = ModelPool({"a": "a", "b": "b"}, idle_s=0, load=load)
+        both = [asyncio.create_task(used(pool, name)) for name in "ab"]
         await asyncio.sleep(0.05)
         load.go.set()
         await asyncio.gather(*both)
-        await shelf.close()
+        await pool.close()
 
     asyncio.run(scene())
     assert (load.most, len(load.made)) == (1, 2)
@@ -86,11 +86,11 @@ def test_what_cannot_be_loaded_is_told_to_all_who_wait_and_tried_again():
     load.go.set()
 
     async def scene():
-        shelf = Shelf({"a": "broken"}, idle_s=0, load=load)
-        told = await asyncio.gather(*(used(shelf, "a") for _ in range(2)), return_exceptions=True)
+        pool = ModelPool({"a": "broken"}, idle_s=0, load=load)
+        told = await asyncio.gather(*(used(pool, "a") for _ in range(2)), return_exceptions=True)
         with pytest.raises(ModelError, match="broken"):
-            await used(shelf, "a")
-        await shelf.close()
+            await used(pool, "a")
+        await pool.close()
         return told
 
     assert [str(error) for error in asyncio.run(scene())] == ["it is broken"] * 2
@@ -100,12 +100,12 @@ def test_the_end_waits_for_a_model_that_is_being_loaded():
     load = Loader()
 
     async def scene():
-        shelf = Shelf({"a": "a"}, idle_s=0, load=load)
-        leaving = asyncio.create_task(used(shelf, "a"))
+        pool = ModelPool({"a": "a"}, idle_s=0, load=load)
+        leaving = asyncio.create_task(used(pool, "a"))
         await asyncio.sleep(0.02)
         leaving.cancel()
         threading.Timer(0.05, load.go.set).start()
-        await shelf.close()
+        await pool.close()
 
     asyncio.run(scene())
     assert [engine.closed for engine in load.made] == [True]

@@ -1,10 +1,10 @@
 """The OpenAPI document describes the bodies as they are understood."""
 
-from stillhouse.serve.openapi import description
+from stillhouse.serve.endpoints.openapi import openapi_document
 
 
 def test_bodies_are_described():
-    schemas = description()["components"]["schemas"]
+    schemas = openapi_document()["components"]["schemas"]
     chat = schemas["ChatRequest"]["properties"]
     assert "lets the model choose" in chat["tool_choice"]["description"]
     assert "Refused" in chat["functions"]["description"]

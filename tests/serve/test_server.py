@@ -186,11 +186,11 @@ def test_errors_have_the_api_s_shape_and_status(server):
     assert caught.value.code == "context_length_exceeded"
     for model in ("tiny", "smollm2"):
         with pytest.raises(
-            openai.BadRequestError, match=f"{model} gives no tools: its chat template"
+            openai.BadRequestError, match=f"{model} does not support tools: its chat template"
         ) as caught:
             chat(model=model, messages=HELLO, tools=[{"type": "function", "function": {"name": "f"}}])
         assert caught.value.code == "unsupported" and caught.value.body["param"] == "tools"
-    with pytest.raises(openai.BadRequestError, match="only parts of type text"):
+    with pytest.raises(openai.BadRequestError, match="only content parts of type text"):
         chat(model="tiny", messages=[{"role": "user", "content": [{"type": "image_url"}]}])
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from stillhouse.models.chat.tool_calls import ToolCallFormat
-from stillhouse.serve.engine import Piece
-from stillhouse.serve.responses import ChatChoice
-from stillhouse.serve.tool_parser import Call, Calls
+from stillhouse.serve.api.responses import ChatChoice
+from stillhouse.serve.engines.base import TextDelta
+from stillhouse.serve.tool_parser import ParsedCall, ToolCallParser
 
 HERMES = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments")
 BARE = ToolCallFormat("", "", "parameters")
@@ -32,13 +32,13 @@ FRAGMENTS = st.lists(
 
 def read(form, chunks):
     """Text and calls, neighbouring texts joined."""
-    calls, told = Calls(form, NAMES), []
+    parser, parts = ToolCallParser(form, NAMES), []
     for chunk in chunks:
-        told += calls.add(chunk)
-    told += calls.add("", end=True)
+        parts += parser.add(chunk)
+    parts += parser.add("", end=True)
     joined = []
-    for part in told:
-        part = (part.name, json.loads(part.arguments)) if isinstance(part, Call) else part
+    for part in parts:
+        part = (part.name, json.loads(part.arguments)) if isinstance(part, ParsedCall) else part
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
             joined[-1] += part
         else:
@@ -118,10 +118,10 @@ def test_every_cut_of_an_answer_with_a_call(form):
 
 
 def test_text_is_told_as_soon_as_it_cannot_become_a_call():
-    calls = Calls(HERMES, NAMES)
-    assert calls.add("Hello <to") == ["Hello"]
-    assert calls.add("ol> you") == [" <tool> you"]
-    assert calls.add("<tool_call> no") == ["<tool_call>", " no"]
+    parser = ToolCallParser(HERMES, NAMES)
+    assert parser.add("Hello <to") == ["Hello"]
+    assert parser.add("ol> you") == [" <tool> you"]
+    assert parser.add("<tool_call> no") == ["<tool_call>", " no"]
 
 
 def test_an_answer_of_thoughts_text_and_two_calls_in_the_api_s_words():
@@ -130,9 +130,11 @@ def test_an_answer_of_thoughts_text_and_two_calls_in_the_api_s_words():
         '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
         '<tool_call>\n{"name": "grün"}\n</tool_call>'
     )
-    choice = ChatChoice(0, inside=True, names=None, calls=Calls(HERMES, NAMES))
-    chunks_ = [chunk for letter in text for chunk in choice.add(Piece(letter, tokens=1))]
-    chunks_ += choice.add(Piece(finish_reason="stop"))
+    choice = ChatChoice(
+        0, starts_in_reasoning=True, logprob_formatter=None, tool_parser=ToolCallParser(HERMES, NAMES)
+    )
+    chunks_ = [chunk for letter in text for chunk in choice.add(TextDelta(letter, tokens=1))]
+    chunks_ += choice.add(TextDelta(finish_reason="stop"))
     assert [chunk["finish_reason"] for chunk in chunks_] == [None] * (len(chunks_) - 1) + ["tool_calls"]
     deltas = [chunk["delta"] for chunk in chunks_]
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Which?"
@@ -151,8 +153,12 @@ def test_an_answer_of_thoughts_text_and_two_calls_in_the_api_s_words():
 
 
 def test_an_answer_that_was_cut_off_after_a_call_says_so():
-    choice = ChatChoice(0, inside=False, names=None, calls=Calls(HERMES, NAMES))
-    choice.add(Piece('<tool_call>\n{"name": "f"}\n</tool_call>\n<tool_call>\n{"na', finish_reason="length"))
+    choice = ChatChoice(
+        0, starts_in_reasoning=False, logprob_formatter=None, tool_parser=ToolCallParser(HERMES, NAMES)
+    )
+    choice.add(
+        TextDelta('<tool_call>\n{"name": "f"}\n</tool_call>\n<tool_call>\n{"na', finish_reason="length")
+    )
     whole = choice.whole()
     assert whole["finish_reason"] == "length" and len(whole["message"]["tool_calls"]) == 1
     assert whole["message"]["content"] == '<tool_call>\n{"na'

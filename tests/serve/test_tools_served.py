@@ -172,7 +172,7 @@ def test_an_answer_need_not_call_and_results_are_read(server, model):
                     }
                 ]
             },
-            "no JSON object",
+            "not a JSON object",
             "messages",
         ),
         (
@@ -190,10 +190,10 @@ def test_an_answer_need_not_call_and_results_are_read(server, model):
                     }
                 ]
             },
-            "no JSON object",
+            "not a JSON object",
             "messages",
         ),
-        ({"model": "smollm2", "tools": [DRAW]}, "smollm2 gives no tools: its chat template", "tools"),
+        ({"model": "smollm2", "tools": [DRAW]}, "smollm2 does not support tools: its chat template", "tools"),
     ],
 )
 def test_what_cannot_be_is_refused(server, more, said, param):

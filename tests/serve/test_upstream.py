@@ -182,7 +182,7 @@ def test_a_request_arrives_as_it_was_sent_but_for_the_model_and_the_key(ours, fa
         ("detail", 422, "wrong"),
         ("moved", 502, "status 307"),
         ("inside", 502, "a gateway's"),
-        ("list", 502, "no object"),
+        ("list", 502, "not a JSON object"),
         ("text", 502, "not JSON"),
     ],
 )
@@ -199,7 +199,7 @@ def test_an_error_of_the_other_server_comes_back(ours, order, status, said, stre
 
 def test_a_server_that_is_not_there_is_named(ours):
     with pytest.raises(
-        openai.InternalServerError, match=r"dead: 127.0.0.1:9 gives no answer .*see that"
+        openai.InternalServerError, match=r"dead: 127.0.0.1:9 does not answer .*check that"
     ) as caught:
         ours.client.chat.completions.create(model="dead", messages=HELLO)
     assert caught.value.status_code == 502
@@ -297,7 +297,7 @@ def test_the_queue_the_key_and_the_end_are_our_own(faulty, faulty_address, envir
     assert len(faulty.bodies) == before
     stream = iter(running.client.chat.completions.create(**asked))
     assert next(stream).choices[0].delta.content == WORDS[0]
-    with pytest.raises(openai.RateLimitError, match="come again"):
+    with pytest.raises(openai.RateLimitError, match="retry later"):
         running.client.chat.completions.create(**asked)
     running.process.send_signal(signal.SIGTERM)
     assert [chunk.choices[0].delta.content for chunk in stream] == WORDS[1:2]
@@ -314,7 +314,7 @@ def test_another_machine_is_warned_of(environment):
     running = Running("far=api:http://user:word@gpu.example:8000/v1#org/model", options=options)
     running.client.close()
     said = " ".join(running.stop()[1].split())
-    assert "warning: far: prompts go to gpu.example:8000, which is another machine, not encrypted" in said
+    assert "warning: far: prompts go to gpu.example:8000, which is another machine, unencrypted" in said
     assert "the key in GPU_KEY" in said and "sesame" not in said and "word" not in said
 
 

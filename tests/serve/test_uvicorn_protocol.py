@@ -97,7 +97,7 @@ def test_a_body_that_does_not_come_is_told_so_and_ends_the_connection(server):
                     break
             with contextlib.suppress(ConnectionError):
                 connection.sendall(b" ")
-        assert said.startswith(b"HTTP/1.1 408 ") and b"the body did not come within 2 s" in said
+        assert said.startswith(b"HTTP/1.1 408 ") and b"the body did not arrive within 2 s" in said
         assert BODY_S - 0.5 < time.monotonic() - begun < BODY_S + 8
 
 

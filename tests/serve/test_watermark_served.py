@@ -8,7 +8,8 @@ import pytest
 from still_command import still
 
 from stillhouse.models import Sampling
-from stillhouse.serve.engine import Wish, open_engine
+from stillhouse.serve.engines.base import GenerationRequest
+from stillhouse.serve.engines.open import open_engine
 from stillhouse.watermark import Mark, detect, new_key, write_key
 
 
@@ -16,8 +17,9 @@ def answers(engine, count: int, **sampling) -> list[list[int]]:
     """Token ids of some answers under way at once."""
 
     async def one(seed: int) -> list[int]:
-        wish = Wish((5, 6, 7), Sampling(max_tokens=60, seed=seed, **sampling), scores=0)
-        return [score.id async for piece in engine.generate(wish) for score in piece.scores]
+        settings = Sampling(max_tokens=60, seed=seed, **sampling)
+        request = GenerationRequest((5, 6, 7), settings, top_logprobs=0)
+        return [token.id async for delta in engine.generate(request) for token in delta.logprobs]
 
     async def all_of_them() -> list[list[int]]:
         try:

@@ -1,4 +1,4 @@
-"""The models of one server: each loaded when it is first asked, and unloaded when nobody has for a while."""
+"""The models of one server: each is loaded at its first request, and unloaded after some idle time."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dataclasses import dataclass
 
 from stillhouse.console import console
 from stillhouse.errors import ModelNotFoundError
-from stillhouse.serve.engine import Engine, open_engine
+from stillhouse.serve.engines.base import Engine
+from stillhouse.serve.engines.open import open_engine
 from stillhouse.serve.upstream import Upstream
 
 
 @dataclass
-class _Place:
+class _PooledModel:
     reference: str
     engine: Engine | None = None
     loading: asyncio.Task[Engine] | None = None
     users: int = 0
-    used: float = 0.0
+    last_used: float = 0.0
 
 
-class Shelf:
-    """Engines by name.
+class ModelPool:
+    """Engines by model name.
 
     Args:
-        references: name -> model reference, or the server that has the model, in the order in which they are
-            shown.
-        idle_s: seconds after its last answer for which a model stays loaded; 0 is for ever.
-        load: what makes an engine of a reference.
+        references: name -> model reference, or the server that has the model; listed in this order.
+        idle_s: seconds after its last answer for which a model stays loaded; 0 never unloads it.
+        load: opens the engine of a reference.
     """
 
     def __init__(
@@ -41,67 +41,74 @@ class Shelf:
         load: Callable[[str], Engine] = open_engine,
     ) -> None:
         self.names = list(references)
-        """The models, the first one first."""
-        self.upstreams = {name: one for name, one in references.items() if isinstance(one, Upstream)}
-        """Those that other servers have; they are not loaded."""
-        self._places = {name: _Place(one) for name, one in references.items() if isinstance(one, str)}
+        """Names of all models, in order."""
+        self.upstreams = {name: model for name, model in references.items() if isinstance(model, Upstream)}
+        """The models of other servers; they are not loaded."""
+        self._models = {
+            name: _PooledModel(reference)
+            for name, reference in references.items()
+            if isinstance(reference, str)
+        }
         self._idle_s, self._load = idle_s, load
-        self._one_at_a_time = asyncio.Lock()  # transformers' loading is not made for two threads
+        self._load_lock = asyncio.Lock()  # transformers' lazy imports break when two threads load models
 
     @contextlib.asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Engine]:
-        """The engine of ``name``, loaded, and not unloaded meanwhile.
+        """Yields the engine of ``name``, loading it if necessary; it is not unloaded while in use.
 
         Raises:
-            ModelNotFoundError: there is none of this name.
+            ModelNotFoundError: there is no model of this name.
             StillhouseError: it cannot be loaded.
         """
-        place = self._places.get(name)
-        if place is None:
+        model = self._models.get(name)
+        if model is None:
             raise ModelNotFoundError(f"there is no model {name!r} here; there is {', '.join(self.names)}")
-        place.users += 1
+        model.users += 1
         try:
-            yield place.engine or await self._loaded(name, place)
+            yield model.engine or await self._loaded(name, model)
         finally:
-            place.users -= 1
-            place.used = time.monotonic()
+            model.users -= 1
+            model.last_used = time.monotonic()
 
-    async def _loaded(self, name: str, place: _Place) -> Engine:
-        """The engine that all who wait for it get; whoever leaves meanwhile does not end the loading."""
-        if place.loading is None:
-            place.loading = asyncio.create_task(self._open(name, place))
-        return await asyncio.shield(place.loading)
+    async def _loaded(self, name: str, model: _PooledModel) -> Engine:
+        """Waits for the engine, which all waiting requests share."""
+        if model.loading is None:
+            model.loading = asyncio.create_task(self._open(name, model))
+        # A client that disconnects must not cancel the loading: others may wait for it, and the loading
+        # thread cannot be stopped anyway, so its engine would stay in memory with no owner.
+        return await asyncio.shield(model.loading)
 
-    async def _open(self, name: str, place: _Place) -> Engine:
+    async def _open(self, name: str, model: _PooledModel) -> Engine:
         try:
-            async with self._one_at_a_time:
+            async with self._load_lock:
                 started = time.monotonic()
-                place.engine = await asyncio.to_thread(self._load, place.reference)
+                model.engine = await asyncio.to_thread(self._load, model.reference)
         finally:
-            place.loading = None
-        place.used = time.monotonic()
-        seconds = place.used - started
-        console.info(f"{name}: loaded in {seconds:.1f} s, context {place.engine.context_length:,} tokens")
-        return place.engine
+            model.loading = None  # after a failure the next request tries again
+        model.last_used = time.monotonic()
+        seconds = model.last_used - started
+        console.info(f"{name}: loaded in {seconds:.1f} s, context {model.engine.context_length:,} tokens")
+        return model.engine
 
     async def unload_idle(self) -> None:
-        """Runs for as long as the server; unloads what has not been used."""
+        """Unloads idle models, until cancelled."""
         while True:
             await asyncio.sleep(min(self._idle_s / 4, 30.0) if self._idle_s else 3600.0)
-            for name, place in self._places.items():
-                idle = time.monotonic() - place.used
-                if self._idle_s and place.engine and not place.users and idle > self._idle_s:
-                    engine, place.engine = place.engine, None
+            for name, model in self._models.items():
+                idle = time.monotonic() - model.last_used
+                if self._idle_s and model.engine and not model.users and idle > self._idle_s:
+                    # Removed before the await: a request that arrives meanwhile must load it again.
+                    engine, model.engine = model.engine, None
                     await engine.close()
-                    console.info(f"{name}: unloaded after {idle:.0f} s without a question")
+                    console.info(f"{name}: unloaded after {idle:.0f} s without a request")
 
     async def close(self) -> None:
-        """Unloads everything."""
+        """Unloads all models and closes connections to other servers."""
         for upstream in self.upstreams.values():
             await upstream.close()
-        for place in self._places.values():
-            if place.loading:
-                await asyncio.wait([place.loading])
-            if place.engine:
-                engine, place.engine = place.engine, None
+        for model in self._models.values():
+            if model.loading:
+                await asyncio.wait([model.loading])
+            if model.engine:
+                engine, model.engine = model.engine, None
                 await engine.close()

@@ -1,4 +1,4 @@
-"""The server's socket: opened before the models, closed after the last answer."""
+"""Runs the server: opens its socket before any model is loaded, and closes it after the last answer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.console import console
 from stillhouse.errors import MissingExtraError, UsageError
 from stillhouse.models import parse_reference
-from stillhouse.serve.engine import open_engine
-from stillhouse.serve.model_pool import Shelf
+from stillhouse.serve.engines.open import open_engine
+from stillhouse.serve.model_pool import ModelPool
 from stillhouse.serve.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DRAIN_S = 30
-"""Seconds that answers under way have when the server is told to end."""
-ENDS = (signal.SIGINT, signal.SIGTERM)
+"""Seconds that answers in progress have to finish after a termination signal."""
+TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(
@@ -36,110 +36,111 @@ def serve(
     names: Collection[str] = (),
     marker: Marker | None = None,
 ) -> None:
-    """Serves models until it is told to end (ctrl-C, SIGTERM): then it drains and returns.
+    """Serves models until ctrl-C or SIGTERM; then it finishes the answers in progress and returns.
 
     Args:
-        references: name -> model reference, in the order in which they are shown.
-        api_key_envs: name -> environment variable with the key that the server behind an `api:` reference
-            wants.
+        references: name -> model reference, in the order in which they are listed.
+        api_key_envs: name -> environment variable with the key for the server behind an `api:` reference.
         host: address to listen on.
-        port: 0 takes any that is free.
-        queue: answers under way or waiting; more are told to come again.
-        idle_s: seconds without a question after which a model is unloaded; 0 is never.
-        api_key: what clients must send as a bearer token; None asks nothing.
+        port: port to listen on; 0 chooses a free one.
+        queue: answers that may be running or waiting; further requests get HTTP 429.
+        idle_s: seconds without a request after which a model is unloaded; 0 never unloads.
+        api_key: key that clients must send as a bearer token; None requires none.
         names: further names by which clients may call the server (the `Host` header).
-        marker: a watermark for every answer of the models that are loaded here.
+        marker: watermark for every answer of the models that are loaded here.
 
     Raises:
-        UsageError: the address cannot be listened on, or a model's answers cannot be marked.
+        UsageError: the address is not available, or a model's answers cannot be watermarked.
     """
     try:
         import uvicorn
 
-        from stillhouse.serve.app import Server
-        from stillhouse.serve.uvicorn_protocol import IDLE_S, PatientProtocol
+        from stillhouse.serve.app import create_app
+        from stillhouse.serve.uvicorn_protocol import IDLE_S, LimitedHttpProtocol
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"serving needs {error.name}", hint="pip install 'stillhouse[serve]'"
         ) from error
-    places = {name: parse_reference(reference) for name, reference in references.items()}
+    parsed_references = {name: parse_reference(reference) for name, reference in references.items()}
     if marker is not None:
-        _check_that_all_can_be_marked(places)
+        _require_watermarkable(parsed_references)
     upstreams = {
-        name: Upstream(name, place, api_key_env=api_key_envs[name])
-        for name, place in places.items()
-        if place.kind == "api"
+        name: Upstream(name, reference, api_key_env=api_key_envs[name])
+        for name, reference in parsed_references.items()
+        if reference.kind == "api"
     }
-    listening = _socket(host, port)
-    address, port = listening.getsockname()[:2]
-    shelf = Shelf(
+    # Before the models, so that a port in use is reported at once.
+    listener = _open_socket(host, port)
+    address, port = listener.getsockname()[:2]
+    pool = ModelPool(
         {**references, **upstreams}, idle_s=idle_s, load=lambda reference: open_engine(reference, marker)
     )
-    app = Server(shelf, queue=queue).app(hosts={*LOOPBACK, host, address, *names}, api_key=api_key)
-    shown = f"[{host}]" if ":" in host else host
-    console.info(f"http://{shown}:{port}  (ctrl-C ends it)")
-    console.info(f"models: {', '.join(references)}; each is loaded when it is first asked")
+    app = create_app(pool, queue_size=queue, hosts={*LOOPBACK, host, address, *names}, api_key=api_key)
+    url_host = f"[{host}]" if ":" in host else host
+    console.info(f"http://{url_host}:{port}  (ctrl-C stops it)")
+    console.info(f"models: {', '.join(references)}; each is loaded at its first request")
     for upstream in upstreams.values():
         upstream.announce()
     if address not in LOOPBACK:
-        _warn_of_others(api_key)
+        _warn_of_remote_access(api_key)
     settings = uvicorn.Config(
         app,
-        http=PatientProtocol,
-        loop="asyncio",  # uvloop opens an io_uring, through which a user's strace does not see
+        http=LimitedHttpProtocol,
+        loop="asyncio",  # uvloop uses io_uring, through which a user's strace sees no connections
         log_level="warning",
-        access_log=False,
+        access_log=False,  # addresses and times of requests are private
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=IDLE_S,
     )
-    with listening:
-        _ending_in_order(uvicorn.Server(settings)).run(sockets=[listening])
+    with listener:
+        _handle_signals(uvicorn.Server(settings)).run(sockets=[listener])
 
 
-def _ending_in_order(server: Any) -> Any:
-    """``server`` with ctrl-C and SIGTERM as the ordinary way to end; uvicorn would raise them again."""
+def _handle_signals(server: Any) -> Any:
+    """Makes ctrl-C and SIGTERM end ``server`` normally; uvicorn would raise the signals again afterwards."""
 
     @contextlib.contextmanager
-    def signals() -> Iterator[None]:
-        before = {number: signal.signal(number, server.handle_exit) for number in ENDS}
+    def capture_signals() -> Iterator[None]:
+        previous = {number: signal.signal(number, server.handle_exit) for number in TERMINATION_SIGNALS}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    server.capture_signals = signals
+    server.capture_signals = capture_signals
     return server
 
 
-def _check_that_all_can_be_marked(places: Mapping[str, Reference]) -> None:
-    """Refuses to serve anything unmarked beside what is marked."""
-    for name, place in places.items():
-        if place.kind == "api" or place.is_gguf:
+def _require_watermarkable(references: Mapping[str, Reference]) -> None:
+    """Raises if any model's answers cannot be watermarked: no unmarked answers beside marked ones."""
+    for name, reference in references.items():
+        if reference.kind == "api" or reference.is_gguf:
             raise UsageError(
                 f"the answers of {name!r} cannot be watermarked: only safetensors models are sampled here",
-                hint="Serve its safetensors directory, or leave --watermark out.",
+                hint="Serve its safetensors directory, or omit --watermark.",
             )
 
 
-def _warn_of_others(api_key: str | None) -> None:
+def _warn_of_remote_access(api_key: str | None) -> None:
     if api_key is None:
         console.warn(
             "other machines can reach this server and use it without a key; "
-            "set STILLHOUSE_API_KEY, or leave --host out"
+            "set STILLHOUSE_API_KEY, or omit --host"
         )
-    console.warn("what other machines send is not encrypted on its way; put a TLS proxy before it")
+    console.warn("requests of other machines are not encrypted; put a TLS proxy in front of this server")
 
 
-def _socket(host: str, port: int) -> socket.socket:
+def _open_socket(host: str, port: int) -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except (OSError, OverflowError) as error:
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:  # OverflowError: a port beyond 65535
         raise UsageError(
-            f"cannot listen on {host}:{port}: {error}", hint="Choose another --port; 0 takes any free one."
+            f"cannot listen on {host}:{port}: {error}",
+            hint="Choose another --port; 0 chooses a free one.",
         ) from error
-    return listening
+    return listener

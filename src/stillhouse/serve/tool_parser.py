@@ -1,4 +1,4 @@
-"""Calls of tools in the text of an answer, taken out as it comes; what only looks like one stays text."""
+"""Finds tool calls in an answer while it streams; text that only resembles a call stays text."""
 
 from __future__ import annotations
 
@@ -8,120 +8,133 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.models import ToolCallFormat, partial_match_length
+from stillhouse.models import ToolCallFormat
+from stillhouse.serve.detokenizer import overlap
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of a tool."""
+class ParsedCall:
+    """One tool call."""
 
     id: str
     name: str
     arguments: str
-    """A JSON object."""
+    """A JSON object, as text."""
 
 
-class Calls:
-    """Splits an answer into text and calls.
+class ToolCallParser:
+    """Splits an answer into text and tool calls.
 
-    A call is a JSON object in the model's form, of the name of a tool and an object of arguments; the closing
-    mark may be missing at the end of the answer. Anything else, such as a call of a tool that nobody offered,
-    is text. Whitespace next to a call is not told. Text that may yet be a call is held back, so one that
-    begins and never becomes valid comes at the end.
+    A call is a JSON object in the model's format, with the name of an offered tool and an object of
+    arguments; its closing mark may be missing at the end of the answer. Anything else, such as a call of a
+    tool that was not offered, is text. Whitespace next to a call is dropped.
+
+    Text that may yet become a call is held back. A call that begins and never becomes valid is therefore
+    returned at the end.
 
     Args:
-        names: of the tools that were offered.
+        names: names of the offered tools.
     """
 
-    def __init__(self, form: ToolCallFormat, names: Collection[str]) -> None:
-        self._form, self._names = form, names
-        self._open, self._close = form.delimiters or ("", "")
-        self._held = self._blank = ""
-        self._looked = 0
-        """Characters of what is held that are known to hold no whole object."""
-        self._spoken = self._after_call = False
+    def __init__(self, call_format: ToolCallFormat, names: Collection[str]) -> None:
+        self._format, self._names = call_format, names
+        self._open, self._close = call_format.delimiters or ("", "")
+        self._held = ""
+        """Text that was added and not yet returned."""
+        self._trailing_space = ""
+        """Whitespace before what is held: returned before text, dropped before a call."""
+        self._searched = 0
+        """Characters of ``_held`` that are known to contain no whole JSON object."""
+        self._has_text = self._after_call = False
 
-    def add(self, text: str, *, end: bool = False) -> list[str | Call]:
-        """What of the answer so far may be told."""
+    def add(self, text: str, *, end: bool = False) -> list[str | ParsedCall]:
+        """Returns the text and calls that are certain after ``text``; with ``end``, all that is left."""
         self._held += text
-        told: list[str | Call] = []
-        while (place := self._beginning()) is not None:
-            self._say(told, place)
-            found = self._call(end)
-            if found is None:
-                return told
-            self._looked = 0
-            call, length = found
+        output: list[str | ParsedCall] = []
+        while (start := self._find_start()) is not None:
+            self._release(start, output)
+            parsed = self._parse_call(end)
+            if parsed is None:
+                return output
+            self._searched = 0
+            call, length = parsed
             if call is None:
-                self._say(told, length)
+                self._release(length, output)
             else:
-                told.append(call)
-                self._held, self._blank, self._after_call = self._held[length:], "", True
-        self._say(told, len(self._held) - (0 if end else partial_match_length(self._held, self._open)))
-        if end and self._blank:
-            told.append(self._blank)
-            self._blank = ""
-        return told
+                output.append(call)
+                self._held, self._trailing_space, self._after_call = self._held[length:], "", True
+        self._release(len(self._held) - (0 if end else overlap(self._held, self._open)), output)
+        if end and self._trailing_space:
+            output.append(self._trailing_space)
+            self._trailing_space = ""
+        return output
 
-    def _beginning(self) -> int | None:
-        """Where in what is held a call may begin: at a mark, or where the form has none at the head."""
+    def _find_start(self) -> int | None:
+        """Index in ``_held`` where a call may start: at a mark or, in a format without marks, at the head."""
         if self._open:
-            place = self._held.find(self._open)
-        elif self._spoken or not self._held.lstrip().startswith("{"):
-            place = -1
+            index = self._held.find(self._open)
+        elif self._has_text or not self._held.lstrip().startswith("{"):
+            index = -1
         else:
-            place = self._held.index("{")
-        return None if place < 0 else place
+            index = self._held.index("{")
+        return None if index < 0 else index
 
-    def _call(self, end: bool) -> tuple[Call | None, int] | None:
-        """The call with which what is held begins, or None, and how much it is; None alone: not yet known."""
+    def _parse_call(self, end: bool) -> tuple[ParsedCall | None, int] | None:
+        """Parses a call at the start of ``_held``.
+
+        Returns:
+            The call, or None if this is text, and the number of characters; None while it is undecided.
+        """
         text, body = self._held, len(self._open)
         start = body + len(text[body:]) - len(text[body:].lstrip())
         if start < len(text) and text[start] != "{":
             return None, body
-        if not end and (not self._open or "}" not in text[self._looked :]):
-            self._looked = len(text)
+        # Only a closing brace can complete the object. Parsing at every delta would cost the square of its
+        # length.
+        if not end and (not self._open or "}" not in text[self._searched :]):
+            self._searched = len(text)
             return None
         try:
-            found, after = _JSON.raw_decode(text, start)
+            value, stop = _JSON.raw_decode(text, start)
         except (ValueError, RecursionError):
-            self._looked = len(text)
+            self._searched = len(text)
             return (None, body or len(text)) if end else None
-        rest = text[after:].lstrip()
+        rest = text[stop:].lstrip()
         if self._open and rest.startswith(self._close):
-            return self._valid(found), len(text) - len(rest) + len(self._close)
+            return self._validate(value), len(text) - len(rest) + len(self._close)
         if self._close.startswith(rest):  # the mark may still come; at the end it may be missing
-            return (self._valid(found), len(text)) if end else None
+            return (self._validate(value), len(text)) if end else None
         return None, body or len(text)
 
-    def _valid(self, found: Any) -> Call | None:
-        given = found.get(self._form.arguments_key, {})
-        if found.get("name") not in self._names or not isinstance(given, dict):
+    def _validate(self, value: Any) -> ParsedCall | None:
+        arguments = value.get(self._format.arguments_key, {})
+        if value.get("name") not in self._names or not isinstance(arguments, dict):
             return None
-        arguments = json.dumps(given, ensure_ascii=False)
-        if not is_text(arguments):
+        arguments_json = json.dumps(arguments, ensure_ascii=False)
+        if not is_encodable(arguments_json):
             return None
-        return Call(f"call_{secrets.token_hex(12)}", found["name"], arguments)
+        return ParsedCall(f"call_{secrets.token_hex(12)}", value["name"], arguments_json)
 
-    def _say(self, told: list[str | Call], length: int) -> None:
-        """Tells the first ``length`` characters that are held, but not yet the blank ones at their end."""
-        text, self._held = self._blank + self._held[:length], self._held[length:]
+    def _release(self, length: int, output: list[str | ParsedCall]) -> None:
+        """Moves the first ``length`` held characters to ``output``, except whitespace at their end."""
+        text, self._held = self._trailing_space + self._held[:length], self._held[length:]
         if self._after_call:
             text = text.lstrip()
-        said = text.rstrip()
-        self._blank = text[len(said) :]
-        if said:
-            told.append(said)
-            self._spoken, self._after_call = True, False
+        stripped = text.rstrip()
+        self._trailing_space = text[len(stripped) :]
+        if stripped:
+            output.append(stripped)
+            self._has_text, self._after_call = True, False
 
 
-def is_text(text: str) -> bool:
-    """Whether ``text`` has no half of a pair of surrogates, which JSON can spell and UTF-8 cannot."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can encode ``text``: JSON can spell half of a surrogate pair, UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _no_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_JSON = json.JSONDecoder(parse_constant=_no_constant)
+# Python's json accepts NaN and Infinity by default.
+_JSON = json.JSONDecoder(parse_constant=_reject_constant)

@@ -8,8 +8,8 @@ from test_resample import delivered, write_log
 
 from stillhouse.errors import ApiError, CorpusError
 from stillhouse.models import ChatTemplate, Reply, Request, Sampling, load_weights
-from stillhouse.serve.app import Server
-from stillhouse.serve.model_pool import Shelf
+from stillhouse.serve.app import create_app
+from stillhouse.serve.model_pool import ModelPool
 from stillhouse.trace.delivered_log import read_log
 from stillhouse.trace.detectors.exchangeable.judge import judge
 from stillhouse.trace.detectors.exchangeable.observe import observe
@@ -40,8 +40,8 @@ class Counted:
 
 @pytest.fixture(scope="module")
 def server(tiny_teacher):
-    shelf = Shelf({"tiny": str(tiny_teacher)}, idle_s=0)
-    counted = Counted(Server(shelf, queue=64).app(hosts={"127.0.0.1"}, api_key=None))
+    pool = ModelPool({"tiny": str(tiny_teacher)}, idle_s=0)
+    counted = Counted(create_app(pool, queue_size=64, hosts={"127.0.0.1"}, api_key=None))
     runner, bound, address = bound_server(counted)
     with running(runner, bound):
         yield counted, f"api:{address}/v1#tiny"

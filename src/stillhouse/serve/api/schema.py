@@ -1,7 +1,7 @@
-"""What clients may ask: the bodies of the OpenAI API's requests, as far as a local model can serve them.
+"""Request bodies of the OpenAI API, as far as a local model can serve them.
 
-Fields that the API knows and that change nothing here (`user`, `store`, `service_tier` …) are taken and
-ignored, as clients send them unasked. Fields that would change the answer and cannot be served are refused.
+Known fields that change nothing here (`user`, `store`, `service_tier` …) are accepted and ignored, because
+clients send them by default. Fields that would change the answer and are not supported are refused.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ class _Body(BaseModel):
 
 
 class Function(_Body):
-    """A tool; `strict` changes nothing: a call that must be made always follows `parameters`."""
+    """A tool. `strict` has no effect: a forced call always follows `parameters`."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: Text | None = None
     parameters: dict[str, Any] | None = None
-    """JSON schema of its arguments; left out, any object will do."""
+    """JSON schema of its arguments; without it, any object is valid."""
 
 
 class Tool(_Body):
-    """What the model may call."""
+    """A tool that the model may call."""
 
     type: Literal["function"]
     function: Function
 
 
 class CalledFunction(_Body):
-    """Which tool was called, and how."""
+    """The tool that was called, and its arguments."""
 
     name: str
     arguments: Text
@@ -42,7 +42,7 @@ class CalledFunction(_Body):
 
 
 class ToolCall(_Body):
-    """A call in an earlier answer."""
+    """A tool call in an earlier answer."""
 
     id: str
     type: Literal["function"] = "function"
@@ -62,40 +62,40 @@ class ToolName(_Body):
     function: FunctionName
 
 
-class Addressed(_Body):
-    """What every body says: who is asked."""
+class AddressedBody(_Body):
+    """The field that all bodies have: the model."""
 
     model: str
 
 
 class Message(_Body):
-    """One turn."""
+    """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[dict[str, Any]] | None = None
     """Text, or parts of type `text`."""
     reasoning_content: Text | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=1000)] | None = None
-    """What the assistant called."""
+    """Calls by the assistant."""
     tool_call_id: str | None = None
-    """Of a message of role `tool`: whose result it is."""
+    """For role `tool`: the call that this is the result of."""
 
 
 class StreamOptions(_Body):
-    """What a stream tells besides the text."""
+    """What a stream contains besides the text."""
 
     include_usage: bool = False
 
 
 class ResponseFormat(_Body):
-    """The form that an answer must have."""
+    """The required form of an answer."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: dict[str, Any] | None = None
 
 
-class _Sampled(_Body):
-    """What chat and completions share."""
+class _SampledBody(_Body):
+    """Fields shared by chat and completions."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=16)] = 1
@@ -107,15 +107,16 @@ class _Sampled(_Body):
     stop: Annotated[str, Field(max_length=1000)] | Annotated[list[str], Field(max_length=16)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    # Not supported. Clients often send them with the value that changes nothing, so that value is accepted.
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
 
-class ChatRequest(_Sampled):
+class ChatRequest(_SampledBody):
     """`POST /v1/chat/completions`.
 
-    Temperature and top_p are lower than the API's own defaults of 1: small models speak better so.
+    `temperature` and `top_p` default to less than the API's own 1, at which small models write worse.
     """
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
@@ -126,27 +127,27 @@ class ChatRequest(_Sampled):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    """With `json_schema`, whose `schema` the answer then follows unless it is cut off."""
+    """With `json_schema`, the answer follows its `schema` unless it is cut off."""
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
-    """`auto` (also where nothing is said) lets the model choose; `required` and a name make it call."""
+    """`auto` (the default) lets the model choose; `required` or a name forces a call."""
     parallel_tool_calls: bool = True
     """False ends the answer after its first call."""
     reasoning_effort: Annotated[str, Field(max_length=20)] | None = None
-    """Given to the chat template; `none` also turns its thoughts off (`enable_thinking`). Without effect
-    where the template names neither."""
+    """Passed to the chat template; `none` also turns reasoning off (`enable_thinking`). Without effect if the
+    template uses neither."""
     functions: Any = None
     """Refused: send `tools`."""
     function_call: Any = None
     """Refused: send `tool_choice`."""
 
 
-class CompletionRequest(_Sampled):
+class CompletionRequest(_SampledBody):
     """`POST /v1/completions`: the prompt as it is, without a chat template."""
 
     prompt: Text | list[int] | list[Text] | list[list[int]]
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 16
-    """0 with `echo`: only the prompt's own log-probabilities."""
+    """0 with `echo` returns only the prompt's own log-probabilities."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     suffix: Annotated[str, Field(max_length=0)] | None = None
@@ -159,4 +160,4 @@ class EmbeddingRequest(_Body):
     input: Text | list[int] | list[Text] | list[list[int]]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
-    """Refused: a model's embeddings have as many as its hidden states."""
+    """Refused: an embedding has the dimensions of the model's hidden states."""

@@ -1,0 +1,1 @@
+"""Handlers of the server's endpoints, one file each; app.py lists their routes."""

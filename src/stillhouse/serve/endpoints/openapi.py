@@ -1,0 +1,52 @@
+"""`GET /openapi.json`: the server's OpenAPI document. Its request bodies are those of api/schema.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from stillhouse import __version__
+from stillhouse.serve.api.schema import ChatRequest, CompletionRequest, EmbeddingRequest
+from stillhouse.serve.context import ServerContext
+
+_RESPONSES = {
+    "200": {"description": "The answer"},
+    "default": {"description": "An error in the OpenAI API's form"},
+}
+
+
+async def get_openapi(context: ServerContext, request: Request) -> Response:
+    """Returns the OpenAPI document."""
+    return JSONResponse(openapi_document())
+
+
+def openapi_document() -> dict[str, Any]:
+    """Builds the OpenAPI document."""
+    schemas: dict[str, Any] = {}
+
+    def reference(body_type: type[BaseModel]) -> dict[str, str]:
+        schema = body_type.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[body_type.__name__] = schema
+        return {"$ref": f"#/components/schemas/{body_type.__name__}"}
+
+    def post(body_type: type[BaseModel], summary: str) -> dict[str, Any]:
+        body = {"required": True, "content": {"application/json": {"schema": reference(body_type)}}}
+        return {"post": {"summary": summary, "requestBody": body, "responses": _RESPONSES}}
+
+    paths = {
+        "/v1/models": {"get": {"summary": "List all models", "responses": _RESPONSES}},
+        "/v1/chat/completions": post(ChatRequest, "Generate the next turn of a conversation"),
+        "/v1/completions": post(CompletionRequest, "Continue a text"),
+        "/v1/embeddings": post(EmbeddingRequest, "Return the embeddings of texts"),
+        "/health": {"get": {"summary": "Report the server's health", "responses": _RESPONSES}},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Stillhouse", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }

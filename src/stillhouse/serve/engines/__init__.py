@@ -1,0 +1,1 @@
+"""Inference engines: one interface over the PyTorch sampler and llama.cpp."""

@@ -1,0 +1,202 @@
+"""Serves a safetensors model with the continuous-batching sampler, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stillhouse.console import console
+from stillhouse.errors import (
+    CapabilityError,
+    ModelError,
+    OutOfMemoryError,
+    StillhouseError,
+    says_out_of_memory,
+)
+from stillhouse.serve.detokenizer import Detokenizer, StopFilter
+from stillhouse.serve.engines.base import GenerationRequest, TextDelta, template_capabilities
+from stillhouse.serve.engines.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from stillhouse.models import LiveSequence, Marker
+
+SLOTS = 32
+"""Generations of one model that run at once; more wait."""
+KEPT = 8
+"""Ended conversations whose keys and values are kept for the next turn."""
+CACHE_BYTES = 2 * 2**30
+"""For keys and values of all slots together."""
+SHORTEST_CONTEXT = 1024
+
+
+class TorchEngine:
+    """A transformers model whose forward passes all run in one thread.
+
+    The sampler is not thread-safe, and PyTorch already uses every core within a step. Coroutines therefore
+    put jobs (functions without arguments) into a queue, which the thread works off between two steps.
+    """
+
+    def __init__(self, weights: Any, *, slots: int = SLOTS, marker: Marker | None = None) -> None:
+        from stillhouse.models import ConstraintFactory, ContinuousSampler, PromptEncoder, can_sample
+
+        self._model = weights.model
+        if not can_sample(self._model):
+            raise CapabilityError(
+                f"{weights.reference}: its sliding-window attention cannot be served from safetensors",
+                hint="`still export` it to GGUF and serve that file.",
+            )
+        self.context_length = _context_length(self._model, slots + KEPT + 1)
+        self.prompts = PromptEncoder(weights.tokenizer, weights.template, self.context_length, seed=0)
+        self.capabilities = frozenset({"echo", "embed", "schema", *template_capabilities(self.prompts)})
+        self._tokenizer, self._marker = weights.tokenizer, marker
+        self._sampler = ContinuousSampler(
+            self._model, weights.end_ids, slots=slots, capacity=self.context_length, kept=KEPT
+        )
+        # Rows of the output layer: models pad their vocabulary beyond the tokenizer's.
+        vocab_size = self._model.get_output_embeddings().weight.shape[0]
+        self._constraints = ConstraintFactory(weights.tokenizer, vocab_size, weights.end_ids)
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._event_queues: dict[int, asyncio.Queue[Any]] = {}
+        """id() of each running sequence -> where its tokens go; only the thread touches it."""
+        self._mailbox = Mailbox()
+        self._thread = threading.Thread(target=self._run, name="torch", daemon=True)
+        self._thread.start()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TextDelta]:
+        from stillhouse.models import LiveSequence
+
+        constraint = None
+        if request.json_schema is not None:
+            # A large schema takes long to compile: not in the event loop.
+            constraint = await asyncio.to_thread(self._constraints.create, request.json_schema)
+        events = self._mailbox.open_queue()
+        sequence = LiveSequence(
+            request.prompt_ids,
+            request.sampling,
+            top_logprobs=request.top_logprobs,
+            score_prompt=request.score_prompt,
+            constraint=constraint,
+            marker=self._marker,
+        )
+        deltas = _DeltaBuilder(
+            sequence,
+            Detokenizer(self._tokenizer, shown=request.preserved_tokens),
+            StopFilter(request.sampling.stop),
+        )
+        self._jobs.put(lambda: self._start(sequence, events))
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
+                if constraint and (failure := constraint.failure):
+                    raise failure
+                delta = deltas.build(event)
+                yield delta
+                if delta.finish_reason:
+                    return
+        finally:
+            sequence.cancelled = True
+            self._jobs.put(lambda: self._forget(sequence))
+
+    async def embed(self, ids: Sequence[int]) -> list[float]:
+        """Returns the mean of the last hidden states, with L2 norm 1."""
+        import torch
+
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[list[float]] = loop.create_future()
+
+        def job() -> None:
+            with torch.inference_mode():
+                states_1TE = self._model.base_model(torch.tensor([list(ids)])).last_hidden_state
+                mean_E = states_1TE[0].float().mean(0)
+                embedding = (mean_E / mean_E.norm()).tolist()
+            loop.call_soon_threadsafe(lambda: result.cancelled() or result.set_result(embedding))
+
+        self._jobs.put(job)
+        return await result
+
+    async def close(self) -> None:
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        """Runs in the thread: does jobs as they arrive, and steps while there are sequences."""
+        while True:
+            try:
+                if not self._do_jobs():
+                    return
+                for drawn in self._sampler.step() if self._sampler.busy else ():
+                    if (events := self._event_queues.get(id(drawn.sequence))) is not None:
+                        self._mailbox.send(events, drawn)
+            # Whatever torch raises: the generations in progress fail, and the server continues.
+            except Exception as error:
+                self._fail(error)
+
+    def _do_jobs(self) -> bool:
+        """Does all waiting jobs; blocks while the sampler is idle. False when the engine closes."""
+        while True:
+            try:
+                job = self._jobs.get(block=not self._sampler.busy)
+            except queue.Empty:
+                return True
+            if job is None:
+                self._fail(ModelError("the model was unloaded"))
+                return False
+            job()
+
+    def _start(self, sequence: LiveSequence, events: asyncio.Queue[Any]) -> None:
+        if not sequence.cancelled:  # the client may have left while the job waited
+            self._event_queues[id(sequence)] = events
+            self._sampler.add(sequence)
+
+    def _forget(self, sequence: LiveSequence) -> None:
+        self._event_queues.pop(id(sequence), None)
+
+    def _fail(self, error: Exception) -> None:
+        if says_out_of_memory(error):
+            error = OutOfMemoryError("no memory for the answers in progress", hint="Serve a smaller model.")
+        elif not isinstance(error, StillhouseError):
+            console.warn(f"the model failed: {type(error).__name__}: {error}")
+            error = ModelError(f"the model failed: {type(error).__name__}")
+        for events in self._event_queues.values():
+            self._mailbox.send(events, error)
+        self._event_queues.clear()
+        self._sampler.clear()
+
+
+class _DeltaBuilder:
+    """Turns the sampled tokens of one sequence into text deltas."""
+
+    def __init__(self, sequence: LiveSequence, detokenizer: Detokenizer, stops: StopFilter) -> None:
+        self._sequence, self._detokenizer, self._stops = sequence, detokenizer, stops
+        self._is_first = True
+
+    def build(self, drawn: Any) -> TextDelta:
+        """Returns the delta of one sampled token."""
+        stops, is_first, self._is_first = self._stops, self._is_first, False
+        text = stops.add(self._detokenizer.add(drawn.id))
+        finish_reason = "stop" if stops.stopped else drawn.finish_reason
+        if finish_reason and not stops.stopped:
+            text += stops.add(self._detokenizer.end()) + stops.end()
+        return TextDelta(
+            text,
+            tokens=1,
+            logprobs=(drawn.logprob,) if drawn.logprob else (),
+            prompt_logprobs=tuple(self._sequence.prompt_logprobs) if is_first else (),
+            cached_tokens=self._sequence.cached_tokens if is_first else 0,
+            finish_reason=finish_reason,
+        )
+
+
+def _context_length(model: Any, sequences: int) -> int:
+    """Tokens of one sequence: the model's context, or what fits when all share ``CACHE_BYTES``."""
+    config = model.config.get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    bytes_per_token = 2 * config.num_hidden_layers * kv_heads * head_dim * model.dtype.itemsize
+    fitting_tokens = CACHE_BYTES // (bytes_per_token * sequences)
+    return min(config.max_position_embeddings, max(SHORTEST_CONTEXT, fitting_tokens))
