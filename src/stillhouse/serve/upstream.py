@@ -163,7 +163,7 @@ class Upstream:
             raise self._interrupted(None)
 
     def _event(self, event: bytes) -> tuple[bytes, bool]:
-        """Returns an event with the model's name here, and whether it may be the last: the end or an error."""
+        """Returns an event with the model's name here, and whether it may be the last: an end or an error."""
         if not event.startswith(b"data:"):
             return event, False
         try:
