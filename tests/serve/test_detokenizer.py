@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from stillhouse.models import cut_at_stop, load_tokenizer, split_reasoning
-from stillhouse.serve.detokenizer import Detokenizer, StopFilter, Thoughts
+from stillhouse.models.chat.reasoning import ReasoningStream
+from stillhouse.serve.detokenizer import Detokenizer, StopFilter
 
 FRAGMENTS = st.lists(
     st.sampled_from(["<think>", "</think>", "<th", "ink>", "</", "a", " ", "\n", "é", "\n\n"])
@@ -20,7 +21,7 @@ def chunks(text, cuts):
 @given(FRAGMENTS, st.lists(st.integers(0, 200)), st.booleans())
 def test_thoughts_in_pieces_are_the_thoughts_of_the_whole(fragments, cuts, inside):
     text = "".join(fragments)
-    splitter, parts = Thoughts(inside=inside), []
+    splitter, parts = ReasoningStream(inside=inside), []
     for chunk in chunks(text, cuts):
         parts += splitter.add(chunk)
     parts += splitter.add("", end=True)

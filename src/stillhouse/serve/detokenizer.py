@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from stillhouse.models import REASONING_END, REASONING_START
+from stillhouse.models import partial_match_length
 
-Kind = Literal["content", "reasoning"]
-Part = tuple[Kind, str]
 _REPLACEMENT = "\ufffd"  # what a tokenizer writes for the first bytes of a character
 
 
@@ -69,7 +67,7 @@ class StopFilter:
         if positions:
             self.stopped, self._held = True, ""
             return held[: min(positions)]
-        keep = max((overlap(held, stop) for stop in self._stops), default=0)
+        keep = max((partial_match_length(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -77,63 +75,3 @@ class StopFilter:
         """Returns what was held back and did not become a stop sequence."""
         held, self._held = self._held, ""
         return held
-
-
-class Thoughts:
-    """Takes `<think>…</think>` at the head apart, as :func:`~stillhouse.models.split_reasoning` does.
-
-    Args:
-        inside: the prompt ended with `<think>`.
-    """
-
-    def __init__(self, *, inside: bool) -> None:
-        self._inside = inside
-        self._state: Literal["head", "thoughts", "answer", "plain"] = "head"
-        self._held = ""
-        self._shown = False
-
-    def add(self, text: str, *, end: bool = False) -> list[Part]:
-        """What of the text so far may be shown, and as what."""
-        self._held += text
-        parts: list[Part] = []
-        if self._state == "head":
-            self._read_head(end)
-        if self._state == "thoughts":
-            thoughts, closed, rest = self._held.partition(REASONING_END)
-            if not closed and not end:
-                keep = overlap(thoughts, REASONING_END)
-                thoughts, rest = thoughts[: len(thoughts) - keep], thoughts[len(thoughts) - keep :]
-            if not self._shown:
-                thoughts = thoughts.lstrip()
-            said = thoughts.rstrip()
-            if said:
-                parts.append(("reasoning", said))
-                self._shown = True
-            self._held = rest if closed or end else thoughts[len(said) :] + rest
-            if closed:
-                self._state, self._shown = "answer", False
-        if self._state == "answer":
-            text = self._held if self._shown else self._held.lstrip("\n")
-            said = text.rstrip("\n")
-            if said:
-                parts.append(("content", said))
-                self._shown = True
-            self._held = text[len(said) :]
-        elif self._state == "plain":
-            if self._held:
-                parts.append(("content", self._held))
-            self._held = ""
-        return parts
-
-    def _read_head(self, end: bool) -> None:
-        blank = len(self._held) - len(self._held.lstrip())
-        head = self._held[blank:]
-        if head.startswith(REASONING_START):
-            self._state, self._held = "thoughts", head[len(REASONING_START) :]
-        elif end or (head and not REASONING_START.startswith(head)):
-            self._state = "thoughts" if self._inside else "plain"
-
-
-def overlap(text: str, mark: str) -> int:
-    """Returns how many characters at the end of ``text`` are the beginning of ``mark``."""
-    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)

@@ -8,8 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.models import ToolCallFormat
-from stillhouse.serve.detokenizer import overlap
+from stillhouse.models import ToolCallFormat, partial_match_length
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class ToolCallParser:
             else:
                 output.append(call)
                 self._held, self._trailing_space, self._after_call = self._held[length:], "", True
-        self._release(len(self._held) - (0 if end else overlap(self._held, self._open)), output)
+        self._release(len(self._held) - (0 if end else partial_match_length(self._held, self._open)), output)
         if end and self._trailing_space:
             output.append(self._trailing_space)
             self._trailing_space = ""

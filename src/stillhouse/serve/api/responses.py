@@ -7,8 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from stillhouse.models import TokenLogprob
-from stillhouse.serve.detokenizer import Thoughts
+from stillhouse.models import ReasoningStream, TokenLogprob
 from stillhouse.serve.engines.base import TextDelta
 from stillhouse.serve.tool_parser import ParsedCall, ToolCallParser
 
@@ -124,7 +123,7 @@ class ChatChoice:
         tool_parser: ToolCallParser | None = None,
     ) -> None:
         self.index = index
-        self._thoughts = Thoughts(inside=starts_in_reasoning)
+        self._reasoning = ReasoningStream(inside=starts_in_reasoning)
         self._formatter = logprob_formatter
         self._tool_parser = tool_parser
         self._tool_calls: list[dict[str, Any]] = []
@@ -140,7 +139,7 @@ class ChatChoice:
         """Returns the chunks of a delta; none while its text may still become part of a mark."""
         is_last = delta.finish_reason is not None
         chunks = []
-        for kind, text in self._thoughts.add(delta.text, end=is_last):
+        for kind, text in self._reasoning.add(delta.text, end=is_last):
             if kind == "content" and self._tool_parser:
                 chunks += self._content_chunks(self._tool_parser.add(text))
             else:
