@@ -14,7 +14,7 @@ from stillhouse.errors import (
     ModelError,
     OutOfMemoryError,
     StillhouseError,
-    says_out_of_memory,
+    is_out_of_memory,
 )
 from stillhouse.serve.detokenizer import Detokenizer, StopFilter
 from stillhouse.serve.engines.base import GenerationRequest, TextDelta, template_capabilities
@@ -157,7 +157,7 @@ class TorchEngine:
         self._event_queues.pop(id(sequence), None)
 
     def _fail(self, error: Exception) -> None:
-        if says_out_of_memory(error):
+        if is_out_of_memory(error):
             error = OutOfMemoryError("no memory for the answers in progress", hint="Serve a smaller model.")
         elif not isinstance(error, StillhouseError):
             console.warn(f"the model failed: {type(error).__name__}: {error}")
