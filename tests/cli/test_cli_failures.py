@@ -73,7 +73,7 @@ def test_wrong_usage_is_2(recipe, capsys, arguments, message):
         (errors.TermsError("forbidden", hint="Ask."), 3, "error: forbidden\nhint: Ask.\n"),
         (errors.EmptyCorpusError("nothing left"), 1, "error: nothing left\n"),
         (errors.RecipeError("no such layer"), 2, "error: no such layer\n"),
-        (KeyboardInterrupt(), 130, "error: stopped; the same command goes on where it stopped\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; run the same command again to resume\n"),
         (MemoryError(), 1, "error: not enough memory for this work\n"),
         (
             RuntimeError(

@@ -13,13 +13,13 @@ from stillhouse.cli import app, main
 from stillhouse.cli.app import VERBS
 from stillhouse.cli.docs import PAGES
 from stillhouse.cli.overrides import gather_overrides
-from stillhouse.cli.trace import PARTS
+from stillhouse.cli.trace import SUBCOMMANDS
 
 HEAVY = ["torch", "transformers", "pyarrow", "matplotlib", "numpy", "openai", "pydantic"]
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS, *(f"trace {part}" for part in PARTS)])
+@pytest.mark.parametrize("verb", ["", *VERBS, *(f"trace {part}" for part in SUBCOMMANDS)])
 def test_help_imports_nothing_heavy(verb):
     code = (
         "import sys; from stillhouse.cli import main; "
@@ -32,7 +32,7 @@ def test_help_imports_nothing_heavy(verb):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-EVERY = VERBS | {f"trace {part}": function for part, (function, _) in PARTS.items()}
+EVERY = VERBS | {f"trace {part}": function for part, (function, _) in SUBCOMMANDS.items()}
 
 
 @pytest.mark.parametrize("verb", EVERY)

@@ -293,7 +293,7 @@ class TestVerify:
 
     def test_what_is_as_recorded(self, run_directory, capsys):
         assert main(["verify", "runs/first"]) == 0
-        assert capsys.readouterr().out == "runs/first: 2 files are as recorded\n"
+        assert capsys.readouterr().out == "runs/first: 2 files match the manifest\n"
         assert main(["verify", "runs/first", "--json"]) == 0
         expected = {"directory": "runs/first", "checked": 2, "differences": []}
         assert json.loads(capsys.readouterr().out) == expected

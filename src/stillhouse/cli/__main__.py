@@ -1,4 +1,4 @@
-"""``python -m stillhouse.cli`` is ``still``."""
+"""``python -m stillhouse.cli`` runs the command ``still``."""
 
 import sys
 

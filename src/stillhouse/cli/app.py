@@ -1,7 +1,7 @@
-"""The verbs put together, and the one place where a failure becomes a message and an exit status.
+"""The application: registers all verbs, and turns every failure into a message and an exit status.
 
-0 done · 1 failed · 2 wrong usage or recipe · 3 refused by a teacher's terms ·
-130 stopped by ctrl-C · 141 the reader of a pipe went away.
+0 success · 1 failure · 2 invalid usage or recipe · 3 refused by a teacher's terms ·
+130 interrupted by ctrl-C · 141 the reader of a pipe has closed it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SUMMARY = "Distil a large language model into a small one that you own."
 INTERRUPTED = 130
 
 EXIT_STATUS = """\
-Exit status: 0 done; 1 failed; 2 wrong usage or recipe; 3 refused by a teacher's terms.
-`still VERB --help` shows examples; `still --install-completion` teaches your shell the verbs."""
+Exit status: 0 success; 1 failure; 2 invalid usage or recipe; 3 refused by a teacher's terms.
+`still VERB --help` shows examples; `still --install-completion` sets up completion in your shell."""
 
 app = App(
     name="still",
@@ -50,24 +50,22 @@ VERBS = {
     "terms": terms.terms,
     "verify": verify.verify,
 }
-for place, (name, verb) in enumerate(VERBS.items()):
+for position, (name, verb) in enumerate(VERBS.items()):
+    module = sys.modules[verb.__module__]
     command = App(
-        name=name,
-        sort_key=place,
-        help_epilogue=sys.modules[verb.__module__].EXAMPLES,
-        usage=getattr(sys.modules[verb.__module__], "USAGE", None),
+        name=name, sort_key=position, help_epilogue=module.EXAMPLES, usage=getattr(module, "USAGE", None)
     )
     command.default(verb)
-    for part, (function, examples) in getattr(sys.modules[verb.__module__], "PARTS", {}).items():
-        below = App(name=part, help_epilogue=examples)
-        below.default(function)
-        command.command(below)
+    for subcommand_name, (function, examples) in getattr(module, "SUBCOMMANDS", {}).items():
+        subcommand = App(name=subcommand_name, help_epilogue=examples)
+        subcommand.default(function)
+        command.command(subcommand)
     app.command(command)
 app.register_install_completion_command()
 
 
 def entry() -> NoReturn:
-    """What the shell calls. After ctrl-C it leaves without waiting for a model in mid-answer."""
+    """Entry point of the command. After ctrl-C it exits at once, without waiting for a model's answer."""
     status = main()
     if status == INTERRUPTED:
         sys.stdout.flush()
@@ -80,12 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign must not stop a run
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal without a character must not stop a run
     try:
         status = _run(tokens)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (`| head`) has enough. Python would complain again when it flushes at exit.
+        # The reader (`| head`) has closed the pipe. Without this Python fails again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return status
@@ -99,7 +99,7 @@ def _run(tokens: list[str]) -> int:
         app(gather_overrides(tokens), exit_on_error=False, print_error=False)
         return 0
     except KeyboardInterrupt:
-        console.error("stopped; the same command goes on where it stopped")
+        console.error("interrupted; run the same command again to resume")
         return INTERRUPTED
     except BrokenPipeError:
         raise

@@ -1,4 +1,4 @@
-"""``still eval``: how near a model is to its teacher on given text, or what a run has measured."""
+"""``still eval``: measures a model on given text, or prints the results of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Examples:
   still eval embedded:smollm2 --data answers.jsonl --limit 100 --json"""
 
 
-COLUMNS = "Its columns are to be `messages`, or `prompt` and `completion`."
+COLUMNS = "The file must have a column `messages`, or the columns `prompt` and `completion`."
 
 
 def evaluate(
@@ -36,23 +36,23 @@ def evaluate(
 ) -> None:
     """Measure a model: divergence from its teacher, perplexity, speed.
 
-    It is measured on finished exchanges (--data). With a run's directory alone,
-    what that run has measured is printed.
+    The text is finished exchanges (--data).
+    With a run's directory alone, the results of that run are printed.
 
     Parameters
     ----------
     model
         A model (directory, file.gguf, embedded:smollm2, hub:org/name) or a run's directory.
     teacher
-        Held against this model; without it only perplexity and speed are measured.
+        The model to compare with; without it, only perplexity and speed are measured.
     data
         A .jsonl, .json, .parquet or .csv file of conversations that end with the assistant's answer.
     limit
-        Take only this many of them.
+        Use only this many conversations.
     max_length
-        Longest conversation; longer ones are cut at the end.
+        Length at which conversations are truncated.
     speed
-        Measure tokens/s too.
+        Also measure tokens/s.
     """
     if (limit is not None and limit < 1) or max_length < 2:
         raise UsageError("--limit must be at least 1, --max-length at least 2")
@@ -65,15 +65,15 @@ def evaluate(
     if not report.is_file():
         raise UsageError(
             f"{model} is not the directory of a finished run",
-            hint="To measure a model, give it text: still eval MODEL --data answers.jsonl.",
+            hint="To measure a model, pass a text: still eval MODEL --data answers.jsonl.",
         )
     try:
-        found = read_json(report)
+        values = read_json(report)
     except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{report} cannot be read: {error}") from error
-    if not isinstance(found, dict) or "models" not in found:
+    if not isinstance(values, dict) or "models" not in values:
         raise UsageError(f"{report} is not a report of `still run`")
-    show_report(found)
+    show_report(values)
 
 
 def _measure(
@@ -88,7 +88,7 @@ def _measure(
     if (Path(model) / "student").is_dir() and not (Path(model) / "config.json").is_file():
         student_of_run = Path(model) / "student"
         raise UsageError(
-            f"{model} is a run's directory and no model",
+            f"{model} is a run's directory, not a model",
             hint=f"Its student is {student_of_run}: still eval {student_of_run} --data {data}.",
         )
     try:
@@ -102,7 +102,7 @@ def _measure(
         console.info(f"{unanswered} of {len(conversations)} conversations have no answer and are left out")
     if not exchanges:
         raise CorpusError(
-            f"{data} holds no finished exchange: no conversation ends with the assistant's turn "
+            f"{data} contains no finished exchange: no conversation ends with the assistant's turn "
             f"({len(conversations)} have no answer)",
             hint=COLUMNS,
         )
@@ -112,8 +112,8 @@ def _measure(
         weights = load_weights(teacher)
         if not same_tokenizer(weights.tokenizer, student.tokenizer):
             raise UsageError(
-                f"{model} and {teacher} have different tokenizers, so no divergence between them is defined",
-                hint="Leave out --teacher to measure perplexity and speed alone.",
+                f"{model} and {teacher} have different tokenizers, so their divergence is undefined",
+                hint="Omit --teacher to measure perplexity and speed alone.",
             )
         candidates.insert(0, Candidate("teacher", teacher, weights, parse_reference(teacher).path))
     rows = [{"id": p.id, "messages": p.messages} for p in exchanges]

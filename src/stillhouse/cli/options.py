@@ -13,12 +13,12 @@ from stillhouse.cli.overrides import OPTION
 
 @dataclass(frozen=True)
 class Output:
-    """How a verb speaks. The flags take effect in :func:`stillhouse.cli.main`, before anything is parsed."""
+    """Output options of a verb; :func:`stillhouse.cli.main` applies them before it parses the rest."""
 
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Print the result as JSON on stdout."""
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
-    """No progress and no hints."""
+    """Suppress progress and hints."""
     debug: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Show the traceback of an error."""
 
@@ -31,7 +31,7 @@ Overrides = Annotated[
         negative="",
         metavar="VALUE",
         show_default=False,
-        help="Override any value of the recipe, e.g. --train.epochs 2 (the value as YAML).",
+        help="Override any value of the recipe, e.g. --train.epochs 2 (the value is YAML).",
     ),
 ]
 RunDirectory = Annotated[
@@ -39,10 +39,10 @@ RunDirectory = Annotated[
 ]
 AcceptTerms = Annotated[
     str | None,
-    Parameter(metavar="REASON", help="Why unknown terms of the teacher are accepted; recorded for good."),
+    Parameter(metavar="REASON", help="Accept unknown terms of the teacher; the reason is recorded."),
 ]
 Restart = Annotated[
     bool,
-    Parameter(negative="", show_default=False, help="Start anew: an existing run is moved aside to DIR.1."),
+    Parameter(negative="", show_default=False, help="Start over; an existing run is moved to DIR.1."),
 ]
 RecipeFile = Annotated[Path, Parameter(metavar="RECIPE", help="A YAML file; docs/recipe.md lists its keys.")]

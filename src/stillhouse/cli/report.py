@@ -1,4 +1,4 @@
-"""Prints a report's table: the one thing a run shows on stdout."""
+"""Prints a report: its table and verdict, or the whole report as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stillhouse.console import console
 
 
 def show_report(report: Mapping[str, Any]) -> None:
-    """The table and the finding under it; the whole report as JSON when that was asked for."""
+    """Prints the table and the verdict, or with ``--json`` the whole report."""
     from stillhouse.evaluate import results_table
 
     console.table(*results_table(report))

@@ -1,4 +1,4 @@
-"""``still terms``: whether a model's outputs may train another, and on what conditions."""
+"""``still terms``: whether a model's outputs may train another model, and on what conditions."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def terms(
     purpose: Purpose = "research",
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Explain the terms of a model, or list all that are known.
+    """Explain the terms of a model, or list all known terms.
 
-    This is no legal advice.
+    This is not legal advice.
 
     Parameters
     ----------
     model
-        A model's reference, its name, or a key of the table; without it the whole table is listed.
+        A model's reference or name, or a key of the table; without it, the whole table is listed.
     purpose
-        What the student would be for.
+        The intended use of the student.
     """
     if model is None:
         _list_all()
@@ -54,34 +54,34 @@ def _list_all() -> None:
 def _explain(model: str, purpose: Purpose) -> None:
     from stillhouse.provenance import explain_terms, find_terms, judge_terms
 
-    found = find_terms(model, metadata=_metadata(model))
-    verdict = judge_terms(found, purpose)
+    entry = find_terms(model, metadata=_metadata(model))
+    verdict = judge_terms(entry, purpose)
     answer = {True: "allowed", False: "refused", None: "unknown: needs --accept-terms"}[verdict.allowed]
-    passes_on = {True: "yes", False: "no", None: "unknown"}[found.passes_on]
-    nobody_knows = found.outputs_may_train == "unknown" or found.passes_on is None
+    passes_on = {True: "yes", False: "no", None: "unknown"}[entry.passes_on]
+    is_unknown = entry.outputs_may_train == "unknown" or entry.passes_on is None
     rows = [
         [f"for {purpose}", f"{answer}: {verdict.reason}"],
-        ["outputs may train", found.outputs_may_train],
-        ["may compete", found.may_compete],
+        ["outputs may train", entry.outputs_may_train],
+        ["may compete", entry.may_compete],
         ["passes on", passes_on],
-        ["student's licence", found.student_license or ("unknown" if nobody_knows else "free to choose")],
+        ["student's licence", entry.student_license or ("unknown" if is_unknown else "free to choose")],
         *[["duty", duty] for duty in verdict.duties],
-        ["clause", found.clause],
-        ["source", found.source],
-        ["checked", found.checked],
-        *([["note", found.note]] if found.note and nobody_knows else []),
+        ["clause", entry.clause],
+        ["source", entry.source],
+        ["checked", entry.checked],
+        *([["note", entry.note]] if entry.note and is_unknown else []),
     ]
-    console.table(f"{found.name} ({found.key})", ["what", "terms"], rows)
-    console.data({"model": model, "purpose": purpose, **explain_terms(found)})
-    if near := _meant(model, known=found.key != "unknown"):
-        console.hint(near)
+    console.table(f"{entry.name} ({entry.key})", ["field", "terms"], rows)
+    console.data({"model": model, "purpose": purpose, **explain_terms(entry)})
+    if suggestion := _suggestion(model, has_terms=entry.key != "unknown"):
+        console.hint(suggestion)
 
 
-def _meant(model: str, *, known: bool) -> str | None:
-    """What a word that names no model may have meant: a key of the table, or an embedded model.
+def _suggestion(model: str, *, has_terms: bool) -> str | None:
+    """A hint if ``model`` is not a valid reference: the nearest key of the table or embedded model.
 
     Args:
-        known: whether it tells the terms all the same, being a key or the name of a model that is not here.
+        has_terms: whether its terms were found all the same (a key, or the name of a model that is not here).
     """
     from stillhouse.errors import ModelNotFoundError
     from stillhouse.models import EMBEDDED, parse_reference
@@ -91,18 +91,18 @@ def _meant(model: str, *, known: bool) -> str | None:
     try:
         parse_reference(model)
     except ModelNotFoundError as error:
-        words = {entry.key: entry.key for entry in all_terms()}
-        if model in words:
+        choices = {entry.key: entry.key for entry in all_terms()}
+        if model in choices:
             return None
-        words |= {name: f"embedded:{name}" for name in EMBEDDED}
-        if not known and (near := nearest(model, words)):
-            return f"Did you mean `{words[near]}`?"
+        choices |= {name: f"embedded:{name}" for name in EMBEDDED}
+        if not has_terms and (choice := nearest(model, choices)):
+            return f"Did you mean `{choices[choice]}`?"
         return error.hint if error.hint and error.hint.startswith("Did you mean") else None
     return None
 
 
 def _metadata(model: str) -> dict[str, str] | None:
-    """What the model's own files say of its licence, when it is here; a bare key or name has no files."""
+    """The licence metadata of the model's own files; None without local files, as for a bare key or name."""
     from stillhouse.errors import ModelNotFoundError
     from stillhouse.models import describe, parse_reference
 

@@ -157,8 +157,8 @@ def verify(
             print(f"{teacher.name}: {teacher.verdict.headline}")
 
 
-PARTS = {
-    **trace_before.PARTS,
+SUBCOMMANDS = {
+    **trace_before.SUBCOMMANDS,
     "commit": (commit, COMMIT_EXAMPLES),
     "verify": (verify, VERIFY_EXAMPLES),
 }

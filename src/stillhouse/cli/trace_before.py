@@ -265,7 +265,7 @@ def key(
     console.hint("publish the public key; keep the file to yourself.")
 
 
-PARTS = {
+SUBCOMMANDS = {
     "resample": (resample, RESAMPLE_EXAMPLES),
     "surrogate": (surrogate, SURROGATE_EXAMPLES),
     "canaries": (canaries, CANARIES_EXAMPLES),

@@ -1,4 +1,4 @@
-"""``still verify``: whether a run's files are still those that its manifest recorded."""
+"""``still verify``: checks a run's files against its manifest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def verify(
     *,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Check a run's files against its manifest; name what differs.
+    """Check a run's files against its manifest; list the differences.
 
     Parameters
     ----------
@@ -34,18 +34,18 @@ def verify(
     from stillhouse.provenance import verify_run
 
     if not (directory / "manifest.json").is_file():
-        raise UsageError(f"{directory} is not a run: it holds no manifest.json")
+        raise UsageError(f"{directory} is not a run: it contains no manifest.json")
     result = verify_run(directory)
-    found = {"directory": str(directory), "checked": result.checked, "differences": result.differences}
+    report = {"directory": str(directory), "checked": result.checked, "differences": result.differences}
     if result.differences:
-        shown = [f"{directory}: {difference}" for difference in result.differences[:MOST_SHOWN]]
-        if more := len(result.differences) - len(shown):
-            shown.append(f"and {more} more; --json lists all")
+        lines = [f"{directory}: {difference}" for difference in result.differences[:MOST_SHOWN]]
+        if more := len(result.differences) - len(lines):
+            lines.append(f"and {more} more; --json lists all")
         error = IntegrityError(
-            "\n".join(shown), hint="`still run` with the same recipe makes again what is missing or changed."
+            "\n".join(lines), hint="`still run` with the same recipe restores what is missing or changed."
         )
-        error.report = found
+        error.report = report
         raise error
-    console.data(found)
+    console.data(report)
     if not console.json:
-        print(f"{directory}: {result.checked} files are as recorded")
+        print(f"{directory}: {result.checked} files match the manifest")
