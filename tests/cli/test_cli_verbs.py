@@ -250,7 +250,7 @@ class TestTerms:
     def test_unknown_ones_say_what_to_do(self, capsys):
         assert main(["terms", "unknown"]) == 0
         text = " ".join(capsys.readouterr().out.split())
-        assert "Name the terms yourself" in text
+        assert "Declare the terms yourself" in text
         assert "free to choose" not in text
 
     @pytest.mark.parametrize(

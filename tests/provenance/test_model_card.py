@@ -190,16 +190,16 @@ def test_the_recipe_in_the_card_makes_the_same_student():
 
 def test_naming_duties_of_the_teacher_and_of_the_weights():
     taught = card(recipe("hub:meta-llama/Llama-3.1-8B", student=SCRATCH))
-    assert "**Built with Llama**" in taught and "rename it" in taught
-    assert 'Begin the name of a student that you give away with "Llama".' in taught
+    assert "**Built with Llama**" in taught and "Rename this model" in taught
+    assert 'Begin the name of a student that you distribute with "Llama".' in taught
     started = card(recipe(student=Student(init="pretrained", model="hub:meta-llama/Llama-3.2-1B")))
-    assert "**Built with Llama**" in started and "rename it" in started
+    assert "**Built with Llama**" in started and "Rename this model" in started
     assert "Llama 3.2 Community License (`llama-3.2`)" in started
-    assert 'Begin the name of a student that you give away with "Llama".' in started
+    assert 'Begin the name of a student that you distribute with "Llama".' in started
     named = card(
         dataclasses.replace(recipe("hub:meta-llama/Llama-3.1-8B", student=SCRATCH), name="Llama-small")
     )
-    assert "**Built with Llama**" in named and "rename it" not in named
+    assert "**Built with Llama**" in named and "Rename this model" not in named
 
 
 def test_the_reason_for_accepting_unknown_terms_is_in_the_card():
