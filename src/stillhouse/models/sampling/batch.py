@@ -1,13 +1,12 @@
-"""Sampling from a transformers model, many sequences at once, each leaving when it has ended.
+"""Samples many sequences at once from a transformers model; a sequence leaves the batch when it ends.
 
-What makes it faster than ``generate``: a lean forward pass for the llama family
-(:mod:`.fast_decoder`), keys and values in memory laid out once, equal prompts prefilled once,
-and slots that are filled again as soon as they are free. Each sequence's draws come from its own
-seed, one uniform number a step, so they do not depend on who else runs (the last bits of a
-bfloat16 pass may).
+It is faster than ``generate`` through a lean forward pass for the llama family (:mod:`.fast_decoder`), a
+key-value cache that is allocated once, one prefill for equal prompts, and slots that are filled again as soon
+as they are free. Each sequence samples from its own seed, with one uniform number for each token, so its
+tokens do not depend on the rest of the batch (the last bits of a bfloat16 pass can).
 
-Models whose layers do not all attend to the whole sequence (sliding windows, state
-spaces) are not sampled here; see :func:`can_sample`.
+Models with layers that do not attend to the whole sequence (sliding windows, state spaces) are not supported;
+see :func:`can_sample`.
 
 Shapes: B running sequences, P prompts, V vocabulary.
 """
@@ -31,7 +30,7 @@ from stillhouse.models.types import Marker, Sampling
 __all__ = ["SampledAnswer", "can_sample", "draw", "sample"]
 
 SLOTS = 64  # sequences that run at once
-PREFILL = 1024  # prompt tokens of one prefill pass, if there is more than one prompt; more are slower
+PREFILL = 1024  # prompt tokens of one prefill pass with more than one prompt; longer passes are slower
 
 Stopped = Callable[[int, Sequence[int]], bool]
 
@@ -41,7 +40,7 @@ class SampledAnswer:
     """One answer."""
 
     ids: list[int]
-    """Tokens, the end token included when it came."""
+    """Tokens, including the end token if there was one."""
     finish_reason: str
     """`stop` (an end token, or ``stopped``) or `length`."""
     logp: list[float]
@@ -51,9 +50,10 @@ class SampledAnswer:
 
 @dataclass
 class _Sequence:
-    """One answer under way."""
+    """An unfinished answer."""
 
-    place: int
+    index: int
+    """Of its prompt among all prompts."""
     prompt: tuple[int, ...]
     setting: Sampling
     uniforms: np.random.Generator
@@ -64,12 +64,12 @@ class _Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens in memory: all but the last, which the next step takes in."""
+        """Tokens in the cache: all but the last, which the next step reads."""
         return len(self.prompt) + len(self.ids) - 1
 
 
 def can_sample(model: PreTrainedModel) -> bool:
-    """Whether every layer of ``model`` attends to the whole sequence, as this sampler needs."""
+    """Whether every layer of ``model`` attends to the whole sequence, as this sampler requires."""
     text = model.config.get_text_config()
     kinds = getattr(text, "layer_types", None) or ["full_attention"]
     return all(kind == "full_attention" for kind in kinds) and not getattr(text, "use_sliding_window", False)
@@ -92,64 +92,73 @@ def sample(
     Args:
         prompts: token ids, none empty. Equal prompts are prefilled once.
         settings: temperature (0 is greedy), top_p, top_k, min_p, max_tokens and seed of each prompt. Stop
-            strings are the caller's, through ``stopped``: this function knows no text.
+            strings are the caller's, through ``stopped``: this function decodes no text.
         ends: ids that end an answer.
-        on_token: called after each step with the number of tokens just drawn.
+        on_token: called after each step with the number of tokens that it sampled.
         slots: sequences that run at once; the others wait for a free slot.
-        stopped: called as stopped(place of the prompt, its answer's ids so far) after each token; True ends
+        stopped: called as stopped(index of the prompt, its answer's ids so far) after each token; True ends
             that answer.
-        markers: a watermark for each prompt (:class:`stillhouse.watermark.Mark`), or none at all.
+        markers: a watermark or None for each prompt (:class:`stillhouse.watermark.Mark`), or an empty
+            sequence.
     """
     if not prompts:
         return []
-    everyone = [
+    sequences = [
         _Sequence(
-            place,
+            index,
             tuple(prompt),
             setting,
             np.random.Generator(np.random.Philox(key=setting.seed or 0)),
             marker,
         )
-        for place, (prompt, setting, marker) in enumerate(
+        for index, (prompt, setting, marker) in enumerate(
             zip(prompts, settings, markers or [None] * len(prompts), strict=True)
         )
     ]
-    longest = max(len(one.prompt) + one.setting.max_tokens for one in everyone)
+    longest = max(len(sequence.prompt) + sequence.setting.max_tokens for sequence in sequences)
     layers = model.config.get_text_config().num_hidden_layers
-    memory = KeyValues(layers, min(slots, len(everyone)), longest)
-    decoder = fast_decoder(model, memory, everyone[0].prompt) or ModuleDecoder(model, memory)
-    entrance = _Entrance(everyone, decoder)
+    memory = KeyValues(layers, min(slots, len(sequences)), longest)
+    decoder = fast_decoder(model, memory, sequences[0].prompt) or ModuleDecoder(model, memory)
+    queue = _PromptQueue(sequences, decoder)
     running: list[_Sequence] = []
-    while running or entrance.waiting:
-        if entrance.waiting and len(running) < memory.slots:
-            fresh, logits_BV = entrance.enter(len(running))
-            running += fresh
+    while running or queue.waiting:
+        # Fill free slots before the next step, so that steps run with as full a batch as possible.
+        if queue.waiting and len(running) < memory.slots:
+            advanced, logits_BV = queue.prefill(len(running))
+            running += advanced
         else:
-            fresh = running
-            tokens_B = torch.tensor([one.ids[-1] for one in running], device=model.device)
-            lengths_B = torch.tensor([one.length for one in running], device=model.device)
+            advanced = running
+            tokens_B = torch.tensor([sequence.ids[-1] for sequence in running], device=model.device)
+            lengths_B = torch.tensor([sequence.length for sequence in running], device=model.device)
             logits_BV = decoder.step(tokens_B, lengths_B)
-        _advance(fresh, logits_BV, ends, stopped)
+        _sample_tokens(advanced, logits_BV, ends, stopped)
         if on_token:
-            on_token(len(fresh))
-        _leave(running, memory)
-    return [SampledAnswer(one.ids, one.finish_reason or "length", one.logp) for one in everyone]
+            on_token(len(advanced))
+        _remove_finished(running, memory)
+    return [
+        SampledAnswer(sequence.ids, sequence.finish_reason or "length", sequence.logp)
+        for sequence in sequences
+    ]
 
 
-class _Entrance:
-    """Lets waiting sequences in, samples of one prompt after each other, each prompt prefilled once."""
+class _PromptQueue:
+    """Sequences that wait for a slot, grouped by prompt, so that each prompt is prefilled once."""
 
-    def __init__(self, everyone: Sequence[_Sequence], decoder: FastDecoder | ModuleDecoder) -> None:
-        together: dict[tuple[int, ...], deque[_Sequence]] = {}
-        for one in everyone:
-            together.setdefault(one.prompt, deque()).append(one)
-        self.waiting = deque(together.values())
+    def __init__(self, sequences: Sequence[_Sequence], decoder: FastDecoder | ModuleDecoder) -> None:
+        by_prompt: dict[tuple[int, ...], deque[_Sequence]] = {}
+        for sequence in sequences:
+            by_prompt.setdefault(sequence.prompt, deque()).append(sequence)
+        self.waiting = deque(by_prompt.values())
         self.decoder = decoder
         self.kept_1V: torch.Tensor | None = None
         """Logits after the first waiting prompt, while its keys and values are in the spare slot."""
 
-    def enter(self, first: int) -> tuple[list[_Sequence], torch.Tensor]:
-        """Sequences that now have the slots from ``first`` on, and the logits [B, V] after their prompts."""
+    def prefill(self, first: int) -> tuple[list[_Sequence], torch.Tensor]:
+        """Fills the slots from ``first`` on.
+
+        Returns:
+            Their sequences, and the logits [B, V] after their prompts.
+        """
         free, memory = self.decoder.memory.slots - first, self.decoder.memory
         groups, tokens = [], 0
         while self.waiting and free and (not groups or tokens + len(self.waiting[0][0].prompt) <= PREFILL):
@@ -159,12 +168,14 @@ class _Entrance:
             tokens += len(group[0].prompt)
             if not self.waiting[0]:
                 self.waiting.popleft()
-        logits_PV = self._prefill(groups, first)
-        entered = [one for group in groups for one in group]
+        logits_PV = self._logits(groups, first)
+        entered = [sequence for group in groups for sequence in group]
         slot = first
         for group in groups:
             memory.copy(slot, range(slot + 1, slot + len(group)), len(group[0].prompt))
             slot += len(group)
+        # Samples of the last prompt that found no slot start from the spare slot later, without a second
+        # pass.
         unfinished = bool(self.waiting) and self.waiting[0][0].prompt == entered[-1].prompt
         if unfinished:
             memory.copy(slot - 1, [memory.spare], len(entered[-1].prompt))
@@ -172,45 +183,46 @@ class _Entrance:
         counts = torch.tensor([len(group) for group in groups], device=logits_PV.device)
         return entered, logits_PV.repeat_interleave(counts, 0)
 
-    def _prefill(self, groups: Sequence[Sequence[_Sequence]], slot: int) -> torch.Tensor:
-        """Logits [P, V] after each group's prompt, whose keys and values go to the group's first slot."""
-        parts, prompts, places = [], [], []
+    def _logits(self, groups: Sequence[Sequence[_Sequence]], slot: int) -> torch.Tensor:
+        """Logits [P, V] after each group's prompt; its keys and values go to the group's first slot."""
+        logits, prompts, slots = [], [], []
         for number, group in enumerate(groups):
             if number == 0 and self.kept_1V is not None:
                 self.decoder.memory.copy(self.decoder.memory.spare, [slot], len(group[0].prompt))
-                parts.append(self.kept_1V)
+                logits.append(self.kept_1V)
             else:
                 prompts.append(group[0].prompt)
-                places.append(slot)
+                slots.append(slot)
             slot += len(group)
         if prompts:
-            parts.append(self.decoder.prefill(prompts, places))
-        return torch.cat(parts)
+            logits.append(self.decoder.prefill(prompts, slots))
+        return torch.cat(logits)
 
 
-def _advance(
+def _sample_tokens(
     sequences: Sequence[_Sequence], logits_BV: torch.Tensor, ends: set[int], stopped: Stopped | None
 ) -> None:
-    """Draws one token for each and notes which have ended."""
-    uniforms = torch.tensor([one.uniforms.random() for one in sequences], dtype=torch.float64)
+    """Samples one token for each sequence and sets the finish reason of those that end."""
+    uniforms = torch.tensor([sequence.uniforms.random() for sequence in sequences], dtype=torch.float64)
     tokens_B, logp_B = draw_with_logp(
         logits_BV,
-        [one.setting for one in sequences],
+        [sequence.setting for sequence in sequences],
         uniforms,
-        [one.marker for one in sequences],
-        [one.ids for one in sequences],
+        [sequence.marker for sequence in sequences],
+        [sequence.ids for sequence in sequences],
     )
-    for one, token, logp in zip(sequences, tokens_B.tolist(), logp_B.tolist(), strict=True):
-        one.ids.append(token)
-        one.logp.append(logp)
-        if token in ends or (stopped and stopped(one.place, one.ids)):
-            one.finish_reason = "stop"
-        elif len(one.ids) >= one.setting.max_tokens:
-            one.finish_reason = "length"
+    for sequence, token, logp in zip(sequences, tokens_B.tolist(), logp_B.tolist(), strict=True):
+        sequence.ids.append(token)
+        sequence.logp.append(logp)
+        if token in ends or (stopped and stopped(sequence.index, sequence.ids)):
+            sequence.finish_reason = "stop"
+        elif len(sequence.ids) >= sequence.setting.max_tokens:
+            sequence.finish_reason = "length"
 
 
-def _leave(running: list[_Sequence], memory: KeyValues) -> None:
-    """Ended sequences go; the last ones take their slots."""
+def _remove_finished(running: list[_Sequence], memory: KeyValues) -> None:
+    """Removes finished sequences; the last running one moves to the slot of each."""
+    # From the end, so that the sequence that moves is never itself a finished one.
     for slot in reversed(range(len(running))):
         if running[slot].finish_reason is not None:
             last = running.pop()

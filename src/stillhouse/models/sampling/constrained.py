@@ -1,8 +1,8 @@
-"""Answers that follow a JSON schema: which tokens may come next, through llguidance.
+"""Constrained decoding: restricts answers to a JSON schema, through llguidance.
 
-The schema becomes a grammar over bytes, and the grammar a mask over the tokenizer's tokens, of any tokenizer
-that the `tokenizers` library reads. Whitespace between JSON's parts is free but bounded (as in llama.cpp), so
-that no answer is made of it.
+The schema becomes a grammar over bytes, and the grammar a mask over the tokenizer's tokens, for any tokenizer
+that the `tokenizers` library reads. Whitespace between JSON tokens is optional but bounded (as in llama.cpp):
+without a bound, a model can write whitespace until its token limit.
 
 Shapes: V vocabulary (columns of the logits).
 """
@@ -22,13 +22,13 @@ from stillhouse.errors import MissingExtraError, ModelError, SchemaError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LONGEST_SCHEMA = 40_000
-"""Characters; the time that a schema takes grows faster than its length (1,500 properties: about 2 s)."""
+MAX_SCHEMA_CHARACTERS = 40_000
+"""Characters. Compile time grows faster than a schema's length (1,500 properties: about 2 s)."""
 _OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})?"}
 
 
 def with_guidance_options(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` with what llguidance, here or inside llama.cpp, is to know besides."""
+    """``schema`` with our options for llguidance, which runs here or inside llama.cpp."""
     return {**schema, "x-guidance": _OPTIONS}
 
 
@@ -38,44 +38,45 @@ def validated_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     llama.cpp ignores an invalid schema without an error, so the check happens here.
 
     Raises:
-        SchemaError: it is malformed or too long, nothing can satisfy it, or it says what a grammar cannot
+        SchemaError: it is malformed or too long, nothing satisfies it, or it contains what a grammar cannot
             enforce.
         MissingExtraError: llguidance is not installed.
     """
-    made = with_guidance_options(schema)
+    prepared = with_guidance_options(schema)
     try:
-        size = len(json.dumps(made))
+        size = len(json.dumps(prepared))
     except RecursionError as error:
         raise SchemaError("the JSON schema is nested too deeply") from error
-    if size > LONGEST_SCHEMA:
-        raise SchemaError(f"the JSON schema has {size:,} characters; {LONGEST_SCHEMA:,} can be followed")
-    _matcher(_llguidance().LLTokenizer("byte"), made)
-    return made
+    if size > MAX_SCHEMA_CHARACTERS:
+        raise SchemaError(f"the JSON schema has {size:,} characters; the limit is {MAX_SCHEMA_CHARACTERS:,}")
+    _matcher(_llguidance().LLTokenizer("byte"), prepared)
+    return prepared
 
 
 class Constraint:
-    """Where one answer is in its grammar. Not for several threads at once."""
+    """The position of one answer in its grammar. Not thread-safe."""
 
     def __init__(self, matcher: Any, width: int) -> None:
         self._matcher, self._width = matcher, width
         self.failure: ModelError | None = None
-        """Why the grammar could not be followed further (it became too large). Any thread may look; all
-        else is for the one that samples, since a matcher in use may not be asked by another."""
+        """Why the grammar could not be followed further (it became too large). Any thread can read this; all
+        else is for the sampling thread, since a matcher must not be called while it is in use."""
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but the end may follow; also after a failure."""
+        """Whether only the end can follow; also True after a failure."""
         return self._matcher.is_stopped()
 
     def allowed_tokens(self) -> np.ndarray:
-        """Which tokens may come next [V]: end tokens where the answer may end. After a failure all."""
+        """Which tokens can come next [V], end tokens where the answer can end. All of them after a
+        failure."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._failed():
             return np.ones(self._width, bool)
         return np.unpackbits(bits, bitorder="little")[: self._width].astype(bool)
 
     def consume(self, token: int) -> None:
-        """Goes on by one token that was allowed."""
+        """Advances by one token, which must be an allowed one."""
         self._matcher.consume_token(token)
         self._failed()
 
@@ -87,10 +88,10 @@ class Constraint:
 
 
 class ConstraintFactory:
-    """Makes constraints for one model. For several threads.
+    """Creates constraints for one model. Thread-safe.
 
     Args:
-        width: columns of the model's logits (V); may be more than the tokenizer has tokens.
+        width: columns of the model's logits (V); can exceed the tokenizer's number of tokens.
         ends: ids that end an answer.
     """
 
@@ -99,15 +100,15 @@ class ConstraintFactory:
         self._lock = threading.Lock()
 
     def create(self, schema: Mapping[str, Any]) -> Constraint:
-        """The beginning of an answer that follows ``schema``; the first call takes a second more.
+        """A constraint at the beginning of an answer. The first call takes a second longer.
 
         Args:
-            schema: as :func:`with_guidance_options` gives it.
+            schema: from :func:`with_guidance_options`.
 
         Raises:
-            SchemaError: it cannot be followed.
+            SchemaError: llguidance does not support it.
         """
-        with self._lock:
+        with self._lock:  # cached_property has no lock of its own, and the conversion takes a second
             tokens = self._tokens
         return Constraint(_matcher(tokens, schema), self._width)
 
@@ -119,18 +120,18 @@ class ConstraintFactory:
 
 
 def _matcher(tokens: Any, schema: Mapping[str, Any]) -> Any:
-    """A matcher at the beginning of an answer, whose first mask was found."""
+    """A matcher at the beginning of an answer."""
     matchers = _llguidance().LLMatcher
     matcher = matchers(tokens, matchers.grammar_from_json_schema(json.dumps(schema)), log_level=0)
     if not matcher.is_error():
-        matcher.compute_bitmask()
+        matcher.compute_bitmask()  # some unsatisfiable schemas fail only here
     if matcher.is_error():
         raise SchemaError(f"the JSON schema cannot be followed: {_reason(matcher)}")
     return matcher
 
 
 def _reason(matcher: Any) -> str:
-    """llguidance's reason without its state and grammar, which would follow."""
+    """llguidance's message without the dump of its state and grammar."""
     reason = matcher.get_error().partition("\n<state>")[0]
     return "nothing satisfies it" if reason.startswith("NoExtension") else reason[:300]
 
@@ -141,6 +142,6 @@ def _llguidance() -> Any:
         import llguidance.hf
     except ImportError as error:
         raise MissingExtraError(
-            "answers by a JSON schema need llguidance", hint="pip install 'stillhouse[serve]'"
+            "answers that follow a JSON schema need llguidance", hint="pip install 'stillhouse[serve]'"
         ) from error
     return llguidance

@@ -1,14 +1,15 @@
-"""A lean forward pass for models of the llama family: one token for many sequences, or whole prompts.
+"""A fast forward pass for models of the llama family: one token for many sequences, or whole prompts.
 
-Against the module's own forward it saves the re-ordering of bfloat16 weights that oneDNN does at
-every call (packed once here, which takes their memory a second time), five small matrix products
-a layer, and the padding of prompts. On a processor without bfloat16 products it multiplies the same
-weights in float32 (a copy of twice their memory). It has no gradients and no dropout. Built anew for each
-:func:`~stillhouse.models.sampling.batch.sample`, so that it sees the weights as they are; and only kept
-when it gives the module's logits for a few tokens.
+Compared with the module's own forward pass, it saves the reordering of bfloat16 weights that oneDNN does at
+every call (they are packed once here, which takes their memory a second time), five small matrix products in
+each layer, and the padding of prompts. On a CPU without bfloat16 products it multiplies the same weights in
+float32 (a copy of twice their memory). It has no gradients and no dropout.
 
-Shapes: B sequences, N tokens of several prompts end to end, H heads of keys and values, G query heads
-for each of them, D width of a head, E hidden size, V vocabulary.
+A new one is built for each :func:`~stillhouse.models.sampling.batch.sample`, so that it has the current
+weights of a model in training. It is used only if it reproduces the module's logits for a few tokens.
+
+Shapes: B sequences, N tokens of several prompts end to end, H heads of keys and values, G query heads for
+each of them, D width of a head, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from stillhouse.models.sampling.kv_cache import KeyValues
 from stillhouse.models.sampling.linear import Product, added, gated, joined, product_dtype
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others depend on the length
+FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the frequencies of others depend on the length
 TRIAL = 8  # tokens for the comparison with the module
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}  # share of the logits' spread
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}  # × the logits' std
 
 
 def fast_decoder(model: PreTrainedModel, memory: KeyValues, trial: Sequence[int]) -> FastDecoder | None:
-    """The lean pass of ``model``, or None where it has none or gives other logits for ``trial``'s start.
+    """The fast decoder of ``model``; None where its architecture has none, or where its logits differ.
 
-    The model must be in eval mode if it has dropout: the comparison would fail.
+    The model must be in eval mode if it has dropout; otherwise the comparison fails.
+
+    Args:
+        trial: token ids whose first few are compared.
     """
     config = model.config
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
@@ -45,19 +49,19 @@ def fast_decoder(model: PreTrainedModel, memory: KeyValues, trial: Sequence[int]
         return None
     decoder = FastDecoder(model, memory)
     ids = list(trial[:TRIAL])
-    theirs_V = model(torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1).logits[
+    module_V = model(torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1).logits[
         0, -1
     ]
     ours_V = decoder.prefill([ids], [0])[0]
-    if len(ids) > 1:  # the last token once more, as a step
+    if len(ids) > 1:  # also compare a step: the last token once more
         lengths = torch.tensor([len(ids) - 1], device=model.device)
         ours_V = torch.stack([ours_V, decoder.step(torch.tensor(ids[-1:], device=model.device), lengths)[0]])
-    error = (ours_V.float() - theirs_V.float()).abs().mean()
-    return decoder if error <= TOLERANCE[model.dtype] * theirs_V.float().std() else None
+    error = (ours_V.float() - module_V.float()).abs().mean()
+    return decoder if error <= TOLERANCE[model.dtype] * module_V.float().std() else None
 
 
 class FastDecoder:
-    """Prefill and step of one model, with its keys and values in ``memory``."""
+    """Prefill and decoding steps of one model, with its keys and values in ``memory``."""
 
     def __init__(self, model: PreTrainedModel, memory: KeyValues) -> None:
         base: Any = model.model
@@ -65,17 +69,18 @@ class FastDecoder:
         linears = [module for layer in base.layers for module in _linears(layer)]
         dtype = product_dtype(base.embed_tokens.weight, [*linears, model.lm_head])
         self.embed_VE = base.embed_tokens.weight.to(dtype)
-        self.layers = [_Layer(layer, memory, number, dtype) for number, layer in enumerate(base.layers)]
+        self.layers = [_FastLayer(layer, memory, number, dtype) for number, layer in enumerate(base.layers)]
         self.norm = _normed(base.norm)
         self.head = joined([model.lm_head], dtype)
         positions = torch.arange(memory.capacity, device=model.device)
         cos_1TD, sin_1TD = base.rotary_emb(self.embed_VE[:1], positions[None])
         half = cos_1TD.shape[-1] // 2
         signs = torch.cat([-sin_1TD[..., :half], sin_1TD[..., half:]], -1)
-        self.cos_TD, self.sin_TD = cos_1TD[0], signs[0]  # sine signed for a rotation by `roll`
+        # The sine carries the sign of transformers' rotate_half, so that a plain `roll` can rotate.
+        self.cos_TD, self.sin_TD = cos_1TD[0], signs[0]
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
-        """Logits [P, V] after each of P prompts, whose keys and values go to the start of ``slots``."""
+        """Logits [P, V] after each of P prompts. Their keys and values go to the beginning of ``slots``."""
         device = self.embed_VE.device
         self.memory.clear_to(max(map(len, prompts)))
         spans, start = [], 0
@@ -85,7 +90,7 @@ class FastDecoder:
         hidden_NE = self.embed_VE[torch.tensor([id for prompt in prompts for id in prompt], device=device)]
         positions_N = torch.cat([torch.arange(len(prompt), device=device) for prompt in prompts])
 
-        def attend(layer: _Layer, heads: torch.Tensor) -> torch.Tensor:
+        def attend(layer: _FastLayer, heads: torch.Tensor) -> torch.Tensor:
             return layer.attend_prompts(heads, spans, slots)
 
         hidden_NE = self._layers(hidden_NE, positions_N, attend)
@@ -95,14 +100,14 @@ class FastDecoder:
         """Logits [1, V] after ``ids``, which follow the first ``past`` tokens in ``slot`` and are kept there.
 
         Args:
-            every: give the logits after each of the N ids, [N, V].
+            every: return the logits after each of the N ids, [N, V].
         """
         total, device = past + len(ids), self.embed_VE.device
         self.memory.clear_to(total)
         positions_N = torch.arange(past, total, device=device)
         mask_NT = torch.arange(total, device=device) <= positions_N[:, None]
 
-        def attend(layer: _Layer, heads: torch.Tensor) -> torch.Tensor:
+        def attend(layer: _FastLayer, heads: torch.Tensor) -> torch.Tensor:
             return layer.attend_more(heads, slot, past, mask_NT)
 
         hidden_NE = self._layers(self.embed_VE[torch.tensor(list(ids), device=device)], positions_N, attend)
@@ -112,7 +117,7 @@ class FastDecoder:
         """Logits [B, V] after one more token of the sequences in the first B slots.
 
         Args:
-            lengths_B: tokens that each already has in memory.
+            lengths_B: tokens of each sequence in the cache.
         """
         total = int(lengths_B.max()) + 1
         self.memory.clear_to(total)
@@ -121,7 +126,7 @@ class FastDecoder:
         mask_B11T = mask_BT.masked_fill_(beyond_BT, -torch.inf)[:, None, None]
         rows_R = self.memory.rows(lengths_B)
 
-        def attend(layer: _Layer, heads: torch.Tensor) -> torch.Tensor:
+        def attend(layer: _FastLayer, heads: torch.Tensor) -> torch.Tensor:
             return layer.attend_step(heads, rows_R, mask_B11T)
 
         return self._logits(self._layers(self.embed_VE[tokens_B], lengths_B, attend))
@@ -136,7 +141,7 @@ class FastDecoder:
         return self.head(self.norm(hidden_BE))
 
 
-class _Layer:
+class _FastLayer:
     """One decoder layer; the hidden states are [tokens, E] throughout."""
 
     def __init__(self, layer: Any, memory: KeyValues, number: int, dtype: torch.dtype) -> None:
@@ -153,7 +158,8 @@ class _Layer:
         self.gated = gated(mlp.gate_proj, mlp.up_proj, dtype)
         self.down = added(mlp.down_proj, dtype)
         self.one_by_one = layer.input_layernorm.weight.device.type == "cpu" and dtype != torch.float32
-        """Whether query heads that share keys are quicker apart than as several places of one head."""
+        """Whether query heads that share keys are faster as heads of their own than as queries of one
+        head."""
 
     def __call__(
         self, hidden_NE: torch.Tensor, cos_N1D: torch.Tensor, sin_N1D: torch.Tensor, attend: Callable
@@ -164,7 +170,7 @@ class _Layer:
         if self.norms_qk:
             queries, keys, values = heads.split([kv * self.groups, kv, kv], 1)
             heads = torch.cat([self.norms_qk[0](queries), self.norms_qk[1](keys), values], 1)
-        rotated = heads[:, :-kv]
+        rotated = heads[:, :-kv]  # queries and keys
         turned = rotated.roll(self.width // 2, -1)
         rotated.mul_(cos_N1D).addcmul_(turned, sin_N1D)
         mixed = attend(self, heads)
@@ -172,7 +178,7 @@ class _Layer:
         return self.down(self.gated(self.norm_mlp(hidden_NE)), hidden_NE)
 
     def attend_step(self, heads: torch.Tensor, rows_R: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Attention of one new token a sequence, [B, HG, 1, D] or [B, H, G, D]."""
+        """Attention of one new token for each sequence, [B, HG, 1, D] or [B, H, G, D]."""
         batch, total = len(heads), mask.shape[-1]
         kv = heads.shape[1] // (self.groups + 2)
         keys, values = self.memory.append(self.number, rows_R, heads[:, -2 * kv :]).split(kv, 1)
@@ -191,7 +197,7 @@ class _Layer:
     ) -> torch.Tensor:
         """Causal attention of each prompt to itself, [N, HG, D]."""
         kv = heads.shape[1] // (self.groups + 2)
-        parts = []
+        outputs = []
         for (start, end), slot in zip(spans, slots, strict=True):
             own = heads[start:end].transpose(0, 1)
             self.memory.write(self.number, (slot, slice(None), slice(end - start)), own[-2 * kv :])
@@ -199,11 +205,12 @@ class _Layer:
             mixed = F.scaled_dot_product_attention(
                 q_HTD, k_HTD, v_HTD, is_causal=True, scale=self.scale, enable_gqa=True
             )
-            parts.append(mixed[0].transpose(0, 1))
-        return torch.cat(parts)
+            outputs.append(mixed[0].transpose(0, 1))
+        return torch.cat(outputs)
 
     def attend_more(self, heads: torch.Tensor, slot: int, past: int, mask_NT: torch.Tensor) -> torch.Tensor:
-        """Attention of N tokens to themselves and the ``past`` ones before them in ``slot``, [N, HG, D]."""
+        """Attention of N tokens to themselves and to the ``past`` tokens before them in ``slot``, [N, HG,
+        D]."""
         kv = heads.shape[1] // (self.groups + 2)
         own, total = heads.transpose(0, 1), mask_NT.shape[1]
         self.memory.write(self.number, (slot, slice(None), slice(past, total)), own[-2 * kv :])
@@ -228,7 +235,7 @@ def _linears(layer: Any) -> list[Any]:
 
 
 def _normed(norm: Any) -> Product:
-    """The function of a root-mean-square norm; on a CPU in fewer passes than torch's own."""
+    """An RMS norm as a function; on a CPU with fewer passes over memory than torch's own."""
     weight, epsilon = norm.weight, norm.variance_epsilon
     if weight.device.type != "cpu":
         return lambda hidden: F.rms_norm(hidden, weight.shape, weight, epsilon)

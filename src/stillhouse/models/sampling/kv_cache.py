@@ -1,7 +1,7 @@
-"""Keys and values of running sequences, in memory laid out once: a slot for each sequence.
+"""The key-value cache of running sequences: one slot for each sequence, allocated once.
 
-One slot more than sequences holds the prompt whose samples did not all find room at once. No
-tensor is moved when the batch changes: a sequence that leaves is overwritten by the last one.
+One extra slot holds the prompt whose samples did not all find a free slot at once. Nothing is moved when the
+batch changes, except that the last sequence takes the slot of one that leaves.
 
 Shapes: S slots, 2H heads (first those of the keys, then as many of the values), T tokens, D width of a head.
 """
@@ -28,11 +28,12 @@ class KeyValues:
         """Stores keys and values at an index of [S, 2H, T, D]."""
         memory = self.layers[layer]
         if memory is None:
-            memory = self.layers[layer] = self._new(pairs)
+            # Only the first keys and values tell the number of heads, the dtype and the device.
+            memory = self.layers[layer] = self._allocate(pairs)
         memory[at] = pairs  # type: ignore[index]
 
     def append(self, layer: int, rows_R: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        """Stores the keys and values [B, 2H, D] of one more token of B sequences; returns the whole memory.
+        """Stores the keys and values [B, 2H, D] of one more token of B sequences; returns the whole layer.
 
         Args:
             rows_R: from :meth:`rows`, the same for all layers.
@@ -43,16 +44,16 @@ class KeyValues:
         return memory
 
     def rows(self, lengths_B: torch.Tensor) -> torch.Tensor:
-        """Where the next token of the first B slots goes in memory seen as rows of D values, [B · 2H]."""
+        """Rows [B · 2H] for the next token of the first B slots, in a layer viewed as rows of D values."""
         memory = next(memory for memory in self.layers if memory is not None)
         slots, heads, capacity, _ = memory.shape
         starts = torch.arange(slots * heads, device=lengths_B.device).view(slots, heads) * capacity
         return (starts[: len(lengths_B)] + lengths_B[:, None]).flatten()
 
     def clear_to(self, length: int) -> None:
-        """Makes the first ``length`` tokens of every slot finite, so that a masked one cannot spoil a sum.
+        """Makes the first ``length`` tokens of every slot finite. Call it before writing there.
 
-        To be called before anything is written there.
+        A mask gives unused tokens the weight 0, but uninitialised memory can hold NaN, and 0 · NaN is NaN.
         """
         if length > self.cleared:
             start, self.cleared = self.cleared, min(self.capacity, length + FRONTIER)
@@ -61,15 +62,16 @@ class KeyValues:
                     memory[:, :, start : self.cleared] = 0
 
     def copy(self, source: int, targets: Sequence[int], length: int) -> None:
-        """The first ``length`` tokens of slot ``source`` also become those of ``targets``."""
+        """Copies the first ``length`` tokens of slot ``source`` to the slots ``targets``."""
         for memory in self.layers:
             assert memory is not None
             for target in targets:
                 memory[target, :, :length] = memory[source, :, :length]
 
-    def _new(self, prompt: torch.Tensor) -> torch.Tensor:
-        """A layer's memory, from its first keys and values, those of a prompt [2H, T, D]."""
+    def _allocate(self, prompt: torch.Tensor) -> torch.Tensor:
+        """A layer's memory, like its first keys and values, those of a prompt [2H, T, D]."""
         heads, _, width = prompt.shape
+        # Empty, not zeros: memory that is never touched is never committed by the operating system.
         memory = prompt.new_empty(self.slots + 1, heads, self.capacity, width)
         memory[:, :, : self.cleared] = 0
         return memory

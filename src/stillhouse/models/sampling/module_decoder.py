@@ -1,4 +1,4 @@
-"""Prefill and step through a module's own forward pass, for architectures that have no lean one.
+"""Prefill and decoding steps through a module's own forward pass, for architectures without a fast decoder.
 
 Every layer must attend to the whole sequence; see :func:`~stillhouse.models.sampling.batch.can_sample`.
 
@@ -22,8 +22,8 @@ class ModuleDecoder:
 
     def __init__(self, model: PreTrainedModel, memory: KeyValues) -> None:
         self.model, self.memory = model, memory
-        self.place = _WriteTarget()
-        self.cache = Cache(layers=[_SlotLayer(memory, n, self.place) for n in range(len(memory.layers))])
+        self.target = _WriteTarget()
+        self.cache = Cache(layers=[_SlotLayer(memory, n, self.target) for n in range(len(memory.layers))])
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
         """Logits [P, V] after each prompt, one prompt at a time."""
@@ -36,8 +36,8 @@ class ModuleDecoder:
         """Logits [1, V] (or [N, V]) after ``ids``, which follow the first ``past`` tokens in ``slot``."""
         total = past + len(ids)
         self.memory.clear_to(total)
-        self.place.slot, self.place.rows_R = slot, None
-        self.place.past, self.place.total = past, total
+        self.target.slot, self.target.rows_R = slot, None
+        self.target.past, self.target.total = past, total
         ids_1N = torch.tensor([list(ids)], device=self.model.device)
         positions = torch.arange(past, total, device=self.model.device)[None]
         mask_1T = torch.ones(1, total, dtype=torch.long, device=self.model.device)
@@ -47,7 +47,7 @@ class ModuleDecoder:
         """Logits [B, V] after one more token of the sequences in the first B slots."""
         total = int(lengths_B.max()) + 1
         self.memory.clear_to(total)
-        self.place.rows_R, self.place.total = self.memory.rows(lengths_B), total
+        self.target.rows_R, self.target.total = self.memory.rows(lengths_B), total
         mask_BT = torch.arange(total, device=lengths_B.device) <= lengths_B[:, None]
         return self._forward(tokens_B[:, None], mask_BT.long(), lengths_B[:, None])[:, -1]
 
@@ -65,27 +65,32 @@ class ModuleDecoder:
 
 
 class _WriteTarget:
-    """Where the pass under way writes: into one slot after its past, or at each sequence's own end."""
+    """Where the current pass writes: into one slot after its past, or at the end of each sequence.
+
+    transformers hands a cache layer the keys and values but not the sequences they belong to, so the decoder
+    leaves that here before each pass.
+    """
 
     slot = 0
     past = 0
     rows_R: torch.Tensor | None = None
+    """Rows of a step; None while a prompt is read."""
     total = 0
 
 
 class _SlotLayer(DynamicLayer):
-    """One layer's keys and values, kept in `KeyValues`."""
+    """One layer of transformers' cache that keeps its keys and values in `KeyValues`."""
 
-    def __init__(self, memory: KeyValues, number: int, place: _WriteTarget) -> None:
+    def __init__(self, memory: KeyValues, number: int, target: _WriteTarget) -> None:
         super().__init__()
-        self.memory, self.number, self.place = memory, number, place
+        self.memory, self.number, self.target = memory, number, target
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows_R, pairs = self.place.rows_R, torch.cat([key_states, value_states], 1)
+        rows_R, pairs = self.target.rows_R, torch.cat([key_states, value_states], 1)
         if rows_R is None:
-            slot, past, total = self.place.slot, self.place.past, self.place.total
+            slot, past, total = self.target.slot, self.target.past, self.target.total
             self.memory.write(self.number, (slot, slice(None), slice(past, total)), pairs[0])
             if past:
                 memory = self.memory.layers[self.number]
@@ -93,8 +98,8 @@ class _SlotLayer(DynamicLayer):
                 key_states, value_states = memory[slot : slot + 1, :, :total].chunk(2, 1)
             return key_states, value_states
         memory = self.memory.append(self.number, rows_R, pairs[:, :, 0])
-        keys, values = memory[: len(pairs), :, : self.place.total].chunk(2, 1)
+        keys, values = memory[: len(pairs), :, : self.target.total].chunk(2, 1)
         return keys, values
 
     def get_seq_length(self) -> int:
-        return self.place.past if self.place.rows_R is None else self.place.total - 1
+        return self.target.past if self.target.rows_R is None else self.target.total - 1
