@@ -143,9 +143,7 @@ def test_payoffs_of_ties_are_means_and_fair():
 
 @given(
     st.lists(
-        st.lists(st.integers(-5, 9) | st.none(), min_size=3, max_size=3).filter(
-            lambda row: row[0] is not None
-        ),
+        st.tuples(st.integers(-5, 9), *[st.integers(-5, 9) | st.none()] * 2),
         min_size=1,
         max_size=5,
     )

@@ -19,7 +19,7 @@ from stillhouse.watermark import (
     read_key,
     write_key,
 )
-from stillhouse.watermark.pseudorandom import vocabulary_words, window_seeds, words
+from stillhouse.watermark.pseudorandom import token_words, vocabulary_words, window_seeds
 
 KEY = bytes(range(32))
 MASK = 2**64 - 1
@@ -51,7 +51,7 @@ def test_single_words_are_those_of_the_whole_vocabulary_and_of_plain_integers():
     windows = np.random.default_rng(0).integers(0, 2**31, (40, 3))
     seeds = window_seeds(KEY, "kgw", windows)
     tokens = np.random.default_rng(1).integers(0, 5000, 40)
-    found = words(seeds, tokens)
+    found = token_words(seeds, tokens)
     for seed, token, word in zip(seeds, tokens.tolist(), found.tolist(), strict=True):
         assert vocabulary_words(seed, 5000)[token] == word
         assert philox((int(seed[0]), int(seed[1])), token // 4 + 1)[token % 4] == word
@@ -64,7 +64,7 @@ def test_the_words_of_a_key_never_change():
         (7).to_bytes(4, "little") + (100_000).to_bytes(4, "little"), key=KEY, digest_size=16, person=b"kgw"
     ).digest()
     assert seed.tolist() == [[int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")]]
-    assert words(seed, np.array([0, 49151])).tolist() == [226671239722524692, 2301966229340496948]
+    assert token_words(seed, np.array([0, 49151])).tolist() == [226671239722524692, 2301966229340496948]
 
 
 def test_keys_windows_and_schemes_share_nothing():

@@ -1,7 +1,7 @@
-"""Marks in sampled text: embedding and detection, shared by serve and trace.
+"""Watermarks in sampled text: embedding and detection, shared by serve and trace.
 
-A :class:`Mark` is given to a sampler (:func:`stillhouse.models.sampling.batch.sample`,
-:class:`stillhouse.models.sampling.continuous.LiveSequence`); :func:`detect` finds it in token ids. What
+A sampler applies a :class:`Mark` (:func:`stillhouse.models.sampling.batch.sample`,
+:class:`stillhouse.models.sampling.continuous.LiveSequence`); :func:`detect` finds it in token ids. Text that
 llama.cpp or an API generates is not marked, and a mark does not survive a paraphrase.
 """
 

@@ -1,8 +1,7 @@
-"""Keys of marks: 256 random bits, one for everybody's outputs or one for each account.
+"""Watermark keys: 256 random bits, one for all outputs or one for each account.
 
-A key is never printed: it does not appear in the ``repr`` of anything, and what names it in public is its
-:func:`key_fingerprint`. Whoever has a key can find its mark, and can forge it; so it is opened only when the
-evidence is.
+A key is never printed: it appears in no ``repr``, and its :func:`key_fingerprint` names it in public. A
+holder of the key can find its mark and can forge it, so the key is opened only with the evidence.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from stillhouse.files import write_secret
 from stillhouse.hashing import sha256_bytes
 
 BYTES = 32
+# Versioned prefixes keep derived keys, fingerprints and other uses of the same secret apart.
 _ACCOUNT = b"stillhouse account key 1\0"
 _NAME = b"stillhouse key name 1\0"
 
@@ -28,39 +28,39 @@ def new_key() -> bytes:
 def account_key(master: bytes, account: str) -> bytes:
     """The key of one account, derived from a master key: HMAC-SHA-256 (RFC 2104) over the account's name.
 
-    Keys of different accounts tell nothing of each other or of the master key, so that one can be opened in
-    evidence and the others go on.
+    An account's key reveals nothing about other accounts' keys or the master key, so one can be opened as
+    evidence while the others stay in use.
     """
     return hmac.digest(checked_key(master), _ACCOUNT + account.encode(), "sha256")
 
 
 def key_fingerprint(key: bytes) -> str:
-    """SHA-256 of the key behind a fixed prefix, in hexadecimal: names the key without telling it."""
+    """SHA-256 of a fixed prefix and the key, in hexadecimal: names the key without revealing it."""
     return sha256_bytes(_NAME + checked_key(key))
 
 
 def checked_key(key: bytes) -> bytes:
-    """``key``, if it has 256 bits.
+    """Returns ``key`` if it has 256 bits.
 
     Raises:
-        UsageError: it has not.
+        UsageError: it has another length.
     """
     if len(key) != BYTES:
         raise UsageError(
-            f"a watermark key has {8 * BYTES} bits, this one {8 * len(key)}",
+            f"a watermark key has {8 * BYTES} bits, this one has {8 * len(key)}",
             hint="Make one with: openssl rand -hex 32",
         )
     return key
 
 
 def parse_key(text: str, where: str) -> bytes:
-    """The key that ``text`` writes in 64 hexadecimal digits; blanks around them do not count.
+    """Parses a key of 64 hexadecimal digits; surrounding white space is ignored.
 
     Args:
-        where: a file or a variable, for the error, which never quotes the text.
+        where: the file or variable that the error names; the error never quotes the text.
 
     Raises:
-        UsageError: it is not such a text.
+        UsageError: the text is not a key.
     """
     try:
         return checked_key(bytes.fromhex(text.strip()))
@@ -72,10 +72,10 @@ def parse_key(text: str, where: str) -> bytes:
 
 
 def read_key(path: str | Path) -> bytes:
-    """The key in a file; see :func:`parse_key`.
+    """Reads a key from a file; see :func:`parse_key`.
 
     Raises:
-        UsageError: no such file, or no key in it.
+        UsageError: the file does not exist or does not hold a key.
     """
     try:
         return parse_key(Path(path).read_text("utf-8"), str(path))
@@ -84,11 +84,11 @@ def read_key(path: str | Path) -> bytes:
 
 
 def write_key(path: str | Path, key: bytes) -> None:
-    """Writes a key to a new file that only its owner may read.
+    """Writes a key to a new file that only its owner can read.
 
     Raises:
-        UsageError: the file exists; a key that has marked something must not be lost.
-        StorageError: it cannot be written.
+        UsageError: the file exists; a key that marked something must not be lost.
+        StorageError: the file cannot be written.
     """
-    there = UsageError(f"{path} exists, and keys are never overwritten", hint="Name another file.")
-    write_secret(path, checked_key(key).hex() + "\n", if_exists=there)
+    exists = UsageError(f"{path} exists, and keys are never overwritten", hint="Name another file.")
+    write_secret(path, checked_key(key).hex() + "\n", if_exists=exists)

@@ -1,25 +1,25 @@
-"""A mark: how a key changes which token is drawn, and what a token is worth to whoever has the key.
+"""A watermark: how a key changes which token is drawn, and how the key's holder scores a token.
 
-Three schemes. Each looks at the window, the ``window`` tokens of the answer before the one that is drawn,
-and at the pseudo-random word that the key gives every token after this window (:mod:`.pseudorandom`).
+There are three schemes. Each uses the window, the ``window`` tokens of the answer before the drawn token, and
+the pseudo-random word that the key gives every token after this window (:mod:`.pseudorandom`).
 
 - ``kgw``, the green list (Kirchenbauer et al. 2023, arXiv:2301.10226, algorithm 2): a share γ of the
   vocabulary is green, and δ is added to the logits of the green tokens. Each token is green with probability
-  γ independently, where the paper takes γV tokens exactly: so that counts over different pairs are binomial.
+  γ independently, where the paper takes exactly γV tokens, so that counts over different pairs are binomial.
 - ``gumbel`` (Aaronson 2022, "My AI Safety Lecture for UT Effective Altruism"; the exponential scheme): each
-  token has a uniform number r, and the token of the largest r^(1/p) is taken. Over keys, it is drawn with
-  probability p.
+  token has a uniform number r, and the token of the largest r^(1/p) is drawn. Over keys, a token is drawn
+  with probability p.
 - ``tournament`` (SynthID-Text; Dathathri et al. 2024, Nature 634:818, two candidates a match, Bernoulli(½)
-  scores): for each of ``depth`` layers, p(x) becomes p(x) (1 + g(x) − Σ g p), which is the chance to win a
-  match of two draws. Over keys, it is p again.
+  scores): for each of ``depth`` layers, p(x) becomes p(x) (1 + g(x) − Σ g p), the chance to win a match of
+  two draws. Over keys, it is p again.
 
-Marks come last: temperature, top-k, top-p and min-p first, and the mark on what they leave. The first
-``window`` tokens of an answer are not marked, since nobody who has only the answer could find it; so equal
-prompts do not get equal answers. ``gumbel`` and ``tournament`` also leave a window alone that came before in
-the same answer (repeated-context masking), else its second token would not be a fresh draw. Across answers
-under one key they do repeat choices, so that these are less varied than the model is.
+A mark is applied last, to what temperature, top-k, top-p and min-p leave. The first ``window`` tokens of an
+answer are not marked, because a detector that has only the answer could not find the mark; so equal prompts
+do not get equal answers. ``gumbel`` and ``tournament`` also skip a window that occurred before in the same
+answer (repeated-context masking), because its second token would not be a fresh draw. Across answers under
+one key these two repeat choices, so the answers are less varied than the model's.
 
-Nothing at temperature 0: there is no randomness to hide a mark in, and none is put there.
+At temperature 0 nothing is marked: there is no randomness to hide a mark in.
 
 Shapes: N pairs, W tokens of a window, V vocabulary, D layers.
 """
@@ -34,16 +34,16 @@ import numpy as np
 
 from stillhouse.errors import UsageError
 from stillhouse.watermark.keys import checked_key, key_fingerprint
-from stillhouse.watermark.pseudorandom import vocabulary_words, window_seeds, words
+from stillhouse.watermark.pseudorandom import token_words, vocabulary_words, window_seeds
 
 Scheme = Literal["kgw", "gumbel", "tournament"]
 LAYERS = 64
-"""Bits of a word, so layers that a tournament can have."""
+"""Bits of a word; a tournament uses one for each layer."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One key's mark. Calling it is the seam of the samplers; :meth:`scores` is that of the detectors."""
+    """The watermark of one key. Samplers call it; detectors use :meth:`scores`."""
 
     key: bytes = field(repr=False)
     scheme: Scheme = "kgw"
@@ -52,7 +52,7 @@ class Mark:
     gamma: float = 0.25
     """Share of green tokens (kgw)."""
     delta: float = 2.0
-    """What green tokens gain in their logits, in nats (kgw)."""
+    """Added to the logits of green tokens, in nats (kgw)."""
     depth: int = 30
     """Layers (tournament)."""
 
@@ -60,28 +60,28 @@ class Mark:
         checked_key(self.key)
         if self.scheme not in get_args(Scheme):
             raise UsageError(
-                f"there is no watermark {self.scheme!r}", hint=f"Choose {', '.join(get_args(Scheme))}."
+                f"unknown watermark scheme {self.scheme!r}", hint=f"Choose {', '.join(get_args(Scheme))}."
             )
         if self.window < 1:
-            raise UsageError(f"a watermark's window is 1 token or more, not {self.window}")
+            raise UsageError(f"a watermark's window has at least 1 token, not {self.window}")
         if not 0 < self.gamma < 1:
-            raise UsageError(f"gamma, the share of green tokens, lies between 0 and 1; {self.gamma} does not")
+            raise UsageError(f"gamma, the share of green tokens, is between 0 and 1, not {self.gamma}")
         if not 1 <= self.depth <= LAYERS:
             raise UsageError(f"a tournament has 1 to {LAYERS} layers, not {self.depth}")
 
     @property
     def public_parameters(self) -> dict[str, str | int | float]:
-        """What may be told of the mark; JSON-able. The key goes by its name."""
-        its_own = {"kgw": {"gamma": self.gamma, "delta": self.delta}, "tournament": {"depth": self.depth}}
-        told = {"key": key_fingerprint(self.key), "scheme": self.scheme, "window": self.window}
-        return told | its_own.get(self.scheme, {})
+        """The parameters without the secret; JSON-able. ``key`` is the key's fingerprint."""
+        of_scheme = {"kgw": {"gamma": self.gamma, "delta": self.delta}, "tournament": {"depth": self.depth}}
+        shared = {"key": key_fingerprint(self.key), "scheme": self.scheme, "window": self.window}
+        return shared | of_scheme.get(self.scheme, {})
 
     def __call__(self, ids: Sequence[int], weights_V: np.ndarray) -> np.ndarray:
         """Weights [V] to draw the next token from.
 
         Args:
             ids: the answer so far.
-            weights_V: float64, not negative, of any sum: what would be drawn from without the mark.
+            weights_V: float64, not negative, of any sum: the distribution without the mark.
         """
         if len(ids) < self.window or (self.scheme != "kgw" and self._came_before(ids)):
             return weights_V
@@ -89,16 +89,16 @@ class Mark:
         if self.scheme == "kgw":
             return weights_V * np.exp(self.delta * self._values(words_V))
         if self.scheme == "gumbel":
-            return _only(_race_winner(weights_V, words_V), len(weights_V))
+            return _one_hot(_race_winner(weights_V, words_V), len(weights_V))
         return _tournament(weights_V, words_V, self.depth)
 
     def scores(self, windows_NW: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
-        """What each pair [N] counts, as float64.
+        """The score of each pair [N], float64.
 
-        kgw: 1 if green, else 0. gumbel: −log(1 − r), exponential of mean 1 under the null. tournament: how
-        many of its ``depth`` layers the token scores in, Binomial(depth, ½) under the null.
+        kgw: 1 if green, else 0. gumbel: −log(1 − r), exponential of mean 1 under the null. tournament: the
+        number of its ``depth`` layers that the token wins, Binomial(depth, ½) under the null.
         """
-        return self._values(words(self._seeds(windows_NW), tokens_N))
+        return self._values(token_words(self._seeds(windows_NW), tokens_N))
 
     def _seeds(self, windows_NW: np.ndarray) -> np.ndarray:
         return window_seeds(self.key, self.scheme, windows_NW)
@@ -113,8 +113,8 @@ class Mark:
     def _came_before(self, ids: Sequence[int]) -> bool:
         last = list(ids[-self.window :])
         return any(
-            ids[place] == last[0] and list(ids[place : place + self.window]) == last
-            for place in range(len(ids) - self.window)
+            ids[start] == last[0] and list(ids[start : start + self.window]) == last
+            for start in range(len(ids) - self.window)
         )
 
 
@@ -124,13 +124,13 @@ def _uniforms(words_N: np.ndarray) -> np.ndarray:
 
 
 def _race_winner(weights_V: np.ndarray, words_V: np.ndarray) -> int:
-    """The token of the largest r^(1/p), the first to arrive of exponential clocks of rates p."""
+    """The token of the largest r^(1/p): the first arrival of exponential clocks with rates p."""
     possible = np.flatnonzero(weights_V)
     arrivals = -np.log(_uniforms(words_V[possible])) / weights_V[possible]
     return int(possible[arrivals.argmin()])
 
 
-def _only(token: int, size: int) -> np.ndarray:
+def _one_hot(token: int, size: int) -> np.ndarray:
     weights_V = np.zeros(size)
     weights_V[token] = 1.0
     return weights_V
@@ -143,7 +143,7 @@ def _tournament(weights_V: np.ndarray, words_V: np.ndarray, depth: int) -> np.nd
     for _ in range(depth):
         wins[:] = bits & np.uint64(1)
         bits >>= np.uint64(1)
-        wins += max(0.0, 1.0 - chances @ wins)  # the sum of chances may exceed 1 by its last bits
+        wins += max(0.0, 1.0 - chances @ wins)  # rounding can bring the sum of chances above 1
         chances *= wins
     weights_V = np.zeros(len(weights_V))
     weights_V[possible] = chances

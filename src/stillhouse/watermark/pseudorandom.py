@@ -1,14 +1,12 @@
-"""The pseudo-random word of every (window, token) pair under a key.
+"""A pseudo-random 64-bit word for every (window, token) pair under a key.
 
-Two steps. Keyed BLAKE2b (RFC 7693) turns the tokens before a token, the window, into a 128-bit seed; the
-counter-based generator Philox4x64-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3")
-gives each token of the vocabulary a 64-bit word under that seed. So a sampler gets the words of a whole
-vocabulary at the speed of numpy's own Philox, and a detector the one word that it needs of each of a million
-pairs.
+It takes two steps. Keyed BLAKE2b (RFC 7693) hashes the window, the tokens before a token, to a 128-bit seed.
+Under that seed the counter-based generator Philox4x64-10 (Salmon et al. 2011, "Parallel Random Numbers: As
+Easy as 1, 2, 3") gives each token of the vocabulary a 64-bit word. A sampler gets the words of a whole
+vocabulary at the speed of numpy's own Philox; a detector computes only the one word of each pair.
 
-Neither depends on torch, on a device, or on the order of bytes of a machine. Philox is not a cryptographic
-generator: whoever saw many exact words of one window might find that window's seed, but not the key, nor any
-other window's.
+The result does not depend on torch, the device or the byte order. Philox is not a cryptographic generator:
+many exact words of one window may reveal that window's seed, but not the key or another window's seed.
 
 Shapes: N pairs, W tokens of a window, V vocabulary.
 """
@@ -29,7 +27,7 @@ def window_seeds(key: bytes, scheme: str, windows_NW: np.ndarray) -> np.ndarray:
     """Seeds [N, 2] of windows of token ids, as 64-bit words.
 
     Args:
-        scheme: at most 16 bytes; marks of different kinds under one key share nothing.
+        scheme: at most 16 bytes; it separates marks of different schemes under one key.
     """
     rows = np.ascontiguousarray(windows_NW, "<u4")
     start = hashlib.blake2b(key=key, digest_size=16, person=scheme.encode())
@@ -46,15 +44,15 @@ def vocabulary_words(seed_2: np.ndarray, size: int) -> np.ndarray:
     return np.random.Philox(key=seed_2).random_raw(size)
 
 
-def words(seeds_N2: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
-    """Words [N] of single tokens, each under its window's seed; as in :func:`vocabulary_words`."""
+def token_words(seeds_N2: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
+    """Words [N] of single tokens, each under its window's seed; the same as in :func:`vocabulary_words`."""
     tokens_N = np.asarray(tokens_N).astype(np.uint64)
     zero_N = np.zeros(len(tokens_N), np.uint64)
-    # numpy counts up before it draws: the first four words are those of counter 1.
+    # numpy increments the counter before it draws, so the first four words are those of counter 1.
     counter = (tokens_N // np.uint64(4) + np.uint64(1), zero_N, zero_N, zero_N)
     keys_2N = np.ascontiguousarray(seeds_N2.T)
-    for turn in range(_ROUNDS):
-        if turn:
+    for round_number in range(_ROUNDS):
+        if round_number:
             keys_2N = keys_2N + _STEPS[:, None]
         high_0, low_0 = _product(_MULTIPLIERS[0], counter[0])
         high_1, low_1 = _product(_MULTIPLIERS[1], counter[2])
@@ -63,8 +61,8 @@ def words(seeds_N2: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
 
 
 def _product(a: np.uint64, b_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The high and low 64 bits [N] of a product of 128, from products of 32-bit halves."""
+    """The high and low 64 bits [N] of a 128-bit product, from products of 32-bit halves."""
     a_low, a_high, b_low, b_high = a & _LOW, a >> _HALF, b_N & _LOW, b_N >> _HALF
-    middle = a_high * b_low + (a_low * b_low >> _HALF)
-    other = a_low * b_high + (middle & _LOW)
-    return a_high * b_high + (middle >> _HALF) + (other >> _HALF), a * b_N
+    cross = a_high * b_low + (a_low * b_low >> _HALF)
+    other_cross = a_low * b_high + (cross & _LOW)
+    return a_high * b_high + (cross >> _HALF) + (other_cross >> _HALF), a * b_N
