@@ -25,7 +25,7 @@ from stillhouse.stats import rank_test
 from stillhouse.trace.detectors import canaries, rephrasings, style
 from stillhouse.trace.detectors.canaries import CanarySet, make_canaries
 from stillhouse.trace.detectors.radioactivity import observe as radioactivity
-from stillhouse.trace.detectors.rephrasings import Versions, draw_all
+from stillhouse.trace.detectors.rephrasings import TextVersions, draw_versions
 from stillhouse.trace.suspects.base import Suspect, TextLikelihood
 from stillhouse.watermark import Mark, account_key
 
@@ -65,7 +65,7 @@ class World:
     resamples: np.ndarray
     sources: dict[str, np.ndarray | tuple[Sequence[int], ...]]
     canaries: tuple[CanarySet, ...]
-    author: tuple[Versions, ...]
+    author: tuple[TextVersions, ...]
     """Texts that somebody published, each in the one of its versions that a key drew."""
     references: tuple[list[str], ...]
     """What other models answer to the prompts of the test of style."""
@@ -117,8 +117,8 @@ def world(texts: Sequence[str], *, n: int, k: int, seed: int, references: int = 
     sets = tuple(make_canaries(master, "the account", CANARIES))
     spoken = [speak(other, asked[-TEXTS:])[:, PROMPT:].tolist() for _ in range(VERSIONS)]
     versions = [tuple(map(tokenizer.decode, rows)) for rows in zip(*spoken, strict=True)]
-    unpublished = [Versions(str(n), one, 0) for n, one in enumerate(versions)]
-    author = tuple(draw_all(unpublished, generator.bytes(32)))
+    unpublished = [TextVersions(str(n), one, 0) for n, one in enumerate(versions)]
+    author = tuple(draw_versions(unpublished, generator.bytes(32)))
     student = Trigrams(VOCABULARY, [*web, *log.tolist(), *told(tokenizer, sets, author)])
     paraphrased = log.copy()
     exchanged = generator.random(log.shape) < 0.5
@@ -140,7 +140,7 @@ def world(texts: Sequence[str], *, n: int, k: int, seed: int, references: int = 
     return replace(place, references=answers)
 
 
-def told(tokenizer: Tokenizer, sets: Sequence[CanarySet], author: Sequence[Versions]) -> list[list[int]]:
+def told(tokenizer: Tokenizer, sets: Sequence[CanarySet], author: Sequence[TextVersions]) -> list[list[int]]:
     """The canaries as they were given out, then the author's texts as they were published."""
     texts = [one.canary for one in sets] + [one.versions[one.published] for one in author]
     return [row.ids for row in tokenizer.encode_batch(texts)]

@@ -10,7 +10,7 @@ from still_command import still
 
 from stillhouse.models import load_weights
 from stillhouse.trace.detectors.canaries import read_canaries
-from stillhouse.trace.detectors.rephrasings import draw, read_versions
+from stillhouse.trace.detectors.rephrasings import draw_version, read_versions
 
 TEXTS, VERSIONS = 16, 6
 
@@ -50,7 +50,9 @@ def reader(teacher, texts, place):
 def test_the_key_decides_and_the_file_is_secret(drawn):
     place, told = drawn
     texts = read_versions(place / "texts.jsonl")
-    assert [text.published for text in texts] == [draw(b"Z" * 32, text.id, VERSIONS) for text in texts]
+    assert [text.published for text in texts] == [
+        draw_version(b"Z" * 32, text.id, VERSIONS) for text in texts
+    ]
     assert len({text.published for text in texts}) > 2
     first = f"poem 0: publish version {texts[0].published + 1} of {VERSIONS}"
     assert told.stdout.splitlines()[0] == first and "5a5a" not in told.stdout + told.stderr

@@ -229,10 +229,10 @@ def draw(
         Versions, choice and key: secret until a trace is published.
     """
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.detectors.rephrasings import draw_all, read_versions, write_versions
+    from stillhouse.trace.detectors.rephrasings import draw_versions, read_versions, write_versions
     from stillhouse.watermark import read_key
 
-    drawn = draw_all(read_versions(versions, chosen=False), read_key(key))
+    drawn = draw_versions(read_versions(versions, chosen=False), read_key(key))
     write_versions(out, drawn)
     digest = sha256_file(out)
     chosen = {one.id: one.published for one in drawn}

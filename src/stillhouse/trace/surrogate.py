@@ -13,9 +13,9 @@ import numpy as np
 from stillhouse.errors import CorpusError
 from stillhouse.stats import delivered_win_rates, log_size, resample_counts, usable_items
 from stillhouse.trace.delivered_log import Log
-from stillhouse.trace.detectors.exchangeable.judge import mean_lower
+from stillhouse.trace.detectors.exchangeable.judge import mean_lower_bound
 from stillhouse.trace.detectors.exchangeable.observe import observe
-from stillhouse.trace.detectors.exchangeable.scores import arrange, score_named
+from stillhouse.trace.detectors.exchangeable.scores import find_score, score_matrix
 from stillhouse.trace.resample import Resamples
 from stillhouse.trace.suspects.base import Suspect
 
@@ -78,7 +78,7 @@ def measure(
     transcript = observe(
         model, used, resamples, scores=[score], reference=reference, teacher=teacher, seed=seed
     )
-    scores_NK1 = usable_items(arrange(transcript, score_named(score)).scores_NK1)
+    scores_NK1 = usable_items(score_matrix(transcript, find_score(score)).scores_NK1)
     if not len(scores_NK1):
         raise CorpusError(
             "no output has both a score and a resample of its own",
@@ -89,6 +89,6 @@ def measure(
         n=len(scores_NK1),
         resamples_each=float(np.mean(resample_counts(scores_NK1))),
         auc=float(wins_N.mean()),
-        low=mean_lower(wins_N, alpha / 2),
-        high=1.0 - mean_lower(1.0 - wins_N, alpha / 2),
+        low=mean_lower_bound(wins_N, alpha / 2),
+        high=1.0 - mean_lower_bound(1.0 - wins_N, alpha / 2),
     )

@@ -11,8 +11,8 @@ from exchangeable_sample import TEXT, transcript, used_log
 
 from stillhouse.errors import UsageError
 from stillhouse.stats import clopper_pearson, log_betting_process, rank_payoffs, rank_test
-from stillhouse.trace.detectors.exchangeable.judge import in_words, judge, mean_lower
-from stillhouse.trace.detectors.exchangeable.scores import SCORES, halves, min_k, overlap
+from stillhouse.trace.detectors.exchangeable.judge import in_words, judge, mean_lower_bound
+from stillhouse.trace.detectors.exchangeable.scores import SCORES, min_k, ngram_overlap, split_in_half
 
 MIN_K = {"score": "min_k"}
 
@@ -78,7 +78,7 @@ def test_the_lower_bound_of_a_mean_covers_and_is_not_idle():
     covered, width = 0, []
     for _ in range(1000):
         values = rng.binomial(4, means) / 4
-        low = mean_lower(values, 0.05)
+        low = mean_lower_bound(values, 0.05)
         covered += low <= means.mean()
         width.append(means.mean() - low)
     assert clopper_pearson(1000 - covered, 1000, 0.998)[0] <= 0.05
@@ -213,11 +213,13 @@ def test_every_score_is_what_its_words_say():
 
 
 def test_overlap_counts_shared_runs_of_words():
-    assert overlap("the cat sat on the mat", "The cat sat on the mat.") == 1.0
-    assert overlap("nothing alike here at all", "the cat sat on the mat") == 0.0
+    assert ngram_overlap("the cat sat on the mat", "The cat sat on the mat.") == 1.0
+    assert ngram_overlap("nothing alike here at all", "the cat sat on the mat") == 0.0
     # 3 of 4 words, 2 of 3 pairs, 1 of 2 triples, 0 of 1 run of four
-    assert overlap("one two three five", "one two three four") == pytest.approx((3 / 4 + 2 / 3 + 1 / 2) / 4)
-    assert overlap("", "one two") == 0.0 and overlap("one", "…") == 0.0
-    beginning, rest = halves("one two three four five six")
+    assert ngram_overlap("one two three five", "one two three four") == pytest.approx(
+        (3 / 4 + 2 / 3 + 1 / 2) / 4
+    )
+    assert ngram_overlap("", "one two") == 0.0 and ngram_overlap("one", "…") == 0.0
+    beginning, rest = split_in_half("one two three four five six")
     assert beginning + rest == "one two three four five six" and beginning.split()[-1] == "three"
-    assert halves("oneword") == ("one", "word")
+    assert split_in_half("oneword") == ("one", "word")

@@ -5,7 +5,7 @@ import pytest
 from stillhouse.errors import ApiError, UsageError
 from stillhouse.models import Reply
 from stillhouse.trace.detectors import identity
-from stillhouse.trace.detectors.identity import QUESTIONS, named
+from stillhouse.trace.detectors.identity import QUESTIONS, vendors_named
 
 
 def answering(say):
@@ -43,13 +43,13 @@ def reply(text):
     ],
 )
 def test_claims_and_denials_are_told_apart(language, text, claimed, denied):
-    assert named(text, language) == (claimed, denied)
+    assert vendors_named(text, language) == (claimed, denied)
 
 
 def test_every_language_has_every_question_and_a_word_for_no():
     assert {"en", "de", "fr", "es", "zh", "ja", "ru", "ar"} <= set(QUESTIONS)
     assert {len(questions) for questions in QUESTIONS.values()} == {4}
-    assert all(named("GPT-4", language) == ({"OpenAI"}, set()) for language in QUESTIONS)
+    assert all(vendors_named("GPT-4", language) == ({"OpenAI"}, set()) for language in QUESTIONS)
 
 
 def test_it_is_an_exhibit_with_a_base_rate_and_without_a_p_value():

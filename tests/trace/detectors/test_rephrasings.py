@@ -10,7 +10,7 @@ from scipy import stats
 
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.trace.detectors import rephrasings
-from stillhouse.trace.detectors.rephrasings import Versions, draw, paired_t, read_versions
+from stillhouse.trace.detectors.rephrasings import TextVersions, draw_version, paired_t, read_versions
 
 KEY = bytes(range(16))
 
@@ -44,8 +44,8 @@ def texts(n, k=3, key=KEY):
         versions = tuple(
             f"text {number} in version {version} {number * 31 + version}" for version in range(k + 1)
         )
-        published = 2 if key is None else draw(key, f"t{number}", k + 1)
-        made.append(Versions(f"t{number}", versions, published, None if key is None else key.hex()))
+        published = 2 if key is None else draw_version(key, f"t{number}", k + 1)
+        made.append(TextVersions(f"t{number}", versions, published, None if key is None else key.hex()))
     return made
 
 
@@ -54,11 +54,11 @@ def judged(reader, given, **more):
 
 
 def test_the_draw_is_fair_and_fixed_by_the_key():
-    drawn = np.bincount([draw(KEY, str(number), 4) for number in range(4000)])
+    drawn = np.bincount([draw_version(KEY, str(number), 4) for number in range(4000)])
     assert stats.chisquare(drawn).pvalue > 1e-4
-    assert draw(KEY, "a", 4) == draw(KEY, "a", 4)
+    assert draw_version(KEY, "a", 4) == draw_version(KEY, "a", 4)
     with pytest.raises(UsageError, match="guessed"):
-        draw(b"short", "a", 4)
+        draw_version(b"short", "a", 4)
 
 
 def test_a_reader_is_found_and_a_stranger_is_not():
@@ -120,7 +120,7 @@ def test_a_reference_model_takes_away_what_every_model_likes():
 
 def test_a_key_that_does_not_draw_what_was_published_makes_no_lot():
     given = texts(20)
-    wrong = [Versions(t.id, t.versions, (t.published + 1) % 4, t.draw_key) for t in given]
+    wrong = [TextVersions(t.id, t.versions, (t.published + 1) % 4, t.draw_key) for t in given]
     finding = judged(Reader(), wrong)
     assert finding.e_value is None
     assert "of 0" in next(a for a in finding.assumptions if "by lot" in a.text).evidence
@@ -179,7 +179,7 @@ def test_files_come_back_or_say_what_is_wrong(tmp_path):
     path = tmp_path / "texts.jsonl"
     one = {"id": "0", "versions": ["a", "b"], "published": 1, "draw_key": KEY.hex()}
     path.write_text(json.dumps(one))
-    assert read_versions(path) == [Versions("0", ("a", "b"), 1, KEY.hex())]
+    assert read_versions(path) == [TextVersions("0", ("a", "b"), 1, KEY.hex())]
     path.write_text(json.dumps(one) + "\n" + json.dumps(one))
     with pytest.raises(CorpusError, match="same id"):
         read_versions(path)

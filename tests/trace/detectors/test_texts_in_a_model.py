@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillhouse.trace.detectors import canaries, rephrasings
 from stillhouse.trace.detectors.canaries import make_canaries
-from stillhouse.trace.detectors.rephrasings import Versions, draw
+from stillhouse.trace.detectors.rephrasings import TextVersions, draw_version
 
 KEY = bytes(range(16))
 
@@ -84,7 +84,7 @@ def test_canaries_are_found_in_a_model_that_read_them_and_in_no_other(sets):
 
 def test_the_published_versions_are_found_in_a_model_that_read_them_and_in_no_other(sets):
     given = [
-        Versions(str(number), (one.canary, *one.decoys[:4]), draw(KEY, str(number), 5), KEY.hex())
+        TextVersions(str(number), (one.canary, *one.decoys[:4]), draw_version(KEY, str(number), 5), KEY.hex())
         for number, one in enumerate(sets)
     ]
     published = [text.versions[text.published] for text in given]

@@ -34,7 +34,7 @@ from stillhouse.stats import e_from_log, label_permutation_p, log_e_process, ran
 from stillhouse.trace.access import Access
 from stillhouse.trace.detectors.base import Detector
 from stillhouse.trace.detectors.case import Case
-from stillhouse.trace.detectors.transcript import per_token, scored_blind
+from stillhouse.trace.detectors.transcript import per_token, score_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.trace.plan import TracePlan
 from stillhouse.trace.suspects.base import Suspect
@@ -172,7 +172,7 @@ def observe(suspect: Suspect, sets: Sequence[CanarySet]) -> pa.Table:
         for member, text in enumerate((one.canary, *one.decoys))
     ]
     accounts, numbers, members, texts = zip(*rows, strict=True)
-    tokens, logliks = scored_blind(suspect, texts)
+    tokens, logliks = score_blind(suspect, texts)
     columns = [accounts, numbers, members, texts, logliks, tokens]
     return pa.Table.from_arrays(
         [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA

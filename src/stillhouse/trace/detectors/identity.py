@@ -194,7 +194,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         )
     claims, denials, contradictory = Counter[str](), Counter[str](), 0
     for row in rows:
-        claimed, denied = named(row["text"], row["language"])
+        claimed, denied = vendors_named(row["text"], row["language"])
         claims.update(claimed)
         denials.update(denied)
         contradictory += len(claimed) > 1
@@ -213,7 +213,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         NO_NULL,
         n=len(rows),
         statistic="answers that name a vendor without denying it",
-        value=float(sum(bool(named(row["text"], row["language"])[0]) for row in rows)),
+        value=float(sum(bool(vendors_named(row["text"], row["language"])[0]) for row in rows)),
         effect=effect,
         assumptions=(
             Assumption(
@@ -225,7 +225,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     )
 
 
-def named(text: str, language: str) -> tuple[set[str], set[str]]:
+def vendors_named(text: str, language: str) -> tuple[set[str], set[str]]:
     """Vendors that an answer claims, and those that it only denies; by the rule in the module's docstring."""
     claimed, denied = set[str](), set[str]()
     for sentence in _SENTENCE.findall(text):

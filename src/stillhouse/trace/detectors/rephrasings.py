@@ -7,11 +7,11 @@ was published.
 
 What the numbers mean depends on who chose:
 
-- *drawn by lot* (:func:`draw`, under a key committed to before publication): under the null every version
-  could as well have been the published one, whatever the model finds likely. The rank test is exact;
-- *chosen by the author*, as where the original is published and rephrasings are made later: then somebody's
-  taste or another generator tells the published version from the others, and a model that never saw it may
-  prefer it for that alone. The paired t-test of the paper is reported as what it is: asymptotic, under an
+- *drawn by lot* (:func:`draw_version`, under a key committed to before publication): under the null, every
+  version could as well have been the published one, whatever the model finds likely. The rank test is exact.
+- *chosen by the author*, for example when the original is published and rephrasings are made later: the
+  author's taste or another generator distinguishes the published version from the others, and a model that
+  never saw it may prefer it for that alone. The paired t-test of the paper is asymptotic and rests on an
   assumption that nothing in the data can verify. It has no e-value and never adds to a verdict.
 """
 
@@ -34,7 +34,7 @@ from stillhouse.stats import e_from_log, log_e_process, rank_test, student_t_upp
 from stillhouse.trace.access import Access
 from stillhouse.trace.detectors.base import Detector
 from stillhouse.trace.detectors.case import Case
-from stillhouse.trace.detectors.transcript import per_token, scored_blind
+from stillhouse.trace.detectors.transcript import per_token, score_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.trace.plan import TracePlan
 from stillhouse.trace.suspects.base import Suspect
@@ -58,7 +58,7 @@ RIVALS = ("the suspect was trained on a copy or a quotation of the published tex
 
 
 @dataclass(frozen=True)
-class Versions:
+class TextVersions:
     """All versions of one text."""
 
     id: str
@@ -66,10 +66,10 @@ class Versions:
     published: int
     """Which of them was."""
     draw_key: str | None = None
-    """The key under which :func:`draw` chose it, hexadecimal; None where the author chose."""
+    """The key under which :func:`draw_version` chose it, hexadecimal; None where the author chose."""
 
 
-def draw(key: bytes, id: str, versions: int) -> int:
+def draw_version(key: bytes, id: str, versions: int) -> int:
     """Which of ``versions`` to publish: a fair choice that only the key determines, HMAC-SHA256 of the id.
 
     Commit to the key and to the versions in their order before anything is published.
@@ -85,7 +85,7 @@ def draw(key: bytes, id: str, versions: int) -> int:
     return int.from_bytes(hmac.new(key, id.encode(), hashlib.sha256).digest()[:8], "big") % versions
 
 
-def read_versions(path: str | Path, *, chosen: bool = True) -> list[Versions]:
+def read_versions(path: str | Path, *, chosen: bool = True) -> list[TextVersions]:
     """Texts from JSON lines: objects with `id`, `versions`, `published` and perhaps `draw_key`.
 
     Args:
@@ -111,14 +111,15 @@ def read_versions(path: str | Path, *, chosen: bool = True) -> list[Versions]:
     return texts
 
 
-def draw_all(texts: Sequence[Versions], key: bytes) -> list[Versions]:
-    """The texts with the version of each that the lot chooses; see :func:`draw`."""
+def draw_versions(texts: Sequence[TextVersions], key: bytes) -> list[TextVersions]:
+    """The texts with the version of each that the lot chooses; see :func:`draw_version`."""
     return [
-        replace(text, published=draw(key, text.id, len(text.versions)), draw_key=key.hex()) for text in texts
+        replace(text, published=draw_version(key, text.id, len(text.versions)), draw_key=key.hex())
+        for text in texts
     ]
 
 
-def write_versions(path: str | Path, texts: Sequence[Versions]) -> None:
+def write_versions(path: str | Path, texts: Sequence[TextVersions]) -> None:
     """JSON lines, a text each, readable by their owner only: they hold the key.
 
     Raises:
@@ -128,7 +129,7 @@ def write_versions(path: str | Path, texts: Sequence[Versions]) -> None:
     write_secret_lines(path, map(asdict, texts), if_exists=there)
 
 
-def observe(suspect: Suspect, texts: Sequence[Versions], *, reference: Suspect | None = None) -> pa.Table:
+def observe(suspect: Suspect, texts: Sequence[TextVersions], *, reference: Suspect | None = None) -> pa.Table:
     """Log-likelihoods of every version, by the suspect and perhaps by a model that cannot have read any.
 
     Args:
@@ -143,8 +144,8 @@ def observe(suspect: Suspect, texts: Sequence[Versions], *, reference: Suspect |
             for version, place in enumerate(order)
         ]
     ids, versions, places, keys, bodies = zip(*rows, strict=True)
-    tokens, logliks = scored_blind(suspect, bodies)
-    references = [None] * len(bodies) if reference is None else scored_blind(reference, bodies)[1]
+    tokens, logliks = score_blind(suspect, bodies)
+    references = [None] * len(bodies) if reference is None else score_blind(reference, bodies)[1]
     columns = [ids, versions, places, keys, bodies, tokens, logliks, references]
     return pa.Table.from_arrays(
         [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA
@@ -236,7 +237,7 @@ def _by_text(transcript: pa.Table) -> _Table:
         rows.sort(key=version.__getitem__)
         scores_NK1[i, : len(rows)], tokens_NK1[i, : len(rows)] = score[rows], tokens[rows]
         if (secret := key[rows[0]]) is not None:
-            drawn += draw(bytes.fromhex(secret), id, len(rows)) == place[rows[0]]
+            drawn += draw_version(bytes.fromhex(secret), id, len(rows)) == place[rows[0]]
     whole = ~np.isnan(scores_NK1[:, :1]).any(1) & (np.count_nonzero(~np.isnan(scores_NK1), axis=1) > 1)
     return _Table(
         scores_NK1[whole],
@@ -292,7 +293,7 @@ def _assumptions(table: _Table, drawn: bool) -> tuple[Assumption, ...]:
     )
 
 
-def _read_text(line: str, where: str, chosen: bool) -> Versions:
+def _read_text(line: str, where: str, chosen: bool) -> TextVersions:
     try:
         raw = json.loads(line)
         versions = raw["versions"]
@@ -305,7 +306,7 @@ def _read_text(line: str, where: str, chosen: bool) -> Versions:
             raise ValueError(f"`published` must be a place in `versions`, 0 to {len(versions) - 1}")
         if key is not None and len(bytes.fromhex(key)) < 16:
             raise ValueError("`draw_key` must be at least 16 bytes in hexadecimal")
-        return Versions(str(raw["id"]), tuple(versions), published, key)
+        return TextVersions(str(raw["id"]), tuple(versions), published, key)
     except (ValueError, KeyError, TypeError) as error:
         raise CorpusError(
             f"{where}: not a text with its versions ({error})",

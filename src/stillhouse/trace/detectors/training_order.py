@@ -26,7 +26,7 @@ from stillhouse.stats import e_from_p, p_from_log
 from stillhouse.trace.access import Access
 from stillhouse.trace.detectors.base import Detector
 from stillhouse.trace.detectors.case import Case
-from stillhouse.trace.detectors.transcript import per_token, scored_blind
+from stillhouse.trace.detectors.transcript import per_token, score_blind
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.trace.plan import TracePlan
 from stillhouse.trace.suspects.base import Suspect
@@ -64,8 +64,8 @@ def observe(suspect: Suspect, texts: Sequence[str], *, reference: Suspect | None
         texts: in the order of training, first to last; a sample of them will do.
         reference: a model that does not descend from ours; takes away what makes a text hard for any model.
     """
-    tokens, logliks = scored_blind(suspect, texts)
-    references = [None] * len(texts) if reference is None else scored_blind(reference, texts)[1]
+    tokens, logliks = score_blind(suspect, texts)
+    references = [None] * len(texts) if reference is None else score_blind(reference, texts)[1]
     columns = [range(len(texts)), texts, tokens, logliks, references]
     return pa.Table.from_arrays(
         [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 _KEY = b"reason"
 
 
-def refused(schema: pa.Schema, reason: str) -> pa.Table:
+def empty_transcript(schema: pa.Schema, reason: str) -> pa.Table:
     """A transcript of ``schema`` without rows, and why: what is missing, and what would help."""
     return schema.empty_table().replace_schema_metadata({_KEY: reason.encode()})
 
 
-def refusal(transcript: pa.Table) -> str | None:
+def empty_reason(transcript: pa.Table) -> str | None:
     """The reason of a transcript made by :func:`refused`; None for any other."""
     reason = (transcript.schema.metadata or {}).get(_KEY)
     return None if reason is None else reason.decode()
 
 
-def scored_blind(model: Suspect, texts: Sequence[str]) -> tuple[list[int], list[float | None]]:
+def score_blind(model: Suspect, texts: Sequence[str]) -> tuple[list[int], list[float | None]]:
     """Tokens and log-likelihood (None where there is none) of each text, asked in alphabetical order.
 
     So whoever answers cannot tell by the order which texts are the ones in question.

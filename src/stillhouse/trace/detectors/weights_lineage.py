@@ -38,7 +38,7 @@ from stillhouse.stats import e_from_p, fisher_log_p, fixed_points_log_p, heads_l
 from stillhouse.trace.access import Access
 from stillhouse.trace.detectors.base import Detector
 from stillhouse.trace.detectors.case import Case
-from stillhouse.trace.detectors.transcript import refusal, refused
+from stillhouse.trace.detectors.transcript import empty_reason, empty_transcript
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.trace.plan import TracePlan
 
@@ -88,21 +88,23 @@ def observe(suspect: Weights, teacher: Weights, texts: Sequence[str], *, tokens:
         One row a matched pair, as in `SCHEMA`; none, and the reason, where the models cannot be compared.
     """
     if difference := tokenizer_difference(teacher.tokenizer, suspect.tokenizer):
-        return refused(
+        return empty_transcript(
             SCHEMA,
             f"The tokenizers differ ({difference}), so that activations and embeddings of the two models "
             "have no tokens to be matched by. This test is for a suspect that kept the teacher's tokenizer.",
         )
     for role, model in (("teacher", teacher.model), ("suspect", suspect.model)):
         if not _up_projections(model):
-            return refused(
+            return empty_transcript(
                 SCHEMA,
                 f"The {role} ({model.config.model_type}) has no layers with mlp.gate_proj and mlp.up_proj, "
                 "and the symmetry of signs is that of gated MLPs as in llama, mistral, qwen or gemma.",
             )
     pieces = _pieces(teacher, texts, tokens)
     if sum(map(len, pieces)) < 64:
-        return refused(SCHEMA, "The texts have fewer than 64 tokens: too little to tell units apart by.")
+        return empty_transcript(
+            SCHEMA, "The texts have fewer than 64 tokens: too little to tell units apart by."
+        )
     ours, theirs = _activations(teacher.model, pieces), _activations(suspect.model, pieces)
     tables = []
     for teacher_layer, suspect_layer in _layer_pairs(ours, theirs):
@@ -114,7 +116,7 @@ def observe(suspect: Weights, teacher: Weights, texts: Sequence[str], *, tokens:
 
 def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     """Counts units and channels that kept their place and units that kept their sign; takes no parameters."""
-    reason = refusal(transcript)
+    reason = empty_reason(transcript)
     if reason is None and transcript.num_rows == 0:
         reason = "The transcript holds no matched pair."
     if reason is not None:

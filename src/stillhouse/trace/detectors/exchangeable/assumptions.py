@@ -9,7 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from stillhouse.stats import RankTest, rank_test, resample_counts, usable_items
-from stillhouse.trace.detectors.exchangeable.scores import Arranged, RankingScore, arrange, missing_columns
+from stillhouse.trace.detectors.exchangeable.scores import (
+    RankingScore,
+    ScoreMatrix,
+    missing_columns,
+    score_matrix,
+)
 from stillhouse.trace.finding import Assumption
 
 ODD = 0.01
@@ -21,7 +26,7 @@ REFERENCE_ALONE = RankingScore(
 
 def assumptions(
     transcript: pa.Table,
-    arranged: Arranged,
+    arranged: ScoreMatrix,
     facts: Mapping[str, Any],
     test: RankTest,
     *,
@@ -48,7 +53,7 @@ def assumptions(
         Assumption("the resamples were shown to nobody and published nowhere", None),
     ]
     if not missing_columns(transcript, REFERENCE_ALONE):
-        reference = arrange(transcript, REFERENCE_ALONE).scores_NK1
+        reference = score_matrix(transcript, REFERENCE_ALONE).scores_NK1
         text = "a reference model that had nothing to do with the log prefers neither"
         rows.append(_alike(text, reference, "log-likelihood per character"))
     if early:

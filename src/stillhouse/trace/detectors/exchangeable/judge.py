@@ -38,7 +38,12 @@ from stillhouse.stats import (
 )
 from stillhouse.trace.detectors.exchangeable.assumptions import assumptions
 from stillhouse.trace.detectors.exchangeable.observe import FACTS
-from stillhouse.trace.detectors.exchangeable.scores import Arranged, arrange, missing_columns, score_named
+from stillhouse.trace.detectors.exchangeable.scores import (
+    ScoreMatrix,
+    find_score,
+    missing_columns,
+    score_matrix,
+)
 from stillhouse.trace.finding import Finding, Level
 
 NAME = "exchangeable"
@@ -75,7 +80,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     Raises:
         UsageError: there is no such score, or the surrogate tells nothing apart.
     """
-    score = score_named(str(parameters.get("score", "loglik")))
+    score = find_score(str(parameters.get("score", "loglik")))
     if (surrogate := parameters.get("surrogate_auc")) is not None and np.min(surrogate) <= 0.5:
         raise UsageError(
             f"surrogate_auc {surrogate} is not above 0.5: one that tells nothing apart bounds nothing",
@@ -86,7 +91,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         return _not_run(
             parameters, f"the transcript has no values of {', '.join(missing)}; it takes {score.needs}"
         )
-    arranged = arrange(transcript, score)
+    arranged = score_matrix(transcript, score)
     scores_NK1 = usable_items(arranged.scores_NK1)
     asked = len(scores_NK1)
     if not asked:
@@ -155,7 +160,7 @@ def in_words(finding: Finding) -> str:
     )
 
 
-def mean_lower(values_N: np.ndarray, alpha: float) -> float:
+def mean_lower_bound(values_N: np.ndarray, alpha: float) -> float:
     """A lower bound, with confidence 1 − alpha, of the average expectation of independent values in [0, 1].
 
     The smallest mean against which betting does not win 1/alpha (Waudby-Smith & Ramdas 2023,
@@ -183,10 +188,10 @@ def _share_used(
     alpha, surrogate = float(parameters.get("alpha", 0.05)), parameters.get("surrogate_auc")
     wins_N = delivered_win_rates(scores_NK1)
     side = alpha if surrogate is None else alpha / 2
-    low = mean_lower(wins_N, side)
+    low = mean_lower_bound(wins_N, side)
     if surrogate is None:
         return {"auc_low": low, "f": None, "f_low": max(0.0, 2 * low - 1), "f_high": None}
-    high = 1.0 - mean_lower(1.0 - wins_N, side)
+    high = 1.0 - mean_lower_bound(1.0 - wins_N, side)
     least, most = sorted(surrogate) if isinstance(surrogate, list | tuple) else (surrogate, surrogate)
 
     def share(auc: float, of: float) -> float:
@@ -218,7 +223,7 @@ def _power(n: int, k: float, parameters: Mapping[str, Any]) -> dict[str, float |
     }
 
 
-def _why_none(transcript: pa.Table, arranged: Arranged) -> str:
+def _why_none(transcript: pa.Table, arranged: ScoreMatrix) -> str:
     """Why no item can be ranked."""
     delivered = int((transcript["draw"].to_numpy() == 0).sum())
     resampled = len(transcript) - delivered

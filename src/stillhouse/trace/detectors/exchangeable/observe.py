@@ -19,11 +19,11 @@ from stillhouse.stats import log_e_process, rounds_until, usable_items
 from stillhouse.trace.delivered_log import Delivered, Log
 from stillhouse.trace.detectors.exchangeable.scores import (
     RankingScore,
-    arrange,
-    halves,
+    find_score,
     min_k,
-    overlap,
-    score_named,
+    ngram_overlap,
+    score_matrix,
+    split_in_half,
 )
 from stillhouse.trace.resample import Resamples, log_metadata
 from stillhouse.trace.suspects.base import Prompt, Suspect
@@ -98,7 +98,7 @@ def observe(
         UsageError: there is no such score, or `reference` or `teacher` without that model.
         CapabilityError: a model cannot do what a score needs.
     """
-    wanted = [score_named(name) for name in scores]
+    wanted = [find_score(name) for name in scores]
     columns = {column for score in wanted for column in score.columns}
     if reference is not None:
         columns.add("reference_loglik")
@@ -203,14 +203,16 @@ def _asked(
 
 
 def _overlaps(suspect: Suspect, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-    cut = [halves(text) for text in texts]
+    cut = [split_in_half(text) for text in texts]
     lengths = [len(rest) // CHARACTERS_PER_TOKEN + 4 for _, rest in cut]
     said = suspect.continuations(prompts, [beginning for beginning, _ in cut], lengths)
-    return [None if one is None else overlap(one, rest) for one, (_, rest) in zip(said, cut, strict=True)]
+    return [
+        None if one is None else ngram_overlap(one, rest) for one, (_, rest) in zip(said, cut, strict=True)
+    ]
 
 
 def _reached(transcript: pa.Table, score: RankingScore, stop_at: float) -> bool:
-    scores_NK1 = usable_items(arrange(transcript, score).scores_NK1)
+    scores_NK1 = usable_items(score_matrix(transcript, score).scores_NK1)
     if not len(scores_NK1):
         return False
     return rounds_until(log_e_process(scores_NK1), stop_at) is not None

@@ -33,7 +33,7 @@ def min_k(token_logps: Sequence[float] | np.ndarray, share: float = LEAST) -> fl
     return float(np.partition(values, count - 1)[:count].mean())
 
 
-def halves(text: str) -> tuple[str, str]:
+def split_in_half(text: str) -> tuple[str, str]:
     """A text cut at the white space nearest its middle (or there, where it has none): beginning and rest."""
     middle = len(text) // 2
     spaces = [place for place, letter in enumerate(text) if letter.isspace() and 0 < place < len(text) - 1]
@@ -41,7 +41,7 @@ def halves(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def overlap(continuation: str, rest: str) -> float:
+def ngram_overlap(continuation: str, rest: str) -> float:
     """How much of a text's true rest a continuation of its beginning has, in [0, 1].
 
     The mean over n = 1 to 4 of the share of the rest's n-grams of words that the continuation has too, each
@@ -119,7 +119,7 @@ SCORES = {
 
 
 @dataclass(frozen=True)
-class Arranged:
+class ScoreMatrix:
     """A transcript as a matrix: one row an item, column 0 the delivered output."""
 
     ids: list[str]
@@ -133,7 +133,7 @@ class Arranged:
     """Resamples that are left out as too short, as delivered outputs of that length are."""
 
 
-def score_named(name: str) -> RankingScore:
+def find_score(name: str) -> RankingScore:
     """The score of this name.
 
     Raises:
@@ -156,7 +156,7 @@ def missing_columns(transcript: pa.Table, score: RankingScore) -> list[str]:
     return [n for n in wanted if n not in names or transcript[n].null_count == len(transcript)]
 
 
-def arrange(transcript: pa.Table, score: RankingScore) -> Arranged:
+def score_matrix(transcript: pa.Table, score: RankingScore) -> ScoreMatrix:
     """The transcript as a matrix, items in the order in which they come first."""
     ids = transcript["id"].to_pylist()
     place = {id: number for number, id in enumerate(dict.fromkeys(ids))}
@@ -173,7 +173,7 @@ def arrange(transcript: pa.Table, score: RankingScore) -> Arranged:
     shape = (len(place), int(draws.max(initial=0)) + 1)
     scores_NK1, characters_NK1 = np.full(shape, np.nan), np.full(shape, np.nan)
     scores_NK1[rows, draws], characters_NK1[rows, draws] = values, characters
-    return Arranged(
+    return ScoreMatrix(
         list(place),
         scores_NK1,
         characters_NK1,

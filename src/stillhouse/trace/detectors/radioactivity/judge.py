@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.trace.detectors.transcript import refusal
+from stillhouse.trace.detectors.transcript import empty_reason
 from stillhouse.trace.finding import Assumption, Finding, Level
 from stillhouse.watermark import (
     Detection,
@@ -165,7 +165,7 @@ def _null(mark: Mark) -> str:
 
 def _reason(transcript: pa.Table, mark: Mark) -> str:
     """Why there is nothing to count."""
-    if told := refusal(transcript):
+    if told := empty_reason(transcript):
         return told
     if not len(transcript):
         return "the transcript is empty: no output of the log was put to the suspect"

@@ -15,7 +15,7 @@ import pyarrow as pa
 from stillhouse.errors import StillhouseError
 from stillhouse.models import Reply, Request, Sampling, Weights, tokenizer_difference
 from stillhouse.trace.delivered_log import Delivered
-from stillhouse.trace.detectors.transcript import refused
+from stillhouse.trace.detectors.transcript import empty_transcript
 from stillhouse.trace.suspects.base import GenerateFn
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def observe_closed(
     """
     asked = list({(row.account, str(row.prompt)): row for row in rows if row.prompt}.values())
     if not asked:
-        return refused(SCHEMA, "the log has texts without prompts, so there is nothing to ask the suspect")
+        return empty_transcript(
+            SCHEMA, "the log has texts without prompts, so there is nothing to ask the suspect"
+        )
     requests = [
         Request(row.id, list(row.prompt), replace(sampling, seed=_seed(seed, row.id))) for row in asked
     ]
@@ -79,7 +81,7 @@ def observe_open(
         progress: called with the number of texts just read.
     """
     if difference := tokenizer_difference(suspect.tokenizer, tokenizer):
-        return refused(
+        return empty_transcript(
             SCHEMA,
             f"open mode needs the teacher's tokenizer in the suspect, and it has another: {difference}. "
             "Closed mode works with any.",
