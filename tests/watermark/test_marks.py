@@ -118,7 +118,7 @@ def test_what_is_no_key_is_refused_and_not_repeated(text, tmp_path):
     [
         ({"key": b"short"}, "256 bits"),
         ({"scheme": "unigram"}, "kgw, gumbel, tournament"),
-        ({"window": 0}, "1 token or more"),
+        ({"window": 0}, "at least 1 token"),
         ({"gamma": 1.0}, "between 0 and 1"),
         ({"depth": 65}, "1 to 64 layers"),
     ],
