@@ -1,4 +1,4 @@
-"""A made-up report of the usual size, for the tests of the page and for looking at it.
+"""A sample report of the usual size, for the tests of the page and for viewing it.
 
 `python tests/evaluate/evaluate_sample.py DIRECTORY` writes it there.
 """
@@ -47,7 +47,7 @@ def model(key: str, label: str, kl: tuple, agreement: tuple, nll: tuple, size: t
 
 
 def sample_report() -> dict[str, Any]:
-    """Pruned SmolLM2 against its control; numbers of a believable size, none measured."""
+    """Pruned SmolLM2 and its control; the numbers are plausible, not measured."""
     rng = np.random.default_rng(0)
     small = (81_240_000, 325_000_000, "safetensors")
     steps = np.arange(1, 121)

@@ -1,4 +1,4 @@
-"""One thread for the tests that run models (imported by them: a second conftest would hide the first)."""
+"""A fixture that limits torch to one thread; imported by tests, because a second conftest hides the first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Models of a few thousand weights only lose time to threads."""
+    """Threads only slow down models of a few thousand weights."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Students held against several teachers: each document's own, or the mean of two, in float64 by hand."""
+"""Students compared with several teachers: each document's own, or the mean of two, against float64 by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole measuring of several models, and answers, on a tiny teacher with a real tokenizer."""
+"""Evaluation of several models, with answers, on a tiny teacher with a real tokenizer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def teacher(tiny_teacher):
 
 
 def disturbed(weights, amount: float, seed: int):
-    """The same model with noise on its layers: further from the teacher the more of it."""
+    """The same model with noise on its layers: the more noise, the further from the teacher."""
     changed = copy.deepcopy(weights)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_answers_in_a_batch_are_those_given_alone(teacher):
 def test_answers_are_the_likeliest_tokens_of_the_models_own_logits(teacher):
     turns = [{"role": "user", "content": "what matters?"}]
     model = copy.deepcopy(teacher)
-    model.model.generation_config.repetition_penalty = 3.0  # a model's own wish, which is not followed
+    model.model.generation_config.repetition_penalty = 3.0  # a model's own setting, which is ignored
     model.model.generation_config.do_sample = True
     ids = model.template.encode_prompt(model.tokenizer, turns)
     wrote: list[int] = []

@@ -1,4 +1,4 @@
-"""The page: what it escapes, what it loads (nothing), what it says, and that it can be made twice."""
+"""The report page: escaping, no external resources, content, reproducibility."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pass@1 and majority vote from a model's own answers, judged by a verifier with a known rule."""
+"""pass@1 and majority vote from a model's own answers, scored by a verifier with a known rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speeds on a clock that the models themselves move."""
+"""Speeds on a fake clock that only the models advance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stillhouse.evaluate.speed import measure_speed
 
 
 class Clock:
-    """Time passes only when a model makes a pass: ``cost(name, round)`` seconds."""
+    """A clock that advances ``cost(name, round)`` seconds with each pass of a model."""
 
     def __init__(self) -> None:
         self.now = 0.0

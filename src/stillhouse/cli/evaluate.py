@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,6 +12,9 @@ from stillhouse.cli.report import show_report
 from stillhouse.console import console
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import read_json
+
+if TYPE_CHECKING:
+    from stillhouse.corpus import Prompt
 
 EXAMPLES = """\
 Examples:
@@ -61,25 +64,28 @@ def evaluate(
         return
     if teacher is not None:
         raise UsageError("--teacher needs --data: the text to measure on", hint="E.g. --data answers.jsonl.")
-    report = Path(model) / "report.json"
-    if not report.is_file():
+    show_report(_report_of_run(Path(model)))
+
+
+def _report_of_run(directory: Path) -> dict[str, Any]:
+    path = directory / "report.json"
+    if not path.is_file():
         raise UsageError(
-            f"{model} is not the directory of a finished run",
+            f"{directory} is not the directory of a finished run",
             hint="To measure a model, pass a text: still eval MODEL --data answers.jsonl.",
         )
     try:
-        values = read_json(report)
+        report = read_json(path)
     except (ValueError, OSError, RecursionError) as error:
-        raise UsageError(f"{report} cannot be read: {error}") from error
-    if not isinstance(values, dict) or "models" not in values:
-        raise UsageError(f"{report} is not a report of `still run`")
-    show_report(values)
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(report, dict) or "models" not in report:
+        raise UsageError(f"{path} is not a report of `still run`")
+    return report
 
 
 def _measure(
     model: str, teacher: str | None, data: str, limit: int | None, max_length: int, *, speed: bool
 ) -> dict[str, Any]:
-    from stillhouse.corpus import load_prompts
     from stillhouse.distill import make_documents
     from stillhouse.evaluate import Candidate, evaluate_models
     from stillhouse.models import load_weights, parse_reference, same_tokenizer
@@ -91,21 +97,7 @@ def _measure(
             f"{model} is a run's directory, not a model",
             hint=f"Its student is {student_of_run}: still eval {student_of_run} --data {data}.",
         )
-    try:
-        conversations = load_prompts(data, limit=limit)
-    except CorpusError as error:
-        if error.hint is None or "prompts.column" not in error.hint:
-            raise
-        raise CorpusError(str(error), hint=COLUMNS) from error
-    exchanges = [p for p in conversations if p.is_finished]
-    if exchanges and (unanswered := len(conversations) - len(exchanges)):
-        console.info(f"{unanswered} of {len(conversations)} conversations have no answer and are left out")
-    if not exchanges:
-        raise CorpusError(
-            f"{data} contains no finished exchange: no conversation ends with the assistant's turn "
-            f"({len(conversations)} have no answer)",
-            hint=COLUMNS,
-        )
+    exchanges = _load_exchanges(data, limit)
     student = load_weights(model)
     candidates = [Candidate("student", model, student, parse_reference(model).path)]
     if teacher is not None:
@@ -121,3 +113,25 @@ def _measure(
         rows, student.tokenizer, student.template, loss_on="assistant", max_length=max_length
     )
     return evaluate_models(candidates, documents, [], Evaluate(prompts=0, speed=speed))
+
+
+def _load_exchanges(data: str, limit: int | None) -> list[Prompt]:
+    """The conversations of a file that end with the assistant's answer; at least one."""
+    from stillhouse.corpus import load_prompts
+
+    try:
+        conversations = load_prompts(data, limit=limit)
+    except CorpusError as error:
+        if error.hint is None or "prompts.column" not in error.hint:
+            raise
+        raise CorpusError(str(error), hint=COLUMNS) from error
+    exchanges = [p for p in conversations if p.is_finished]
+    if exchanges and (unanswered := len(conversations) - len(exchanges)):
+        console.info(f"{unanswered} of {len(conversations)} conversations have no answer and are left out")
+    if not exchanges:
+        raise CorpusError(
+            f"{data} contains no finished exchange: no conversation ends with the assistant's turn "
+            f"({len(conversations)} have no answer)",
+            hint=COLUMNS,
+        )
+    return exchanges

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from stillhouse.cli.options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile
 from stillhouse.cli.stages import read_recipe
@@ -11,6 +12,9 @@ from stillhouse.errors import TermsError
 from stillhouse.pages.numbers import format_bytes, format_dollars, format_duration
 from stillhouse.recipe import Recipe
 from stillhouse.recipe.teachers import all_teachers
+
+if TYPE_CHECKING:
+    from stillhouse.plan import RunPlan
 
 EXAMPLES = """\
 Examples:
@@ -41,26 +45,7 @@ def show_plan(recipe: Recipe) -> None:
     from stillhouse.provenance import require_all_allowed
 
     planned = plan_recipe(recipe)
-    rows = [
-        [
-            stage.name,
-            f"{stage.tokens:,}",
-            format_bytes(stage.memory_bytes),
-            format_duration(stage.seconds),
-            stage.note,
-        ]
-        for stage in planned.stages
-    ]
-    total = [
-        format_bytes(planned.peak_memory_bytes),
-        format_duration(planned.seconds),
-        _cost(planned.dollars),
-    ]
-    console.table(
-        f"Plan of {recipe.name}",
-        ["stage", "tokens", "memory", "time", "note"],
-        [*rows, ["total", "", *total]],
-    )
+    _print_stages(recipe.name, planned)
     if not console.json:
         print(f"Terms: {planned.verdict.reason}")
     data = dataclasses.asdict(planned) | {
@@ -77,6 +62,16 @@ def show_plan(recipe: Recipe) -> None:
     console.data(data | {"verdict": dataclasses.asdict(verdict)})
     if verdict.accepted and not console.json:
         print(f"Accepted by the recipe: {verdict.accepted}")
+
+
+def _print_stages(name: str, planned: RunPlan) -> None:
+    rows = [
+        [s.name, f"{s.tokens:,}", format_bytes(s.memory_bytes), format_duration(s.seconds), s.note]
+        for s in planned.stages
+    ]
+    memory, time = format_bytes(planned.peak_memory_bytes), format_duration(planned.seconds)
+    rows.append(["total", "", memory, time, _cost(planned.dollars)])
+    console.table(f"Plan of {name}", ["stage", "tokens", "memory", "time", "note"], rows)
 
 
 def _warn_of_missing_keys(recipe: Recipe) -> None:

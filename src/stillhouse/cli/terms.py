@@ -81,7 +81,7 @@ def _suggestion(model: str, *, has_terms: bool) -> str | None:
     """A hint if ``model`` is not a valid reference: the nearest key of the table or embedded model.
 
     Args:
-        has_terms: whether its terms were found all the same (a key, or the name of a model that is not here).
+        has_terms: whether the table has terms for ``model`` (a key, or the name of a model that is not here).
     """
     from stillhouse.errors import ModelNotFoundError
     from stillhouse.models import EMBEDDED, parse_reference

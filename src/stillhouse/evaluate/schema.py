@@ -48,7 +48,7 @@ class ModelEntry(_Entry):
     parameters: int
     """Tied weights count once."""
     bytes: int
-    """Of the weight files as saved, or of the weights in memory where there is no file."""
+    """Size of the saved weight files, or of the weights in memory if there is no file."""
     format: str = ""
     """``GGUF``, ``safetensors`` or ``in memory``."""
     kl: EstimateEntry | None = None

@@ -20,8 +20,8 @@ def format_number(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 1e6:
         return f"{value:.{digits - 1}e}"
     rounded = float(f"{value:.{digits - 1}e}")
-    places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
-    return f"{rounded:,.{min(places, 6)}f}".replace("-", "−")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:,.{min(decimals, 6)}f}".replace("-", "−")
 
 
 def format_scientific(value: float | None) -> str:
@@ -64,12 +64,12 @@ def format_interval(
         scale: factor before formatting; 100 for per cent.
         signed: whether positive numbers get a plus sign, for differences.
     """
-    places = decimals_for(estimate, scale)
+    decimals = decimals_for(estimate, scale)
 
     def text(value: float | None) -> str:
         if value is None or not math.isfinite(value):
             return "∞"
-        return f"{value * scale:{'+' if signed else ''},.{places}f}".replace("-", "−")
+        return f"{value * scale:{'+' if signed else ''},.{decimals}f}".replace("-", "−")
 
     if estimate["low"] is None:
         return text(estimate["value"]), "no interval"
