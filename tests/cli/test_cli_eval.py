@@ -1,4 +1,4 @@
-"""`still eval` on models that are really loaded."""
+"""`still eval` with real models."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every failure is a message with its status, never a traceback unless asked for."""
+"""Every failure gives a message and an exit status, and a traceback only with --debug."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ RECIPE = (
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """A sound recipe, in an empty working directory."""
+    """A valid recipe in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(RECIPE)
     return "r.yaml"
@@ -27,7 +27,7 @@ def recipe(tmp_path, monkeypatch):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Makes the pipeline do what it is given instead of its work."""
+    """Replaces the pipeline's work by a given function."""
 
     def install(act):
         monkeypatch.setattr("stillhouse.pipeline.run", lambda *_, **__: act())

@@ -1,4 +1,4 @@
-"""Help, reference pages, completion: that they are there, light and true."""
+"""Help, reference pages and completion: complete, correct and fast to import."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""`still trace` and what is below it: options, exit statuses, what is printed."""
+"""`still trace` and its subcommands: options, exit statuses, output."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What the verbs do with their arguments, and where runs live."""
+"""Arguments of the verbs, and the directories of runs."""
 
 import json
 import os
@@ -34,7 +34,7 @@ REPORT = {
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-    """A sound recipe r.yaml in an empty working directory, and what the pipeline was asked for."""
+    """A valid recipe r.yaml in an empty working directory, and the recorded calls of the pipeline."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(RECIPE)
     asked = []

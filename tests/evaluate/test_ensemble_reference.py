@@ -1,4 +1,4 @@
-"""Students compared with several teachers: each document's own, or the mean of two, against float64 by hand."""
+"""Students compared with several teachers (each document's own, or the mean of two), checked in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and verdicts in words."""
+"""Formatted numbers, and the verdict in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formulas against numbers worked out by hand, and whole plans against what is known of them."""
+"""Formulas compared with numbers computed by hand, and properties of whole plans."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ class TestFormulas:
         assert untied.parameters - SMOLLM2.parameters == 49152 * 576
 
     def test_a_forward_pass(self):
-        # Two operations a parameter and token.
+        # Two operations per parameter and token.
         assert costs.forward_flops(SMOLLM2, 1, context=0, head_tokens=1) == 2 * SMOLLM2.parameters
         assert costs.forward_flops(SMOLLM2, 1, context=0, head_tokens=0) == 2 * 30 * 3_538_944
         # Attention of a document of 4 tokens over 1, 2, 3 and 4 of them: 10 pairs, 4 · width operations
@@ -70,7 +70,7 @@ class TestFormulas:
     @pytest.mark.parametrize(
         ("tokens_per_s", "seconds"),
         [
-            # The rates that the constants were taken from, in tokens/s on 2 cores: each must come back.
+            # The measured rates behind the constants, in tokens/s on 2 cores: the formulas must return them.
             (947, costs.pass_seconds(2 * SMOLLM2.parameters, TWO_CORES, bfloat16=True)),
             (502, costs.pass_seconds(2 * SMOLLM2.parameters, TWO_CORES, bfloat16=False)),
             (304, costs.pass_seconds(6 * SMOLLM2.parameters, TWO_CORES, bfloat16=True)),

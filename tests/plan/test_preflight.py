@@ -1,4 +1,4 @@
-"""What plan and run refuse alike, before a teacher is asked anything."""
+"""Errors that both plan and run raise before anything is sent to a teacher."""
 
 import pytest
 

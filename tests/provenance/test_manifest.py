@@ -1,4 +1,4 @@
-"""The manifest: what was done need not be done again, and the file is sound at every moment."""
+"""The manifest: finished stages are not repeated, and the file is valid at every moment."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The model card: the Hub's own library reads its head, and the body says what must be said."""
+"""The model card: the Hub's own library reads its head, and the body has the required content."""
 
 import dataclasses
 import re
@@ -303,7 +303,7 @@ def test_a_head_that_is_nested_too_deeply_says_nothing():
 
 
 def test_every_teacher_is_named_with_its_part_and_its_terms():
-    """The licence of a student is what any of its teachers passes on."""
+    """A student gets the licence that any of its teachers passes on."""
     made_by = recipe(
         "embedded:smollm2",
         teachers=(

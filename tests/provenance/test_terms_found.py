@@ -1,4 +1,4 @@
-"""Which entry a model falls under; the right answers are written out by hand."""
+"""Which entry a model falls under; the expected answers are written by hand."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -8,7 +8,7 @@ from stillhouse.provenance import all_terms, find_terms
 from stillhouse.provenance.find import model_name
 
 BY_REFERENCE = {
-    # what is here, and hub names
+    # embedded models and hub names
     "embedded:smollm2": "smollm",
     "hub:HuggingFaceTB/SmolLM2-1.7B-Instruct": "smollm",
     "hub:meta-llama/Llama-2-7b-chat-hf": "llama-2",
@@ -49,13 +49,13 @@ BY_REFERENCE = {
     "hub:CohereForAI/c4ai-command-r-v01": "cohere-cc-by-nc",
     "hub:bigcode/starcoder2-3b": "bigcode-openrail-m",
     "hub:openai/gpt-oss-20b": "gpt-oss",
-    "hub:xai-org/grok-2": "xai-api",  # two entries fit, both forbid, and one of them knows no exception
-    # services, by their host
+    "hub:xai-org/grok-2": "xai-api",  # two entries match, both forbid training, and one has no exception
+    # services, by host
     "api:https://api.openai.com/v1#gpt-5": "openai",
     "api:https://api.openai.com/v1#anything": "openai",
     "api:https://API.OpenAI.com:443/v1#gpt-5": "openai",
     "api:https://eu.api.openai.com/v1#gpt-5": "openai",
-    "api:https://api.openai.com./v1#anything": "openai",  # the same host, with the root of all names
+    "api:https://api.openai.com./v1#anything": "openai",  # the same host, fully qualified
     "api:https://api.anthropic.com/v1#claude-opus-4": "anthropic",
     "api:https://generativelanguage.googleapis.com/v1beta/openai#gemini-2.5-pro": "gemini-api",
     "api:https://generativelanguage.googleapis.com/v1beta/openai#gemma-4-12b-it": "gemini-api",
@@ -63,7 +63,7 @@ BY_REFERENCE = {
     "api:https://api.x.ai/v1#grok-4": "xai-api",
     "api:https://api.deepseek.com#deepseek-chat": "deepseek-api",
     "api:https://api.cohere.ai/compatibility/v1#command-a": "cohere-api",
-    # others that serve them, by the model's name
+    # other servers, by the model's name
     "api:https://openrouter.ai/api/v1#anthropic/claude-opus-4": "anthropic",
     "api:https://openrouter.ai/api/v1#openai/gpt-5": "openai",
     "api:https://openrouter.ai/api/v1#openai/o3": "openai",
@@ -73,7 +73,7 @@ BY_REFERENCE = {
     "api:http://127.0.0.1:8000/v1#meta-llama/Llama-3.1-8B": "llama-3.1",
     "api:http://127.0.0.1:11434/v1#llama3.2:1b": "llama-3.2",
     "api:http://localhost:8000/v1#gpt-4o": "openai",
-    # nobody knows
+    # unknown
     "api:http://127.0.0.1:8000/v1#my-model": "unknown",
     "api:https://openai.com.evil.example/v1#m": "unknown",
     "api:https://notapi.openai.com/v1#m": "unknown",
@@ -82,12 +82,12 @@ BY_REFERENCE = {
     "hub:openai-community/gpt2": "unknown",
     "hub:EleutherAI/gpt-j-6b": "unknown",
     "hub:TinyLlama/TinyLlama-1.1B": "unknown",
-    # files, by their own name and not by the directories above
+    # files, by their own name and not by their directories
     "/models/Llama-3.1-8B-Instruct-Q4_K_M.gguf": "llama-3.1",
     "/home/llama-2-fan/models/mine": "unknown",
     "C:\\models\\gemma-3-4b": "gemma",
     "runs/quickstart/student/": "unknown",
-    # keys and bare names, for looking up
+    # keys and bare names
     "llama-2": "llama-2",
     "own": "own",
     "google/gemma-3-270m": "gemma",
@@ -115,19 +115,19 @@ BY_METADATA = [
     ({"license": "llama3.1", "name": "my-finetune"}, "llama-3.1"),
     ({"license": "cc-by-nc-4.0"}, "cc-by-nc-4.0"),
     ({"general.name": "Meta Llama 3.1 8B Instruct"}, "llama-3.1"),
-    # a lax label never beats a strict origin
+    # a permissive label never overrides a strict origin
     ({"license": "mit", "name": "Llama-3.1-8B-mine"}, "llama-3.1"),
     ({"license": "apache-2.0", "base_model": "google/gemma-2-2b"}, "gemma"),
     ({"license": "apache-2.0", "base_model": "a/b meta-llama/Llama-2-7b-hf"}, "llama-2"),
     ({"license": "mit", "teacher_model": "api:https://api.openai.com/v1#gpt-4o"}, "openai"),
-    # nor does a licence that nobody knows vanish behind a permissive name
+    # nor does a permissive name override an unknown licence
     ({"license": "acme-proprietary", "name": "SmolLM2-acme"}, "unknown"),
-    # architectures that one family has
+    # architectures of a single family
     ({"model_type": "gemma3_text"}, "gemma"),
     ({"general.architecture": "gemma3"}, "gemma"),
     ({"model_type": "llama4"}, "llama-4"),
     ({"model_type": "gemma3_text", "license": "mit"}, "mit"),
-    # those that many have tell nothing
+    # architectures of many families identify nothing
     ({"model_type": "llama"}, "unknown"),
     ({"model_type": "qwen3"}, "unknown"),
     ({"license": "other"}, "unknown"),

@@ -1,4 +1,4 @@
-"""The table itself: its form, its breadth, and that a malformed one is noticed."""
+"""The table: its form, its coverage, and the rejection of invalid entries."""
 
 import re
 from datetime import date

@@ -1,4 +1,4 @@
-"""What each entry means for each purpose, written out by hand from the clauses, and how a run is refused."""
+"""The verdict of each entry for each purpose, written by hand from the clauses, and how a run is refused."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""Verification: any change to a run is found, and the first one is named."""
+"""Verification: every change to a run is detected and named."""
 
 import json
 import random
@@ -15,7 +15,7 @@ RECIPE = "name: n\nteacher: {model: m}\nprompts: {source: s}\nstudent: {init: pr
 
 
 def make_run(directory):
-    """Three stages, each made from the one before."""
+    """Three stages, each using the output of the one before."""
     recipe = parse_recipe(RECIPE)
     directory.mkdir()
     (directory / "recipe.yaml").write_text(dump_recipe(recipe))
@@ -109,7 +109,7 @@ def test_the_first_of_several_is_that_of_the_earliest_stage(run):
 
 
 def test_a_stage_made_from_what_is_no_longer_there_is_named(run):
-    """The file and its record were changed together; the later stage still knows the old one."""
+    """The file and its record were changed together; the later stage still records the old hash."""
     (run / "corpus/0.parquet").write_bytes(b"other answers")
     manifest = Manifest.load(run)
     files = [run / "corpus/0.parquet", run / "corpus/1.parquet"]
