@@ -1,4 +1,4 @@
-"""``still serve``: models behind an OpenAI-compatible API and a chat page, on this machine."""
+"""``still serve``: serves models to OpenAI clients and a chat page, on this machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cyclopts import Parameter
 from stillhouse.cli.options import Output, OutputFlags
 from stillhouse.errors import UsageError
 
-KEY = "STILLHOUSE_API_KEY"
-KEY_ENV = "OPENAI_API_KEY"
+SERVER_KEY_ENV = "STILLHOUSE_API_KEY"
+UPSTREAM_KEY_ENV = "OPENAI_API_KEY"
 EXAMPLES = """\
 Examples:
   still serve embedded:smollm2
@@ -38,86 +38,90 @@ def serve(
     """Serve models to a chat page and to OpenAI clients, on this machine only.
 
     With STILLHOUSE_API_KEY in the environment, clients must send it as their key.
-    Nothing that is asked or answered is logged or leaves the machine; only what is asked of an `api:`
-    model goes on to its server.
+    Prompts and answers are not logged and do not leave the machine, except that requests for an
+    `api:` model are passed on to its server.
 
     Parameters
     ----------
     models
-        Model references, each perhaps with a name before it: NAME=REFERENCE. The student of a run
-        brings its teacher, where that is a model on this machine.
+        Model references, optionally with a name: NAME=REFERENCE. With the student of a run, its
+        teacher is served too, if that is a model on this machine.
     host
-        Address to listen on; any but loopback lets other machines in.
+        Address to listen on; any other than loopback lets other machines connect.
     port
-        Port to listen on; 0 takes any that is free.
+        Port to listen on; 0 chooses a free one.
     queue
-        Answers under way or waiting; more are told to come again (429).
+        Answers that may be running or waiting; further requests get HTTP 429.
     idle
-        Unload a model after so many minutes without a question; 0 never.
+        Unload a model after this many minutes without a request; 0 never unloads.
     name
         Another name by which clients call this server, e.g. that of a proxy.
     api_key_env
-        Environment variable with the key for the servers of `api:` models, or of one of them;
-        OPENAI_API_KEY where nothing is said.
+        Environment variable with the key for the servers of all `api:` models, or of MODEL;
+        OPENAI_API_KEY by default.
     watermark
-        Mark every answer (green list, window 2) with the key in this file: 64 hexadecimal digits.
-        Only safetensors models; answers at temperature 0 stay as they are.
+        Watermark every answer (green list, window 2) with the key in this file: 64 hexadecimal
+        digits. Only for safetensors models; answers at temperature 0 are not changed.
     """
-    from stillhouse.serve import serve as listen
+    from stillhouse.serve import serve as run_server
     from stillhouse.watermark import Mark, read_key
 
     if not models:
-        raise UsageError("no model was named", hint="Try: still serve embedded:smollm2")
-    key = os.environ.get(KEY) or None
-    references = _named(models)
-    listen(
+        raise UsageError("no model is given", hint="Try: still serve embedded:smollm2")
+    references = _named_references(models)
+    run_server(
         references,
         api_key_envs=_key_variables(references, api_key_env),
         host=host,
         port=port,
         queue=queue,
         idle_s=60 * idle,
-        api_key=key,
+        api_key=os.environ.get(SERVER_KEY_ENV) or None,
         names=name,
         marker=None if watermark is None else Mark(read_key(watermark)),
     )
 
 
-def _named(models: tuple[str, ...]) -> dict[str, str]:
-    """Name -> reference; a run's student brings its teacher, where that is a model on this machine."""
+def _named_references(models: tuple[str, ...]) -> dict[str, str]:
+    """Returns name -> reference, with the teachers of runs whose student is served."""
     from stillhouse.models import parse_reference
 
     named: dict[str, str] = {}
-    for text in models:
-        name, equals, reference = text.partition("=")
+    for argument in models:
+        name, equals, reference = argument.partition("=")
+        # A path or an address may contain an equals sign; a name contains neither slash nor colon.
         if not equals or "/" in name or ":" in name:
-            name, reference = "", text
+            name, reference = "", argument
         parsed = parse_reference(reference)
         name = name or _short_name(reference, parsed.name, parsed.path)
         if name in named:
             raise UsageError(f"two models are named {name!r}", hint="Write NAME=REFERENCE for one of them.")
         named[name] = reference
-    for text in list(named.values()):
-        teacher = _teacher(Path(text).parent)
+    for reference in list(named.values()):
+        run = Path(reference).parent
+        teacher = _local_teacher(run)
         if teacher and teacher not in named.values():
-            named.setdefault("teacher" if len(models) == 1 else f"{Path(text).parent.name}-teacher", teacher)
+            named.setdefault("teacher" if len(models) == 1 else f"{run.name}-teacher", teacher)
     return named
 
 
-def _key_variables(references: dict[str, str], given: tuple[str, ...]) -> dict[str, str]:
-    """Name of an `api:` model -> environment variable with the key for its server."""
+def _key_variables(references: dict[str, str], options: tuple[str, ...]) -> dict[str, str]:
+    """Returns the name of each `api:` model -> environment variable with the key for its server."""
     from stillhouse.models import parse_reference
 
-    forwarded = [name for name, text in references.items() if parse_reference(text).kind == "api"]
-    variables = dict.fromkeys(forwarded, KEY_ENV)
-    for text in sorted(given, key=lambda text: "=" in text):  # one for all of them gives way to one's own
-        model, _, variable = text.rpartition("=")
-        if model and model not in forwarded:
+    api_models = [name for name, reference in references.items() if parse_reference(reference).kind == "api"]
+    variables = dict.fromkeys(api_models, UPSTREAM_KEY_ENV)
+    # Options for all models come first, so that those for a single model override them.
+    for option in sorted(options, key=lambda option: "=" in option):
+        model, _, variable = option.rpartition("=")
+        if model and model not in api_models:
             raise UsageError(
-                f"--api-key-env {text}: no api: model is named {model!r}",
-                hint=f"There is {', '.join(forwarded) or 'none'}.",
+                f"--api-key-env {option}: no api: model is named {model!r}",
+                hint=f"The api: models are {', '.join(api_models)}."
+                if api_models
+                else "There is no api: model.",
             )
-        variables |= {model: variable} if model else dict.fromkeys(forwarded, variable)
+        variables |= {model: variable} if model else dict.fromkeys(api_models, variable)
     return variables
 
 
@@ -130,8 +134,8 @@ def _short_name(reference: str, name: str | None, path: Path | None) -> str:
     return path.stem if path.suffix == ".gguf" else path.resolve().name
 
 
-def _teacher(run: Path) -> str | None:
-    """The teacher of a run, where it is a local model that is still there."""
+def _local_teacher(run: Path) -> str | None:
+    """Returns the teacher of a run; None if ``run`` is not a run or its teacher is not on this machine."""
     from stillhouse.errors import StillhouseError
     from stillhouse.models import parse_reference
     from stillhouse.recipe.load import load_recorded_recipe
