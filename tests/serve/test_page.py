@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 TOO_WIDE = """[
     ...[document.documentElement, ...document.querySelectorAll("main, dialog[open]")]
         .filter((el) => el.scrollWidth > el.clientWidth),
-    ...[...document.querySelectorAll(".room *")]
+    ...[...document.querySelectorAll(".chat *")]
         .filter((el) => !el.closest("pre, .table, .unseen, svg") && el.getBoundingClientRect().right > 375.5),
 ].map((el) => el.outerHTML.slice(0, 80))"""
 TO_END = "((m) => m.scrollHeight - m.scrollTop - m.clientHeight)(document.querySelector('main'))"
@@ -52,16 +52,16 @@ def test_a_model_of_another_server_is_not_said_to_stay_here(
     expect(empty).to_contain_text("nothing leaves this machine")
     expect(hint).to_have_text("")
     page.select_option("#model-0", "teacher")
-    goes = "What you write to teacher goes on to gpu.example:8000."
-    expect(empty).to_contain_text(goes)
+    destination = "Messages to teacher are passed on to gpu.example:8000."
+    expect(empty).to_contain_text(destination)
     expect(empty).not_to_contain_text("nothing leaves")
     say(page, "Hello.")
-    expect(hint).to_have_text(goes)
+    expect(hint).to_have_text(destination)
     page.select_option("#model-0", "student")
     expect(hint).to_have_text("")
     page.click("#beside")
     expect(page.locator("#model-1")).to_have_value("teacher")
-    expect(hint).to_have_text(goes)
+    expect(hint).to_have_text(destination)
 
 
 def test_an_answer_streams_and_is_counted(page: Page, fake: FakeChat) -> None:
@@ -108,7 +108,7 @@ def test_model_system_prompt_and_sampling_are_sent(page: Page, fake: FakeChat) -
     sampling = {"temperature": 0.3, "top_k": 40, "max_tokens": 3, "seed": 7, "stop": ["END", "###"]}
     assert {key: sent.get(key) for key in sampling} == sampling
     assert "top_p" not in sent
-    expect(page.locator(".stats")).to_contain_text("cut at max tokens")
+    expect(page.locator(".stats")).to_contain_text("cut off at max tokens")
     page.reload()
     page.click("#open-settings")
     expect(page.locator("#sampling-temperature")).to_have_value("0.3")
@@ -247,7 +247,7 @@ def test_the_theme_follows_the_system_until_one_is_chosen(opening: Callable[...,
     assert page.evaluate(background) == dark
     page.click("#open-settings")
     expect(page.get_by_label("Dark", exact=True)).to_be_checked()
-    page.get_by_label("As the system").check()
+    page.get_by_label("Follow the system").check()
     assert page.evaluate(background) == light
 
 
@@ -344,7 +344,7 @@ def test_a_server_that_wants_a_key_is_given_one(fake: FakeChat, browser: Any, ad
     page = context.new_page()
     page.goto(address)
     dialog = page.locator("#key")
-    expect(dialog).to_contain_text("wants an API key")
+    expect(dialog).to_contain_text("requires an API key")
     page.fill("#key-value", "wrong")
     page.keyboard.press("Enter")
     expect(dialog).to_contain_text("did not accept")
@@ -365,14 +365,14 @@ def test_a_server_that_wants_a_key_is_given_one(fake: FakeChat, browser: Any, ad
     dialog.get_by_role("button", name="Cancel").click()
     settled(page)
     expect(page.locator(".error")).to_have_count(2)
-    expect(page.locator(".error").first).to_contain_text("wants an API key, and none was given")
+    expect(page.locator(".error").first).to_contain_text("requires an API key, and none was given")
     context.close()
 
 
 def test_a_busy_server_says_when_to_come_back(page: Page) -> None:
     say(page, "busy")
     error = page.get_by_role("alert")
-    expect(error).to_contain_text("It asks to wait 3 s")
+    expect(error).to_contain_text("Try again in 3 s")
     expect(error).to_contain_text("too many answers at once")
     expect(error).to_contain_text("You can try again now")
     error.get_by_role("button", name="Try again").click()
@@ -384,8 +384,8 @@ def test_a_busy_server_says_when_to_come_back(page: Page) -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("cut", "The connection was lost before the answer ended. What had arrived is kept."),
-        ("fault", "The server broke off: the model ran out of memory. What had arrived is kept."),
+        ("cut", "The connection was lost before the answer ended. The text so far is kept."),
+        ("fault", "The server reported an error: the model ran out of memory. The text so far is kept."),
     ],
 )
 def test_what_arrived_before_an_error_is_kept(page: Page, prompt: str, message: str) -> None:
@@ -405,7 +405,7 @@ def test_what_arrived_before_an_error_is_kept(page: Page, prompt: str, message: 
 def test_refusals_and_silence_are_said(page: Page, fake: FakeChat) -> None:
     say(page, "refuse")
     expect(page.locator(".error p")).to_have_text(
-        "The server refused this: the prompt is longer than the model's 2048 tokens."
+        "The server refused the request: the prompt is longer than the model's 2048 tokens."
     )
     say(page, "hello")
     # What was not answered is no part of the history.
@@ -495,7 +495,7 @@ def test_a_page_closed_while_writing_says_so_later(page: Page) -> None:
     page.reload()
     page.locator("#conversations .title").first.click()
     expect(page.locator(".error p")).to_contain_text(
-        re.compile("(The page was closed|The connection was lost) .*What had arrived is kept")
+        re.compile("(The page was closed|The connection was lost) .*The text so far is kept")
     )
     expect(page.locator(".answer > .prose")).to_contain_text("word9 ")
 

@@ -1,4 +1,4 @@
-/** One answer as it is shown: thoughts, text, what went wrong, its numbers, and what can be done with it. */
+/** Draws one answer: its reasoning, text, error, statistics and buttons. */
 
 import { speedOf } from "./conversation.js";
 import { copyButton, icon, iconButton, make } from "./dom.js";
@@ -7,7 +7,7 @@ import { Markdown } from "./markdown.js";
 export class AnswerView {
   /**
    * @param {import("./conversation.js").Answer} answer
-   * @param {{retry: () => void, choose: (shown: number) => void, moved: () => void}} actions
+   * @param {{retry: () => void, showAttempt: (shown: number) => void, contentGrew: () => void}} actions
    */
   constructor(answer, actions) {
     this.answer = answer;
@@ -21,7 +21,7 @@ export class AnswerView {
     return this.answer.attempts[this.answer.shown];
   }
 
-  /** Draws the attempt that is to be seen, from its beginning. */
+  /** Draws the shown attempt from its beginning. */
   show() {
     const { attempt } = this;
     cancelAnimationFrame(this.frame);
@@ -39,11 +39,11 @@ export class AnswerView {
     this.el.setAttribute("aria-label", `Answer of ${attempt.model}`);
     this.el.replaceChildren(make("h2", { className: "who" }, attempt.model), this.thoughts, this.prose, this.foot);
     this.#write();
-    if (attempt.state === "writing") this.#waiting();
+    if (attempt.state === "writing") this.#markWriting();
     else this.settle();
   }
 
-  /** More of an attempt has come; it is drawn with the next frame, if it is this one that is seen. */
+  /** Adds a delta to an attempt. If that is the one shown, it is drawn in the next frame. */
   add(attempt, { content, reasoning }) {
     if (attempt !== this.attempt) return;
     this.pending.content += content;
@@ -51,12 +51,12 @@ export class AnswerView {
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
       this.#write();
-      this.#waiting();
-      this.actions.moved();
+      this.#markWriting();
+      this.actions.contentGrew();
     });
   }
 
-  /** Nothing more comes. */
+  /** Finishes the answer: no more text follows. */
   settle() {
     cancelAnimationFrame(this.frame);
     this.frame = 0;
@@ -70,7 +70,7 @@ export class AnswerView {
     this.foot.replaceChildren();
     if (attempt.error) this.foot.append(this.#error(attempt));
     if (attempt.state !== "failed" || attempt.content) this.foot.append(this.#tools(attempt));
-    this.actions.moved();
+    this.actions.contentGrew();
   }
 
   #write() {
@@ -85,40 +85,40 @@ export class AnswerView {
   #heading() {
     const { attempt } = this;
     const thinking = attempt.state === "writing" && !attempt.content;
-    const words = thinking ? "Thinking…" : attempt.thought === undefined ? "Thoughts" : `Thought for ${duration(attempt.thought)}`;
-    if (this.summary.textContent !== words) this.summary.textContent = words;
+    const text = thinking ? "Thinking…" : attempt.thought === undefined ? "Reasoning" : `Thought for ${duration(attempt.thought)}`;
+    if (this.summary.textContent !== text) this.summary.textContent = text;
     this.thoughts.classList.toggle("thinking", thinking);
   }
 
-  #waiting() {
+  #markWriting() {
     const { attempt } = this;
-    const nothing = !attempt.content && !attempt.reasoning;
+    const isEmpty = !attempt.content && !attempt.reasoning;
     this.el.classList.add("writing");
-    this.el.classList.toggle("waiting", nothing);
+    this.el.classList.toggle("waiting", isEmpty);
     this.el.setAttribute("aria-busy", "true");
-    if (nothing) this.foot.replaceChildren(make("p", { className: "stats" }, "Reading the prompt…"));
+    if (isEmpty) this.foot.replaceChildren(make("p", { className: "stats" }, "Reading the prompt…"));
     else if (this.foot.firstChild) this.foot.replaceChildren();
   }
 
   #error(attempt) {
     const { kind, wait, at } = attempt.error;
     const message = attempt.error.message.replace(/[^.!?…]$/, "$&.");
-    const kept = attempt.content && kind !== "key" ? " What had arrived is kept." : "";
-    const words = make("p", {}, message + kept);
-    const box = make("div", { className: "error", role: "alert" }, words);
-    if (wait) this.#countDown(words, message, at + wait * 1000);
+    const kept = attempt.content && kind !== "key" ? " The text so far is kept." : "";
+    const paragraph = make("p", {}, message + kept);
+    const box = make("div", { className: "error", role: "alert" }, paragraph);
+    if (wait) this.#countDown(paragraph, message, at + wait * 1000);
     box.append(make("button", { type: "button", className: "last-only", onclick: this.actions.retry },
       icon("retry"), "Try again"));
     return box;
   }
 
-  #countDown(words, message, until) {
-    const left = Math.ceil((until - Date.now()) / 1000);
-    words.textContent = left > 0
-      ? `The server is busy: ${message} It asks to wait ${duration(left)}.`
+  #countDown(paragraph, message, until) {
+    const seconds = Math.ceil((until - Date.now()) / 1000);
+    paragraph.textContent = seconds > 0
+      ? `The server is busy: ${message} Try again in ${duration(seconds)}.`
       : `The server was busy: ${message} You can try again now.`;
-    // The box is not in the page yet at the first call.
-    if (left > 0) setTimeout(() => words.isConnected && this.#countDown(words, message, until), 1000);
+    // Stops when the error is removed. Only checked a second later, because it is not in the page yet at first.
+    if (seconds > 0) setTimeout(() => paragraph.isConnected && this.#countDown(paragraph, message, until), 1000);
   }
 
   #tools(attempt) {
@@ -131,7 +131,7 @@ export class AnswerView {
     }
     if (answer.attempts.length > 1) tools.append(this.#attempts());
     const stats = make("p", { className: "stats" });
-    numbersOf(attempt).forEach((text, index) => stats.append(index ? " · " : "", make("span", {}, text)));
+    statisticsOf(attempt).forEach((text, index) => stats.append(index ? " · " : "", make("span", {}, text)));
     tools.append(stats);
     return tools;
   }
@@ -139,7 +139,7 @@ export class AnswerView {
   #attempts() {
     const { shown, attempts } = this.answer;
     const go = (step) => () => {
-      this.actions.choose(shown + step);
+      this.actions.showAttempt(shown + step);
       this.el.querySelector(".attempts button:not([disabled])")?.focus();
     };
     return make("span", { className: "attempts", role: "group", "aria-label": "Answers to this message" },
@@ -149,19 +149,19 @@ export class AnswerView {
   }
 }
 
-/** What was counted and timed, in words. Tokens that the server did not count are the pieces that came. */
-function numbersOf(attempt) {
-  const numbers = [];
-  if (attempt.state === "stopped") numbers.push("stopped by you");
-  if (attempt.finish === "length") numbers.push("cut at max tokens");
-  if (attempt.first === undefined) return numbers;
+/** The statistics of an attempt as texts. Without the server's count of tokens, deltas are counted. */
+function statisticsOf(attempt) {
+  const texts = [];
+  if (attempt.state === "stopped") texts.push("stopped by you");
+  if (attempt.finish === "length") texts.push("cut off at max tokens");
+  if (attempt.first === undefined) return texts;
   const tokens = attempt.usage?.completion_tokens ?? attempt.pieces;
-  numbers.push(`${attempt.usage ? "" : "about "}${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`);
+  texts.push(`${attempt.usage ? "" : "about "}${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`);
   const speed = speedOf(attempt);
-  if (speed !== null) numbers.push(`${speed < 10 ? speed.toFixed(1) : Math.round(speed).toLocaleString("en")} tokens/s`);
-  numbers.push(`first token after ${attempt.first.toFixed(2)} s`);
-  if (attempt.usage?.prompt_tokens) numbers.push(`prompt ${attempt.usage.prompt_tokens.toLocaleString("en")} tokens`);
-  return numbers;
+  if (speed !== null) texts.push(`${speed < 10 ? speed.toFixed(1) : Math.round(speed).toLocaleString("en")} tokens/s`);
+  texts.push(`first token after ${attempt.first.toFixed(2)} s`);
+  if (attempt.usage?.prompt_tokens) texts.push(`prompt ${attempt.usage.prompt_tokens.toLocaleString("en")} tokens`);
+  return texts;
 }
 
 function duration(seconds) {

@@ -1,8 +1,8 @@
-/** The server's OpenAI-compatible interface: its models, and a chat that arrives in pieces. */
+/** A client for the server's OpenAI-compatible API: lists models, streams chats. */
 
 const KEY = "stillhouse.key";
 
-/** What went wrong, in words for the reader. `kind`: key, busy, refused, server, lost or stopped. */
+/** An error with a message for the user. `kind`: key, busy, refused, server, lost or stopped. */
 export class ChatError extends Error {
   constructor(kind, message, { wait = null } = {}) {
     super(message);
@@ -12,15 +12,15 @@ export class ChatError extends Error {
 }
 
 export class Api {
-  /** @param {(refused: boolean) => Promise<string|null>} askKey asks the person; null when they decline */
-  constructor(askKey) {
-    this.askKey = askKey;
-    this.asking = null;
-    this.key = remembered();
+  /** @param {(wasRefused: boolean) => Promise<string|null>} askForKey asks the user; null if they cancel */
+  constructor(askForKey) {
+    this.askForKey = askForKey;
+    this.pendingKey = null;
+    this.key = savedKey();
   }
 
   /**
-   * The models' names, in the order of the server, and for those that it asks another server for, which one.
+   * The models' names in the server's order, and the hosts that requests for forwarded models are passed on to.
    * @returns {Promise<{models: string[], forwarded: Map<string, string>}>}
    */
   async models() {
@@ -32,39 +32,39 @@ export class Api {
   }
 
   /**
-   * One answer, piece by piece.
+   * Streams one answer, delta by delta.
    * @returns {AsyncGenerator<{content?: string, reasoning?: string, finish?: string, usage?: object}>}
    */
   async *chat(body, signal) {
-    const sent = { ...body, stream: true, stream_options: { include_usage: true } };
+    const request = { ...body, stream: true, stream_options: { include_usage: true } };
     const response = await this.#fetch("/v1/chat/completions", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(sent),
+      body: JSON.stringify(request),
       signal,
     });
     let finished = false;
     for await (const data of events(response.body, signal)) {
       if (data === "[DONE]") return;
-      const piece = read(data);
-      finished ||= Boolean(piece.finish);
-      yield piece;
+      const delta = parseChunk(data);
+      finished ||= Boolean(delta.finish);
+      yield delta;
     }
-    if (!finished) throw lost();
+    if (!finished) throw connectionLost();
   }
 
   async #fetch(path, options) {
     for (;;) {
-      const used = this.key;
-      const response = await this.#send(path, options, used);
+      const usedKey = this.key;
+      const response = await this.#send(path, options, usedKey);
       if (response.ok) return response;
-      if (response.status !== 401) throw await refusal(response);
-      // Two columns that need a key at once ask for it once.
-      if (this.key !== used) continue;
-      this.asking ??= this.askKey(Boolean(used)).finally(() => (this.asking = null));
-      const given = await this.asking;
-      if (!given) throw new ChatError("key", "This server wants an API key, and none was given.");
-      this.#remember(given);
+      if (response.status !== 401) throw await errorOf(response);
+      // Two columns that need a key at the same time share one dialog.
+      if (this.key !== usedKey) continue;
+      this.pendingKey ??= this.askForKey(Boolean(usedKey)).finally(() => (this.pendingKey = null));
+      const key = await this.pendingKey;
+      if (!key) throw new ChatError("key", "This server requires an API key, and none was given.");
+      this.#saveKey(key);
     }
   }
 
@@ -78,17 +78,17 @@ export class Api {
     }
   }
 
-  #remember(key) {
+  #saveKey(key) {
     this.key = key;
     try {
       sessionStorage.setItem(KEY, key);
     } catch {
-      // It is kept for as long as the page is open.
+      // Without storage the key lasts until the page is closed.
     }
   }
 }
 
-function remembered() {
+function savedKey() {
   try {
     return sessionStorage.getItem(KEY);
   } catch {
@@ -96,14 +96,14 @@ function remembered() {
   }
 }
 
-/** The data of each server-sent event. */
+/** Yields the data of each server-sent event. */
 async function* events(stream, signal) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
       const { value, done } = await reader.read().catch(() => {
-        throw signal?.aborted ? new ChatError("stopped", "Stopped.") : lost();
+        throw signal?.aborted ? new ChatError("stopped", "Stopped.") : connectionLost();
       });
       if (done) return;
       const lines = (rest + value).split(/\r?\n/);
@@ -117,14 +117,14 @@ async function* events(stream, signal) {
   }
 }
 
-function read(data) {
+function parseChunk(data) {
   let chunk;
   try {
     chunk = JSON.parse(data);
   } catch {
-    throw new ChatError("server", "The server sent something that is not an answer.");
+    throw new ChatError("server", "The server sent an invalid answer.");
   }
-  if (chunk.error) throw new ChatError("server", `The server broke off: ${chunk.error.message ?? "it did not say why"}`);
+  if (chunk.error) throw new ChatError("server", `The server reported an error: ${chunk.error.message ?? "no reason given"}`);
   const choice = chunk.choices?.[0];
   return {
     content: choice?.delta?.content ?? "",
@@ -134,25 +134,25 @@ function read(data) {
   };
 }
 
-async function refusal(response) {
+async function errorOf(response) {
   const { error } = await response.json().catch(() => ({}));
-  const message = error?.message ?? `it answered with status ${response.status}`;
+  const message = error?.message ?? `status ${response.status}`;
   if (response.status === 429) {
-    const wait = seconds(response.headers.get("Retry-After"));
-    return new ChatError("busy", error?.message ?? "It has too much to do.", { wait });
+    const wait = secondsOf(response.headers.get("Retry-After"));
+    return new ChatError("busy", error?.message ?? "too many requests.", { wait });
   }
-  if (response.status < 500) return new ChatError("refused", `The server refused this: ${message}`);
+  if (response.status < 500) return new ChatError("refused", `The server refused the request: ${message}`);
   return new ChatError("server", `The server failed: ${message}`);
 }
 
-/** Retry-After, which is a number of seconds or a date. */
-function seconds(header) {
+/** Parses Retry-After: a number of seconds or a date. */
+function secondsOf(header) {
   if (!header) return null;
   const number = Number(header);
   const wait = Number.isFinite(number) ? number : (Date.parse(header) - Date.now()) / 1000;
   return Number.isFinite(wait) ? Math.max(0, Math.ceil(wait)) : null;
 }
 
-function lost() {
+function connectionLost() {
   return new ChatError("lost", "The connection was lost before the answer ended.");
 }

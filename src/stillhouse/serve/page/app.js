@@ -1,77 +1,77 @@
-/** The chat page: what the person does, what the server says, and who is told. */
+/** The chat page: connects the user's actions, the server's answers, the store and the view. */
 
 import { Api, ChatError } from "./api.js";
-import { historyOf, mend, newAttempt, newConversation, swapColumns } from "./conversation.js";
-import { askKey, confirmed, dialogOpen, prepareDialogs } from "./dialogs.js";
-import { make, say } from "./dom.js";
+import { failUnfinished, historyOf, newAttempt, newConversation, swapColumns } from "./conversation.js";
+import { askForKey, askToConfirm, isDialogOpen, prepareDialogs } from "./dialogs.js";
+import { announce, make } from "./dom.js";
 import { SamplingForm } from "./settings.js";
 import { Store } from "./store.js";
-import { View, listConversations, notice, sends } from "./view.js";
+import { View, isSendKey, listConversations, notice } from "./view.js";
 
 const SAVE_EVERY = 2000; // milliseconds, while an answer is being written
 const byId = (id) => document.getElementById(id);
 const prompt = byId("prompt");
 const narrow = matchMedia("(max-width: 56rem)");
 
-const api = new Api(askKey);
+const api = new Api(askForKey);
 const store = new Store((problem) => notice("storage", problem), changedElsewhere);
 const settings = { sampling: {}, system: "", models: [], beside: false, ...store.settings() };
-const view = new View({ retry, choose, edit, send });
-/** @type {Map<string, {abort: AbortController, conversation: object}>} attempts that are being written */
+const view = new View({ retry, showAttempt, edit, send });
+/** @type {Map<string, {abort: AbortController, conversation: object}>} attempts that are being generated, by their id */
 const running = new Map();
 let models = [];
 let forwarded = new Map();
 let current = newConversation(settings);
 
-// --- asking ---------------------------------------------------------------------------------------------
+// --- sending ---------------------------------------------------------------------------------------------
 
 /** Sends a prompt to the model of each column. */
 function send(text) {
-  const words = text.trim();
-  if (!words || busy(current)) return;
+  const message = text.trim();
+  if (!message || isBusy(current)) return;
   if (!models.length) {
     loadModels();
     return;
   }
-  const turn = { prompt: words, answers: [] };
+  const turn = { prompt: message, answers: [] };
   current.turns.push(turn);
   current.updated = Date.now();
   prompt.value = "";
-  fit();
-  askAll(turn);
+  resizePrompt();
+  sendToAll(turn);
 }
 
 function edit(turn, text) {
-  if (busy(current)) return;
+  if (isBusy(current)) return;
   turn.prompt = text;
   turn.answers = [];
-  askAll(turn);
+  sendToAll(turn);
 }
 
-function askAll(turn) {
+function sendToAll(turn) {
   const columns = current.beside ? [0, 1] : [0];
   const conversation = current;
-  const answers = columns.map((column) => begin(conversation, turn, column));
+  const starts = columns.map((column) => addAttempt(conversation, turn, column));
   view.turn(turn);
-  finishing(conversation, answers.map((answer) => answer()));
+  awaitAnswers(conversation, starts.map((start) => start()));
   focusPrompt();
 }
 
 function retry(turn, column) {
-  if (busy(current)) return;
-  const answer = begin(current, turn, column);
+  if (isBusy(current)) return;
+  const start = addAttempt(current, turn, column);
   view.turn(turn);
-  finishing(current, [answer()]);
+  awaitAnswers(current, [start()]);
   focusPrompt();
 }
 
-function choose(answer, shown) {
+function showAttempt(answer, shown) {
   answer.shown = shown;
   store.save(current);
 }
 
-/** Puts a new attempt in its place, and returns what fills it. */
-function begin(conversation, turn, column) {
+/** Adds a new attempt to a turn, and returns a function that generates it. */
+function addAttempt(conversation, turn, column) {
   const attempt = newAttempt(conversation.models[column]);
   const answer = (turn.answers[column] ??= { shown: 0, attempts: [] });
   answer.attempts = answer.attempts.filter(({ content, reasoning }) => content || reasoning);
@@ -81,10 +81,10 @@ function begin(conversation, turn, column) {
   return async () => {
     const body = { model: attempt.model, messages: historyOf(conversation, column), ...settings.sampling };
     try {
-      await fill(attempt, body, abort.signal, conversation);
+      await stream(attempt, body, abort.signal, conversation);
       attempt.state = "done";
     } catch (error) {
-      failed(attempt, error);
+      markFailed(attempt, error);
     }
     running.delete(attempt.id);
     view.answerOf(attempt)?.settle();
@@ -92,31 +92,31 @@ function begin(conversation, turn, column) {
   };
 }
 
-async function fill(attempt, body, signal, conversation) {
+async function stream(attempt, body, signal, conversation) {
   const start = performance.now();
-  const since = (moment) => (performance.now() - moment) / 1000;
-  let thinking = null;
-  let saved = start;
-  for await (const piece of api.chat(body, signal)) {
-    if (piece.finish) attempt.finish = piece.finish;
-    if (piece.usage) attempt.usage = piece.usage;
-    if (!piece.content && !piece.reasoning) continue;
-    attempt.first ??= since(start);
+  const secondsSince = (moment) => (performance.now() - moment) / 1000;
+  let reasoningStart = null;
+  let lastSave = start;
+  for await (const delta of api.chat(body, signal)) {
+    if (delta.finish) attempt.finish = delta.finish;
+    if (delta.usage) attempt.usage = delta.usage;
+    if (!delta.content && !delta.reasoning) continue;
+    attempt.first ??= secondsSince(start);
     attempt.pieces += 1;
-    if (piece.reasoning) thinking ??= performance.now();
-    if (thinking !== null && (piece.reasoning || !attempt.content)) attempt.thought = since(thinking);
-    attempt.content += piece.content;
-    attempt.reasoning += piece.reasoning;
-    attempt.seconds = since(start);
-    view.answerOf(attempt)?.add(attempt, piece);
-    if (performance.now() - saved > SAVE_EVERY) {
-      saved = performance.now();
+    if (delta.reasoning) reasoningStart ??= performance.now();
+    if (reasoningStart !== null && (delta.reasoning || !attempt.content)) attempt.thought = secondsSince(reasoningStart);
+    attempt.content += delta.content;
+    attempt.reasoning += delta.reasoning;
+    attempt.seconds = secondsSince(start);
+    view.answerOf(attempt)?.add(attempt, delta);
+    if (performance.now() - lastSave > SAVE_EVERY) {
+      lastSave = performance.now();
       store.save(conversation);
     }
   }
 }
 
-function failed(attempt, error) {
+function markFailed(attempt, error) {
   const known = error instanceof ChatError ? error : new ChatError("server", "Something went wrong on this page.");
   attempt.state = known.kind === "stopped" ? "stopped" : "failed";
   if (attempt.state === "failed") {
@@ -124,19 +124,20 @@ function failed(attempt, error) {
   }
 }
 
-async function finishing(conversation, answers) {
+async function awaitAnswers(conversation, answers) {
   store.save(conversation);
   refresh();
   const attempts = await Promise.all(answers);
+  // It may have been deleted meanwhile.
   if (store.get(conversation.id)) store.save(conversation);
   refresh();
   if (conversation !== current) return;
-  view.moved();
-  const words = attempts.filter(({ content }) => content).map(({ model, content }) => `${model} answered: ${content.slice(0, 1000)}`);
-  if (words.length) say(words.join("\n"));
+  view.contentGrew();
+  const announcements = attempts.filter(({ content }) => content).map(({ model, content }) => `${model} answered: ${content.slice(0, 1000)}`);
+  if (announcements.length) announce(announcements.join("\n"));
 }
 
-function busy(conversation) {
+function isBusy(conversation) {
   return [...running.values()].some((run) => run.conversation === conversation);
 }
 
@@ -150,8 +151,8 @@ function stop(conversation) {
 
 function open(conversation) {
   current = conversation;
-  if (!busy(current)) mend(current);
-  knownModels();
+  if (!isBusy(current)) failUnfinished(current);
+  useKnownModels();
   byId("system").value = current.system;
   view.open(current);
   refresh();
@@ -164,8 +165,8 @@ function startNew() {
 }
 
 async function remove(id) {
-  const yes = await confirmed("Delete this conversation?", "It is kept only in this browser and cannot be brought back.", "Delete");
-  if (!yes) return;
+  const agreed = await askToConfirm("Delete this conversation?", "It is kept only in this browser and cannot be restored.", "Delete");
+  if (!agreed) return;
   stop(store.get(id));
   store.remove(id);
   if (current.id === id) startNew();
@@ -174,16 +175,16 @@ async function remove(id) {
 
 async function eraseAll() {
   const count = store.conversations().length;
-  const which = count === 1 ? "The one conversation" : `All ${count} conversations`;
-  const yes = await confirmed("Erase all conversations?",
-    `${which} in this browser will be gone for good. Export them first if you may want them again.`, "Erase all");
-  if (!yes) return;
+  const which = count === 1 ? "The only conversation" : `All ${count} conversations`;
+  const agreed = await askToConfirm("Erase all conversations?",
+    `${which} in this browser will be deleted permanently. Export first to keep a copy.`, "Erase all");
+  if (!agreed) return;
   for (const { abort } of running.values()) abort.abort();
   store.removeAll();
   settings.system = "";
   store.saveSettings(settings);
   startNew();
-  say("All conversations are erased.");
+  announce("All conversations were erased.");
 }
 
 function exportAll() {
@@ -195,49 +196,49 @@ function exportAll() {
 }
 
 function changedElsewhere(id) {
-  if (!busy(current) && (id === null || id === current.id)) {
-    const there = store.get(current.id);
-    if (there) open(there);
+  if (!isBusy(current) && (id === null || id === current.id)) {
+    const stored = store.get(current.id);
+    if (stored) open(stored);
     else if (current.turns.length) startNew();
   }
   refresh();
 }
 
-/** Brings everything around the conversation up to date with it. */
+/** Updates everything around the conversation. */
 function refresh() {
   const conversations = store.conversations();
   listConversations(conversations, current, { open: (id) => open(store.get(id)), remove });
   byId("export").disabled = byId("erase").disabled = conversations.length === 0;
-  view.busy(busy(current));
+  view.setBusy(isBusy(current));
   const { beside } = current;
   byId("beside").setAttribute("aria-pressed", String(beside));
   byId("second").hidden = byId("swap").hidden = !beside;
   document.body.classList.toggle("beside", beside);
   current.models.forEach((model, column) => (byId(`model-${column}`).value = model));
   if (models.length) view.goesTo(current.models.slice(0, beside ? 2 : 1), forwarded);
-  // In the middle of an answer its model cannot change.
-  for (const id of ["model-0", "model-1", "swap", "beside"]) byId(id).disabled = busy(current) || !models.length;
+  // The model cannot change in the middle of an answer.
+  for (const id of ["model-0", "model-1", "swap", "beside"]) byId(id).disabled = isBusy(current) || !models.length;
 }
 
 // --- models ---------------------------------------------------------------------------------------------
 
 async function loadModels() {
-  const again = make("button", { type: "button", onclick: loadModels }, "Try again");
+  const retryButton = make("button", { type: "button", onclick: loadModels }, "Try again");
   try {
     ({ models, forwarded } = await api.models());
     notice("models", models.length ? null : "The server has no model.");
   } catch (error) {
-    notice("models", error.message, again);
+    notice("models", error.message, retryButton);
   }
   for (const column of [0, 1]) {
     byId(`model-${column}`).replaceChildren(...models.map((model) => make("option", { value: model }, model)));
   }
-  knownModels();
+  useKnownModels();
   refresh();
 }
 
-/** A conversation goes on with a model that the server has. */
-function knownModels() {
+/** Replaces models of the conversation that the server does not have. */
+function useKnownModels() {
   if (!models.length) return;
   current.models = [0, 1].map((column) =>
     models.includes(current.models[column]) ? current.models[column] : (models[column] ?? models[0]));
@@ -245,29 +246,29 @@ function knownModels() {
 
 function modelsChanged() {
   current.models = [byId("model-0").value, byId("model-1").value];
-  remember();
+  saveSettings();
 }
 
 function toggleBeside() {
   current.beside = !current.beside;
-  remember();
+  saveSettings();
 }
 
 function swap() {
   swapColumns(current);
   view.open(current);
-  remember();
+  saveSettings();
 }
 
-/** The next conversation begins as this one is set. */
-function remember() {
+/** Saves the conversation's settings; the next new conversation starts with them. */
+function saveSettings() {
   Object.assign(settings, { models: current.models, beside: current.beside, system: current.system });
   store.saveSettings(settings);
   if (current.turns.length) store.save(current);
   refresh();
 }
 
-// --- the page around ------------------------------------------------------------------------------------
+// --- the rest of the page ------------------------------------------------------------------------------------
 
 function openDrawer() {
   document.body.classList.add("drawer");
@@ -276,18 +277,18 @@ function openDrawer() {
 }
 
 function closeDrawer() {
-  const was = document.body.classList.contains("drawer");
+  const wasOpen = document.body.classList.contains("drawer");
   document.body.classList.remove("drawer");
   drawerChanged();
-  if (was) byId("open-drawer").focus();
+  if (wasOpen) byId("open-drawer").focus();
 }
 
 function drawerChanged() {
-  const out = document.body.classList.contains("drawer");
-  byId("sidebar").inert = narrow.matches && !out;
-  document.querySelector(".room").inert = narrow.matches && out;
-  byId("backdrop").hidden = !(narrow.matches && out);
-  byId("open-drawer").setAttribute("aria-expanded", String(out));
+  const isOpen = document.body.classList.contains("drawer");
+  byId("sidebar").inert = narrow.matches && !isOpen;
+  document.querySelector(".chat").inert = narrow.matches && isOpen;
+  byId("backdrop").hidden = !(narrow.matches && isOpen);
+  byId("open-drawer").setAttribute("aria-expanded", String(isOpen));
 }
 
 function setTheme(theme) {
@@ -297,31 +298,31 @@ function setTheme(theme) {
     if (theme) localStorage.setItem("stillhouse.theme", theme);
     else localStorage.removeItem("stillhouse.theme");
   } catch {
-    // It holds until the page is closed.
+    // Without storage the theme lasts until the page is closed.
   }
   for (const radio of document.getElementsByName("theme")) radio.checked = radio.value === theme;
 }
 
-function otherTheme() {
+function toggleTheme() {
   const chosen = document.documentElement.dataset.theme;
   const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   setTheme(dark ? "light" : "dark");
 }
 
-/** Leads back to the message field, but not where that brings up a keyboard over the answer. */
+/** Focuses the message field, except on touch screens, where a keyboard would cover the answer. */
 function focusPrompt() {
   if (!matchMedia("(pointer: coarse)").matches) prompt.focus();
 }
 
-/** Lets the message field grow with its text where CSS cannot. */
-function fit() {
+/** Grows the message field with its text in browsers without `field-sizing`. */
+function resizePrompt() {
   if (CSS.supports("field-sizing", "content")) return;
   prompt.style.height = "auto";
   prompt.style.height = `${prompt.scrollHeight}px`;
 }
 
-function keys(event) {
-  if (dialogOpen()) return;
+function onKeydown(event) {
+  if (isDialogOpen()) return;
   if ((event.ctrlKey || event.metaKey) && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
     startNew();
@@ -331,9 +332,9 @@ function keys(event) {
   }
 }
 
-function listen() {
+function addListeners() {
   const clicks = {
-    new: startNew, export: exportAll, erase: eraseAll, swap, beside: toggleBeside, theme: otherTheme,
+    new: startNew, export: exportAll, erase: eraseAll, swap, beside: toggleBeside, theme: toggleTheme,
     stop: () => stop(current),
     "open-settings": () => byId("settings").showModal(),
     "open-help": () => byId("help").showModal(),
@@ -345,19 +346,19 @@ function listen() {
     send(prompt.value);
   });
   prompt.addEventListener("keydown", (event) => {
-    if (!sends(event)) return;
+    if (!isSendKey(event)) return;
     event.preventDefault();
     send(prompt.value);
   });
-  prompt.addEventListener("input", fit);
+  prompt.addEventListener("input", resizePrompt);
   for (const column of [0, 1]) byId(`model-${column}`).addEventListener("change", modelsChanged);
   byId("system").addEventListener("input", () => {
     current.system = byId("system").value;
     view.system();
-    remember();
+    saveSettings();
   });
   for (const radio of document.getElementsByName("theme")) radio.addEventListener("change", () => setTheme(radio.value));
-  document.addEventListener("keydown", keys);
+  document.addEventListener("keydown", onKeydown);
   narrow.addEventListener("change", drawerChanged);
   addEventListener("pagehide", () => {
     for (const { conversation } of running.values()) store.save(conversation);
@@ -374,7 +375,7 @@ function start() {
   });
   byId("reset").addEventListener("click", () => sampling.reset());
   prepareDialogs();
-  listen();
+  addListeners();
   setTheme(document.documentElement.dataset.theme ?? "");
   drawerChanged();
   open(current);

@@ -1,7 +1,9 @@
 /**
- * What a conversation is: turns, each a prompt and an answer of each column.
+ * The data of a conversation: turns, each with a prompt and one answer for each column.
  *
- * An answer keeps all its attempts; the one shown is the one that its model sees as its own history.
+ * An answer keeps all its attempts. The model's history contains the attempt that is shown.
+ *
+ * These objects are stored and exported as JSON: renaming a field would lose the users' conversations.
  *
  * @typedef {{id: string, model: string, content: string, reasoning: string, state: "writing"|"done"|"stopped"|"failed",
  *   finish?: string, error?: {kind: string, message: string}, thought?: number, first?: number, seconds?: number,
@@ -23,13 +25,13 @@ export function newAttempt(model) {
   return { id: uniqueId(), model, content: "", reasoning: "", state: "writing", pieces: 0 };
 }
 
-/** The attempt that a column shows in a turn; a column that was not there yet goes by the first one's. */
+/** The attempt that a column shows in a turn. A column that was added later uses the first column's. */
 export function shownAttempt(turn, column) {
   const answer = turn.answers[column] ?? turn.answers[0];
   return answer?.attempts[answer.shown];
 }
 
-/** What a column's model is sent in order to answer the last turn. Turns without an answer are left out. */
+/** The messages for a column's model, up to the last prompt. Turns without an answer are left out. */
 export function historyOf(conversation, column) {
   const messages = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   for (const turn of conversation.turns.slice(0, -1)) {
@@ -40,13 +42,13 @@ export function historyOf(conversation, column) {
   return messages;
 }
 
-/** The first words of the first prompt. */
+/** A conversation's title: the first words of its first prompt. */
 export function titleOf(conversation) {
   const words = (conversation.turns[0]?.prompt ?? "").trim().split(/\s+/).slice(0, 9).join(" ");
   return [...words].slice(0, 60).join("") || "New conversation";
 }
 
-/** The left column becomes the right one, with its history. */
+/** Swaps the two columns with their histories. */
 export function swapColumns(conversation) {
   conversation.models.reverse();
   for (const turn of conversation.turns) {
@@ -54,8 +56,8 @@ export function swapColumns(conversation) {
   }
 }
 
-/** Answers that were being written when the page was closed are not any more. */
-export function mend(conversation) {
+/** Marks answers as failed that were still being written when the page was closed. */
+export function failUnfinished(conversation) {
   for (const turn of conversation.turns) {
     for (const attempt of turn.answers.flatMap((answer) => answer?.attempts ?? [])) {
       if (attempt.state !== "writing") continue;
@@ -65,14 +67,14 @@ export function mend(conversation) {
   }
 }
 
-/** Tokens a second after the first token, or null where too little came to say. */
+/** Tokens per second after the first token; null if there were too few to measure. */
 export function speedOf(attempt) {
   const tokens = attempt.usage?.completion_tokens ?? attempt.pieces;
-  const writing = attempt.seconds - attempt.first;
-  return tokens > 1 && writing > 0.05 ? (tokens - 1) / writing : null;
+  const seconds = attempt.seconds - attempt.first;
+  return tokens > 1 && seconds > 0.05 ? (tokens - 1) / seconds : null;
 }
 
 function uniqueId() {
-  // Over plain http from another machine there is no randomUUID.
+  // Browsers offer crypto.randomUUID only over HTTPS or on localhost.
   return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,48 +1,48 @@
-/** The page's dialogs: questions that are answered once, and panels. */
+/** The page's dialogs and panels. */
 
 const byId = (id) => document.getElementById(id);
 
-/** Makes every dialog close by its own buttons and by a click beside it. */
+/** Makes every dialog close by its own buttons and by a click outside. */
 export function prepareDialogs() {
   for (const dialog of document.querySelectorAll("dialog")) {
     for (const button of dialog.querySelectorAll("[data-close]")) button.addEventListener("click", () => dialog.close());
     dialog.addEventListener("pointerdown", (event) => {
-      if (event.target === dialog && outside(dialog, event)) dialog.close();
+      if (event.target === dialog && isOutside(dialog, event)) dialog.close();
     });
   }
 }
 
-/** Whether a dialog is open, which then has the keys. */
-export function dialogOpen() {
+/** Whether a dialog is open. It then handles the keyboard. */
+export function isDialogOpen() {
   return document.querySelector("dialog[open]") !== null;
 }
 
-/** The key that the person types, or null. */
-export function askKey(refused) {
+/** Asks for the API key; null if the user cancels. */
+export function askForKey(wasRefused) {
   const dialog = byId("key");
   const field = byId("key-value");
-  byId("key-title").textContent = refused ? "The server did not accept that key" : "This server wants an API key";
+  byId("key-title").textContent = wasRefused ? "The server did not accept that key" : "This server requires an API key";
   field.value = "";
   return new Promise((resolve) => {
-    let given = null;
+    let key = null;
     const form = dialog.querySelector("form");
     form.onsubmit = (event) => {
       event.preventDefault();
-      given = field.value.trim() || null;
+      key = field.value.trim() || null;
       dialog.close();
     };
-    dialog.onclose = () => resolve(given);
+    dialog.onclose = () => resolve(key);
     dialog.showModal();
     field.focus();
   });
 }
 
-/** Whether the person wants it. */
-export function confirmed(title, text, yes) {
+/** Asks for confirmation; resolves to whether the user agreed. */
+export function askToConfirm(title, text, buttonLabel) {
   const dialog = byId("confirm");
   byId("confirm-title").textContent = title;
   byId("confirm-text").textContent = text;
-  byId("confirm-yes").textContent = yes;
+  byId("confirm-yes").textContent = buttonLabel;
   return new Promise((resolve) => {
     let agreed = false;
     byId("confirm-yes").onclick = () => {
@@ -54,7 +54,7 @@ export function confirmed(title, text, yes) {
   });
 }
 
-function outside(dialog, { clientX, clientY }) {
+function isOutside(dialog, { clientX, clientY }) {
   const box = dialog.getBoundingClientRect();
   return clientX < box.left || clientX > box.right || clientY < box.top || clientY > box.bottom;
 }

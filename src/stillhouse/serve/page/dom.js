@@ -1,15 +1,15 @@
-/** Elements, made without any HTML. */
+/** Creates DOM elements, always without parsing HTML. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
  * @param {string} tag
- * @param {Record<string, unknown>} [given] `on…` listen, properties are set, anything else is an attribute
+ * @param {Record<string, unknown>} [properties] `on…` adds a listener, a property is set, others become attributes
  * @param {...(Node|string|null|false)} children
  */
-export function make(tag, given = {}, ...children) {
+export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(given)) {
+  for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name in element) element[name] = value;
     else element.setAttribute(name, value);
@@ -18,7 +18,7 @@ export function make(tag, given = {}, ...children) {
   return element;
 }
 
-/** One of the drawings that index.html defines. */
+/** An icon that index.html defines. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("class", "icon");
@@ -29,21 +29,21 @@ export function icon(name) {
   return svg;
 }
 
-/** A button with a drawing, named for those who do not see it. */
-export function iconButton(name, label, onclick, given = {}) {
-  return make("button", { type: "button", className: "quiet", title: label, "aria-label": label, onclick, ...given },
+/** A button with an icon, labelled for screen readers. */
+export function iconButton(name, label, onclick, properties = {}) {
+  return make("button", { type: "button", className: "quiet", title: label, "aria-label": label, onclick, ...properties },
     icon(name));
 }
 
-/** A button that copies what `text` returns, and says whether it could. */
+/** A button that copies what `text` returns, and reports whether that worked. */
 export function copyButton(text, what = "code") {
-  const words = make("span", {}, "Copy");
-  const button = make("button", { type: "button", className: "quiet", "aria-label": `Copy ${what}` }, icon("copy"), words);
+  const label = make("span", {}, "Copy");
+  const button = make("button", { type: "button", className: "quiet", "aria-label": `Copy ${what}` }, icon("copy"), label);
   button.addEventListener("click", async () => {
-    const done = await copy(text());
-    words.textContent = done ? "Copied" : "Could not copy";
-    setTimeout(() => (words.textContent = "Copy"), 1600);
-    say(words.textContent);
+    const copied = await copy(text());
+    label.textContent = copied ? "Copied" : "Could not copy";
+    setTimeout(() => (label.textContent = "Copy"), 1600);
+    announce(label.textContent);
   });
   return button;
 }
@@ -57,19 +57,19 @@ async function copy(text) {
   }
 }
 
-/** Over plain http from another machine there is no clipboard but this. */
+/** Browsers offer navigator.clipboard only over HTTPS or on localhost. */
 function copyBySelection(text) {
   const field = make("textarea", { value: text, readOnly: true, className: "unseen" });
-  const before = document.activeElement;
+  const focused = document.activeElement;
   document.body.append(field);
   field.select();
-  const done = document.execCommand("copy");
+  const copied = document.execCommand("copy");
   field.remove();
-  before?.focus();
-  return done;
+  focused?.focus();
+  return copied;
 }
 
-/** Tells a screen reader, when it has finished what it is saying. */
-export function say(text) {
+/** Announces a text to screen readers, without interrupting them. */
+export function announce(text) {
   document.getElementById("spoken").textContent = text;
 }

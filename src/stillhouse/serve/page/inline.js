@@ -1,8 +1,8 @@
 /**
- * Markdown within a line: emphasis, code, links, mathematics kept as it was written.
+ * Parses inline Markdown: emphasis, code, links; mathematics stays as it is written.
  *
- * The text comes from a model and is treated as hostile: it becomes text nodes and a handful of elements made
- * here, never HTML. Only http, https and mailto make a link, nothing is fetched, and a picture is a link.
+ * The text comes from a model and is treated as hostile: it becomes text nodes and a few elements created here,
+ * never HTML. Only http, https and mailto addresses become links. Nothing is fetched: an image becomes a link.
  */
 
 const SPECIAL = /[\\`*_~[!<$\n&h]/g;
@@ -10,9 +10,9 @@ const PUNCTUATION = /[\p{P}\p{S}]/u;
 const SPACE = /\s/;
 const BARE_ADDRESS = /https?:\/\/[^\s<>"`|\\]+/iy;
 const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": "\u00a0" };
-const MOST_OPENERS = 16; // the earliest of more is only a star, so that elements nest no deeper
+const MOST_OPENERS = 16; // beyond these, the earliest becomes plain text, which limits the nesting of elements
 
-/** The address if it may be a link's, else null. */
+/** The address if it is safe as a link, else null. */
 export function safeAddress(raw) {
   const text = raw.trim();
   if (!/^(https?:\/\/|mailto:)/i.test(text) || /[\u0000-\u0020\u007f]/.test(text)) return null;
@@ -30,18 +30,18 @@ export function safeAddress(raw) {
 
 /**
  * @param {string} text
- * @param {{open?: boolean, links?: boolean, breaks?: boolean}} [how] open: more text may follow, so what is
- *   begun at the end is shown as if it were closed; breaks: `<br>` breaks a line (cells of tables).
- * @returns {{nodes: Node[], settled: boolean}} settled: nothing was left begun and not closed
+ * @param {{open?: boolean, links?: boolean, breaks?: boolean}} [options] open: more text may follow, so unclosed
+ *   markup at the end is shown as if it were closed; breaks: `<br>` breaks a line (in table cells).
+ * @returns {{nodes: Node[], settled: boolean}} settled: no markup is left unclosed
  */
-export function inline(text, how = {}) {
-  return new Inline(text, { open: false, links: true, breaks: false, ...how }).parse();
+export function inline(text, options = {}) {
+  return new Inline(text, { open: false, links: true, breaks: false, ...options }).parse();
 }
 
 class Inline {
-  constructor(text, how) {
+  constructor(text, options) {
     this.text = text;
-    this.how = how;
+    this.options = options;
     this.at = 0;
     this.plain = "";
     this.nodes = [];
@@ -63,12 +63,12 @@ class Inline {
     }
     this.#flush();
     if (this.openers.length) this.settled = false;
-    if (this.how.open) this.#closeOpeners();
+    if (this.options.open) this.#closeOpeners();
     return { nodes: this.nodes, settled: this.settled };
   }
 
   #special(character) {
-    const taken =
+    const isMarkup =
       character === "\\" ? this.#backslash()
       : character === "`" ? this.#code()
       : character === "\n" ? this.#lineBreak()
@@ -79,7 +79,7 @@ class Inline {
       : character === "&" ? this.#entity()
       : character === "h" ? this.#bareAddress()
       : this.#stars(character);
-    if (!taken) {
+    if (!isMarkup) {
       this.plain += character;
       this.at += 1;
     }
@@ -115,7 +115,7 @@ class Inline {
     let to = this.text.indexOf(end, from);
     if (to < 0) {
       this.settled = false;
-      if (!this.how.open) {
+      if (!this.options.open) {
         this.plain += begin;
         this.at = from;
         return true;
@@ -131,7 +131,7 @@ class Inline {
     if (this.text.startsWith("$$", this.at)) {
       return this.text.indexOf("$$", this.at + 2) > 0 && this.#formula("$$", "$$");
     }
-    // One dollar is money unless it hugs what it holds on both sides and no digit follows.
+    // A single dollar is money, unless both dollars touch the formula and no digit follows.
     const formula = /\$(?=[^\s$])([^$\n]{0,300}?[^\s$\\])\$(?!\d)/y;
     formula.lastIndex = this.at;
     return formula.test(this.text) && !/\w/.test(this.text[this.at - 1] ?? "") && this.#formula("$", "$");
@@ -146,7 +146,7 @@ class Inline {
     if (to < 0) {
       this.settled = false;
       this.unmatchedTicks.add(run.length);
-      if (!this.how.open) {
+      if (!this.options.open) {
         this.plain += run;
         this.at = from;
         return true;
@@ -178,29 +178,29 @@ class Inline {
   #angle() {
     const breaks = /<br\s*\/?>/iy;
     breaks.lastIndex = this.at;
-    if (this.how.breaks && breaks.test(this.text)) {
+    if (this.options.breaks && breaks.test(this.text)) {
       return this.#push(document.createElement("br"), breaks.lastIndex);
     }
     const address = /<((?:https?:\/\/|mailto:)[^\s<>]*)>/iy;
     address.lastIndex = this.at;
     const match = address.exec(this.text);
-    const href = match && this.how.links && safeAddress(match[1]);
+    const href = match && this.options.links && safeAddress(match[1]);
     return href ? this.#push(anchor(href, [document.createTextNode(match[1])]), address.lastIndex) : false;
   }
 
   #bareAddress() {
-    if (!this.how.links || /\w/.test(this.text[this.at - 1] ?? "")) return false;
+    if (!this.options.links || /\w/.test(this.text[this.at - 1] ?? "")) return false;
     BARE_ADDRESS.lastIndex = this.at;
     const match = BARE_ADDRESS.exec(this.text);
     if (!match) return false;
-    const address = withoutTail(match[0]);
+    const address = withoutPunctuation(match[0]);
     const href = safeAddress(address);
     return href ? this.#push(anchor(href, [document.createTextNode(address)]), this.at + address.length) : false;
   }
 
-  /** A link, or a picture as a link: `from` is the place of its bracket. */
-  #link(from, picture) {
-    if (!this.how.links) return false;
+  /** A link, or an image as a link. `from` is the index of its bracket. */
+  #link(from, isImage) {
+    if (!this.options.links) return false;
     this.brackets ??= matchingBrackets(this.text);
     const to = this.brackets.get(from);
     if (to === undefined) {
@@ -212,15 +212,15 @@ class Inline {
     const label = this.text.slice(from + 1, to);
     if (target === "open") {
       this.settled = false;
-      if (!this.how.open) return false;
+      if (!this.options.open) return false;
       this.plain += label;
       this.at = this.text.length;
       return true;
     }
     const href = target && safeAddress(target.address);
     if (!href) return false;
-    const shown = picture
-      ? [document.createTextNode(`Picture: ${label || new URL(href).hostname}`)]
+    const shown = isImage
+      ? [document.createTextNode(`Image: ${label || new URL(href).hostname}`)]
       : inline(label || target.address, { links: false }).nodes;
     return this.#push(anchor(href, shown), target.end);
   }
@@ -245,14 +245,14 @@ class Inline {
     };
     this.#flush();
     this.at = end;
-    const last = end === text.length && this.how.open;
+    const last = end === text.length && this.options.open;
     if (run.length > 3 || (character === "~" && run.length !== 2)) {
       this.plain += last && character === "~" ? "" : run;
       return true;
     }
     if (mark.closes) this.#wrap(mark);
     if (!mark.count) return true;
-    // At the end of what has come, a star is about to open or to close something: it waits.
+    // At the end of the text so far, a star may yet open or close something: it is held back.
     if (last && character !== "_") {
       this.settled = false;
       return true;
@@ -321,7 +321,7 @@ function closingTicks(text, from, length) {
   return -1;
 }
 
-/** Where each opening bracket closes, in one pass. */
+/** The index of the closing bracket of each opening one, found in one pass. */
 function matchingBrackets(text) {
   const pairs = new Map();
   const open = [];
@@ -334,7 +334,7 @@ function matchingBrackets(text) {
   return pairs;
 }
 
-/** The address in a link's parentheses, which begin before `from`; "open" where the text ends before they do. */
+/** The address in a link's parentheses, which open before `from`; "open" if the text ends before they close. */
 function destination(text, from) {
   let depth = 0;
   let at = from;
@@ -350,8 +350,8 @@ function destination(text, from) {
   return parts && { address: parts[1] ?? parts[2], end: at + 1 };
 }
 
-/** An address found in running text, without the punctuation of the sentence around it. */
-function withoutTail(address) {
+/** An address in running text, without the punctuation of the sentence around it. */
+function withoutPunctuation(address) {
   let kept = address;
   for (;;) {
     if (/[.,;:!?'*_~\]}。，、；：！？）」』]$/u.test(kept)) kept = kept.slice(0, -1);

@@ -1,21 +1,21 @@
 /**
- * Markdown as it arrives: each line is read once, into elements that then stay.
+ * Renders Markdown while it streams: each line is parsed once, into elements that then stay.
  *
- * What is not a finished line yet is drafted and taken back at the next piece, so that nothing flickers, and
- * long paragraphs and lines are settled from their beginning, so that an answer costs as much as it is long.
+ * The unfinished last line is drawn as a draft, which the next delta replaces, so that nothing flickers. Long
+ * paragraphs and lines are settled from their beginning, so that the cost of an answer is linear in its length.
  *
- * It follows CommonMark and GitHub's tables where models do, and is lenient where they are: two spaces nest a
- * list, a fence in a list need not be indented, a line's end is a line break. No HTML, no indented code, no
- * underlined headings, no reference links.
+ * Follows CommonMark and GitHub's tables where models do, and is lenient where they are: two spaces nest a list,
+ * a fence in a list need not be indented, and the end of a line is a line break. Not supported: HTML, indented
+ * code, underlined headings, reference links.
  */
 
 import { inline } from "./inline.js";
 
-const DEEPEST = 12; // quotes and items within each other; deeper marks are text
-const LONG_LINE = 1000; // a line longer than this is begun before it ends
-const LONG_ROW = 4000; // and this is no row of a table
-const LONG_TEXT = 3000; // a paragraph is settled but for its last part
-const OPEN_TEXT = 1000;
+const DEEPEST = 12; // nesting of quotes and list items; deeper marks are text
+const LONG_LINE = 1000; // a longer line is parsed before it ends
+const LONG_ROW = 4000; // a longer line is not a table row
+const LONG_TEXT = 3000; // of a longer paragraph, all but the end is settled
+const OPEN_TEXT = 1000; // the end of it that stays open
 const CODE_PART = 2000; // characters of code laid out as one block
 
 const FENCE = /^(\s*)(`{3,}|~{3,})\s*([^`]*)$/;
@@ -24,11 +24,11 @@ const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)(?:([-*+])|(\d{1,9})[.)])( +|$)(.*)$/;
 const DELIMITERS = /^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
-/** The beginning of a line that could still become several things: it waits for its next character. */
+/** A beginning of a line that could still become different blocks: it waits for the next character. */
 const UNDECIDED = /^[\s>]*(?:[-+*_=~`#|:\s]*|`{3,}[^`]*|\|.*|\d{1,9}[.)]?\s*|[-*+] +\[[ xX]?\]?)$/;
 
 export class Markdown {
-  /** @param {Element} root where the text goes @param {(code: string) => Node} [copyButton] for blocks of code */
+  /** @param {Element} root the parent of the output @param {(code: string) => Node} [copyButton] for code blocks */
   constructor(root, copyButton) {
     this.copyButton = copyButton;
     this.stack = [{ kind: "root", el: root, list: null }];
@@ -40,7 +40,7 @@ export class Markdown {
 
   /** Appends text. */
   write(text) {
-    this.#takeBack();
+    this.#removeDraft();
     const lines = text.replaceAll("\r", "").split("\n");
     lines[0] = this.rest + lines[0];
     this.rest = lines.pop();
@@ -53,26 +53,26 @@ export class Markdown {
       this.midLine = true;
       this.rest = "";
     }
-    this.#sketch();
+    this.#drawDraft();
   }
 
-  /** No more text comes. */
+  /** Finishes: no more text follows. */
   finish() {
-    this.#takeBack();
+    this.#removeDraft();
     if (this.rest) this.#read(this.rest);
     this.rest = "";
     this.#closeTo(1);
   }
 
   #read(text) {
-    if (this.midLine) this.#more(text);
-    else this.#line(text);
+    if (this.midLine) this.#continueLine(text);
+    else this.#parseLine(text);
     this.#settle();
   }
 
-  /** Shows the unfinished line for now. */
-  #sketch() {
-    if (this.rest && !this.#undecided()) {
+  /** Draws the unfinished line, until the next delta. */
+  #drawDraft() {
+    if (this.rest && !this.#isUndecided()) {
       this.draft = {
         nodes: [],
         stack: [...this.stack],
@@ -82,18 +82,18 @@ export class Markdown {
         length: this.leaf?.part?.length,
         part: this.leaf?.part,
       };
-      this.#line(this.rest);
+      this.#parseLine(this.rest);
     }
     if (this.leaf) this.#render(this.leaf, true);
   }
 
-  #undecided() {
+  #isUndecided() {
     if (this.leaf?.kind === "code") return /^[\s>]*[`~]+\s*$/.test(this.rest);
     if (this.leaf?.kind === "table" && /^\s*\|.*[^\s|:-]/.test(this.rest)) return false;
     return UNDECIDED.test(this.rest);
   }
 
-  #takeBack() {
+  #removeDraft() {
     const { draft } = this;
     if (!draft) return;
     this.draft = null;
@@ -107,10 +107,10 @@ export class Markdown {
     draft.part?.deleteData(draft.length, draft.part.length - draft.length);
   }
 
-  /** One line, or the beginning of a long one. */
-  #line(line) {
+  /** Parses one line, or the beginning of a long one. */
+  #parseLine(line) {
     const inCode = this.leaf?.kind === "code";
-    const [matched, rest] = this.#continue(inCode ? line : line.replaceAll("\t", "    "));
+    const [matched, rest] = this.#matchContainers(inCode ? line : line.replaceAll("\t", "    "));
     const whole = matched === this.stack.length;
     if (inCode) {
       if (whole) return this.#codeLine(rest);
@@ -131,8 +131,8 @@ export class Markdown {
     return this.#open(rest);
   }
 
-  /** The rest of a long line whose beginning has been read. */
-  #more(text) {
+  /** Appends to a long line whose beginning is already parsed. */
+  #continueLine(text) {
     if (!text) return;
     if (this.leaf?.kind === "code") this.#code(this.leaf, text);
     else if (this.leaf?.text !== undefined) this.leaf.text += text;
@@ -142,8 +142,8 @@ export class Markdown {
     }
   }
 
-  /** How many open containers the line goes on with, and what is left of it. */
-  #continue(line) {
+  /** Returns how many open containers the line continues, and the rest of the line. */
+  #matchContainers(line) {
     const blank = !line.trim();
     const inCode = this.leaf?.kind === "code";
     let rest = line;
@@ -169,7 +169,7 @@ export class Markdown {
     if (quote > 0) this.#closeTo(quote);
   }
 
-  /** Opens what the line begins: containers, then one block. */
+  /** Opens what the line starts: containers, then one block. */
   #open(line) {
     let rest = line;
     while (this.stack.length < DEEPEST && !RULE.test(rest)) {
@@ -225,7 +225,7 @@ export class Markdown {
   }
 
   #heading([, marks, text]) {
-    // The page has a first and second level of its own.
+    // The page itself uses the first and second level.
     const el = this.#add(`h${Math.min(marks.length + 2, 6)}`);
     el.className = `level-${marks.length}`;
     this.leaf = { kind: "heading", el, text: text.replace(/\s+#+\s*$/, ""), settled: null };
@@ -260,7 +260,7 @@ export class Markdown {
   #code(leaf, text) {
     let added = text;
     if (!leaf.part || (leaf.part.length > CODE_PART && !this.draft && added.startsWith("\n"))) {
-      // The line's end stays in the part before, so that the parts read together are the code.
+      // The line break stays in the previous part, so that the parts joined are the code.
       if (leaf.part) {
         leaf.part.appendData("\n");
         added = added.slice(1);
@@ -319,22 +319,22 @@ export class Markdown {
     this.leaf = null;
   }
 
-  /** Writes the part of a text that is not settled yet. */
+  /** Draws the part of a text that is not settled yet. */
   #render(leaf, open) {
     if (leaf.text === undefined) return;
-    // The first row of a table looks like a paragraph until the second has come.
+    // The first row of a table looks like a paragraph until the second one arrives.
     const waits = open && !leaf.settled && /^\|[^\n]*$/.test(leaf.text) && leaf.text.length < LONG_LINE;
-    unwrite(leaf);
+    removeUnsettled(leaf);
     leaf.el.hidden = waits;
     if (!waits) leaf.el.append(...inline(leaf.text, { open }).nodes);
   }
 
-  /** Fixes the beginning of a long text, which then is not read again. */
+  /** Settles the beginning of a long text, which is then not parsed again. */
   #settle() {
     const { leaf } = this;
     while (leaf?.text?.length > LONG_TEXT) {
       const cut = cutAt(leaf.text, leaf.text.length > 2 * LONG_TEXT ? LONG_TEXT : leaf.text.length - OPEN_TEXT);
-      unwrite(leaf);
+      removeUnsettled(leaf);
       leaf.el.append(...inline(leaf.text.slice(0, cut)).nodes);
       leaf.settled = leaf.el.lastChild;
       leaf.text = leaf.text.slice(cut);
@@ -342,19 +342,19 @@ export class Markdown {
   }
 }
 
-/** Takes away the part of a text that is not settled. */
-function unwrite(leaf) {
+/** Removes the part of a text that is not settled. */
+function removeUnsettled(leaf) {
   while (leaf.el.lastChild !== leaf.settled) leaf.el.lastChild.remove();
 }
 
-/** Whether a line ends the paragraph before it; a number does only where it looks like a list's. */
+/** Whether a line ends the paragraph before it. A number does so only if it looks like that of a list item. */
 function startsBlock(rest, inParagraph) {
   const item = ITEM.exec(rest);
   if (item && !RULE.test(rest)) return !inParagraph || (item[5] !== "" && Number(item[3] ?? 1) < 100);
   return QUOTE.test(rest) || HEADING.test(rest) || RULE.test(rest) || FENCE.test(rest);
 }
 
-/** A place before `most` where the text can be cut without tearing anything, or else just some place. */
+/** An index before `most` where the text can be cut outside of any markup; if there is none, any index. */
 function cutAt(text, most) {
   let at = most;
   for (let tries = 0; tries < 8; tries += 1) {
@@ -365,10 +365,10 @@ function cutAt(text, most) {
   }
   const space = text.lastIndexOf(" ", most);
   if (space > most / 2) return space + 1;
-  return /[\ud800-\udbff]/.test(text[most - 1]) ? most - 1 : most; // never between the halves of one character
+  return /[\ud800-\udbff]/.test(text[most - 1]) ? most - 1 : most; // never inside a surrogate pair
 }
 
-/** The cells of a table's row. */
+/** The cells of a table row. */
 function cells(line) {
   const inside = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
   return inside.split(/(?<!\\)\|/).map((cell) => cell.replaceAll("\\|", "|").trim());

@@ -1,25 +1,25 @@
-/** Sampling settings: their fields, and what of them a request carries. */
+/** The form for sampling parameters. */
 
 import { make } from "./dom.js";
 
-/** An empty field is not sent, so every default is the server's. */
+/** An empty field is not sent, so all defaults are the server's. */
 const FIELDS = [
-  { name: "temperature", label: "Temperature", min: 0, max: 2, step: "any", hint: "0 always takes the likeliest word" },
-  { name: "top_p", label: "Top p", min: 0.001, max: 1, step: "any", hint: "the likeliest words that add up to this" },
-  { name: "top_k", label: "Top k", min: 0, max: 1_000_000, step: 1, hint: "this many of the likeliest words; 0 for all" },
-  { name: "min_p", label: "Min p", min: 0, max: 1, step: "any", hint: "no word less likely than this part of the likeliest" },
-  { name: "max_tokens", label: "Max tokens", min: 1, step: 1, hint: "an answer ends there" },
-  { name: "seed", label: "Seed", min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, hint: "the same seed, the same answer" },
+  { name: "temperature", label: "Temperature", min: 0, max: 2, step: "any", hint: "0 always picks the likeliest token" },
+  { name: "top_p", label: "Top p", min: 0.001, max: 1, step: "any", hint: "only the likeliest tokens whose probabilities add up to this" },
+  { name: "top_k", label: "Top k", min: 0, max: 1_000_000, step: 1, hint: "only this many of the likeliest tokens; 0 for all" },
+  { name: "min_p", label: "Min p", min: 0, max: 1, step: "any", hint: "no token less likely than this fraction of the likeliest" },
+  { name: "max_tokens", label: "Max tokens", min: 1, step: 1, hint: "the length at which an answer is cut off" },
+  { name: "seed", label: "Seed", min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, hint: "the same seed gives the same answer" },
 ];
 
 export class SamplingForm {
-  /** @param {Element} root @param {object} values what was set before @param {(values: object) => void} onChange */
+  /** @param {Element} root @param {object} values the saved values @param {(values: object) => void} onChange */
   constructor(root, values, onChange) {
     this.values = { ...values };
     this.onChange = onChange;
     this.inputs = new Map();
-    for (const field of FIELDS) root.append(this.#number(field));
-    root.append(this.#stop());
+    for (const field of FIELDS) root.append(this.#numberField(field));
+    root.append(this.#stopField());
     this.#show();
   }
 
@@ -29,33 +29,33 @@ export class SamplingForm {
     this.onChange(this.values);
   }
 
-  #number({ name, label, hint, ...limits }) {
+  #numberField({ name, label, hint, ...limits }) {
     const input = make("input", {
       id: `sampling-${name}`, type: "number", placeholder: "default", inputMode: limits.step === 1 ? "numeric" : "decimal",
       "aria-describedby": `hint-${name}`, ...limits,
     });
-    const words = make("p", { className: "hint", id: `hint-${name}` }, hint);
+    const hintElement = make("p", { className: "hint", id: `hint-${name}` }, hint);
     input.addEventListener("input", () => {
       const valid = input.checkValidity();
       input.setAttribute("aria-invalid", String(!valid));
-      words.textContent = valid ? hint : `${input.validationMessage} It is not used.`;
+      hintElement.textContent = valid ? hint : `${input.validationMessage} It is not used.`;
       this.#set(name, valid && input.value !== "" ? input.valueAsNumber : undefined);
     });
     this.inputs.set(name, input);
-    return make("div", {}, make("label", { htmlFor: input.id }, label), input, words);
+    return make("div", {}, make("label", { htmlFor: input.id }, label), input, hintElement);
   }
 
-  #stop() {
+  #stopField() {
     const input = make("textarea", {
       id: "sampling-stop", rows: 2, placeholder: "default", spellcheck: false, "aria-describedby": "hint-stop",
     });
     input.addEventListener("input", () => {
-      const texts = input.value.split("\n").filter((line) => line !== "");
-      this.#set("stop", texts.length ? texts : undefined);
+      const stops = input.value.split("\n").filter((line) => line !== "");
+      this.#set("stop", stops.length ? stops : undefined);
     });
     this.inputs.set("stop", input);
-    const hint = make("p", { className: "hint", id: "hint-stop" }, "an answer ends before any of these, one a line");
-    return make("div", { className: "whole" }, make("label", { htmlFor: input.id }, "Stop texts"), input, hint);
+    const hint = make("p", { className: "hint", id: "hint-stop" }, "an answer ends before any of these; one per line");
+    return make("div", { className: "whole" }, make("label", { htmlFor: input.id }, "Stop sequences"), input, hint);
   }
 
   #set(name, value) {
@@ -71,8 +71,7 @@ export class SamplingForm {
       input.removeAttribute("aria-invalid");
     }
     for (const { name, hint } of FIELDS) {
-      const words = this.inputs.get(name).parentElement.querySelector(".hint");
-      words.textContent = hint;
+      this.inputs.get(name).parentElement.querySelector(".hint").textContent = hint;
     }
   }
 }

@@ -1,7 +1,8 @@
 /**
- * Conversations and settings, kept in this browser and nowhere else.
+ * Keeps conversations and settings in this browser's localStorage, and nowhere else.
  *
- * Everything is in memory first: where the browser's storage is full or forbidden, the page goes on and says so.
+ * Everything is in memory first: if the browser's storage is full or disabled, the page still works and shows a
+ * notice.
  */
 
 const CHAT = "stillhouse.chat.";
@@ -9,15 +10,15 @@ const SETTINGS = "stillhouse.settings";
 
 export class Store {
   /**
-   * @param {(problem: string|null) => void} onProblem what is wrong with the storage, or null when it works again
-   * @param {(id: string|null) => void} onChange another tab changed this conversation, or all
+   * @param {(problem: string|null) => void} onProblem gets what is wrong with the storage, or null when it works
+   * @param {(id: string|null) => void} onChange gets the conversation that another tab changed, or null for all
    */
   constructor(onProblem, onChange) {
     this.onProblem = onProblem;
     this.problem = null;
     this.chats = new Map();
-    this.area = area();
-    if (!this.area) this.#say("This browser does not let the page store anything: conversations last until you close it.");
+    this.storage = openStorage();
+    if (!this.storage) this.#report("This browser does not let the page store anything: conversations last until you close it.");
     for (const name of this.#names()) this.#load(name.slice(CHAT.length));
     addEventListener("storage", (event) => {
       if (event.key !== null && !event.key.startsWith(CHAT)) return;
@@ -27,7 +28,7 @@ export class Store {
     });
   }
 
-  /** All conversations, the latest first. */
+  /** All conversations, most recent first. */
   conversations() {
     return [...this.chats.values()].sort((a, b) => b.updated - a.updated);
   }
@@ -43,18 +44,18 @@ export class Store {
 
   remove(id) {
     this.chats.delete(id);
-    this.area?.removeItem(CHAT + id);
-    if (this.area) this.#say(null);
+    this.storage?.removeItem(CHAT + id);
+    if (this.storage) this.#report(null);
   }
 
   removeAll() {
     for (const id of [...this.chats.keys()]) this.remove(id);
-    for (const name of this.#names()) this.area.removeItem(name);
+    for (const name of this.#names()) this.storage.removeItem(name);
   }
 
-  /** What was set last, or an empty object. */
+  /** The saved settings, or an empty object. */
   settings() {
-    return parsed(this.area?.getItem(SETTINGS)) ?? {};
+    return parseJson(this.storage?.getItem(SETTINGS)) ?? {};
   }
 
   saveSettings(settings) {
@@ -62,45 +63,45 @@ export class Store {
   }
 
   #names() {
-    const { area: kept } = this;
-    return kept ? Object.keys(kept).filter((name) => name.startsWith(CHAT)) : [];
+    const { storage } = this;
+    return storage ? Object.keys(storage).filter((name) => name.startsWith(CHAT)) : [];
   }
 
   #load(id) {
-    const conversation = parsed(this.area?.getItem(CHAT + id));
+    const conversation = parseJson(this.storage?.getItem(CHAT + id));
     if (conversation?.version === 1 && Array.isArray(conversation.turns)) this.chats.set(id, conversation);
     else this.chats.delete(id);
   }
 
   #write(name, value) {
-    if (!this.area) return;
+    if (!this.storage) return;
     try {
-      this.area.setItem(name, JSON.stringify(value));
-      this.#say(null);
+      this.storage.setItem(name, JSON.stringify(value));
+      this.#report(null);
     } catch {
-      this.#say("This browser's storage is full: what you add now lasts until you close the page. "
+      this.#report("This browser's storage is full: what you add now lasts until you close the page. "
         + "Export what you want to keep, then delete some conversations.");
     }
   }
 
-  #say(problem) {
+  #report(problem) {
     if (problem === this.problem) return;
     this.problem = problem;
     this.onProblem(problem);
   }
 }
 
-function area() {
+function openStorage() {
   try {
-    const found = window.localStorage;
-    found.getItem(SETTINGS);
-    return found;
+    const storage = window.localStorage; // throws where the user disabled it
+    storage.getItem(SETTINGS);
+    return storage;
   } catch {
     return null;
   }
 }
 
-function parsed(text) {
+function parseJson(text) {
   try {
     return JSON.parse(text ?? "null");
   } catch {

@@ -1,4 +1,4 @@
-/* Before anything is drawn, so that a chosen theme does not flash. Not a module: those run later. */
+/* Runs before the first paint, so that the wrong theme does not flash. Not a module, because modules run later. */
 try {
   const chosen = localStorage.getItem("stillhouse.theme");
   if (chosen) document.documentElement.dataset.theme = chosen;

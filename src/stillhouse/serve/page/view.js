@@ -1,10 +1,10 @@
-/** The conversation as it is shown: turns, the empty page, where the reader is, notices, the list at the side. */
+/** Draws the conversation: its turns, the empty page, the scroll position, notices and the sidebar's list. */
 
 import { AnswerView } from "./answer-view.js";
 import { titleOf } from "./conversation.js";
 import { copyButton, icon, iconButton, make } from "./dom.js";
 
-const NEAR = 48; // pixels from the end at which a reader counts as being there
+const NEAR = 48; // pixels from the end within which a reader counts as being at the end
 const EXAMPLES = [
   "Explain in three sentences why the sky is blue.",
   "Write a Python function that counts the vowels in a text, with two examples.",
@@ -13,7 +13,7 @@ const EXAMPLES = [
 
 export class View {
   /**
-   * @param {{retry: (turn: object, column: number) => void, choose: (answer: object, shown: number) => void,
+   * @param {{retry: (turn: object, column: number) => void, showAttempt: (answer: object, shown: number) => void,
    *   edit: (turn: object, prompt: string) => void, send: (prompt: string) => void}} actions
    */
   constructor(actions) {
@@ -23,9 +23,9 @@ export class View {
     this.toEnd = document.getElementById("to-end");
     this.answers = new Map();
     this.following = true;
-    this.main.addEventListener("scroll", () => this.#look(), { passive: true });
+    this.main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     this.toEnd.addEventListener("click", () => this.goToEnd());
-    new ResizeObserver(() => this.moved()).observe(this.main);
+    new ResizeObserver(() => this.contentGrew()).observe(this.main);
   }
 
   /** Shows a conversation from its beginning. */
@@ -38,7 +38,7 @@ export class View {
     this.goToEnd();
   }
 
-  /** Shows the system prompt, or that there is none. */
+  /** Shows the system prompt, if there is one. */
   system() {
     this.turns.querySelector(".system")?.remove();
     const text = this.conversation.system.trim();
@@ -47,13 +47,13 @@ export class View {
       make("summary", {}, "System prompt"), make("p", { dir: "auto" }, text)));
   }
 
-  /** Shows a turn that is new, or has changed, at the end. */
+  /** Shows a turn that is new or has changed, and scrolls to the end. */
   turn(turn) {
     this.turns.querySelector(".empty")?.remove();
-    const made = this.#turn(turn);
+    const element = this.#turn(turn);
     const old = [...this.turns.querySelectorAll(".turn")].find((el) => el.turn === turn);
-    if (old) old.replaceWith(made);
-    else this.turns.append(made);
+    if (old) old.replaceWith(element);
+    else this.turns.append(element);
     this.goToEnd();
   }
 
@@ -62,32 +62,32 @@ export class View {
     return this.answers.get(attempt.id);
   }
 
-  busy(busy) {
+  setBusy(busy) {
     this.turns.classList.toggle("busy", busy);
     document.getElementById("send").hidden = busy;
     document.getElementById("stop").hidden = !busy;
   }
 
-  /** Says where the words for these models go; before it is known, nothing is promised. */
+  /** Shows where messages to these models go. Until this is called, the page promises nothing. */
   goesTo(models, forwarded) {
-    const away = [...new Set(models)].filter((model) => forwarded.has(model));
-    const where = away.map((model) => `What you write to ${model} goes on to ${forwarded.get(model)}.`).join(" ");
-    document.getElementById("goes-to").textContent = where;
-    this.turns.querySelector(".promise")?.replaceChildren(promise(where));
+    const remote = [...new Set(models)].filter((model) => forwarded.has(model));
+    const destinations = remote.map((model) => `Messages to ${model} are passed on to ${forwarded.get(model)}.`).join(" ");
+    document.getElementById("goes-to").textContent = destinations;
+    this.turns.querySelector(".promise")?.replaceChildren(promise(destinations));
   }
 
   goToEnd() {
     this.following = true;
-    this.moved();
+    this.contentGrew();
   }
 
-  /** The page has grown: a reader who was at its end stays there, any other is left alone. */
-  moved() {
+  /** Call when the content has grown: scrolls along if the reader was at the end, and not otherwise. */
+  contentGrew() {
     if (this.following) this.main.scrollTop = this.main.scrollHeight;
     this.toEnd.hidden = this.following || this.#atEnd();
   }
 
-  #look() {
+  #onScroll() {
     this.following = this.#atEnd();
     this.toEnd.hidden = this.following;
   }
@@ -99,22 +99,21 @@ export class View {
 
   #turn(turn) {
     const columns = turn.answers.map((answer, column) => answer && this.#answer(turn, answer, column));
-    const beside = columns.length > 1;
-    const made = make("section", { className: beside ? "turn beside" : "turn" },
+    const element = make("section", { className: columns.length > 1 ? "turn beside" : "turn" },
       this.#prompt(turn), make("div", { className: "answers" }, ...columns));
-    made.turn = turn;
-    return made;
+    element.turn = turn;
+    return element;
   }
 
   #answer(turn, answer, column) {
     const view = new AnswerView(answer, {
       retry: () => this.actions.retry(turn, column),
-      choose: (shown) => {
-        this.actions.choose(answer, shown);
+      showAttempt: (shown) => {
+        this.actions.showAttempt(answer, shown);
         view.show();
-        this.moved();
+        this.contentGrew();
       },
-      moved: () => this.moved(),
+      contentGrew: () => this.contentGrew(),
     });
     for (const attempt of answer.attempts) this.answers.set(attempt.id, view);
     return view.el;
@@ -132,7 +131,7 @@ export class View {
   #edit(turn, box) {
     const field = make("textarea", { value: turn.prompt, rows: Math.min(12, turn.prompt.split("\n").length + 1),
       "aria-label": "Edit your message" });
-    const leave = () => {
+    const cancel = () => {
       form.replaceWith(box);
       box.querySelector(".edit").focus();
     };
@@ -141,13 +140,13 @@ export class View {
       const prompt = field.value.trim();
       if (prompt) this.actions.edit(turn, prompt);
     } }, field, make("div", { className: "choices" },
-      make("button", { type: "button", className: "quiet", onclick: leave }, "Cancel"),
+      make("button", { type: "button", className: "quiet", onclick: cancel }, "Cancel"),
       make("button", { type: "submit", className: "main" }, "Ask again")));
     form.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
         event.stopPropagation();
-        leave();
-      } else if (sends(event)) {
+        cancel();
+      } else if (isSendKey(event)) {
         event.preventDefault();
         form.requestSubmit();
       }
@@ -157,12 +156,12 @@ export class View {
   }
 }
 
-/** Whether a key pressed in a field means to send what is in it. */
-export function sends(event) {
+/** Whether a key pressed in a text field sends it. Enter also ends the composition of a character. */
+export function isSendKey(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing;
 }
 
-/** Shows, or with null takes away, a notice above the conversation. */
+/** Shows a notice above the conversation; a null text removes it. */
 export function notice(name, text, ...more) {
   document.getElementById(`notice-${name}`)?.remove();
   if (text === null) return;
@@ -171,35 +170,36 @@ export function notice(name, text, ...more) {
   document.getElementById("notices").append(box);
 }
 
-/** The list of conversations at the side. */
+/** Draws the sidebar's list of conversations. */
 export function listConversations(conversations, current, { open, remove }) {
   const list = document.getElementById("conversations");
   list.replaceChildren(...conversations.map((conversation) => {
     const title = titleOf(conversation);
-    const here = conversation.id === current.id;
+    const isCurrent = conversation.id === current.id;
     return make("li", {},
-      make("button", { type: "button", className: "title", title, dir: "auto", ...(here && { "aria-current": "true" }),
+      make("button", { type: "button", className: "title", title, dir: "auto", ...(isCurrent && { "aria-current": "true" }),
         onclick: () => open(conversation.id) }, title),
       iconButton("trash", `Delete “${title}”`, () => remove(conversation.id)));
   }));
 }
 
-function promise(where) {
-  if (where) {
-    return `${where} What happens to it there is not for this page to say. Conversations are kept only in this browser.`;
+/** What the empty page promises about the user's data. */
+function promise(destinations) {
+  if (destinations) {
+    return `${destinations} This page cannot tell what that server does with them. Conversations are kept only in this browser.`;
   }
-  const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  const kept = here
+  const isLocal = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
+  const privacy = isLocal
     ? "It runs here, and nothing leaves this machine"
-    : `What you write goes to ${location.hostname}, which serves this page, and nowhere else`;
-  return `This is a chat with a model of your own. ${kept}: no account, no telemetry, and conversations are kept only in `
-    + "this browser.";
+    : `Your messages go to ${location.hostname}, which serves this page, and nowhere else`;
+  return `This is a chat with your own model. ${privacy}: no account, no telemetry, and conversations are kept only in this `
+    + "browser.";
 }
 
 function empty(send) {
   return make("div", { className: "empty" },
     make("img", { src: "/page/icon.svg", alt: "", width: 56, height: 56 }),
-    make("h2", {}, "Ask what you have distilled"),
+    make("h2", {}, "Chat with your models"),
     make("p", { className: "promise" }),
     make("ul", { "aria-label": "Examples" }, ...EXAMPLES.map((example) => make("li", {},
       make("button", { type: "button", onclick: () => send(example) }, example)))));
