@@ -38,7 +38,7 @@ class StillProcess:
     """A running command, with the part of `subprocess.Popen`'s interface that tests use.
 
     Args:
-        constants: values for module constants, as `{"stillhouse.serve.engine.ROUND_S": 0.1}`.
+        constants: values for module constants, as `{"stillhouse.serve.engines.mailbox.ROUND_S": 0.1}`.
         environment: variables beside those of this process.
     """
 

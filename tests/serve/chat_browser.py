@@ -1,7 +1,7 @@
-"""A real Chromium on the chat page, and what must hold whatever a test does there.
+"""Fixtures that open the chat page in a real Chromium, and checks that hold in every test.
 
-Every page that the fixtures open asks its own server and nobody else, breaks no rule of the content security
-policy, and writes no error to the console.
+Every page that the fixtures open sends requests to its own server only, violates no rule of the content
+security policy, and writes no error to the console.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def opening(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
             problems.append(f"request to {url}")
 
     def complain(kind: str, text: str) -> None:
-        # That a request failed the browser says itself; the page says it to the reader.
+        # The browser itself logs failed requests; the page shows them to the reader.
         if kind in {"error", "warning"} and not text.startswith("Failed to load resource"):
             problems.append(f"console: {text}")
 

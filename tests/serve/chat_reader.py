@@ -1,4 +1,4 @@
-"""What a reader of the chat page does."""
+"""Actions of a reader of the chat page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 
 def say(page: Page, text: str, *, wait: bool = True) -> None:
-    """Sends a message, and waits until its answers have ended."""
+    """Sends a message, and waits until its answers are complete."""
     page.fill("#prompt", text)
     page.press("#prompt", "Enter")
     if wait:
@@ -17,13 +17,13 @@ def say(page: Page, text: str, *, wait: bool = True) -> None:
 
 
 def settled(page: Page) -> None:
-    """Waits until nothing is being written."""
+    """Waits until no answer is being written."""
     expect(page.locator(".turn").first).to_be_attached()
     expect(page.locator("#stop")).to_be_hidden(timeout=30_000)
 
 
 def until(page: Page, holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Waits until it holds. (The page's policy forbids the browser to wait for a script's text.)"""
+    """Waits until ``holds()``. The page's policy forbids Playwright's own wait, which evaluates a text."""
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end

@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python tests/serve/fake_chat.py --port 8400
 
-A word of the last message orders the answer: see ANSWERS and ``FakeChat.complete``. Anything else is echoed,
-with the number of messages that came, so that a test can see the history that a model was sent.
+A word of the last message selects the answer: see ANSWERS and ``FakeChat.complete``. Any other message is
+echoed, with the number of messages in the request, so that a test sees which history a model got.
 """
 
 from __future__ import annotations
@@ -117,15 +117,15 @@ ANSWERS = {"hostile": HOSTILE, "torture": TORTURE, "distillation": SHOWCASE}
 
 @dataclass
 class FakeChat:
-    """What the server does, and what it was asked."""
+    """The server's behaviour, and a record of its requests."""
 
     models: tuple[str, ...] = ("student", "teacher")
     forwarded: dict[str, str] = field(default_factory=dict)
-    """Those that it asks another server for, and which."""
+    """Models of other servers -> host."""
     key: str | None = None
-    """The API key that it wants."""
+    """The API key that it requires."""
     down: bool = False
-    """Whether it answers 503 to everything but the page's files."""
+    """Whether it responds with 503 to everything but the page's files."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     tries: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -146,15 +146,13 @@ class FakeChat:
         body = await request.json()
         self.requests.append(body)
         prompt = body["messages"][-1]["content"]
-        asked = (body["model"], prompt)
-        self.tries[asked] += 1
-        if "busy" in prompt and self.tries[asked] == 1:
+        key = (body["model"], prompt)
+        self.tries[key] += 1
+        if "busy" in prompt and self.tries[key] == 1:
             return _error(429, "too many answers at once", {"Retry-After": "3"})
         if "refuse" in prompt:
             return _error(400, "the prompt is longer than the model's 2048 tokens")
-        return StreamingResponse(
-            self._stream(body, prompt, self.tries[asked]), media_type="text/event-stream"
-        )
+        return StreamingResponse(self._stream(body, prompt, self.tries[key]), media_type="text/event-stream")
 
     def _refusal(self, request: Request) -> Response | None:
         if self.down:
@@ -165,7 +163,7 @@ class FakeChat:
 
     async def _stream(self, body: dict[str, Any], prompt: str, tries: int) -> AsyncIterator[bytes]:
         count = 0
-        async for kind, text in _pieces(body, prompt):
+        async for kind, text in _deltas(body, prompt):
             if kind == "cut" and tries == 1:
                 raise ConnectionResetError
             if kind == "error":
@@ -180,14 +178,18 @@ class FakeChat:
                 yield _event({"choices": [{"index": 0, "delta": {kind: text}, "finish_reason": None}]})
         reason = "length" if body.get("max_tokens", count) < count else "stop"
         yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
-        asked = sum(len(message["content"].split()) for message in body["messages"])
-        usage = {"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count}
+        prompt_tokens = sum(len(message["content"].split()) for message in body["messages"])
+        usage = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": count,
+            "total_tokens": prompt_tokens + count,
+        }
         yield _event({"choices": [], "usage": usage})
         yield b"data: [DONE]\n\n"
 
 
-async def _pieces(body: dict[str, Any], prompt: str) -> AsyncIterator[tuple[str, str]]:
-    """What is streamed: content, reasoning, pauses in seconds, and faults."""
+async def _deltas(body: dict[str, Any], prompt: str) -> AsyncIterator[tuple[str, str]]:
+    """The deltas of a stream: content, reasoning, pauses in seconds, and faults."""
     if "think" in prompt:
         for word in "First I weigh the question, then I **answer** it.".split(" "):
             yield "reasoning_content", word + " "
@@ -232,7 +234,7 @@ async def _file(request: Request) -> Response:
 
 @contextlib.contextmanager
 def serving(fake: FakeChat, port: int = 0) -> Iterator[str]:
-    """The address of ``fake``, served from a thread meanwhile."""
+    """Serves ``fake`` in a thread; yields its address."""
     app = Starlette(
         routes=[
             Route("/", _file),

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that remembers what it was sent, and fails as it is told."""
+"""An OpenAI-compatible server on loopback that records its requests, and fails in the way they select."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ FAULTS = {
     "list": lambda: JSONResponse([]),
     "text": lambda: PlainTextResponse("Hello."),
 }
-"""By the last message of a request."""
+"""Last message of a request -> response."""
 
 
 class FaultyUpstream:
-    """What the server was sent, and what it is doing."""
+    """A record of the server's requests and streams."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.open = 0
-        """Streams under way."""
+        """Streams in progress."""
         self.written = 0
-        """Events of the endless stream."""
+        """Events sent in the endless stream."""
 
     async def answer(self, request: Request) -> Response:
         self.bodies.append(json.loads(await request.body()))
@@ -74,7 +74,7 @@ class FaultyUpstream:
             while order == "endless":
                 self.written += 1
                 yield _event("x" * 10_000)
-                await asyncio.sleep(0)  # uvicorn takes the words for a client that is gone without a pause
+                await asyncio.sleep(0)  # without a pause uvicorn never notices that the client is gone
             yield b"data: [DONE]\n"
         finally:
             self.open -= 1
@@ -88,7 +88,7 @@ def _event(word: str) -> bytes:
 
 @contextlib.contextmanager
 def serving(faulty: FaultyUpstream) -> Iterator[str]:
-    """The address of ``faulty``, served from a thread meanwhile."""
+    """Serves ``faulty`` in a thread; yields its address."""
     routes = [Route("/v1/chat/completions", faulty.answer, methods=["POST"])]
     runner, bound, address = bound_server(Starlette(routes=routes))
     with running(runner, bound):

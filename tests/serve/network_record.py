@@ -1,8 +1,8 @@
-"""Every address that a command and its children speak to, as the kernel was asked (strace).
+"""Records with strace every address that a command and its children contact.
 
-Recorded are connect, sendto, sendmsg and sendmmsg with an address, and io_uring, which could do the same
-unseen. Loopback and Unix sockets stay on the machine; a look-up of a name (port 53, or systemd's resolver)
-leaves it wherever it is sent. Netlink is not counted: it asks this kernel for its own interfaces.
+It records connect, sendto, sendmsg and sendmmsg with an address, and io_uring, which can do the same without
+being seen. Loopback and Unix sockets stay on the machine; a DNS query (port 53, or systemd's resolver) counts
+as leaving it, wherever it is sent. Netlink does not count: it queries only this kernel.
 """
 
 import re
@@ -17,7 +17,7 @@ STAYS = re.compile(r"127\.|::1$|::ffff:127\.")
 
 
 def tracer(log: Path) -> list[str]:
-    """What is put before a command; the command keeps its process id."""
+    """The prefix of a traced command, which keeps its process id."""
     return [
         "strace",
         "-D",
@@ -35,38 +35,38 @@ def tracer(log: Path) -> list[str]:
     ]
 
 
-def can_trace(place: Path) -> bool:
-    """Whether strace is there and the kernel lets it watch."""
+def can_trace(directory: Path) -> bool:
+    """Whether strace is installed and the kernel permits tracing."""
     if shutil.which("strace") is None:
         return False
-    log = place / "probe"
+    log = directory / "probe"
     ended = subprocess.run([*tracer(log), "true"], check=False, capture_output=True)
     return ended.returncode == 0 and _ended(log, seconds=5)
 
 
 def calls(log: Path) -> list[str]:
     """The recorded calls of a command that has ended."""
-    assert _ended(log, seconds=30), "the record does not end"
+    assert _ended(log, seconds=30), "the record has no end"
     return [line for line in log.read_text().splitlines() if "+++" not in line]
 
 
 def leaving(lines: list[str]) -> list[str]:
-    """Those that go beyond this machine, or could unseen."""
+    """The calls that leave this machine, or may do so unseen."""
     return [line for line in lines if _leaves(line)]
 
 
 def _leaves(line: str) -> bool:
     if "io_uring_setup(" in line or "io.systemd.Resolve" in line:
         return True
-    places = INET.findall(line)
-    if not places:
-        # An address that is not understood leaves; sends without one go where a connect went.
+    addresses = INET.findall(line)
+    if not addresses:
+        # An address of an unknown family counts as leaving. Sends without an address use an earlier connect.
         return "sa_family=AF_" in line and not re.search("AF_UNIX|AF_NETLINK|AF_UNSPEC", line)
-    return any(port == "53" or not STAYS.match(address) for port, address in places)
+    return any(port == "53" or not STAYS.match(address) for port, address in addresses)
 
 
 def _ended(log: Path, *, seconds: float) -> bool:
-    """Waits for the last line of the first process, which the tracer writes when all is over."""
+    """Waits for the last line of the first process, which the tracer writes at the very end."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         lines = log.read_text().splitlines() if log.exists() else []

@@ -1,4 +1,4 @@
-"""A server to be asked by tests."""
+"""A running server for tests."""
 
 import json
 import os
@@ -14,13 +14,13 @@ import openai
 from still_command import StillProcess
 
 
-class Running:
+class RunningServer:
     """`still serve` in a process of its own.
 
     Args:
-        before: a command that runs the server's, such as a tracer's.
-        constants: values for module constants, as `{"stillhouse.serve.security.BODY_TIMEOUT_S": 2}`, so that
-            a test need not wait.
+        before: a command in front of the server's, such as a tracer's.
+        constants: values for module constants, such as `{"stillhouse.serve.security.BODY_TIMEOUT_S": 2}`, so
+            that a test does not wait for long.
     """
 
     def __init__(self, *models, key=None, options=(), before=(), constants=None):
@@ -30,42 +30,43 @@ class Running:
         environment = {"OMP_NUM_THREADS": "2", **secret}
         if before:
             descriptor, path = tempfile.mkstemp(prefix="still-")
-            self.errors = Path(path)
+            self.log_path = Path(path)
             command = [*before, sys.executable, "-m", "stillhouse", *arguments]
             self.process = subprocess.Popen(command, stderr=descriptor, env={**os.environ, **environment})
             os.close(descriptor)
         else:
             self.process = StillProcess(*arguments, constants=constants, **environment)
-            self.errors = self.process.stderr_path
+            self.log_path = self.process.stderr_path
         self.address = self.first_line().split()[0]
         self.port = int(self.address.rpartition(":")[2])
         self.client = openai.OpenAI(base_url=f"{self.address}/v1", api_key=key or "none", max_retries=0)
-        self.wait()
+        self.wait_until_ready()
 
     def first_line(self):
         for _ in range(2000):
-            if "\n" in self.heard():
-                return self.heard()
-            assert self.process.poll() is None, self.heard()
+            if "\n" in self.log():
+                return self.log()
+            assert self.process.poll() is None, self.log()
             time.sleep(0.1)
-        raise AssertionError("the server says nothing")
+        raise AssertionError("the server prints nothing")
 
-    def heard(self):
-        return self.errors.read_text("utf-8")
+    def log(self):
+        return self.log_path.read_text("utf-8")
 
-    def wait(self):
+    def wait_until_ready(self):
         for _ in range(600):
             try:
                 return self.get("/health")
             except OSError:
                 time.sleep(0.1)
-        raise AssertionError("the server did not come up")
+        raise AssertionError("the server did not start")
 
     def get(self, path):
         with urllib.request.urlopen(self.address + path, timeout=30) as reply:
             return json.loads(reply.read())
 
     def idle(self):
+        """Whether no answer is in progress, after some waiting."""
         for _ in range(300):
             if self.get("/health")["answers"] == 0:
                 return True
@@ -74,9 +75,9 @@ class Running:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        return self.ended()
+        return self.wait_stopped()
 
-    def ended(self):
-        """Status and words of a server that was told to end."""
+    def wait_stopped(self):
+        """Returns exit status and log after a termination signal."""
         status = self.process.wait(timeout=60)
-        return status, self.heard()
+        return status, self.log()

@@ -1,4 +1,4 @@
-"""What only embeddings need of a GGUF model is opened with the first one and freed when there are no more."""
+"""A GGUF model is opened again for its first embedding, and that memory is freed when idle."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Models from elsewhere that mean harm or are broken: a real server is asked each, and goes on answering."""
+"""Malicious and broken models: a real server reports each of them, and continues to answer."""
 
 import json
 import pickle
@@ -10,7 +10,7 @@ import time
 import openai
 import pytest
 import torch
-from running_server import Running
+from running_server import RunningServer
 from safetensors.torch import load_file
 from tiny_gguf import tiny_model, vocabulary, write_gguf
 
@@ -32,7 +32,7 @@ TEMPLATES = {
     "surrogate": "{{ '\\ud800' }}",
     "reserved": "{{ '\ufdd0' }}nonsense{{ '\ufdd1' }}",
 }
-SAYS = {
+MESSAGES = {
     "escapes": "unsafe",
     "loops": "took more than 5 s",
     "counts": "Range too big",
@@ -48,7 +48,7 @@ SAYS = {
 
 
 class Opens:
-    """A pickle that would leave a mark."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -69,21 +69,21 @@ def mark(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hostile(tiny_teacher, tmp_path_factory, mark):
-    """Name -> place of each model."""
+    """Name -> path of each model."""
     root = tmp_path_factory.mktemp("hostile")
-    places = {}
+    paths = {}
 
     def directory(name):
-        places[name] = root / name
-        return shutil.copytree(tiny_teacher, places[name])
+        paths[name] = root / name
+        return shutil.copytree(tiny_teacher, paths[name])
 
     for name, template in TEMPLATES.items():
         (directory(name) / "chat_template.jinja").write_text(template)
     tokens, types = vocabulary()
     for name, template in TEMPLATES.items():
-        places[f"gguf-{name}"] = root / f"{name}.gguf"
+        paths[f"gguf-{name}"] = root / f"{name}.gguf"
         write_gguf(
-            places[f"gguf-{name}"],
+            paths[f"gguf-{name}"],
             tokens=tokens,
             types=types,
             special={"bos": len(tokens) - 2, "eos": len(tokens) - 1},
@@ -102,7 +102,7 @@ def hostile(tiny_teacher, tmp_path_factory, mark):
     changed_config(directory("words"), vocab_size=10**10)
     changed_config(directory("context"), max_position_embeddings=-5)
     changed_config(directory("code"), auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="evil")
-    (places["code"] / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    (paths["code"] / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
     whole = (root / "raises.gguf").read_bytes()
     for name, data in {
         "cut": whole[: len(whole) // 2],
@@ -113,21 +113,21 @@ def hostile(tiny_teacher, tmp_path_factory, mark):
         "long-string": whole[:24] + struct.pack("<Q", 2**63) + whole[32:],
         "empty": b"",
     }.items():
-        places[f"gguf-{name}"] = root / f"{name}.gguf"
-        places[f"gguf-{name}"].write_bytes(data)
-    return places
+        paths[f"gguf-{name}"] = root / f"{name}.gguf"
+        paths[f"gguf-{name}"].write_bytes(data)
+    return paths
 
 
 @pytest.fixture(scope="module")
 def server(hostile, tiny_teacher, mark):
-    models = [f"{name}={place}" for name, place in hostile.items()]
-    running = Running(f"tiny={tiny_teacher}", *models)
+    models = [f"{name}={path}" for name, path in hostile.items()]
+    running = RunningServer(f"tiny={tiny_teacher}", *models)
     ask(running, "tiny")
     yield running
     running.client.close()
-    status, said = running.stop()
+    status, log = running.stop()
     assert status == 0
-    assert "Traceback" not in said and "internal error" not in said, said
+    assert "Traceback" not in log and "internal error" not in log, log
     assert not mark.exists()
 
 
@@ -138,32 +138,32 @@ def ask(server, model):
 @pytest.mark.parametrize("kind", ["", "gguf-"])
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_that_means_harm_is_told_and_stops_nobody(server, name, kind):
-    with pytest.raises(openai.BadRequestError, match=SAYS[name]):
+    with pytest.raises(openai.BadRequestError, match=MESSAGES[name]):
         ask(server, kind + name)
     assert ask(server, "tiny").choices
 
 
 @pytest.mark.parametrize("model", ["loops", "gguf-loops"])
 def test_others_are_answered_while_a_template_loops(server, model):
-    told = []
+    errors = []
 
     def wait():
         with pytest.raises(openai.BadRequestError) as caught:
             ask(server, model)
-        told.append(caught.value)
+        errors.append(caught.value)
 
     looping = [threading.Thread(target=wait) for _ in range(2)]
     for thread in looping:
         thread.start()
     time.sleep(0.5)
     for _ in range(5):
-        begun = time.monotonic()
+        started = time.monotonic()
         assert ask(server, "tiny").choices
-        assert time.monotonic() - begun < 3
-    assert not told
+        assert time.monotonic() - started < 3
+    assert not errors
     for thread in looping:
         thread.join()
-    assert len(told) == 2
+    assert len(errors) == 2
     assert server.idle()
 
 
@@ -189,9 +189,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_model_that_cannot_be_is_told_and_stops_nobody(server, name):
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(openai.APIStatusError, match=BROKEN[name]) as caught:
         ask(server, name)
     assert caught.value.status_code == 503
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
     assert ask(server, "tiny").choices

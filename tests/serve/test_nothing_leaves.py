@@ -1,4 +1,4 @@
-"""Nothing leaves the machine: the server without a network, and every address that a session speaks to."""
+"""Nothing leaves the machine: the server without a network, and every address that a session contacts."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 import network_record
 import pytest
 import yaml
-from running_server import Running
+from running_server import RunningServer
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -38,7 +38,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attempt:
 
 @pytest.fixture(scope="module")
 def online():
-    """The environment of a user who has not told any library to stay offline."""
+    """The environment of a user who has not switched any library offline."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
             patch.delenv(name, raising=False)
@@ -49,7 +49,7 @@ def online():
 @pytest.fixture
 def record(online, tmp_path):
     if not network_record.can_trace(tmp_path):
-        pytest.skip("no strace here, or the kernel lets it watch nothing")
+        pytest.skip("no strace here, or the kernel does not permit tracing")
     return tmp_path / "calls"
 
 
@@ -57,16 +57,16 @@ def test_a_conversation_without_any_network(online):
     if shutil.which("unshare") is None or subprocess.run([*ALONE, "true"], check=False).returncode:
         pytest.skip("this kernel gives an ordinary user no network namespace")
     ended = subprocess.run(
-        [*ALONE, sys.executable, HERE / "lonely_conversation.py"],
+        [*ALONE, sys.executable, HERE / "isolated_conversation.py"],
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    said = json.loads(ended.stdout)
+    result = json.loads(ended.stdout)
     # The control: the same namespace has no route to anywhere.
-    assert set(said["refused"]) <= {"ENETUNREACH", "EADDRNOTAVAIL", "EAFNOSUPPORT"}
-    assert said["refused"][0] == "ENETUNREACH"
-    assert len(said["answers"]) == 2 and all(said["answers"])
-    assert said["status"] == 0
+    assert set(result["refused"]) <= {"ENETUNREACH", "EADDRNOTAVAIL", "EAFNOSUPPORT"}
+    assert result["refused"][0] == "ENETUNREACH"
+    assert len(result["answers"]) == 2 and all(result["answers"])
+    assert result["status"] == 0
 
 
 def test_the_record_sees_what_would_leave(record):
@@ -81,24 +81,24 @@ def test_the_record_sees_what_would_leave(record):
 
 def test_a_session_of_the_server_speaks_to_nobody_else(record, tiny_teacher):
     unasked = "far=api:http://192.0.2.1:8000/v1#m"
-    running = Running(
+    running = RunningServer(
         "embedded:smollm2", f"tiny={tiny_teacher}", unasked, before=network_record.tracer(record)
     )
     with closing(running.client):
         for model in ("smollm2", "tiny"):
-            asked = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 6}
-            assert running.client.chat.completions.create(**asked).choices
-            assert list(running.client.chat.completions.create(**asked, stream=True))
-            broken_off = running.client.chat.completions.create(**asked | {"max_tokens": 400}, stream=True)
+            options = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 6}
+            assert running.client.chat.completions.create(**options).choices
+            assert list(running.client.chat.completions.create(**options, stream=True))
+            broken_off = running.client.chat.completions.create(**options | {"max_tokens": 400}, stream=True)
             next(iter(broken_off))
             broken_off.close()
             assert running.idle()
         assert running.client.embeddings.create(model="tiny", input=PROMPT).data
     for path in ("/", *set(re.findall(r'(?:src|href)="(/page/[^"]+)"', text(running, "/")))):
         assert text(running, path)
-    status, said = running.stop()
+    status, log = running.stop()
     assert status == 0
-    assert not re.search(f"{PROMPT}|Traceback", said), said
+    assert not re.search(f"{PROMPT}|Traceback", log), log
     assert network_record.leaving(network_record.calls(record)) == []
 
 
@@ -127,7 +127,7 @@ def test_a_run_speaks_to_nobody_else(record, tiny_teacher, questions, tmp_path):
 def test_llama_cpp_s_own_port_is_on_loopback_and_asks_for_its_key(online):
     if not Path("/proc/net/tcp").exists():
         pytest.skip("needs /proc to find a process's ports")
-    running = Running("embedded:smollm2")
+    running = RunningServer("embedded:smollm2")
     with closing(running.client):
         assert running.client.chat.completions.create(
             model="smollm2", messages=[{"role": "user", "content": "Hello."}], max_tokens=2
@@ -135,7 +135,7 @@ def test_llama_cpp_s_own_port_is_on_loopback_and_asks_for_its_key(online):
     listening = ports(running.process.pid)
     running_alone = {port for _, port in listening} - {running.port}
     assert {address for address, _ in listening} == {"0100007F"}
-    assert running_alone  # else this test looks at nothing
+    assert running_alone  # otherwise this test checks nothing
     for port in running_alone:
         for path, body in {"/v1/completions": b'{"prompt":"x","n_predict":1}', "/slots": None}.items():
             for key in (None, "wrong"):
@@ -163,11 +163,11 @@ def ports(pid):
     """Address (hexadecimal, as the kernel writes it) and port of what the process listens on."""
     files = Path(f"/proc/{pid}/fd").iterdir()
     sockets = {str(file.readlink()) for file in files if file.is_symlink()}
-    found = set()
+    listening = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
                 address, port = fields[1].split(":")
-                found.add((address, int(port, 16)))
-    return found
+                listening.add((address, int(port, 16)))
+    return listening

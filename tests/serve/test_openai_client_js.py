@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from running_server import Running
+from running_server import RunningServer
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ NODE = shutil.which("node")
 
 @pytest.fixture
 def running(tiny_teacher):
-    started = Running(f"tiny={tiny_teacher}")
+    started = RunningServer(f"tiny={tiny_teacher}")
     yield started
     started.client.close()
     assert started.stop()[0] == 0
@@ -42,17 +42,17 @@ def test_the_javascript_client_is_served_as_the_python_one(running):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    results = json.loads(done.stdout)
     hello = [{"role": "user", "content": "Say hello."}]
     whole = running.client.chat.completions.create(model="tiny", messages=hello, max_tokens=12, temperature=0)
     assert whole.usage
-    assert told["models"] == ["tiny"]
-    assert told["whole"] == told["streamed"] == told["helper"] == whole.choices[0].message.content
-    assert told["streamed_usage"]["total_tokens"] == told["usage"]["total_tokens"]
-    assert told["usage"]["completion_tokens"] == told["logprobs"] == whole.usage.completion_tokens
-    assert told["completions"] == [0, 1]
-    assert told["lengths"] == pytest.approx([1, 1], abs=1e-2)
-    assert told["errors"] == [
+    assert results["models"] == ["tiny"]
+    assert results["whole"] == results["streamed"] == results["helper"] == whole.choices[0].message.content
+    assert results["streamed_usage"]["total_tokens"] == results["usage"]["total_tokens"]
+    assert results["usage"]["completion_tokens"] == results["logprobs"] == whole.usage.completion_tokens
+    assert results["completions"] == [0, 1]
+    assert results["lengths"] == pytest.approx([1, 1], abs=1e-2)
+    assert results["errors"] == [
         ["NotFoundError", 404, "model", "model_not_found"],
         ["BadRequestError", 400, "temperature", None],
     ]

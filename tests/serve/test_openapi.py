@@ -1,4 +1,4 @@
-"""The OpenAPI document describes the bodies as they are understood."""
+"""The OpenAPI document describes the request bodies."""
 
 from stillhouse.serve.endpoints.openapi import openapi_document
 

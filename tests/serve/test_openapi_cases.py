@@ -1,11 +1,11 @@
-"""Requests made from the served OpenAPI document, right ones and wrong ones: none is the server's fault."""
+"""Valid and invalid requests generated from the served OpenAPI document: none causes an internal error."""
 
 import collections
 import json
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from running_server import Running
+from running_server import RunningServer
 
 pytest.importorskip("schemathesis")
 
@@ -15,21 +15,21 @@ from schemathesis.generation import GenerationMode
 pytestmark = pytest.mark.slow
 
 EXAMPLES = 50
-"""Of each operation, right and wrong."""
+"""Of each operation, valid and invalid each."""
 
 
 @pytest.fixture(scope="module")
 def server(tiny_teacher):
-    running = Running(f"tiny={tiny_teacher}")
+    running = RunningServer(f"tiny={tiny_teacher}")
     yield running
     running.client.close()
-    status, said = running.stop()
+    status, log = running.stop()
     assert status == 0
-    assert "Traceback" not in said and "internal error" not in said, said
+    assert "Traceback" not in log and "internal error" not in log, log
 
 
 def described(server):
-    """The document, with a model that exists and answers that are short, so that requests get that far."""
+    """The document, restricted to an existing model and short answers, so that requests reach the model."""
     document = server.get("/openapi.json")
     for schema in document["components"]["schemas"].values():
         fields = schema.get("properties", {})
@@ -56,7 +56,7 @@ def test_no_request_is_a_fault_of_the_server_s(server, mode):
     statuses = collections.Counter()
     for operation in operations:
         if mode is GenerationMode.NEGATIVE and operation.method.upper() == "GET":
-            continue  # nothing of it can be wrong
+            continue  # it has no input that could be invalid
 
         @settings(
             max_examples=EXAMPLES, derandomize=True, database=None, deadline=None,

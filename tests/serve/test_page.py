@@ -1,4 +1,4 @@
-"""The chat page in a real browser, as its readers use it."""
+"""The chat page in a real browser."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_stop_keeps_what_came_and_retry_keeps_both(page: Page, fake: FakeChat) -
     expect(page.locator(".attempts")).to_have_text("1 of 2")
     assert page.locator(".answer > .prose").inner_text() == stopped
     assert [request["messages"] for request in fake.requests] == [[{"role": "user", "content": "slow"}]] * 2
-    # The attempt that is seen is the one that the model goes on from.
+    # The model continues from the attempt that is shown.
     say(page, "hello")
     assert fake.requests[-1]["messages"][1]["content"].split() == stopped.split()
 
@@ -225,7 +225,7 @@ def test_two_models_side_by_side(page: Page, fake: FakeChat) -> None:
     say(page, "once more")
     history = next(request["messages"] for request in fake.requests[-2:] if request["model"] == "teacher")
     assert history[3]["content"].startswith("teacher saw")
-    # One column alone can be asked again, and the right one can be left.
+    # One column alone can be retried, and the second column can be closed.
     page.locator(".retry:visible").last.click()
     settled(page)
     assert fake.requests[-1]["model"] == "student"
@@ -263,7 +263,7 @@ def test_the_keyboard_does_everything(page: Page, fake: FakeChat) -> None:
     expect(page.locator(".empty")).to_be_visible()
     expect(page.locator("#prompt")).to_be_focused()
 
-    # Every control is reached by Tab alone, and is seen to be; the first leads past the others.
+    # Tab alone reaches every control and makes the focus visible; the first control skips the others.
     reached: list[str] = []
     while reached.count("send") < 2:
         page.keyboard.press("Tab")
@@ -323,11 +323,11 @@ def test_hostile_text_stays_text(page: Page) -> None:
         "all => all.map((a) => [a.getAttribute('href'), a.rel, a.target])"
     )
     allowed = ["https://tracker.example/pixel.png?leak=1", "https://example.org/a_b", "https://example.org/"]
-    assert [href for href, *_ in links] == allowed  # the last is an address within what is not a tag
+    assert [href for href, *_ in links] == allowed  # the last is an address inside text that looks like a tag
     assert {(rel, target) for _, rel, target in links} == {("noopener noreferrer", "_blank")}
     expect(prose).to_contain_text("[a](javascript:alert(1))")
     assert "owned" not in page.title()
-    # As a prompt, as the title of a conversation, and after a reload, too.
+    # Also as a prompt, as the title of a conversation, and after a reload.
     say(page, "<img src=x onerror=document.title='owned'>")
     page.click("#new")
     say(page, "<img src=x onerror=document.title='owned'>")
@@ -357,7 +357,7 @@ def test_a_server_that_wants_a_key_is_given_one(fake: FakeChat, browser: Any, ad
     assert "sesame" not in page.evaluate("JSON.stringify(localStorage)")
     page.reload()
     expect(page.locator("#model-0 option")).to_have_count(2)
-    # A key that is refused later is asked for once, also by two columns; declining is no dead end.
+    # If a key is refused later, two columns ask for it once; the user may cancel.
     fake.key = "another"
     page.click("#beside")
     say(page, "hello again", wait=False)
@@ -408,7 +408,7 @@ def test_refusals_and_silence_are_said(page: Page, fake: FakeChat) -> None:
         "The server refused the request: the prompt is longer than the model's 2048 tokens."
     )
     say(page, "hello")
-    # What was not answered is no part of the history.
+    # A message without an answer is not part of the history.
     assert fake.requests[-1]["messages"] == [{"role": "user", "content": "hello"}]
     page.route("**/v1/chat/completions", lambda route: route.abort())
     say(page, "anybody?")
@@ -475,8 +475,8 @@ def test_a_screen_reader_hears_the_finished_answer_only(page: Page) -> None:
         new MutationObserver(() => heard.push(spoken.textContent)).observe(spoken, {childList: true});
     }""")
     say(page, "slow")
-    heard = page.evaluate("heard")
-    assert len(heard) == 1 and heard[0].startswith("student answered: word0 ")
+    announcements = page.evaluate("heard")
+    assert len(announcements) == 1 and announcements[0].startswith("student answered: word0 ")
     for landmark in ("banner", "main", "navigation"):
         expect(page.get_by_role(landmark)).to_have_count(1)
 
@@ -518,10 +518,10 @@ def test_axe_finds_nothing_serious(opening: Callable[..., Page], theme: str) -> 
     page = opening(color_scheme=theme, reduced_motion="reduce")
 
     def clean(state: str) -> None:
-        found = axe.run(page).response["violations"]
+        violations = axe.run(page).response["violations"]
         serious = [
             (rule["id"], node["target"], node["failureSummary"])
-            for rule in found
+            for rule in violations
             if rule["impact"] in {"serious", "critical"}
             for node in rule["nodes"]
         ]

@@ -1,4 +1,4 @@
-"""The chat page's markdown: against another implementation, however it arrives, and at what cost."""
+"""The chat page's Markdown: compared with another implementation, cut anywhere, and at linear cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 IGNORED = {"div", "span", "figure", "thead", "tbody"}
 DROPPED = {"figcaption", "button", "svg"}
-# The page has a first and second level of its own.
+# The page itself uses the first and second level.
 RENAMED = {"s": "del", **{f"h{level}": f"h{min(level + 2, 6)}" for level in range(1, 7)}}
 SAMPLES = {
     "paragraphs": "One\n\nTwo with *a*, __b__, ***c***, ~~d~~ and `e`.\n\n\n\nThree",
@@ -69,7 +69,7 @@ BITS = [
 
 
 class Tree(HTMLParser):
-    """HTML as nested lists of what matters: elements, where links lead, and text."""
+    """HTML as nested lists of elements, link targets and text."""
 
     def __init__(self, html: str, renamed: dict[str, str]) -> None:
         super().__init__()
@@ -83,7 +83,9 @@ class Tree(HTMLParser):
         if tag in DROPPED:
             self.dropped += 1
         if tag == "p" and self.open[-1][0] == "li":
-            self.open[-1].append("")  # loose or tight is a matter of space, but where it begins is not
+            self.open[-1].append(
+                ""
+            )  # loose or tight is a matter of spacing, but the start of a paragraph is not
         if tag in IGNORED or self.dropped or (tag == "p" and self.open[-1][0] == "li"):
             return
         kept = "".join(f" {name}={value}" for name, value in attrs if name in {"href", "start"})
@@ -111,7 +113,7 @@ class Tree(HTMLParser):
 
 
 def stripped(node: Any) -> Any:
-    """Without the spaces at the edges of blocks and the line's end after code, which mean nothing."""
+    """Removes spaces at the edges of blocks and the line break after code, which have no meaning."""
     if isinstance(node, str):
         return node.strip()
     children = [stripped(child) for child in node[1:]]
@@ -179,7 +181,7 @@ def test_random_text_neither_fails_nor_depends_on_its_pieces(page: Page) -> None
 
 @pytest.mark.parametrize("text", [TORTURE, SHOWCASE])
 def test_what_is_shown_stays_what_it_is(page: Page, text: str) -> None:
-    """Blocks only ever join at the end: none turns into another one, and none goes away."""
+    """Blocks are only added at the end: none changes its kind, and none disappears."""
     changes = page.evaluate(
         """async (text) => {
             const { Markdown } = await import("/page/markdown.js");
@@ -217,7 +219,7 @@ BEGINNINGS = {"lines of code": "```py\n", "rows": "| a | b | c |\n|---|---|---|\
 
 @pytest.mark.parametrize("kind", LONG)
 def test_the_work_grows_with_the_length_only(page: Page, kind: str) -> None:
-    """Nodes made while a text arrives: twice the text, about twice the nodes."""
+    """Counts nodes created while a text arrives: twice the text, about twice the nodes."""
     work = page.evaluate(
         """async ([begin, unit]) => {
             const { Markdown } = await import("/page/markdown.js");

@@ -1,4 +1,4 @@
-"""The chat page in a real browser on the real server: real models, the real policy."""
+"""The chat page in a real browser on the real server, with real models and the real policy."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ pytest.importorskip("openai")
 
 from chat_reader import say, settled
 from playwright.sync_api import Page, expect
-from running_server import Running
+from running_server import RunningServer
 
 pytest_plugins = ["chat_browser"]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def running(tiny_teacher: Path) -> Iterator[Running]:
-    started = Running("embedded:smollm2", f"tiny={tiny_teacher}")
+def running(tiny_teacher: Path) -> Iterator[RunningServer]:
+    started = RunningServer("embedded:smollm2", f"tiny={tiny_teacher}")
     with closing(started.client):
         yield started
     assert started.stop()[0] == 0
 
 
 @pytest.fixture
-def address(running: Running) -> str:
-    """Instead of the fake server's; `opening` lets the page ask nobody but this one."""
+def address(running: RunningServer) -> str:
+    """Replaces the fake server's address: `opening` permits requests to this one only."""
     return running.address
 
 
@@ -51,20 +51,20 @@ def test_the_policy_is_the_server_s_and_nothing_breaks_it(opening: Callable[...,
     assert "unsafe" not in policy
 
 
-def test_a_prompt_is_answered_to_the_end_and_counted(page: Page, running: Running) -> None:
+def test_a_prompt_is_answered_to_the_end_and_counted(page: Page, running: RunningServer) -> None:
     limit(page, 24)
     say(page, "Name three colours.")
     shown = page.locator(".answer > .prose").inner_text()
-    asked = {"model": "smollm2", "messages": [{"role": "user", "content": "Name three colours."}]}
-    whole = running.client.chat.completions.create(**asked, max_tokens=24, temperature=0)
-    # Markdown is drawn, so only the letters can be compared.
+    options = {"model": "smollm2", "messages": [{"role": "user", "content": "Name three colours."}]}
+    whole = running.client.chat.completions.create(**options, max_tokens=24, temperature=0)
+    # The page renders Markdown, so only the letters can be compared.
     assert re.findall(r"[a-z]+", shown) == re.findall(r"[a-z]+", whole.choices[0].message.content)
     assert whole.usage
     expect(page.locator(".stats")).to_contain_text(f"{whole.usage.completion_tokens} tokens")
     expect(page.locator(".stats")).to_contain_text(f"prompt {whole.usage.prompt_tokens} tokens")
 
 
-def test_stop_ends_the_answer_on_the_server_too(page: Page, running: Running) -> None:
+def test_stop_ends_the_answer_on_the_server_too(page: Page, running: RunningServer) -> None:
     limit(page, 1500)
     say(page, "Write a very long story about the sea.", wait=False)
     expect(page.locator(".answer .prose").last).to_have_text(re.compile(r"\w+"))
@@ -74,7 +74,7 @@ def test_stop_ends_the_answer_on_the_server_too(page: Page, running: Running) ->
     assert running.idle()
 
 
-def test_both_models_answer_side_by_side(page: Page, running: Running) -> None:
+def test_both_models_answer_side_by_side(page: Page, running: RunningServer) -> None:
     limit(page, 12)
     page.click("#beside")
     say(page, "Hello.")

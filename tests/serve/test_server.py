@@ -1,4 +1,4 @@
-"""The server as its clients see it: the official client against llama.cpp and torch, and abuse."""
+"""The server as its clients see it: the official client with llama.cpp and PyTorch, and abuse."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ import urllib.request
 import openai
 import pytest
 import torch
-from running_server import Running
+from running_server import RunningServer
 
 from stillhouse.models import cpu_has_bfloat16, load_weights
 
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server(tiny_teacher):
-    running = Running("embedded:smollm2", f"tiny={tiny_teacher}", options=["--queue", "40"])
+    running = RunningServer("embedded:smollm2", f"tiny={tiny_teacher}", options=["--queue", "40"])
     yield running
-    status, said = running.stop()
+    status, log = running.stop()
     assert status == 0
-    assert "Traceback" not in said and "rror" not in said, said
+    assert "Traceback" not in log and "rror" not in log, log
 
 
 BOTH = pytest.mark.parametrize("model", ["smollm2", "tiny"])
@@ -41,20 +41,20 @@ def test_models_are_listed_in_order(server):
 
 @BOTH
 def test_a_chat_whole_and_streamed_is_the_same(server, model):
-    asked = {"model": model, "messages": HELLO, "max_tokens": 12, "temperature": 0, "n": 2, "seed": 3}
-    whole = server.client.chat.completions.create(**asked)
+    options = {"model": model, "messages": HELLO, "max_tokens": 12, "temperature": 0, "n": 2, "seed": 3}
+    whole = server.client.chat.completions.create(**options)
     assert [choice.index for choice in whole.choices] == [0, 1]
     assert whole.choices[0].message.content == whole.choices[1].message.content
     assert whole.usage.completion_tokens <= 24
-    said, reasons, usage = {0: "", 1: ""}, {}, None
+    texts, reasons, usage = {0: "", 1: ""}, {}, None
     for chunk in server.client.chat.completions.create(
-        **asked, stream=True, stream_options={"include_usage": True}
+        **options, stream=True, stream_options={"include_usage": True}
     ):
         usage = chunk.usage or usage
         for choice in chunk.choices:
-            said[choice.index] += choice.delta.content or ""
+            texts[choice.index] += choice.delta.content or ""
             reasons[choice.index] = choice.finish_reason
-    assert list(said.values()) == [choice.message.content for choice in whole.choices]
+    assert list(texts.values()) == [choice.message.content for choice in whole.choices]
     assert list(reasons.values()) == [choice.finish_reason for choice in whole.choices]
     assert usage.completion_tokens == whole.usage.completion_tokens
     assert usage.prompt_tokens == whole.usage.prompt_tokens
@@ -74,10 +74,10 @@ def test_a_seed_repeats_and_another_differs(server, model):
 
 @BOTH
 def test_a_stop_ends_the_answer_before_itself(server, model):
-    asked = {"model": model, "messages": HELLO, "max_tokens": 16, "temperature": 0}
-    whole = server.client.chat.completions.create(**asked).choices[0].message.content
+    options = {"model": model, "messages": HELLO, "max_tokens": 16, "temperature": 0}
+    whole = server.client.chat.completions.create(**options).choices[0].message.content
     stop = whole[3:5]
-    reply = server.client.chat.completions.create(**asked, stop=[stop]).choices[0]
+    reply = server.client.chat.completions.create(**options, stop=[stop]).choices[0]
     assert reply.message.content == whole[: whole.index(stop)]
     assert reply.finish_reason == "stop"
 
@@ -88,13 +88,13 @@ def test_log_probabilities_of_a_chat(server, model):
         model=model, messages=HELLO, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3
     ).choices[0]
     assert len(reply.logprobs.content) == 5
-    said = b"".join(bytes(token.bytes) for token in reply.logprobs.content)
-    if model == "smollm2":  # the other one's random tokens are no whole characters
-        assert said.decode() == reply.message.content
+    text = b"".join(bytes(token.bytes) for token in reply.logprobs.content)
+    if model == "smollm2":  # the other model's random tokens are not whole characters
+        assert text.decode() == reply.message.content
     for token in reply.logprobs.content:
         tops = [top.logprob for top in token.top_logprobs]
         assert len(tops) == 3 and tops == sorted(tops, reverse=True)
-        assert token.logprob == pytest.approx(tops[0])  # greedy takes the likeliest
+        assert token.logprob == pytest.approx(tops[0])  # greedy sampling picks the likeliest
         assert sum(map(math.exp, tops)) <= 1 + 1e-6
 
 
@@ -109,8 +109,8 @@ def test_echo_gives_the_prompt_s_own_log_probabilities(server, tiny_teacher):
     ).choices[0]
     assert reply.text == weights.tokenizer.decode(ids)
     assert reply.logprobs.token_logprobs[0] is None
-    wanted = [logp_TV[place, token].item() for place, token in enumerate(ids[1:])]
-    assert reply.logprobs.token_logprobs[1:] == pytest.approx(wanted, abs=0.08)
+    expected = [logp_TV[index, token].item() for index, token in enumerate(ids[1:])]
+    assert reply.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=0.08)
     assert len(reply.logprobs.tokens) == len(reply.logprobs.text_offset) == len(ids)
     with pytest.raises(openai.BadRequestError, match="log-probabilities of a prompt"):
         server.client.completions.create(model="smollm2", prompt="Hi", max_tokens=1, echo=True, logprobs=1)
@@ -149,28 +149,30 @@ def test_an_answer_by_a_schema(server, model):
         "required": ["name", "age"],
         "additionalProperties": False,
     }
-    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
-    asked = {"messages": [{"role": "user", "content": "A person as JSON."}], "model": model}
+    response_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    options = {"messages": [{"role": "user", "content": "A person as JSON."}], "model": model}
     choices = server.client.chat.completions.create(
-        **asked, max_tokens=160, n=2, seed=1, response_format=wanted
+        **options, max_tokens=160, n=2, seed=1, response_format=response_format
     ).choices
     for choice in choices:
-        said = json.loads(choice.message.content)
-        assert set(said) == {"name", "age"} and len(said["name"]) <= 8 and said["age"] <= 99
+        person = json.loads(choice.message.content)
+        assert set(person) == {"name", "age"} and len(person["name"]) <= 8 and person["age"] <= 99
         assert choice.finish_reason == "stop"
-    cut = server.client.chat.completions.create(**asked, max_tokens=4, response_format=wanted).choices[0]
+    cut = server.client.chat.completions.create(
+        **options, max_tokens=4, response_format=response_format
+    ).choices[0]
     assert cut.message.content.startswith("{") and cut.finish_reason == "length"
 
 
 @BOTH
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "message"),
     [({"type": "strin"}, "strin"), ({"$ref": "#/nope"}, "/nope"), ({"uniqueItems": True}, "uniqueItems")],
 )
-def test_a_schema_that_cannot_be_followed_is_refused(server, model, schema, said):
-    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    with pytest.raises(openai.BadRequestError, match=said) as caught:
-        server.client.chat.completions.create(model=model, messages=HELLO, response_format=wanted)
+def test_a_schema_that_cannot_be_followed_is_refused(server, model, schema, message):
+    response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        server.client.chat.completions.create(model=model, messages=HELLO, response_format=response_format)
     assert caught.value.body["param"] == "response_format.json_schema.schema"
 
 
@@ -227,7 +229,7 @@ def test_bad_requests_are_refused_in_the_api_s_form(server, body, headers, statu
     try:
         got, _, answer = raw(server, body=body, **headers)
     except (BrokenPipeError, ConnectionResetError, urllib.error.URLError):
-        assert status == 413  # refused before all of it was sent
+        assert status == 413  # refused before the whole body was sent
         return
     assert got == status
     assert set(json.loads(answer)["error"]) == {"message", "type", "param", "code"}
@@ -288,10 +290,10 @@ def test_two_hundred_clients_at_once_are_answered_or_told_to_come_again(server):
         async with openai.AsyncOpenAI(base_url=address, api_key="x", max_retries=0, timeout=120) as client:
             return await asyncio.gather(*(ask(client) for _ in range(200)))
 
-    said = asyncio.run(everyone())
-    told = [word for word in said if isinstance(word, int)]
-    assert all(seconds > 0 for seconds in told) and 0 < len(told) <= 160
-    assert {word for word in said if isinstance(word, str)} <= {"stop", "length"}
+    results = asyncio.run(everyone())
+    waits = [result for result in results if isinstance(result, int)]
+    assert all(seconds > 0 for seconds in waits) and 0 < len(waits) <= 160
+    assert {result for result in results if isinstance(result, str)} <= {"stop", "length"}
     assert server.idle()
 
 
@@ -325,7 +327,7 @@ def test_a_reader_that_is_slow_does_not_hold_up_others(server):
 
 
 def test_a_key_is_asked_for_and_a_draining_server_finishes_its_answers(tiny_teacher):
-    running = Running(f"tiny={tiny_teacher}", key="secret")
+    running = RunningServer(f"tiny={tiny_teacher}", key="secret")
     stranger = openai.OpenAI(base_url=f"{running.address}/v1", api_key="wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         stranger.models.list()
@@ -337,12 +339,12 @@ def test_a_key_is_asked_for_and_a_draining_server_finishes_its_answers(tiny_teac
     next(stream)
     running.process.send_signal(signal.SIGTERM)
     assert list(stream)[-1].choices[0].finish_reason
-    status, said = running.ended()
+    status, log = running.wait_stopped()
     assert status == 0
-    assert "PRIVATE-WORDS" not in said and "secret" not in said
+    assert "PRIVATE-WORDS" not in log and "secret" not in log
 
 
 def test_another_address_is_warned_of(tiny_teacher):
-    running = Running(f"tiny={tiny_teacher}", options=["--host", "0.0.0.0"])
-    _, said = running.stop()
-    assert "other machines can reach this server" in " ".join(said.split())
+    running = RunningServer(f"tiny={tiny_teacher}", options=["--host", "0.0.0.0"])
+    _, log = running.stop()
+    assert "other machines can reach this server" in " ".join(log.split())

@@ -1,4 +1,4 @@
-"""Calls in a streamed answer are those of the whole answer, and what is no call is never lost."""
+"""Tool calls in a streamed answer equal those of the whole answer, and no other text is lost."""
 
 import json
 import re
@@ -31,7 +31,7 @@ FRAGMENTS = st.lists(
 
 
 def read(form, chunks):
-    """Text and calls, neighbouring texts joined."""
+    """Text and calls, with neighbouring texts joined."""
     parser, parts = ToolCallParser(form, NAMES), []
     for chunk in chunks:
         parts += parser.add(chunk)
@@ -47,46 +47,46 @@ def read(form, chunks):
 
 
 def a_call(text, form):
-    """The call that ``text`` is, or None."""
+    """The call that ``text`` spells, or None."""
     try:
-        found = json.loads(text, parse_constant=lambda name: 1 / 0)
+        value = json.loads(text, parse_constant=lambda name: 1 / 0)
     except (ValueError, ZeroDivisionError):
         return None
-    fits = isinstance(found, dict) and found.get("name") in NAMES
-    arguments = found.get(form.arguments_key, {}) if fits else None
-    return (found["name"], arguments) if isinstance(arguments, dict) else None
+    fits = isinstance(value, dict) and value.get("name") in NAMES
+    arguments = value.get(form.arguments_key, {}) if fits else None
+    return (value["name"], arguments) if isinstance(arguments, dict) else None
 
 
 def expected(text):
-    """The slow way: every end of every mark is tried, and the text between calls is kept."""
-    parts, begun, at = [], 0, 0
-    while (at := text.find("<tool_call>", at)) >= 0:
-        body, found = at + len("<tool_call>"), None
+    """A slow oracle: tries every closing mark of every opening mark, and keeps the text between calls."""
+    parts, start_of_text, index = [], 0, 0
+    while (index := text.find("<tool_call>", index)) >= 0:
+        body, call_and_end = index + len("<tool_call>"), None
         ends = [match.span() for match in re.finditer(r"</tool_call>", text) if match.start() >= body]
-        for n in range(len("</tool_call>")):  # the closing mark may be missing, or cut off
-            if text.endswith("</tool_call>"[:n]):
-                ends.append((len(text) - n, len(text)))
+        for length in range(len("</tool_call>")):  # the closing mark may be missing, or cut off
+            if text.endswith("</tool_call>"[:length]):
+                ends.append((len(text) - length, len(text)))
         for start, end in ends:
             if call := a_call(text[body:start], HERMES):
-                found = (call, end)
+                call_and_end = (call, end)
                 break
-        if found:
-            parts += [text[begun:at], found[0]]
-            begun = at = found[1]
+        if call_and_end:
+            parts += [text[start_of_text:index], call_and_end[0]]
+            start_of_text = index = call_and_end[1]
         else:
-            at = body
-    parts.append(text[begun:])
-    for place in range(0, len(parts), 2):
-        if place > 0:
-            parts[place] = parts[place].lstrip()
-        if place < len(parts) - 1:
-            parts[place] = parts[place].rstrip()
+            index = body
+    parts.append(text[start_of_text:])
+    for position in range(0, len(parts), 2):
+        if position > 0:
+            parts[position] = parts[position].lstrip()
+        if position < len(parts) - 1:
+            parts[position] = parts[position].rstrip()
     return [part for part in parts if part]
 
 
 def chunks(text, cuts):
-    places = sorted({cut % (len(text) + 1) for cut in cuts})
-    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+    bounds = sorted({cut % (len(text) + 1) for cut in cuts})
+    return [text[a:b] for a, b in zip([0, *bounds], [*bounds, len(text)], strict=True)]
 
 
 @settings(deadline=None, max_examples=500)
@@ -108,23 +108,23 @@ def test_an_answer_that_is_a_call_as_a_whole(fragments, cuts):
 def test_every_cut_of_an_answer_with_a_call(form):
     call = json.dumps({"name": "f", form.arguments_key: {"text": "a } </tool_call> é"}}, ensure_ascii=False)
     text = f"Let me see.\n{form.prefix}{call}{form.suffix}" if form.prefix else call
-    wanted = [*(["Let me see."] if form.prefix else []), ("f", {"text": "a } </tool_call> é"})]
+    expected_parts = [*(["Let me see."] if form.prefix else []), ("f", {"text": "a } </tool_call> é"})]
     for cut in range(len(text) + 1):
-        assert read(form, [text[:cut], text[cut:]]) == wanted
+        assert read(form, [text[:cut], text[cut:]]) == expected_parts
         alone = read(form, [text[:cut]])  # the answer was cut off here
         if not any(isinstance(part, tuple) for part in alone):
             assert "".join(alone) == text[:cut]
-    assert read(form, list(text)) == wanted
+    assert read(form, list(text)) == expected_parts
 
 
-def test_text_is_told_as_soon_as_it_cannot_become_a_call():
+def test_text_is_returned_as_soon_as_it_cannot_become_a_call():
     parser = ToolCallParser(HERMES, NAMES)
     assert parser.add("Hello <to") == ["Hello"]
     assert parser.add("ol> you") == [" <tool> you"]
     assert parser.add("<tool_call> no") == ["<tool_call>", " no"]
 
 
-def test_an_answer_of_thoughts_text_and_two_calls_in_the_api_s_words():
+def test_an_answer_with_reasoning_text_and_two_calls_in_the_api_s_form():
     text = (
         "Which?</think>\n\nLet me see.\n"
         '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
@@ -133,23 +133,23 @@ def test_an_answer_of_thoughts_text_and_two_calls_in_the_api_s_words():
     choice = ChatChoice(
         0, starts_in_reasoning=True, logprob_formatter=None, tool_parser=ToolCallParser(HERMES, NAMES)
     )
-    chunks_ = [chunk for letter in text for chunk in choice.add(TextDelta(letter, tokens=1))]
+    chunks_ = [chunk for character in text for chunk in choice.add(TextDelta(character, tokens=1))]
     chunks_ += choice.add(TextDelta(finish_reason="stop"))
     assert [chunk["finish_reason"] for chunk in chunks_] == [None] * (len(chunks_) - 1) + ["tool_calls"]
     deltas = [chunk["delta"] for chunk in chunks_]
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Which?"
     assert "".join(delta.get("content", "") for delta in deltas) == "Let me see."
-    told = [item for delta in deltas for item in delta.get("tool_calls", ())]
-    assert [item["index"] for item in told] == [0, 0, 1, 1]
-    assert [item["function"].get("name") for item in told] == ["f", None, "grün", None]
-    assert [item["function"]["arguments"] for item in told] == ["", '{"x": 1}', "", "{}"]
+    call_deltas = [item for delta in deltas for item in delta.get("tool_calls", ())]
+    assert [item["index"] for item in call_deltas] == [0, 0, 1, 1]
+    assert [item["function"].get("name") for item in call_deltas] == ["f", None, "grün", None]
+    assert [item["function"]["arguments"] for item in call_deltas] == ["", '{"x": 1}', "", "{}"]
     message = choice.whole()["message"]
     assert message["content"] == "Let me see." and message["reasoning_content"] == "Which?"
     assert [call["function"] for call in message["tool_calls"]] == [
         {"name": "f", "arguments": '{"x": 1}'},
         {"name": "grün", "arguments": "{}"},
     ]
-    assert [call["id"] for call in message["tool_calls"]] == [item["id"] for item in told[::2]]
+    assert [call["id"] for call in message["tool_calls"]] == [item["id"] for item in call_deltas[::2]]
 
 
 def test_an_answer_that_was_cut_off_after_a_call_says_so():

@@ -7,7 +7,7 @@ import struct
 
 import openai
 import pytest
-from running_server import Running
+from running_server import RunningServer
 from tool_cases import REFERRING
 from tool_models import make_tool_model
 
@@ -32,11 +32,11 @@ HELLO = [{"role": "user", "content": "Draw."}]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     directory, file = make_tool_model(tmp_path_factory.mktemp("tools") / "model")
-    running = Running(f"weights={directory}", f"file={file}", "embedded:smollm2")
+    running = RunningServer(f"weights={directory}", f"file={file}", "embedded:smollm2")
     yield running
-    status, said = running.stop()
+    status, log = running.stop()
     assert status == 0
-    assert "Traceback" not in said and "rror" not in said, said
+    assert "Traceback" not in log and "rror" not in log, log
 
 
 def fits(call):
@@ -54,11 +54,11 @@ def fits(call):
 
 @BOTH
 def test_a_call_that_must_be_made_follows_the_tool_s_schema(server, model):
-    asked = {
+    options = {
         "model": model, "messages": HELLO, "tools": [DRAW, LOOK], "tool_choice": "required", "seed": 1,
         "n": 4, "max_tokens": 200, "temperature": 1.2,
     }  # fmt: skip
-    whole = server.client.chat.completions.create(**asked)
+    whole = server.client.chat.completions.create(**options)
     for choice in whole.choices:
         assert choice.finish_reason == "tool_calls" and choice.message.content is None
         (call,) = choice.message.tool_calls
@@ -68,7 +68,7 @@ def test_a_call_that_must_be_made_follows_the_tool_s_schema(server, model):
     assert len({call.function.arguments for call in calls}) > 1
     streamed = {n: {"name": "", "arguments": ""} for n in range(4)}
     reasons = {}
-    for chunk in server.client.chat.completions.create(**asked, stream=True):
+    for chunk in server.client.chat.completions.create(**options, stream=True):
         for choice in chunk.choices:
             reasons[choice.index] = choice.finish_reason
             assert not choice.delta.content
@@ -77,14 +77,14 @@ def test_a_call_that_must_be_made_follows_the_tool_s_schema(server, model):
                 streamed[choice.index]["name"] += delta.function.name or ""
                 streamed[choice.index]["arguments"] += delta.function.arguments
     assert set(reasons.values()) == {"tool_calls"}
-    if model == "weights":  # llama.cpp's slots differ in their last bits
+    if model == "weights":  # the results of llama.cpp's slots differ in their last bits
         assert list(streamed.values()) == [
             {"name": call.function.name, "arguments": call.function.arguments} for call in calls
         ]
 
 
 def test_many_constrained_answers_at_once_all_end(server):
-    """The thread that samples and the one that streams once asked a matcher together: one in two failed."""
+    """The sampling thread and the streaming thread once shared a matcher: every other request failed."""
     for seed in range(20):
         chunks = server.client.chat.completions.create(
             model="weights", messages=HELLO, tools=[DRAW, LOOK], tool_choice="required", seed=seed, n=4,
@@ -127,20 +127,20 @@ def test_an_answer_need_not_call_and_results_are_read(server, model):
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "drawn"},
     ]
-    asked = {"model": model, "max_tokens": 8, "temperature": 0}
+    options = {"model": model, "max_tokens": 8, "temperature": 0}
     create = server.client.chat.completions.create
-    told = create(**asked, messages=messages, tools=[DRAW, LOOK], parallel_tool_calls=False)
-    assert told.choices[0].message.tool_calls is None and told.choices[0].message.content
-    none = create(**asked, messages=HELLO, tools=[DRAW], tool_choice="none")
-    plain = create(**asked, messages=HELLO)
+    with_result = create(**options, messages=messages, tools=[DRAW, LOOK], parallel_tool_calls=False)
+    assert with_result.choices[0].message.tool_calls is None and with_result.choices[0].message.content
+    none = create(**options, messages=HELLO, tools=[DRAW], tool_choice="none")
+    plain = create(**options, messages=HELLO)
     assert none.choices[0].message.content == plain.choices[0].message.content
     assert none.usage.prompt_tokens == plain.usage.prompt_tokens
-    longer = create(**asked, messages=messages)
+    longer = create(**options, messages=messages)
     assert longer.usage.prompt_tokens > plain.usage.prompt_tokens + len("drawn")
 
 
 @pytest.mark.parametrize(
-    ("more", "said", "param"),
+    ("more", "message", "param"),
     [
         ({"functions": [{"name": "f"}]}, "send tools", "functions"),
         ({"function_call": "auto"}, "send tools", "functions"),
@@ -196,8 +196,8 @@ def test_an_answer_need_not_call_and_results_are_read(server, model):
         ({"model": "smollm2", "tools": [DRAW]}, "smollm2 does not support tools: its chat template", "tools"),
     ],
 )
-def test_what_cannot_be_is_refused(server, more, said, param):
-    with pytest.raises(openai.BadRequestError, match=said) as caught:
+def test_what_cannot_be_is_refused(server, more, message, param):
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
         server.client.chat.completions.create(**{"model": "weights", "messages": HELLO, **more})
     assert caught.value.body["param"] == param
 

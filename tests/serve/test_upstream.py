@@ -1,4 +1,4 @@
-"""`still serve api:…`: another server's answers through ours, compared with those that it gives by itself."""
+"""`still serve api:…`: another server's answers through ours, compared with its own."""
 
 import contextlib
 import json
@@ -9,20 +9,20 @@ import time
 import openai
 import pytest
 from faulty_upstream import WORDS, FaultyUpstream, serving
-from running_server import Running
+from running_server import RunningServer
 
 from stillhouse.cli import main
 
 pytestmark = pytest.mark.slow
 HELLO = [{"role": "user", "content": "Say hello."}]
-# A proxy that is not there: none may be asked for what is on this machine.
+# A proxy that does not exist: none may be used for requests to this machine.
 PROXY = ["env", "-u", "no_proxy", "-u", "NO_PROXY", "http_proxy=http://127.0.0.1:9"]
 THEIR_KEY, OUR_KEY, PROMPT = "key-of-the-upstream", "key-of-our-clients", "Quetzalcoatl"
 
 
 @pytest.fixture(scope="module")
 def upstream(tiny_teacher):
-    running = Running("embedded:smollm2", f"tiny={tiny_teacher}", key=THEIR_KEY)
+    running = RunningServer("embedded:smollm2", f"tiny={tiny_teacher}", key=THEIR_KEY)
     with contextlib.closing(running.client):
         yield running
     assert running.stop()[0] == 0
@@ -48,7 +48,7 @@ def faulty_address(faulty):
 
 @pytest.fixture(scope="module")
 def ours(upstream, faulty_address, environment, tiny_teacher):
-    running = Running(
+    running = RunningServer(
         f"smollm2=api:{upstream.address}/v1#smollm2",
         f"random=api:{upstream.address}/v1#tiny",
         f"missing=api:{upstream.address}/v1#missing",
@@ -60,9 +60,9 @@ def ours(upstream, faulty_address, environment, tiny_teacher):
     )
     with contextlib.closing(running.client):
         yield running
-    status, said = running.stop()
+    status, log = running.stop()
     assert status == 0
-    assert not any(word in said for word in ("Traceback", "rror", "arning", THEIR_KEY, PROMPT)), said
+    assert not any(word in log for word in ("Traceback", "rror", "arning", THEIR_KEY, PROMPT)), log
 
 
 MODELS = pytest.mark.parametrize(("model", "theirs"), [("smollm2", "smollm2"), ("random", "tiny")])
@@ -174,7 +174,7 @@ def test_a_request_arrives_as_it_was_sent_but_for_the_model_and_the_key(ours, fa
 
 
 @pytest.mark.parametrize(
-    ("order", "status", "said"),
+    ("order", "status", "message"),
     [
         ("busy", 429, "later"),
         ("key", 502, "refuses this server's key .no such key.; start this server with .* UPSTREAM_KEY"),
@@ -187,8 +187,8 @@ def test_a_request_arrives_as_it_was_sent_but_for_the_model_and_the_key(ours, fa
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_error_of_the_other_server_comes_back(ours, order, status, said, stream):
-    with pytest.raises(openai.APIStatusError, match=said) as caught:
+def test_an_error_of_the_other_server_comes_back(ours, order, status, message, stream):
+    with pytest.raises(openai.APIStatusError, match=message) as caught:
         ours.client.chat.completions.create(
             model="faulty", messages=[{"role": "user", "content": order}], stream=stream
         )
@@ -206,15 +206,15 @@ def test_a_server_that_is_not_there_is_named(ours):
 
 
 @pytest.mark.parametrize(
-    ("order", "said"), [("cut", "broke off"), ("silent end", "broke off"), ("error", "out of memory")]
+    ("order", "message"), [("cut", "broke off"), ("silent end", "broke off"), ("error", "out of memory")]
 )
-def test_a_stream_that_is_cut_says_so(ours, order, said):
+def test_a_stream_that_is_cut_says_so(ours, order, message):
     stream = ours.client.chat.completions.create(
         model="faulty", messages=[{"role": "user", "content": order}], stream=True
     )
-    heard = []
-    with pytest.raises(openai.APIError, match=said):
-        heard.extend(chunk.choices[0].delta.content for chunk in stream)
+    texts = []
+    with pytest.raises(openai.APIError, match=message):
+        texts.extend(chunk.choices[0].delta.content for chunk in stream)
     stream.close()
     assert ours.idle()
     stream = raw_stream(ours, order)
@@ -226,8 +226,8 @@ def test_events_are_whole_however_they_arrive(ours, order):
     stream = ours.client.chat.completions.create(
         model="faulty", messages=[{"role": "user", "content": order}], stream=True
     )
-    heard = [chunk.choices[0].delta.content for chunk in stream]
-    assert heard == (WORDS if order == "in crumbs" else WORDS[:2])
+    texts = [chunk.choices[0].delta.content for chunk in stream]
+    assert texts == (WORDS if order == "in crumbs" else WORDS[:2])
     assert raw_stream(ours, order).count(b"data: [DONE]\n\n") == 1
 
 
@@ -286,36 +286,36 @@ def test_what_is_not_json_goes_nowhere(ours, faulty, body, status):
 
 def test_the_queue_the_key_and_the_end_are_our_own(faulty, faulty_address, environment):
     environment.delenv("OPENAI_API_KEY", raising=False)
-    running = Running(f"faulty=api:{faulty_address}#theirs", key=OUR_KEY, options=["--queue", "1"])
-    asked = {"model": "faulty", "messages": [{"role": "user", "content": "slow"}], "stream": True}
+    running = RunningServer(f"faulty=api:{faulty_address}#theirs", key=OUR_KEY, options=["--queue", "1"])
+    options = {"model": "faulty", "messages": [{"role": "user", "content": "slow"}], "stream": True}
     before = len(faulty.bodies)
     with (
         openai.OpenAI(base_url=f"{running.address}/v1", api_key="wrong", max_retries=0) as stranger,
         pytest.raises(openai.AuthenticationError, match="missing or wrong"),
     ):
-        stranger.chat.completions.create(**asked)
+        stranger.chat.completions.create(**options)
     assert len(faulty.bodies) == before
-    stream = iter(running.client.chat.completions.create(**asked))
+    stream = iter(running.client.chat.completions.create(**options))
     assert next(stream).choices[0].delta.content == WORDS[0]
     with pytest.raises(openai.RateLimitError, match="retry later"):
-        running.client.chat.completions.create(**asked)
+        running.client.chat.completions.create(**options)
     running.process.send_signal(signal.SIGTERM)
     assert [chunk.choices[0].delta.content for chunk in stream] == WORDS[1:2]
     running.client.close()
-    status, said = running.ended()
+    status, log = running.wait_stopped()
     assert status == 0
     assert "authorization" not in faulty.headers[-1]
-    assert OUR_KEY not in said and "no key (OPENAI_API_KEY is empty)" in " ".join(said.split())
+    assert OUR_KEY not in log and "no key (OPENAI_API_KEY is empty)" in " ".join(log.split())
 
 
 def test_another_machine_is_warned_of(environment):
     environment.setenv("GPU_KEY", "sesame")
     options = ["--api-key-env", "far=GPU_KEY"]
-    running = Running("far=api:http://user:word@gpu.example:8000/v1#org/model", options=options)
+    running = RunningServer("far=api:http://user:word@gpu.example:8000/v1#org/model", options=options)
     running.client.close()
-    said = " ".join(running.stop()[1].split())
-    assert "warning: far: prompts go to gpu.example:8000, which is another machine, unencrypted" in said
-    assert "the key in GPU_KEY" in said and "sesame" not in said and "word" not in said
+    log = " ".join(running.stop()[1].split())
+    assert "warning: far: prompts go to gpu.example:8000, which is another machine, unencrypted" in log
+    assert "the key in GPU_KEY" in log and "sesame" not in log and "word" not in log
 
 
 def test_a_key_for_nobody_and_a_key_that_cannot_be_sent(environment, capsys):
@@ -323,13 +323,13 @@ def test_a_key_for_nobody_and_a_key_that_cannot_be_sent(environment, capsys):
     assert "no api: model is named 'bgi'" in capsys.readouterr().err
     environment.setenv("GPU_KEY", "sesame\u2013street")
     assert main(["serve", "api:http://127.0.0.1:9/v1#x", "--api-key-env", "GPU_KEY"]) == 1
-    said = capsys.readouterr().err
-    assert "the key in GPU_KEY has characters that no header can carry" in said and "sesame" not in said
+    errors = capsys.readouterr().err
+    assert "the key in GPU_KEY has characters that no header can carry" in errors and "sesame" not in errors
 
 
 @contextlib.contextmanager
 def sent(running, asked):
-    """A connection on which a chat was asked for, closed at the end."""
+    """A connection on which a chat was requested; closed at the end."""
     body = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", running.port), timeout=30) as connection:

@@ -1,4 +1,4 @@
-"""Clients that hold connections open for nothing, or end their side early: raw sockets against the server."""
+"""Clients that hold connections open, or shut down their side early: raw sockets against the server."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from running_server import Running
+from running_server import RunningServer
 
 pytestmark = pytest.mark.slow
 
@@ -20,12 +20,12 @@ def server(tiny_teacher):
     module = "stillhouse.serve.uvicorn_protocol"
     constants = {f"{module}.HEAD_S": HEAD_S, f"{module}.IDLE_S": IDLE_S, f"{module}.UNREAD_S": UNREAD_S}
     constants["stillhouse.serve.security.BODY_TIMEOUT_S"] = BODY_S
-    running = Running(f"tiny={tiny_teacher}", options=["--queue", "8"], constants=constants)
+    running = RunningServer(f"tiny={tiny_teacher}", options=["--queue", "8"], constants=constants)
     yield running
     running.client.close()
-    status, said = running.stop()
+    status, log = running.stop()
     assert status == 0
-    assert "Traceback" not in said and "rror" not in said, said
+    assert "Traceback" not in log and "rror" not in log, log
 
 
 def connected(server):
@@ -42,13 +42,13 @@ def posted(*, length=None, version="1.1", **asked):
 
 
 def seconds_until_closed(connection, dribble=None):
-    """How long the server keeps the connection, while ``dribble`` is sent a byte every 0.2 s."""
+    """How long the server keeps the connection, while ``dribble`` is sent one byte every 0.2 s."""
     started = time.monotonic()
     connection.settimeout(0.2)
     while time.monotonic() - started < 15:
         with contextlib.suppress(TimeoutError):
             try:
-                if not connection.recv(65536):  # an error may be told first
+                if not connection.recv(65536):  # an error may arrive first
                     return time.monotonic() - started
             except ConnectionError:
                 return time.monotonic() - started
@@ -56,7 +56,7 @@ def seconds_until_closed(connection, dribble=None):
             with contextlib.suppress(ConnectionError):
                 connection.sendall(dribble[:1])
             dribble = dribble[1:] + dribble[:1]
-    raise AssertionError("the server keeps the connection")
+    raise AssertionError("the server keeps the connection open")
 
 
 ENDLESS_HEADERS = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"b" * 1000
@@ -79,9 +79,9 @@ def test_what_follows_an_answer_must_become_a_request(server, dribble):
     with connected(server) as connection:
         length = "Content-Length: 1000\r\n" if dribble == b"x" else ""
         connection.sendall(f"GET /health HTTP/1.1\r\nHost: localhost\r\n{length}\r\n".encode())
-        said = b""
-        while b'"ok"' not in said:
-            said += connection.recv(65536)
+        response = b""
+        while b'"ok"' not in response:
+            response += connection.recv(65536)
         assert seconds_until_closed(connection, dribble) < HEAD_S + 8
 
 
@@ -89,39 +89,39 @@ def test_a_body_that_does_not_come_is_told_so_and_ends_the_connection(server):
     with connected(server) as connection:
         connection.sendall(posted(length=5000))
         connection.settimeout(0.2)
-        said, begun = b"", time.monotonic()
-        while time.monotonic() - begun < BODY_S + 9:
+        response, started = b"", time.monotonic()
+        while time.monotonic() - started < BODY_S + 9:
             with contextlib.suppress(TimeoutError):
-                said += (piece := connection.recv(65536))
-                if not piece:
+                response += (data := connection.recv(65536))
+                if not data:
                     break
             with contextlib.suppress(ConnectionError):
                 connection.sendall(b" ")
-        assert said.startswith(b"HTTP/1.1 408 ") and b"the body did not arrive within 2 s" in said
-        assert BODY_S - 0.5 < time.monotonic() - begun < BODY_S + 8
+        assert response.startswith(b"HTTP/1.1 408 ") and b"the body did not arrive within 2 s" in response
+        assert BODY_S - 0.5 < time.monotonic() - started < BODY_S + 8
 
 
 def test_a_hundred_clients_that_hang_hold_nobody_up(server):
     with contextlib.ExitStack() as hanging:
-        everyone = [hanging.enter_context(connected(server)) for _ in range(100)]
-        begun = time.monotonic()
-        for number, one in enumerate(everyone):
-            one.sendall([b"", ENDLESS_HEADERS, posted(length=5000)][number % 3])
+        connections = [hanging.enter_context(connected(server)) for _ in range(100)]
+        started = time.monotonic()
+        for number, connection in enumerate(connections):
+            connection.sendall([b"", ENDLESS_HEADERS, posted(length=5000)][number % 3])
         reply = server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=4)
         assert reply.choices[0].finish_reason in ("stop", "length")
-        assert time.monotonic() - begun < HEAD_S  # they were still there
-        for one in everyone:  # each ends by itself
-            seconds_until_closed(one)
+        assert time.monotonic() - started < HEAD_S  # the hanging clients were still connected
+        for connection in connections:  # the server closes each of them
+            seconds_until_closed(connection)
     assert server.idle()
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/chat/completions"])
-@pytest.mark.parametrize("piece", [b"X-A: " + b"b" * 1000 + b"\r\n", b"b" * 1000])
-def test_headers_without_end_are_refused_before_they_fill_memory(server, piece, path):
+@pytest.mark.parametrize("data", [b"X-A: " + b"b" * 1000 + b"\r\n", b"b" * 1000])
+def test_headers_without_end_are_refused_before_they_fill_memory(server, data, path):
     with connected(server) as connection, contextlib.suppress(ConnectionError):
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-A: ".encode())
-        for _ in range(1000):  # 1 MB; the buffers of a connection hold more than the limit, but not that
-            connection.sendall(piece)
+        for _ in range(1000):  # 1 MB: a connection's buffers hold more than the limit, but less than this
+            connection.sendall(data)
         assert b" 400 " in connection.recv(1000)
     assert server.get("/health")["status"] == "ok"
 
@@ -142,8 +142,8 @@ def test_a_client_that_ends_its_own_side_is_answered(server, stream):
     with connected(server) as connection:
         connection.sendall(posted(max_tokens=300, stream=stream, temperature=0))
         connection.shutdown(socket.SHUT_WR)
-        said = connection.makefile("rb").read()
-    head, _, body = re.sub(rb"^(HTTP/1.1 100 Continue\r\n\r\n)+", b"", said).partition(b"\r\n\r\n")
+        response = connection.makefile("rb").read()
+    head, _, body = re.sub(rb"^(HTTP/1.1 100 Continue\r\n\r\n)+", b"", response).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK")
     assert b"finish_reason" in body
     if stream:
@@ -158,9 +158,9 @@ def test_a_client_that_leaves_frees_its_place_at_once(server, stream, wait_s, ve
     with connected(server) as connection:
         connection.sendall(posted(max_tokens=400, n=8, stream=stream, version=version))
         time.sleep(wait_s)
-    begun = time.monotonic()
+    started = time.monotonic()
     assert server.idle()
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - started < 3
 
 
 def test_a_body_that_is_cut_off_frees_its_place(server):

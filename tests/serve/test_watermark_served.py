@@ -1,4 +1,4 @@
-"""`still serve --watermark`: each answer is marked, and what cannot be is not served beside it."""
+"""`still serve --watermark`: every answer is watermarked, and no other model is served beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stillhouse.watermark import Mark, detect, new_key, write_key
 
 
 def answers(engine, count: int, **sampling) -> list[list[int]]:
-    """Token ids of some answers under way at once."""
+    """Token ids of some concurrent answers."""
 
     async def one(seed: int) -> list[int]:
         settings = Sampling(max_tokens=60, seed=seed, **sampling)

@@ -1,4 +1,4 @@
-"""A small random model whose template knows tools, as safetensors and as GGUF."""
+"""A small random model whose template supports tools, as safetensors and as GGUF."""
 
 import json
 

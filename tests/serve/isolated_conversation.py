@@ -1,6 +1,6 @@
-"""Run in a network namespace of its own: raises loopback, shows that there is no way out, and converses.
+"""Run in its own network namespace: brings up loopback, tries to connect elsewhere, holds a conversation.
 
-Writes one JSON object: `refused` (what attempts to leave said) and `answers`.
+Prints one JSON object: `refused` (the errors of the attempts), `answers` and the server's exit `status`.
 """
 
 import errno
@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # still_command
-from running_server import Running
+from running_server import RunningServer
 
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 OUTSIDE = [(socket.AF_INET, ("192.0.2.1", 443)), (socket.AF_INET6, ("2001:db8::1", 443))]
@@ -25,7 +25,7 @@ def raise_loopback():
 
 
 def refusals():
-    """The name of the error that each attempt to leave ends with."""
+    """The error name of each attempt to connect to another machine."""
     names = []
     for family, address in OUTSIDE:
         with socket.socket(family, socket.SOCK_STREAM) as attempt:
@@ -34,12 +34,12 @@ def refusals():
     return names
 
 
-def converse(running):
-    """Two turns with the model; its answers."""
+def converse(server):
+    """Holds a conversation of two turns; returns the model's answers."""
     turns, answers = [], []
     for question in ("Name a colour.", "And another one?"):
         turns.append({"role": "user", "content": question})
-        reply = running.client.chat.completions.create(
+        reply = server.client.chat.completions.create(
             model="smollm2", messages=turns, max_tokens=12, temperature=0
         )
         answers.append(reply.choices[0].message.content)
@@ -49,9 +49,9 @@ def converse(running):
 
 if __name__ == "__main__":
     raise_loopback()
-    said = {"refused": refusals()}
-    running = Running("embedded:smollm2")
-    with closing(running.client):
-        said["answers"] = converse(running)
-    said["status"], _ = running.stop()
-    print(json.dumps(said))
+    result = {"refused": refusals()}
+    server = RunningServer("embedded:smollm2")
+    with closing(server.client):
+        result["answers"] = converse(server)
+    result["status"], _ = server.stop()
+    print(json.dumps(result))
