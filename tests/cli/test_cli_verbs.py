@@ -126,7 +126,7 @@ class TestStages:
 
 
 class TestRunDirectory:
-    def test_the_same_recipe_goes_on(self, calls, capsys):
+    def test_the_same_recipe_resumes(self, calls, capsys):
         assert main(["run", "r.yaml"]) == 0
         assert main(["run", "r.yaml"]) == 0
         assert len(calls) == 2

@@ -50,7 +50,7 @@ def test_the_sentence_names_amount_interval_level_and_documents():
     assert finding(-0.2, 0.3).sentence.endswith("−0.500 to +0.100, includes zero.")
 
 
-def test_a_worse_likelihood_of_the_text_is_said():
+def test_a_worse_likelihood_of_the_text_is_reported():
     part = {"kl": estimate(-0.138, 0.021), "agreement": None, "nll": estimate(0.104, 0.02)}
     found = judge_comparison({"control": part}, [])
     assert found.outcome == "better"
@@ -69,7 +69,7 @@ def test_without_an_interval_nothing_follows():
     assert found.sentence.endswith("so this shows nothing.")
 
 
-def test_without_a_control_the_student_is_held_against_itself_before():
+def test_without_a_control_the_student_is_compared_with_itself_before():
     found = finding(-3.0, 0.1, against="before", measure="nll")
     assert found.against == "before"
     assert found.headline == "The student gives the text a higher likelihood than before training"
@@ -98,7 +98,7 @@ def test_figures(value, text):
 
 
 @given(st.floats(1e-5, 9e5))
-def test_a_figure_is_within_half_a_unit_of_its_third_digit(value):
+def test_a_formatted_number_is_within_half_a_unit_of_its_third_digit(value):
     assert float(format_number(value).replace(",", "")) == pytest.approx(value, rel=0.0051)
 
 

@@ -316,7 +316,7 @@ class TestCommand:
         assert planned["seconds"] == pytest.approx(sum(stage["seconds"] for stage in planned["stages"]))
 
     @pytest.mark.parametrize(("host", "said"), [("example.com", True), ("127.0.0.1:1", False)])
-    def test_a_missing_api_key_is_said(self, recipe_file, questions, host, said, monkeypatch, capsys):
+    def test_a_missing_api_key_is_reported(self, recipe_file, questions, host, said, monkeypatch, capsys):
         monkeypatch.delenv("NO_SUCH_KEY", raising=False)
         (recipe_file.parent / "api.yaml").write_text(
             "name: small\n"

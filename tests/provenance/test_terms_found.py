@@ -145,7 +145,7 @@ def test_the_embedded_model_is_known_by_its_own_header_too():
     assert find_terms("embedded:smollm2", metadata=SMOLLM2_GGUF).key == "smollm"
 
 
-def test_what_the_models_room_reads_from_the_embedded_model_is_enough():
+def test_the_metadata_of_the_embedded_model_is_enough():
     from stillhouse.models import describe
 
     metadata = describe("embedded:smollm2").metadata

@@ -35,7 +35,7 @@ def test_the_well_known_terms_are_there():
 
 
 @pytest.mark.parametrize("entry", all_terms(), ids=lambda entry: entry.key)
-def test_an_entry_says_where_it_stands_and_how_sure_we_are(entry):
+def test_an_entry_has_a_source_and_a_date_of_its_check(entry):
     assert entry.clause.endswith(".") and entry.source
     if entry.checked == "unverified":
         assert entry.note or entry.key == "cc-by-4.0", "an unverified entry says what was not seen"
@@ -101,12 +101,12 @@ def test_a_key_given_twice_and_a_broken_pattern_are_refused():
         parse_terms(GOOD.replace("use: any", "use: any\n  match: {names: ['(']}"))
 
 
-def test_the_front_door_has_all_that_it_names():
-    import stillhouse.provenance as room
+def test_the_package_has_every_public_name():
+    import stillhouse.provenance as package
 
-    assert all(hasattr(room, name) for name in room.__all__)
+    assert all(hasattr(package, name) for name in package.__all__)
     with pytest.raises(AttributeError, match="nothing_like_it"):
-        room.nothing_like_it  # noqa: B018
+        package.nothing_like_it  # noqa: B018
 
 
 def test_the_documentation_has_the_table(request):
