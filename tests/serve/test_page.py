@@ -24,7 +24,7 @@ TOO_WIDE = """[
     ...[document.documentElement, ...document.querySelectorAll("main, dialog[open]")]
         .filter((el) => el.scrollWidth > el.clientWidth),
     ...[...document.querySelectorAll(".chat *")]
-        .filter((el) => !el.closest("pre, .table, .unseen, svg") && el.getBoundingClientRect().right > 375.5),
+        .filter((el) => !el.closest("pre, .table, .visually-hidden, svg") && el.getBoundingClientRect().right > 375.5),
 ].map((el) => el.outerHTML.slice(0, 80))"""
 TO_END = "((m) => m.scrollHeight - m.scrollTop - m.clientHeight)(document.querySelector('main'))"
 PHONE = {"viewport": {"width": 375, "height": 740}, "is_mobile": True, "has_touch": True}
@@ -48,7 +48,7 @@ def test_a_model_of_another_server_is_not_said_to_stay_here(
 ) -> None:
     fake.forwarded = {"teacher": "gpu.example:8000"}
     page = opening()
-    empty, hint = page.locator(".empty"), page.locator("#goes-to")
+    empty, hint = page.locator(".empty"), page.locator("#destinations")
     expect(empty).to_contain_text("nothing leaves this machine")
     expect(hint).to_have_text("")
     page.select_option("#model-0", "teacher")
@@ -162,7 +162,7 @@ def test_answers_and_code_can_be_copied(opening: Callable[..., Page], fake: Fake
     page = opening(permissions=["clipboard-read", "clipboard-write"])
     say(page, "torture")
     page.get_by_role("button", name="Copy answer").click()
-    expect(page.locator("#spoken")).to_have_text("Copied")
+    expect(page.locator("#announcements")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == TORTURE
     page.get_by_role("button", name="Copy code").click()
     until(page, lambda: page.evaluate("navigator.clipboard.readText()").startswith("def still"))
@@ -175,7 +175,7 @@ def test_conversations_stay_in_the_browser(page: Page, fake: FakeChat, tmp_path:
     say(page, "torture")
     titles = page.locator("#conversations .title")
     expect(titles).to_have_text(["torture", "the first of all conversations that were ever held"])
-    expect(page.locator(".keeping")).to_contain_text("kept only in this browser")
+    expect(page.locator(".storage-note")).to_contain_text("kept only in this browser")
     page.reload()
     titles.last.click()
     expect(page.locator(".answer > .prose")).to_contain_text("student saw 1 messages")

@@ -1,4 +1,4 @@
-"""Answer in private: an OpenAI-compatible server on this machine, with a chat page."""
+"""Serves models on this machine: an OpenAI-compatible API and a chat page."""
 
 import lazy_loader
 

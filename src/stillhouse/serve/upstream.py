@@ -25,7 +25,7 @@ from stillhouse.serve.api.errors import InvalidRequestError
 
 CONNECT_S = 10.0
 SILENCE_S = 600.0
-"""Seconds without a byte after which an answer is given up; a long prompt takes a while to read."""
+"""Seconds without a byte after which an answer is abandoned; a long prompt takes a while to read."""
 KEPT_S = 2.0
 """Seconds for which an idle connection is reused: fewer than the 5 after which uvicorn closes one."""
 _EVENT_SEPARATOR = re.compile(rb"\r?\n\r?\n")
@@ -201,7 +201,7 @@ class Upstream:
             )
         if status < 400:
             if status != 200:
-                # Redirects are not followed: they could send prompts to a server that nobody named.
+                # Redirects are not followed: they could send prompts to a server that the user did not choose.
                 return ApiError(f"{self.name}: {self.host} responds with status {status}, not with an answer")
             status = 502
         retry_after = response.headers.get("retry-after")

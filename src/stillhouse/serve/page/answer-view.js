@@ -37,7 +37,7 @@ export class AnswerView {
       reasoning: new Markdown(thoughts, copyButton),
     };
     this.el.setAttribute("aria-label", `Answer of ${attempt.model}`);
-    this.el.replaceChildren(make("h2", { className: "who" }, attempt.model), this.thoughts, this.prose, this.foot);
+    this.el.replaceChildren(make("h2", { className: "model-name" }, attempt.model), this.thoughts, this.prose, this.foot);
     this.#write();
     if (attempt.state === "writing") this.#markWriting();
     else this.settle();

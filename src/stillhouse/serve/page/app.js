@@ -215,7 +215,7 @@ function refresh() {
   byId("second").hidden = byId("swap").hidden = !beside;
   document.body.classList.toggle("beside", beside);
   current.models.forEach((model, column) => (byId(`model-${column}`).value = model));
-  if (models.length) view.goesTo(current.models.slice(0, beside ? 2 : 1), forwarded);
+  if (models.length) view.showDestinations(current.models.slice(0, beside ? 2 : 1), forwarded);
   // The model cannot change in the middle of an answer.
   for (const id of ["model-0", "model-1", "swap", "beside"]) byId(id).disabled = isBusy(current) || !models.length;
 }

@@ -59,7 +59,7 @@ async function copy(text) {
 
 /** Browsers offer navigator.clipboard only over HTTPS or on localhost. */
 function copyBySelection(text) {
-  const field = make("textarea", { value: text, readOnly: true, className: "unseen" });
+  const field = make("textarea", { value: text, readOnly: true, className: "visually-hidden" });
   const focused = document.activeElement;
   document.body.append(field);
   field.select();
@@ -71,5 +71,5 @@ function copyBySelection(text) {
 
 /** Announces a text to screen readers, without interrupting them. */
 export function announce(text) {
-  document.getElementById("spoken").textContent = text;
+  document.getElementById("announcements").textContent = text;
 }

@@ -69,10 +69,10 @@ export class View {
   }
 
   /** Shows where messages to these models go. Until this is called, the page promises nothing. */
-  goesTo(models, forwarded) {
+  showDestinations(models, forwarded) {
     const remote = [...new Set(models)].filter((model) => forwarded.has(model));
     const destinations = remote.map((model) => `Messages to ${model} are passed on to ${forwarded.get(model)}.`).join(" ");
-    document.getElementById("goes-to").textContent = destinations;
+    document.getElementById("destinations").textContent = destinations;
     this.turns.querySelector(".promise")?.replaceChildren(promise(destinations));
   }
 
@@ -121,7 +121,7 @@ export class View {
 
   #prompt(turn) {
     const text = make("p", { className: "words", dir: "auto" }, turn.prompt);
-    const box = make("div", { className: "prompt" }, make("h2", { className: "unseen" }, "You"), text);
+    const box = make("div", { className: "prompt" }, make("h2", { className: "visually-hidden" }, "You"), text);
     const edit = make("button", { type: "button", className: "quiet last-only edit", onclick: () => this.#edit(turn, box) },
       icon("edit"), "Edit");
     box.append(make("div", { className: "prompt-tools" }, edit, copyButton(() => turn.prompt, "message")));
