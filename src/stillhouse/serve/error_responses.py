@@ -31,7 +31,6 @@ from stillhouse.serve.upstream import UpstreamError
 
 RETRY_AFTER_S = 2
 
-
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -91,7 +90,7 @@ def _stillhouse_error_response(error: StillhouseError) -> Response:
         return _response(400, str(error), code="unsupported")
     if isinstance(error, ApiError):
         return _response(502, str(error), kind="upstream_error")
-    # The template that refuses these messages is the model's own: the request is at fault, not the server.
+    # Chat templates refuse some conversations, such as two user turns in a row: that is the request's fault.
     if isinstance(error, ModelError) and "template" in str(error):
         return _response(400, str(error), param="messages")
     return _response(503, str(error), kind="server_error")

@@ -64,6 +64,7 @@ def sampling_per_choice(
     if isinstance(body, ChatRequest):
         sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *engine.prompts.template.stops))
     fitted = engine.prompts.fit_to_context(sampling, len(prompt_ids))
+    # Consecutive seeds, so that choice k of a seeded request can be repeated alone, with seed + k.
     return [dataclasses.replace(fitted, seed=(first_seed + index) % 2**31) for index in range(body.n)]
 
 
