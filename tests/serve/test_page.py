@@ -24,7 +24,8 @@ TOO_WIDE = """[
     ...[document.documentElement, ...document.querySelectorAll("main, dialog[open]")]
         .filter((el) => el.scrollWidth > el.clientWidth),
     ...[...document.querySelectorAll(".chat *")]
-        .filter((el) => !el.closest("pre, .table, .visually-hidden, svg") && el.getBoundingClientRect().right > 375.5),
+        .filter((el) => !el.closest("pre, .table, .visually-hidden, svg"))
+        .filter((el) => el.getBoundingClientRect().right > 375.5),
 ].map((el) => el.outerHTML.slice(0, 80))"""
 TO_END = "((m) => m.scrollHeight - m.scrollTop - m.clientHeight)(document.querySelector('main'))"
 PHONE = {"viewport": {"width": 375, "height": 740}, "is_mobile": True, "has_touch": True}

@@ -201,7 +201,7 @@ class Upstream:
             )
         if status < 400:
             if status != 200:
-                # Redirects are not followed: they could send prompts to a server that the user did not choose.
+                # Redirects are not followed: they could send prompts to a server that the user never chose.
                 return ApiError(f"{self.name}: {self.host} responds with status {status}, not with an answer")
             status = 502
         retry_after = response.headers.get("retry-after")
