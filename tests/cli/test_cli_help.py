@@ -1,5 +1,6 @@
 """Help, reference pages and completion: complete, correct and fast to import."""
 
+import itertools
 import os
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from stillhouse import __version__
 from stillhouse.cli import app, main
 from stillhouse.cli.app import VERBS
 from stillhouse.cli.docs import PAGES
+from stillhouse.cli.help_text import unwrap
 from stillhouse.cli.overrides import gather_overrides
 from stillhouse.cli.trace import SUBCOMMANDS
 
@@ -47,6 +49,42 @@ def test_every_verb_shows_examples_that_can_be_pasted(verb, capsys):
             gather_overrides(shlex.split(example)[1:]), exit_on_error=False, print_error=False
         )
         assert command is EVERY[verb]
+
+
+@pytest.mark.parametrize("verb", EVERY)
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_help_wraps_at_the_width_of_the_terminal(verb, columns, monkeypatch, capsys):
+    """Within a paragraph, a line ends only where the next word does not fit."""
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main([*verb.split(), "--help"]) == 0
+    description = capsys.readouterr().out.partition("╭")[0].split("\n\n")[1:]
+    for paragraph in description:
+        lines = paragraph.strip().split("\n")
+        for line, following in itertools.pairwise(lines):
+            assert len(line.rstrip()) + 1 + len(following.split()[0]) > int(columns)
+
+
+def test_unwrapping_keeps_paragraphs_parameters_and_their_order():
+    text = """Does a thing.
+
+    A paragraph
+    of two lines.
+
+    Another.
+
+    Parameters
+    ----------
+    first
+        One
+        two three
+        four.
+    second
+        Five.
+    """
+    assert unwrap(text) == (
+        "Does a thing.\n\nA paragraph of two lines.\n\nAnother.\n\nParameters\n----------\n"
+        "first\n    One two three four.\nsecond\n    Five."
+    )
 
 
 @pytest.mark.parametrize("file", PAGES)

@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError
 from stillhouse import __version__
 from stillhouse.cli import collect, evaluate, export, plan, run, serve, terms, trace, train, verify
 from stillhouse.cli.failures import explain
+from stillhouse.cli.help_text import unwrap
 from stillhouse.cli.overrides import gather_overrides
 from stillhouse.console import console
 from stillhouse.errors import StillhouseError, UsageError
@@ -55,9 +56,11 @@ for position, (name, verb) in enumerate(VERBS.items()):
     command = App(
         name=name, sort_key=position, help_epilogue=module.EXAMPLES, usage=getattr(module, "USAGE", None)
     )
+    verb.__doc__ = unwrap(verb.__doc__ or "")
     command.default(verb)
     for subcommand_name, (function, examples) in getattr(module, "SUBCOMMANDS", {}).items():
         subcommand = App(name=subcommand_name, help_epilogue=examples)
+        function.__doc__ = unwrap(function.__doc__ or "")
         subcommand.default(function)
         command.command(subcommand)
     app.command(command)
@@ -92,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(tokens: list[str]) -> int:
+    # read before parsing, so that they also apply to errors of the parser
     debug = "--debug" in tokens
     console.json = "--json" in tokens
     console.quiet = "--quiet" in tokens

@@ -38,7 +38,9 @@ def gather_overrides(tokens: Sequence[str]) -> list[str]:
         if token == "--":
             return [*rewritten, token, *rest]
         name, equals, value = token.removeprefix("--").partition("=")
-        key = name.replace("-", "_")
+        key = name.replace(
+            "-", "_"
+        )  # cyclopts spells options with hyphens, recipes spell keys with underscores
         is_recipe_key = "." in key or key in _TOP_LEVEL
         if not token.startswith("--") or f"--{name}" in (OPTION, _OWN_OPTION) or not is_recipe_key:
             rewritten.append(token)

@@ -34,6 +34,7 @@ def generate_answers(
     ends = sorted(weights.end_ids)
     length = max(map(len, prompts))
     padding_id = ends[0] if ends else 0
+    # padding on the left: every prompt then ends where generation starts
     ids_BT = torch.tensor([[padding_id] * (length - len(ids)) + ids for ids in prompts])
     mask_BT = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts])
     greedy = GenerationConfig(

@@ -146,6 +146,7 @@ def comparison_entry(student: Measures, other: Measures, confidence: float) -> d
             return None
         return paired_difference(a_D, b_D, student.tokens_D, confidence).to_dict()
 
+    # paired by position, so both must have measured the same documents in the same order
     assert student.documents == other.documents
     return {
         "kl": difference(student.kl_D, other.kl_D),

@@ -145,6 +145,7 @@ def _wide_head(model: PreTrainedModel, documents: Sequence[Document]) -> LMHead:
     from stillhouse.distill import lm_head_of
 
     head = lm_head_of(model)
+    # a bfloat16 logit has about three digits, too few for the divergence of similar models
     bias_V = None if head.bias_V is None else head.bias_V.detach().float()
     return replace(head, weight_VD=head.weight_VD.detach().float(), bias_V=bias_V)
 
@@ -165,6 +166,7 @@ def _measure(
     teacher: ReferenceModel | None,
 ) -> Measures:
     """Sums over the chunks of each document; ``logp`` as :meth:`ReferenceModel.logp`."""
+    # models of one family pad their vocabularies to different multiples
     vocab = vocab_size if teacher is None else min(vocab_size, teacher.vocab_size)
     sums = []
     for index, document in enumerate(documents):

@@ -41,6 +41,7 @@ def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> None:
         StorageError: the files cannot be written.
     """
     checked = Report.model_validate(report)
+    # the JSON first: it is the record, and the page can be made from it again
     atomic_write(Path(run_dir) / "report.json", checked.model_dump_json(indent=2) + "\n")
     atomic_write(Path(run_dir) / "report.html", render_page(checked.model_dump()))
 

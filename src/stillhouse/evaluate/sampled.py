@@ -98,6 +98,7 @@ def _requests(
                 top_p=1.0,
                 top_k=0,
                 max_tokens=settings.sample_tokens,
+                # depends on the prompt and not on the model, so that all models get the same seeds
                 seed=seed_from(f"evaluate {seed} {prompt.id} {number}"),
             )
             messages = candidate.shown(prompt.question)

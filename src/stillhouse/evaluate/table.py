@@ -50,6 +50,7 @@ def _cell(estimate: Mapping[str, Any] | None, scale: float = 1.0) -> str:
     value, low, high = (None if end is None else end * scale for end in ends)
     if value is None or not math.isfinite(value):
         return "∞"
+    # about three digits: six columns with intervals then fit into 80 characters
     form = (
         ".1e" if value >= 1e5 else ".0f" if value >= 100 or scale == 100 else ".1f" if value >= 10 else ".2f"
     )

@@ -26,7 +26,7 @@ def page_template(package: str | None, name: str, filters: Mapping[str, Any]) ->
     assert package is not None
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("stillhouse.pages", ".")]),
-        autoescape=True,
+        autoescape=True,  # off by default
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

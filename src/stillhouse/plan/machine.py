@@ -19,14 +19,14 @@ def measure_machine(device: str = "cpu", seconds: float = 0.3) -> Machine:
 
     def fastest(work: Callable[[], Any]) -> float:
         times: list[float] = []
-        work()
+        work()  # warm-up: the first call builds kernels and allocates memory
         while len(times) < 3 or sum(times) < seconds:
             before = time.perf_counter()
             work()
             if torch_device.type == "cuda":
                 torch.cuda.synchronize(torch_device)
             times.append(time.perf_counter() - before)
-        return min(times)
+        return min(times)  # the fastest: other load on the machine only adds time
 
     rates = []
     for dtype in (torch.float32, torch.bfloat16):

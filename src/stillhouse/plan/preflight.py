@@ -100,7 +100,7 @@ def _check_adapters(lora: Lora, model_type: Any) -> None:
             "student.lora needs the package peft", hint='Install it with: pip install "stillhouse[lora]"'
         )
     if model_type not in _USUAL_LINEARS:
-        return
+        return  # the layer names of other architectures are not known before the weights are loaded
     linears = (*Lora().targets, "lm_head")
     for target in lora.targets:
         if target not in linears:

@@ -59,7 +59,9 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
     from stillhouse.models import describe, recipe_terms
     from stillhouse.provenance import combine_verdicts, judge_terms
 
-    preflight(recipe)
+    preflight(
+        recipe
+    )  # first: an invalid recipe fails at once, before prompts are read and rates are measured
     source = recipe.prompts
     prompts = load_prompts(source.source, column=source.column, limit=source.limit, seed=recipe.seed)
     ngram = recipe.filter.contamination_ngram

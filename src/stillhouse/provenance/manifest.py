@@ -142,6 +142,7 @@ class Manifest:
         record = self.stages.get(stage)
         if record is None or record.inputs != dict(inputs):
             return False
+        # hashes, not timestamps: a copied or restored run is still finished
         return not any(output.difference(self.directory) for output in record.outputs)
 
     def record(

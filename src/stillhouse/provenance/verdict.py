@@ -45,6 +45,7 @@ def judge_terms(terms: Terms, purpose: Purpose, *, student: Terms | None = None)
             outputs to improve models of their own family only.
     """
     assert purpose in get_args(Purpose)
+    # refusals before unknowns: a reason can lift an unknown but not a refusal
     training = _training(terms, student)
     if training == "no":
         only = ", except models made from its own weights" if terms.own_family else ""
