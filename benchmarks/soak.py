@@ -192,12 +192,13 @@ class Load:
     async def unreleased_places(self) -> int:
         """Answers that the server still counts as in progress, after up to 10 s."""
         async with httpx.AsyncClient(base_url=self.address, trust_env=False) as http:
+            answers = 0
             for _ in range(100):
-                taken = (await http.get("/health")).json()["answers"]
-                if not taken:
-                    return 0
+                answers = (await http.get("/health")).json()["answers"]
+                if not answers:
+                    break
                 await asyncio.sleep(0.1)
-        return taken
+        return answers
 
     async def client(self, number: int) -> None:
         kinds: list[Callable[[str, random.Random], Awaitable[str]]] = [

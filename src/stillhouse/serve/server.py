@@ -76,11 +76,7 @@ def serve(
         {**references, **upstreams}, idle_s=idle_s, load=lambda reference: open_engine(reference, marker)
     )
     app = create_app(pool, queue_size=queue, hosts={*LOOPBACK, host, address, *names}, api_key=api_key)
-    url_host = f"[{host}]" if ":" in host else host
-    console.info(f"http://{url_host}:{port}  (ctrl-C stops it)")
-    console.info(f"models: {', '.join(references)}; each is loaded at its first request")
-    for upstream in upstreams.values():
-        upstream.announce()
+    _announce(f"[{host}]" if ":" in host else host, port, references, upstreams)
     if address not in LOOPBACK:
         _warn_of_remote_access(api_key)
     settings = uvicorn.Config(
@@ -95,6 +91,14 @@ def serve(
     )
     with listener:
         _handle_signals(uvicorn.Server(settings)).run(sockets=[listener])
+
+
+def _announce(host: str, port: int, references: Mapping[str, str], upstreams: Mapping[str, Upstream]) -> None:
+    """Prints the server's address, its models, and where prompts go."""
+    console.info(f"http://{host}:{port}  (ctrl-C stops it)")
+    console.info(f"models: {', '.join(references)}; each is loaded at its first request")
+    for upstream in upstreams.values():
+        upstream.announce()
 
 
 def _handle_signals(server: Any) -> Any:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stillhouse.serve.api.chat_prompt import (
+    ChatPrompt,
     ToolOptions,
     build_chat_prompt,
     template_messages,
@@ -18,11 +19,11 @@ from stillhouse.serve.api.chat_prompt import (
 )
 from stillhouse.serve.api.errors import InvalidRequestError
 from stillhouse.serve.api.request_parsing import response_schema, sampling_per_choice
-from stillhouse.serve.api.responses import ChatChoice, TokenUsage
+from stillhouse.serve.api.responses import ChatChoice, LogprobFormatter, TokenUsage
 from stillhouse.serve.api.schema import ChatRequest
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.endpoints.generation import ChoiceGenerations, respond
-from stillhouse.serve.engines.base import GenerationRequest
+from stillhouse.serve.engines.base import Engine, GenerationRequest
 
 
 async def create_chat_completion(context: ServerContext, request: Request, body: ChatRequest) -> Response:
@@ -39,31 +40,11 @@ async def create_chat_completion(context: ServerContext, request: Request, body:
     @contextlib.asynccontextmanager
     async def prepare() -> AsyncIterator[ChoiceGenerations]:
         async with context.pool.use(body.model) as engine:
-            top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
             formatter = context.logprob_formatter(engine) if body.logprobs else None
             prompt = await context.read_prompt(
                 engine, build_chat_prompt, engine, body, messages, tools, schema
             )
-            requests = [
-                GenerationRequest(
-                    prompt.ids,
-                    sampling,
-                    top_logprobs,
-                    json_schema=prompt.json_schema,
-                    preserved_tokens=prompt.preserved_tokens,
-                )
-                for sampling in sampling_per_choice(engine, body, prompt.sampling, prompt.ids)
-            ]
-            choices = [
-                ChatChoice(
-                    index,
-                    starts_in_reasoning=prompt.starts_in_reasoning,
-                    logprob_formatter=formatter,
-                    tool_parser=prompt.tool_parser(),
-                )
-                for index in range(len(requests))
-            ]
-            yield ChoiceGenerations(engine, requests, choices, TokenUsage(len(prompt.ids)))
+            yield _generations(engine, body, prompt, formatter)
 
     return await respond(
         context,
@@ -80,3 +61,29 @@ def _tools_and_schema(body: ChatRequest) -> tuple[ToolOptions, dict[str, Any] | 
     """The tools of a chat, and the schema that its answer must follow."""
     tools = tool_options(body)
     return tools, None if tools.forced else response_schema(body)
+
+
+def _generations(
+    engine: Engine, body: ChatRequest, prompt: ChatPrompt, formatter: LogprobFormatter | None
+) -> ChoiceGenerations:
+    """The n generations of a chat."""
+    requests = [
+        GenerationRequest(
+            prompt.ids,
+            sampling,
+            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            json_schema=prompt.json_schema,
+            preserved_tokens=prompt.preserved_tokens,
+        )
+        for sampling in sampling_per_choice(engine, body, prompt.sampling, prompt.ids)
+    ]
+    choices = [
+        ChatChoice(
+            index,
+            starts_in_reasoning=prompt.starts_in_reasoning,
+            logprob_formatter=formatter,
+            tool_parser=prompt.tool_parser(),
+        )
+        for index in range(len(requests))
+    ]
+    return ChoiceGenerations(engine, requests, choices, TokenUsage(len(prompt.ids)))
