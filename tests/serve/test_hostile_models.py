@@ -137,7 +137,7 @@ def ask(server, model):
 
 @pytest.mark.parametrize("kind", ["", "gguf-"])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_that_means_harm_is_told_and_stops_nobody(server, name, kind):
+def test_a_malicious_template_is_reported_and_stops_no_other_request(server, name, kind):
     with pytest.raises(openai.BadRequestError, match=MESSAGES[name]):
         ask(server, kind + name)
     assert ask(server, "tiny").choices
@@ -188,7 +188,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_model_that_cannot_be_is_told_and_stops_nobody(server, name):
+def test_a_broken_model_is_reported_and_stops_no_other_request(server, name):
     started = time.monotonic()
     with pytest.raises(openai.APIStatusError, match=BROKEN[name]) as caught:
         ask(server, name)

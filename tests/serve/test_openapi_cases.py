@@ -50,7 +50,7 @@ def test_the_document_lists_what_is_served(server):
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
-def test_no_request_is_a_fault_of_the_server_s(server, mode):
+def test_no_request_causes_an_internal_error(server, mode):
     operations = [result.ok() for result in described(server).get_all_operations()]
     assert len(operations) == 5
     statuses = collections.Counter()

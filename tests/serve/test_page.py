@@ -339,7 +339,7 @@ def test_hostile_text_stays_text(page: Page) -> None:
     assert "owned" not in page.title()
 
 
-def test_a_server_that_wants_a_key_is_given_one(fake: FakeChat, browser: Any, address: str) -> None:
+def test_the_page_asks_for_the_server_s_key(fake: FakeChat, browser: Any, address: str) -> None:
     fake.key = "sesame"
     context = browser.new_context()
     page = context.new_page()
@@ -370,7 +370,7 @@ def test_a_server_that_wants_a_key_is_given_one(fake: FakeChat, browser: Any, ad
     context.close()
 
 
-def test_a_busy_server_says_when_to_come_back(page: Page) -> None:
+def test_a_busy_server_shows_when_to_retry(page: Page) -> None:
     say(page, "busy")
     error = page.get_by_role("alert")
     expect(error).to_contain_text("Try again in 3 s")
@@ -403,7 +403,7 @@ def test_what_arrived_before_an_error_is_kept(page: Page, prompt: str, message: 
         expect(page.locator(".answer > .prose")).to_have_text("This much arrived and then the rest.")
 
 
-def test_refusals_and_silence_are_said(page: Page, fake: FakeChat) -> None:
+def test_refusals_and_lost_connections_are_shown(page: Page, fake: FakeChat) -> None:
     say(page, "refuse")
     expect(page.locator(".error p")).to_have_text(
         "The server refused the request: the prompt is longer than the model's 2048 tokens."

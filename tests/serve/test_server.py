@@ -275,7 +275,7 @@ def test_what_a_browser_is_told(server):
     assert not any(name.lower().startswith("access-control") for name in headers)
 
 
-def test_two_hundred_clients_at_once_are_answered_or_told_to_come_again(server):
+def test_two_hundred_clients_at_once_are_answered_or_get_429(server):
     async def ask(client):
         try:
             reply = await client.chat.completions.create(

@@ -53,7 +53,7 @@ def fits(call):
 
 
 @BOTH
-def test_a_call_that_must_be_made_follows_the_tool_s_schema(server, model):
+def test_a_forced_call_follows_the_tool_s_schema(server, model):
     options = {
         "model": model, "messages": HELLO, "tools": [DRAW, LOOK], "tool_choice": "required", "seed": 1,
         "n": 4, "max_tokens": 200, "temperature": 1.2,
@@ -196,7 +196,7 @@ def test_an_answer_need_not_call_and_results_are_read(server, model):
         ({"model": "smollm2", "tools": [DRAW]}, "smollm2 does not support tools: its chat template", "tools"),
     ],
 )
-def test_what_cannot_be_is_refused(server, more, message, param):
+def test_invalid_tool_requests_are_refused(server, more, message, param):
     with pytest.raises(openai.BadRequestError, match=message) as caught:
         server.client.chat.completions.create(**{"model": "weights", "messages": HELLO, **more})
     assert caught.value.body["param"] == param

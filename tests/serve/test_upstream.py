@@ -249,7 +249,7 @@ def test_a_client_that_goes_away_frees_the_other_server_too(ours, upstream, mode
     assert upstream.idle() and ours.idle()
 
 
-def test_a_reader_that_is_slow_holds_up_nobody_and_is_not_read_ahead_for(ours, faulty):
+def test_a_slow_reader_delays_no_other_request_and_the_upstream_is_not_read_ahead(ours, faulty):
     asked = {"model": "faulty", "stream": True, "messages": [{"role": "user", "content": "endless"}]}
     with sent(ours, asked) as connection:
         assert b"200 OK" in connection.recv(200)
@@ -318,7 +318,7 @@ def test_another_machine_is_warned_of(environment):
     assert "the key in GPU_KEY" in log and "sesame" not in log and "word" not in log
 
 
-def test_a_key_for_nobody_and_a_key_that_cannot_be_sent(environment, capsys):
+def test_a_key_of_an_unknown_model_and_a_key_that_cannot_be_sent(environment, capsys):
     assert main(["serve", "big=api:http://127.0.0.1:9/v1#x", "--api-key-env", "bgi=GPU_KEY"]) == 2
     assert "no api: model is named 'bgi'" in capsys.readouterr().err
     environment.setenv("GPU_KEY", "sesame\u2013street")

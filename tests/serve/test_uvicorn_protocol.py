@@ -85,7 +85,7 @@ def test_what_follows_an_answer_must_become_a_request(server, dribble):
         assert seconds_until_closed(connection, dribble) < HEAD_S + 8
 
 
-def test_a_body_that_does_not_come_is_told_so_and_ends_the_connection(server):
+def test_a_body_that_does_not_arrive_is_reported_and_ends_the_connection(server):
     with connected(server) as connection:
         connection.sendall(posted(length=5000))
         connection.settimeout(0.2)
@@ -101,7 +101,7 @@ def test_a_body_that_does_not_come_is_told_so_and_ends_the_connection(server):
         assert BODY_S - 0.5 < time.monotonic() - started < BODY_S + 8
 
 
-def test_a_hundred_clients_that_hang_hold_nobody_up(server):
+def test_a_hundred_hanging_clients_delay_no_other_request(server):
     with contextlib.ExitStack() as hanging:
         connections = [hanging.enter_context(connected(server)) for _ in range(100)]
         started = time.monotonic()
