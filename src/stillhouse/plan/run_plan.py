@@ -59,35 +59,33 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
     from stillhouse.models import describe, recipe_terms
     from stillhouse.provenance import combine_verdicts, judge_terms
 
-    preflight(
-        recipe
-    )  # first: an invalid recipe fails at once, before prompts are read and rates are measured
+    preflight(recipe)  # first, so that an invalid recipe fails before prompts are read
     source = recipe.prompts
     prompts = load_prompts(source.source, column=source.column, limit=source.limit, seed=recipe.seed)
     ngram = recipe.filter.contamination_ngram
     train, held_out, _ = split_held_out(prompts, source.held_out, ngram=ngram, seed=recipe.seed)
-    facts = describe(recipe.teacher.model)
-    teacher = shape_of(facts) if facts.kind != "api" else None
+    teacher_info = describe(recipe.teacher.model)
+    teacher = shape_of(teacher_info) if teacher_info.kind != "api" else None
     parent = shape_of(describe(recipe.student.model)) if recipe.student.model else teacher
-    tokenizer = describe(recipe.student.tokenizer) if recipe.student.tokenizer else facts
+    tokenizer = describe(recipe.student.tokenizer) if recipe.student.tokenizer else teacher_info
     vocabulary = recipe.student.vocabulary or tokenizer.vocab_size
     student = student_shape(recipe.student, parent, vocab=vocabulary)
     train = train if recipe.needs_answers else []
     workload = estimate_workload(recipe, train, held_out)
-    others = [describe(each.model) for each in recipe.teachers]
+    others = [describe(other.model) for other in recipe.teachers]
     inputs = PlanInputs(
         recipe,
-        facts,
+        teacher_info,
         teacher,
         student,
         workload,
         machine or measure_machine(),
-        tuple(shape_of(each) for each in others if each.kind != "api"),
+        tuple(shape_of(info) for info in others if info.kind != "api"),
     )
     terms, start = recipe_terms(recipe)
     return RunPlan(
         stages=tuple(plan_stages(inputs)),
         dollars=api_cost(recipe, workload, [*train, *held_out]),
         terms=terms[0],
-        verdict=combine_verdicts(judge_terms(each, recipe.purpose, student=start) for each in terms),
+        verdict=combine_verdicts(judge_terms(entry, recipe.purpose, student=start) for entry in terms),
     )

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from stillhouse.models import ModelInfo
 
 
-def shape_of(facts: ModelInfo) -> Shape:
+def shape_of(info: ModelInfo) -> Shape:
     """The shape of a model, from its configuration and header.
 
     Raises:
         RecipeError: the configuration is incomplete or invalid.
     """
-    shape = _shape_of_config(facts.config, facts.vocab_size, facts.reference)
-    if facts.parameters is None:
+    shape = _shape_of_config(info.config, info.vocab_size, info.reference)
+    if info.parameters is None:
         return shape
-    body = facts.parameters - shape.head * (1 if shape.tied else 2)
+    body = info.parameters - shape.head * (1 if shape.tied else 2)
     return replace(shape, layer_parameters=body / shape.layers) if body > 0 else shape
 
 

@@ -42,7 +42,7 @@ class PlanInputs:
     """Everything that the costs of the stages depend on."""
 
     recipe: Recipe
-    teacher_facts: ModelInfo
+    teacher_info: ModelInfo
     teacher: Shape | None
     """None for a teacher behind an API."""
     student: Shape
@@ -97,7 +97,7 @@ def _collect(inputs: PlanInputs) -> StagePlan:
         each = workload.new_tokens / workload.requests
         seconds = costs.api_seconds(workload.requests, each, inputs.recipe.collect.concurrency)
     elif (backend := _backend(inputs)) == "llama.cpp":
-        size = inputs.teacher_facts.size_bytes or inputs.teacher.parameters
+        size = inputs.teacher_info.size_bytes or inputs.teacher.parameters
         memory += size
         seconds = 2.0 + costs.llama_generation_seconds(
             inputs.teacher, size, workload.prompt_tokens, workload.new_tokens, LLAMA_SLOTS, machine
@@ -127,7 +127,7 @@ def _select(inputs: PlanInputs) -> StagePlan:
 
 def _scoring_seconds(inputs: PlanInputs, answers: float) -> float:
     """Seconds of all verifiers, one answer after another."""
-    return answers * sum(costs.VERIFY_S.get(each.kind, costs.COMPARE_S) for each in inputs.recipe.verifiers)
+    return answers * sum(costs.VERIFY_S.get(v.kind, costs.COMPARE_S) for v in inputs.recipe.verifiers)
 
 
 def _student(inputs: PlanInputs) -> StagePlan:
@@ -280,4 +280,4 @@ def _load_seconds(inputs: PlanInputs) -> float:
 
 
 def _is_gguf(inputs: PlanInputs) -> bool:
-    return inputs.teacher_facts.kind in ("gguf", "embedded")
+    return inputs.teacher_info.kind in ("gguf", "embedded")

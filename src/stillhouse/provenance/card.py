@@ -195,18 +195,18 @@ def _results(report: Mapping[str, Any]) -> str:
 def _terms(recipe: Recipe, terms: Sequence[Terms], verdict: TermsVerdict) -> str:
     answer = {True: "allowed", False: "refused", None: "unknown"}[verdict.allowed]
     weights = base_terms(recipe, terms)
-    distinct = {each.key: each for each in terms}.values()
-    others = weights if weights and weights.key not in [each.key for each in distinct] else None
+    distinct = {entry.key: entry for entry in terms}.values()
+    others = weights if weights and weights.key not in [entry.key for entry in distinct] else None
     chosen = student_license(recipe, terms)
     rows = [("declared purpose", f"{recipe.purpose}: {answer}")]
     if verdict.accepted:
         rows.append(
             ("unknown terms accepted, in the words of this model's author", f"“{escape(verdict.accepted)}”")
         )
-    for each in distinct:
+    for entry in distinct:
         rows += [
-            ("teacher's terms", f"{each.name} (`{each.key}`): {each.clause}"),
-            ("source", f"{each.source}; checked: {each.checked}"),
+            ("teacher's terms", f"{entry.name} (`{entry.key}`): {entry.clause}"),
+            ("source", f"{entry.source}; checked: {entry.checked}"),
         ]
     if others:
         rows.append(("terms of the starting weights", f"{others.name} (`{others.key}`): {others.clause}"))

@@ -65,9 +65,9 @@ def student_license(recipe: Recipe, terms: Sequence[Terms]) -> License:
     """
     base = base_terms(recipe, terms)
     forced: dict[str, str] = {}
-    for each in terms:
-        if each.student_license:
-            forced[each.student_license] = f"{each.name} passes on to models trained on its outputs"
+    for entry in terms:
+        if entry.student_license:
+            forced[entry.student_license] = f"{entry.name} passes on to models trained on its outputs"
     if base and base.keeps_license and base.license:
         forced.setdefault(base.license, f"{base.name} covers the weights that the student starts from")
     if forced:

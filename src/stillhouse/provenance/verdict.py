@@ -115,7 +115,7 @@ def require_all_allowed(
     terms: Iterable[Terms], purpose: Purpose, accept_terms: str | None, *, student: Terms | None = None
 ) -> TermsVerdict:
     """:func:`require_allowed` for each teacher of a student; returns the combined verdict."""
-    return combine_verdicts(require_allowed(each, purpose, accept_terms, student=student) for each in terms)
+    return combine_verdicts(require_allowed(entry, purpose, accept_terms, student=student) for entry in terms)
 
 
 def combine_verdicts(verdicts: Iterable[TermsVerdict]) -> TermsVerdict:
