@@ -275,7 +275,7 @@ CONFIG = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "
         ({"num_hidden_layers": -1}, "num_hidden_layers cannot be -1"),
         ({"intermediate_size": [1]}, "intermediate_size cannot be"),
         ({"vocab_size": "x"}, "vocab_size cannot be 'x'"),
-        ({"text_config": [1]}, "text_config is no mapping"),
+        ({"text_config": [1]}, "text_config is not a mapping"),
     ],
     ids=str,
 )

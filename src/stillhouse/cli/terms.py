@@ -56,7 +56,7 @@ def _explain(model: str, purpose: Purpose) -> None:
 
     entry = find_terms(model, metadata=_metadata(model))
     verdict = judge_terms(entry, purpose)
-    answer = {True: "allowed", False: "refused", None: "unknown: needs --accept-terms"}[verdict.allowed]
+    answer = {True: "allowed", False: "refused", None: "unknown (needs --accept-terms)"}[verdict.allowed]
     passes_on = {True: "yes", False: "no", None: "unknown"}[entry.passes_on]
     is_unknown = entry.outputs_may_train == "unknown" or entry.passes_on is None
     rows = [

@@ -67,7 +67,7 @@ def student_license(recipe: Recipe, terms: Sequence[Terms]) -> License:
     forced: dict[str, str] = {}
     for entry in terms:
         if entry.student_license:
-            forced[entry.student_license] = f"{entry.name} passes on to models trained on its outputs"
+            forced[entry.student_license] = f"{entry.name} also covers models trained on its outputs"
     if base and base.keeps_license and base.license:
         forced.setdefault(base.license, f"{base.name} covers the weights that the student starts from")
     if forced:
