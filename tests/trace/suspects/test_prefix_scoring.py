@@ -9,7 +9,7 @@ import transformers
 
 from stillhouse.models import load_weights
 from stillhouse.trace.suspects.local import TorchSuspect
-from stillhouse.trace.suspects.prefix_scoring import PrefixScorer, batches, families_of
+from stillhouse.trace.suspects.prefix_scoring import PrefixScorer, group_by_prompt, make_batches
 
 SMALL = {
     "vocab_size": 97,
@@ -111,20 +111,20 @@ def test_batches_are_bounded_and_lose_nothing():
     one_prompt = tuple(range(3, 23))
     asked += [((), (5, 6, *rest)) for rest in itertools.product(range(3, 9), repeat=3)]
     asked += [(one_prompt, (5, 6, *rest)) for rest in itertools.product(range(3, 9), repeat=3)]
-    families = families_of(asked)
-    found = list(batches(families, 300))
-    scored = [place for place, (prompt, text) in enumerate(asked) if len(text) > (not prompt)]
-    assert sorted(wanted(found)) == scored == sorted(wanted([families]))
+    groups = group_by_prompt(asked)
+    found = list(make_batches(groups, 300))
+    scored = [index for index, (prompt, text) in enumerate(asked) if len(text) > (not prompt)]
+    assert sorted(job_indices(found)) == scored == sorted(job_indices([groups]))
     for batch in found:
-        rows = sum(len(family.texts) for family in batch)
-        assert rows * max(family.width for family in batch) <= 300 or rows == 1
-        assert len({family.is_worth_sharing for family in batch}) == 1
+        rows = sum(len(group.texts) for group in batch)
+        assert rows * max(group.width for group in batch) <= 300 or rows == 1
+        assert len({group.is_worth_sharing for group in batch}) == 1
 
 
-def wanted(batches):
-    """The places of the jobs whose texts are in there."""
-    every = [places for batch in batches for family in batch for places in family.texts.values()]
-    return [place for places in every for place in places]
+def job_indices(batches):
+    """Indices of all jobs in the batches."""
+    texts = [indices for batch in batches for group in batch for indices in group.texts.values()]
+    return [index for indices in texts for index in indices]
 
 
 def test_a_suspect_scores_texts_after_its_chat_template(tiny_teacher):

@@ -1,1 +1,1 @@
-"""Access to a suspect: weights on this machine, or an API."""
+"""Suspects: models under suspicion, with weights on this machine or behind an API."""

@@ -1,7 +1,7 @@
-"""A model under suspicion, and what it can be made to tell.
+"""The interface of a suspect: scoring, continuing and answering.
 
-Opened the same way whether its weights are on this machine or somebody serves it. What it can do is asked,
-never guessed: an API is asked once whether it tells the log-probabilities of a given text.
+It is the same for weights on this machine and for an API. Capabilities are measured, never guessed: one
+request to an API shows whether it returns the log-probabilities of a given text.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from stillhouse.errors import StillhouseError
 from stillhouse.models import Message, Reply, Request
 
 Prompt = Sequence[Message]
-"""The turns before a text; empty where it stands alone."""
+"""The turns before a text; empty for a text without a prompt."""
 GenerateFn = Callable[[Sequence[Request]], Sequence[Reply | StillhouseError]]
-"""Puts requests to a model; for each, in order, an answer or why there is none."""
+"""Answers requests, in order; an error takes the place of an answer that failed."""
 
 
 @dataclass(frozen=True)
 class SuspectCapabilities:
-    """What a suspect is able to tell."""
+    """What a suspect supports."""
 
     generate: bool
     logprobs: bool
-    """Log-probabilities of a text that it is given."""
+    """Log-probabilities of a given text."""
     weights: bool
 
 
 @dataclass(frozen=True)
 class TextLikelihood:
-    """What a suspect thinks of one text after its prompt."""
+    """The log-probability of one text after its prompt."""
 
     tokens: int
     """Of the text, in the suspect's own tokenizer, as far as its context reaches."""
@@ -44,29 +44,29 @@ class TextLikelihood:
 
 
 class Suspect(Protocol):
-    """A model that can be asked."""
+    """A model that can be queried."""
 
     reference: str
     fingerprint: str
-    """As a model's: of weights and tokenizer, or of an API's address and name."""
+    """As of a model: of weights and tokenizer, or of an API's address and name."""
     can: SuspectCapabilities
 
     @property
     def parameters(self) -> int | None:
-        """How many a model on this machine has."""
+        """Number of parameters of a model on this machine."""
         ...
 
     def loglik(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[TextLikelihood | None]:
-        """The log-likelihood of each text after its prompt; None where there is none (no room, refused).
+        """The log-likelihood of each text after its prompt; None if it has none (no context left, refused).
 
-        Texts that are asked together and have equal prompts cost the prompt once.
+        Texts of one call with equal prompts cost the prompt once.
         """
         ...
 
     def continuations(
         self, prompts: Sequence[Prompt], beginnings: Sequence[str], lengths: Sequence[int]
     ) -> list[str | None]:
-        """How it goes on after each beginning of an answer, greedily; at most so many tokens."""
+        """The greedy continuation of each beginning of an answer, of at most so many tokens."""
         ...
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
@@ -74,7 +74,7 @@ class Suspect(Protocol):
         ...
 
     def affords(self, texts: Sequence[str]) -> bool:
-        """Whether these texts can still be asked within the budget; always, without one."""
+        """Whether the budget suffices for these texts; always True without one."""
         ...
 
     def close(self) -> None:

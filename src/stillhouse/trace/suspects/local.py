@@ -12,7 +12,7 @@ from stillhouse.models.chat.encode import added_tokens, encode_segment
 from stillhouse.trace.suspects.base import Prompt, SuspectCapabilities, TextLikelihood
 from stillhouse.trace.suspects.prefix_scoring import PrefixScorer
 
-_ANYTHING = "x"  # a text stands after its prompt, not at the start of a document
+_PRECEDING_TEXT = "x"  # any text: the encoded one follows its prompt and does not start a document
 _BYTE_FALLBACK = "<0x01>"
 
 
@@ -33,15 +33,15 @@ class TorchSuspect:
         self._scorer = PrefixScorer(weights.model)
 
     def loglik(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[TextLikelihood | None]:
-        """The log-likelihood of each text, its part beyond the model's context left out."""
-        known: dict[int, tuple[int, ...]] = {}
+        """The log-likelihood of each text, cut at the model's context length."""
+        ids_of_prompt: dict[int, tuple[int, ...]] = {}
         jobs = []
         for prompt, text_ids in zip(prompts, self._text_ids(texts), strict=True):
-            if id(prompt) not in known:  # resamples come with the same object
-                known[id(prompt)] = tuple(self._prompt_ids(prompt))
-            prompt_ids = known[id(prompt)]
-            room = None if self.context_length is None else max(0, self.context_length - len(prompt_ids))
-            jobs.append((prompt_ids, tuple(text_ids[:room])))
+            if id(prompt) not in ids_of_prompt:  # an output and its resamples share one prompt object
+                ids_of_prompt[id(prompt)] = tuple(self._prompt_ids(prompt))
+            prompt_ids = ids_of_prompt[id(prompt)]
+            left = None if self.context_length is None else max(0, self.context_length - len(prompt_ids))
+            jobs.append((prompt_ids, tuple(text_ids[:left])))
         return [
             TextLikelihood(len(logps), float(logps.sum(dtype="float64")), logps) if len(logps) else None
             for logps in self._scorer.token_logps(jobs)
@@ -50,28 +50,31 @@ class TorchSuspect:
     def continuations(
         self, prompts: Sequence[Prompt], beginnings: Sequence[str], lengths: Sequence[int]
     ) -> list[str | None]:
-        """How it goes on, greedily; None where no room is left."""
-        said: list[str | None] = [None] * len(prompts)
-        places, asked, settings = [], [], []
-        begun = self._text_ids(beginnings)
-        for place, (prompt, ids, length) in enumerate(zip(prompts, begun, lengths, strict=True)):
-            whole = [*self._prompt_ids(prompt), *ids]
-            room = length if self.context_length is None else min(length, self.context_length - len(whole))
-            if whole and room > 0:
-                places.append(place)
-                asked.append(whole)
-                settings.append(Sampling(temperature=0.0, max_tokens=room))
-        answers = sample_any(self.weights.model, asked, settings, ends=self.weights.end_ids)
-        for place, answer in zip(places, answers, strict=True):
-            said[place] = str(self.weights.tokenizer.decode(answer.ids, skip_special_tokens=True))
-        return said
+        """Greedy continuations; None if the context is full."""
+        continuations: list[str | None] = [None] * len(prompts)
+        indices, inputs, settings = [], [], []
+        beginning_ids = self._text_ids(beginnings)
+        for index, (prompt, ids, length) in enumerate(zip(prompts, beginning_ids, lengths, strict=True)):
+            input_ids = [*self._prompt_ids(prompt), *ids]
+            left = (
+                length if self.context_length is None else min(length, self.context_length - len(input_ids))
+            )
+            if input_ids and left > 0:
+                indices.append(index)
+                inputs.append(input_ids)
+                settings.append(Sampling(temperature=0.0, max_tokens=left))
+        answers = sample_any(self.weights.model, inputs, settings, ends=self.weights.end_ids)
+        for index, answer in zip(indices, answers, strict=True):
+            text = self.weights.tokenizer.decode(answer.ids, skip_special_tokens=True)
+            continuations[index] = str(text)
+        return continuations
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
         """Answers through the chat template."""
         return asyncio.run(TorchModel(self.weights, seed=self._seed).generate(requests))
 
     def affords(self, texts: Sequence[str]) -> bool:
-        """Nobody counts here."""
+        """Always True: there is no budget for models on this machine."""
         return True
 
     def close(self) -> None:
@@ -79,7 +82,7 @@ class TorchSuspect:
         del self.weights, self._scorer
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids after which the text stands: the conversation's, or the begin token where there is one."""
+        """Ids before the text: those of the conversation, or the begin token if the tokenizer has one."""
         tokenizer = self.weights.tokenizer
         if prompt:
             return self.weights.template.encode_prompt(tokenizer, prompt)
@@ -87,10 +90,11 @@ class TorchSuspect:
         return [begin] if isinstance(begin, int) else []
 
     def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that stand after something, many at a time."""
+        """Ids of texts that follow a prompt, many at a time."""
         tokenizer = self.weights.tokenizer
+        # A SentencePiece tokenizer (it has byte fallback) would put a space before a text on its own.
         if tokenizer.backend_tokenizer.token_to_id(_BYTE_FALLBACK) is not None:
-            marks = list(added_tokens(tokenizer))
-            return [encode_segment(tokenizer, text, _ANYTHING, marks) for text in texts]
-        found = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+            special = list(added_tokens(tokenizer))
+            return [encode_segment(tokenizer, text, _PRECEDING_TEXT, special) for text in texts]
+        encodings = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]

@@ -16,14 +16,14 @@ def open_suspect(
     api_key_env: str = "OPENAI_API_KEY",
     seed: int = 0,
 ) -> Suspect:
-    """The suspect that ``reference`` names.
+    """Opens the suspect ``reference``.
 
     Args:
-        journal: where an API's answers are kept as they come, so that nothing is asked twice; models on this
-            machine need none.
-        max_tokens: tokens that an API may count in all; None is no limit.
+        journal: file that keeps an API's answers, so that nothing is requested twice; models on this machine
+            need none.
+        max_tokens: most tokens that an API may count in all; None is no limit.
         api_key_env: environment variable with the key of an API.
-        seed: of draws whose request has none.
+        seed: of requests that have no seed.
 
     Raises:
         StillhouseError: as :func:`stillhouse.models.open_model`.

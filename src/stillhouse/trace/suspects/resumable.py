@@ -1,6 +1,6 @@
-"""Answers of a test under way, kept part by part, so that a trace that was killed goes on within it.
+"""Answers kept in batches, so that a trace that was killed resumes within a test.
 
-Parts are asked in the order that the questions fix, and each is kept whole or not at all: a part that is
+Batches are asked in the order that the questions fix, and each is kept whole or not at all. A batch that is
 asked again is the same batch, and gives the same numbers to the last bit.
 """
 
@@ -21,16 +21,19 @@ from stillhouse.models import Reply, Request
 from stillhouse.trace.suspects.base import GenerateFn
 
 BATCH = 128
-"""Answers of a part: more than run at once, so that few slots are idle."""
-_TOLD = ("text", "reasoning", "finish_reason", "prompt_tokens", "completion_tokens")
+"""Answers kept together: more than run at once, so that few slots are idle."""
+_REPLY_FIELDS = ("text", "reasoning", "finish_reason", "prompt_tokens", "completion_tokens")
 
 
 class ResumableAnswers:
-    """The parts of one long question.
+    """The batches of answers to one list of questions.
 
     Args:
         path: the journal; None keeps nothing.
-        questions: what fixes every part, JSON-able. A journal of other questions is begun anew.
+        questions: determines every batch, JSON-able. The journal of other questions is discarded.
+
+    Raises:
+        CorpusError: the journal is damaged.
     """
 
     def __init__(self, path: Path | None, questions: Any) -> None:
@@ -51,17 +54,17 @@ class ResumableAnswers:
 
     @property
     def knows_next(self) -> bool:
-        """Whether the next part was answered before."""
+        """Whether the journal holds the next batch."""
         return bool(self._known)
 
     def next(self, ask: Callable[[], list[Any]]) -> list[Any]:
-        """The next part, JSON-able: as it was kept, or from ``ask``."""
+        """The next batch, JSON-able: from the journal, or from ``ask``."""
         if self._known:
             return self._known.popleft()
-        part = ask()
+        batch = ask()
         if self._journal is not None:
-            self._journal.append({"part": part})
-        return part
+            self._journal.append({"part": batch})
+        return batch
 
     def close(self) -> None:
         """Closes the journal and leaves it in place."""
@@ -69,31 +72,31 @@ class ResumableAnswers:
             self._journal.close()
 
 
-def with_journal(name: str, ask: GenerateFn, journal: Path | None) -> GenerateFn:
-    """``ask`` with progress under ``name``, whose answers are kept in ``journal``."""
+def with_journal(name: str, generate: GenerateFn, journal: Path | None) -> GenerateFn:
+    """``generate`` with progress under ``name``, whose answers are kept in ``journal``."""
 
-    def asked(requests: Sequence[Request]) -> list[Reply | StillhouseError]:
+    def generate_resumably(requests: Sequence[Request]) -> list[Reply | StillhouseError]:
         questions = [[one.id, list(one.messages), asdict(one.sampling)] for one in requests]
         replies: list[Reply | StillhouseError] = []
         with (
-            closing(ResumableAnswers(journal, questions)) as parts,
+            closing(ResumableAnswers(journal, questions)) as answers,
             console.progress(name, len(requests), "answers") as bar,
         ):
             for start in range(0, len(requests), BATCH):
-                chunk = requests[start : start + BATCH]
-                told = parts.next(lambda chunk=chunk: [_told(reply) for reply in ask(chunk)])
-                replies += map(_heard, told)
-                bar.advance(len(chunk))
+                batch = requests[start : start + BATCH]
+                lines = answers.next(lambda batch=batch: [_to_json(reply) for reply in generate(batch)])
+                replies += map(_from_json, lines)
+                bar.advance(len(batch))
         return replies
 
-    return asked
+    return generate_resumably
 
 
-def _told(reply: Reply | StillhouseError) -> dict[str, Any]:
+def _to_json(reply: Reply | StillhouseError) -> dict[str, Any]:
     if isinstance(reply, StillhouseError):
         return {"error": str(reply)}
-    return {name: getattr(reply, name) for name in _TOLD}
+    return {name: getattr(reply, name) for name in _REPLY_FIELDS}
 
 
-def _heard(told: dict[str, Any]) -> Reply | StillhouseError:
-    return ModelError(told["error"]) if "error" in told else Reply(**told)
+def _from_json(line: dict[str, Any]) -> Reply | StillhouseError:
+    return ModelError(line["error"]) if "error" in line else Reply(**line)
