@@ -131,13 +131,13 @@ def test_a_file_of_other_resamples_is_never_overwritten(tiny_teacher, log_path, 
     log = read_log(log_path)
     out = tmp_path / "r.parquet"
     out.write_bytes(b"something else")
-    with pytest.raises(CorpusError, match="no file of resamples"):
+    with pytest.raises(CorpusError, match="not a file of resamples"):
         resample(str(tiny_teacher), log, 1, 0, out)
     assert out.read_bytes() == b"something else"
     with pytest.raises(CorpusError):
         read_resamples(tmp_path / "absent.parquet")
     (tmp_path / "n.parquet.journal").write_text(json.dumps({"seed": 1}) + "\n")
-    with pytest.raises(CorpusError, match="another drawing"):
+    with pytest.raises(CorpusError, match="another run"):
         resample(str(tiny_teacher), log, 1, 0, tmp_path / "n.parquet")
 
 
@@ -245,7 +245,7 @@ def test_each_account_has_its_own_mark(tiny_teacher, log_path, tmp_path):
         assert detect(Mark(account_key(MASTER, name)), ids).p_value < 1e-6
         assert detect(Mark(account_key(MASTER, other)), ids).p_value > 1e-3
     nameless = replace(log, rows=(replace(rows[0], account=None),))
-    with pytest.raises(CorpusError, match="tells no account"):
+    with pytest.raises(CorpusError, match="names no account"):
         resample(str(tiny_teacher), nameless, 2, 7, tmp_path / "n.parquet", mark=mark)
 
 

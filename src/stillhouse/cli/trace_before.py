@@ -132,7 +132,7 @@ def surrogate(
     from stillhouse.trace.delivered_log import read_log
     from stillhouse.trace.detectors.exchangeable.judge import POWER
     from stillhouse.trace.resample import read_resamples
-    from stillhouse.trace.surrogate import SHARES, measure
+    from stillhouse.trace.surrogate import SHARES, measure_surrogate
     from stillhouse.trace.suspects.open import open_suspect
 
     held, read = read_resamples(resamples), read_log(log)
@@ -142,7 +142,7 @@ def surrogate(
             for name in (model, reference, teacher)
         )
         assert opened is not None
-        found = measure(opened, read, held, score=score, reference=other, teacher=itself, seed=seed)
+        found = measure_surrogate(opened, read, held, score=score, reference=other, teacher=itself, seed=seed)
     sizes = found.sizes(hard, POWER)
     facts = {"outputs": found.n, "auc": found.auc, "surrogate_auc": [found.low, found.high]}
     console.data(facts | {"sizes": {str(share): size for share, size in sizes.items()}})
@@ -152,7 +152,7 @@ def surrogate(
         f"AUC {found.auc:.3f} [{found.low:.3f}, {found.high:.3f}], 95%, from {found.n:,} outputs with "
         f"{found.resamples_each:.3g} resamples each"
     )
-    if not found.tells:
+    if not found.is_informative:
         print("The score does not tell them apart: it can bound nothing.")
         return
     rows = [[f"{share:.0%}", f"{sizes[share]:,}" if share in sizes else "no log"] for share in SHARES]

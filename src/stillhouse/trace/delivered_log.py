@@ -1,10 +1,10 @@
-"""The delivered log: what a teacher's outputs were, to whom, and with which settings.
+"""The delivered log: a teacher's outputs, the accounts that received them, and the sampling settings.
 
-A log is a parquet file, or a directory of them, in the columns of a corpus
-(:mod:`stillhouse.corpus.schema`: `messages` whose last turn is the output, the sampling, `teacher_hash`),
-with `account` where an API knows it. Shorter forms are read too: `prompt` and `output` as text instead of
-`messages`, JSON lines with the same names, and an author's drawn texts (:mod:`.rephrasings`), of which the
-published versions count.
+A log is a parquet file, or a directory of them, with the columns of a corpus
+(:mod:`stillhouse.corpus.schema`: `messages` whose last turn is the output, the sampling, `teacher_hash`), and
+`account` if an API knows it. Shorter forms are read too: `prompt` and `output` as text instead of `messages`,
+JSON lines with the same names, and an author's drawn texts (:mod:`.rephrasings`), whose published versions
+are the outputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stillhouse.hashing import sha256_file, sha256_json
 from stillhouse.models import Message, Sampling
 
 SHORTEST = 20
-"""Characters of an output below which chance repeats it too often to count."""
+"""Fewest characters of an output; chance repeats shorter ones too often."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Delivered:
 
     id: str
     prompt: tuple[Message, ...]
-    """The turns before the output; empty where the text stands alone."""
+    """The turns before the output; empty for a text without a prompt."""
     output: str
     sampling: Sampling
     account: str | None = None
@@ -42,10 +42,11 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Log:
-    """Delivered outputs that can be tested, and how many could not, by reason."""
+    """Delivered outputs that can be tested."""
 
     rows: tuple[Delivered, ...]
     left_out: dict[str, int]
+    """Outputs that cannot be tested, counted by reason."""
     hash: str
     """SHA-256 over the file or files."""
 
@@ -55,19 +56,19 @@ class Log:
 
 
 def read_log(path: str | Path, accounts: Sequence[str] = ()) -> Log:
-    """Reads a log; duplicates, short outputs and outputs without randomness are left out and counted.
+    """Reads a log; leaves out and counts duplicates, short outputs and outputs drawn without randomness.
 
     Args:
-        accounts: only what these received; empty takes all.
+        accounts: read only their outputs; empty reads all.
 
     Raises:
-        CorpusError: nothing there, a damaged file, missing columns, or no row that can be tested; says which
-            and what the reasons were.
+        CorpusError: the log does not exist, is damaged, lacks columns, or has no row that can be tested; says
+            which, and counts the reasons.
     """
     files = log_files(Path(path))
     rows, reasons, seen = [], Counter(), set()
     for number, raw in enumerate(_raw_rows(files)):
-        row = _delivered(raw, number, path)
+        row = _parse_row(raw, number, path)
         if accounts and row.account not in accounts:
             reasons["another account's"] += 1
         elif len(row.output.strip()) < SHORTEST:
@@ -80,8 +81,8 @@ def read_log(path: str | Path, accounts: Sequence[str] = ()) -> Log:
             seen.add(key)
             rows.append(row)
     if not rows:
-        told = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "it has no rows"
-        raise CorpusError(f"{path}: no output in this log can be tested ({told})")
+        counts = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "it has no rows"
+        raise CorpusError(f"{path}: no output in this log can be tested ({counts})")
     digest = sha256_file(files[0]) if len(files) == 1 else sha256_json([sha256_file(file) for file in files])
     return Log(tuple(rows), dict(reasons), digest)
 
@@ -93,10 +94,10 @@ def log_files(path: Path) -> list[Path]:
         CorpusError: there are none.
     """
     if path.is_dir():
-        found = sorted(path.glob("*.parquet")) or sorted((path / "corpus").glob("*.parquet"))
-        if not found:
+        files = sorted(path.glob("*.parquet")) or sorted((path / "corpus").glob("*.parquet"))
+        if not files:
             raise CorpusError(f"{path}: no parquet file in this directory")
-        return found
+        return files
     if not path.exists():
         raise CorpusError(f"{path}: no such log")
     return [path]
@@ -116,31 +117,31 @@ def _raw_rows(files: Iterable[Path]) -> Iterable[dict[str, Any]]:
             raise CorpusError(f"{file}: not a readable log: {error}") from error
 
 
-def _published(raw: dict[str, Any]) -> Any:
-    versions, place = raw["versions"], raw.get("published")
-    if not isinstance(versions, list) or not isinstance(place, int) or not 0 <= place < len(versions):
+def _published_version(raw: dict[str, Any]) -> Any:
+    versions, index = raw["versions"], raw.get("published")
+    if not isinstance(versions, list) or not isinstance(index, int) or not 0 <= index < len(versions):
         return None
-    return versions[place]
+    return versions[index]
 
 
-def _delivered(raw: dict[str, Any], number: int, path: str | Path) -> Delivered:
+def _parse_row(raw: dict[str, Any], number: int, path: str | Path) -> Delivered:
     if not isinstance(raw, dict):
         raise CorpusError(f"{path}: row {number} is not an object")
     messages = raw.get("messages")
     if "versions" in raw:  # an author's text, of which one version was published
-        prompt, output = [], _published(raw)
+        prompt, output = [], _published_version(raw)
     elif messages:
         turns = [{key: text for key, text in turn.items() if text is not None} for turn in messages]
         prompt, output = turns[:-1], turns[-1].get("content")
     else:
-        asked, output = raw.get("prompt"), raw.get("output")
-        prompt = [{"role": "user", "content": asked}] if asked else []
+        question, output = raw.get("prompt"), raw.get("output")
+        prompt = [{"role": "user", "content": question}] if question else []
     if not isinstance(output, str):
         raise CorpusError(
             f"{path}: row {number} has no output",
             hint="A log has the columns `messages`, or `prompt` and `output`.",
         )
-    given = {
+    sampling = {
         name: raw[name]
         for name in ("temperature", "top_p", "top_k", "max_tokens", "min_p")
         if raw.get(name) is not None
@@ -149,7 +150,7 @@ def _delivered(raw: dict[str, Any], number: int, path: str | Path) -> Delivered:
         id=str(raw.get("id") or sha256_json([number, output])[:32]),
         prompt=tuple(prompt),
         output=output,
-        sampling=Sampling(**given),
+        sampling=Sampling(**sampling),
         account=raw.get("account"),
         teacher_hash=raw.get("teacher_hash"),
     )

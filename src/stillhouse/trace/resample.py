@@ -1,7 +1,7 @@
 """Fresh outputs of the archived teacher for the prompts and settings of a delivered log.
 
-Nobody may be shown them before the suspect has been asked: they are what the delivered outputs are held
-against. A file of resamples is made once; whoever stops in the middle goes on from a journal beside it.
+They are the comparison for the delivered outputs, so keep them secret until the suspect has been queried. A
+file of resamples is written once; a stopped run resumes from a journal beside it.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ SCHEMA = pa.schema(
         ("teacher_hash", pa.string()),
     ]
 )
-"""One fresh output: of which row of the log, 1 … K, and how it was drawn."""
+"""One fresh output: the id of its row in the log, its number 1 … K, and how it was drawn."""
 MADE_FROM = b"resampled"
 """Key of the file's metadata: what it was made from, JSON."""
-AT_ONCE = 256
-"""Outputs drawn between two looks at the journal."""
-RUN = 13
-"""Words in a row that make a delivered output count as public."""
+BATCH = 256
+"""Outputs drawn between two writes to the journal."""
+PUBLIC_RUN = 13
+"""Consecutive words that make a delivered output count as public."""
 
 
 @dataclass(frozen=True)
@@ -71,27 +71,31 @@ class LogMark:
 
     mark: Mark
     by_account: bool = False
-    """Its key is the master key of which each account has its own."""
+    """Its key is a master key, from which each account's key is derived."""
 
     def of(self, row: Delivered) -> Mark:
         """The mark of one output.
 
         Raises:
-            CorpusError: its account's key is wanted and it tells no account.
+            CorpusError: each account has a key of its own, and the row has no account.
         """
         if not self.by_account:
             return self.mark
         if row.account is None:
             raise CorpusError(
-                f"the log's row {row.id!r} tells no account, and each account has its own key",
+                f"the log's row {row.id!r} names no account, and each account has its own key",
                 hint="Add a column `account`, or give the one key that marked all rows.",
             )
         return replace(self.mark, key=account_key(self.mark.key, row.account))
 
     def public_parameters(self, log: Log) -> list[dict[str, Any]]:
         """All marks of a log, each once; JSON-able."""
-        found = [self.of(row).public_parameters for row in {row.account: row for row in log.rows}.values()]
-        return sorted({one["key"]: one for one in found}.values(), key=lambda one: one["key"])
+        one_row_each = {row.account: row for row in log.rows}.values()
+        by_key = {parameters["key"]: parameters for parameters in map(self._parameters, one_row_each)}
+        return [by_key[key] for key in sorted(by_key)]
+
+    def _parameters(self, row: Delivered) -> dict[str, Any]:
+        return self.of(row).public_parameters
 
 
 def resample(
@@ -106,31 +110,31 @@ def resample(
 ) -> Resamples:
     """Draws ``draws`` outputs for every row of ``log`` and writes them to ``out`` (parquet).
 
-    Draws that are there already, in ``out`` or in the journal of a run that was killed, are not made again.
+    Draws that are already in ``out``, or in the journal of a killed run, are not repeated.
 
     Args:
         teacher: reference of the archived teacher.
-        seed: of all draws; each has its own, made from it, the row's id and its number.
-        mark: the watermark that the log was drawn with, for resamples that carry it too.
-        allow_other_teacher: go on although the log was written by a model with another fingerprint. The
-            judge then finds an assumption broken.
+        seed: the seed of each draw is derived from it, the row's id and the draw's number.
+        mark: the watermark that the log was drawn with; the resamples then carry it too.
+        allow_other_teacher: draw even if a model with another fingerprint wrote the log. The judge then
+            reports a broken assumption.
 
     Raises:
-        IntegrityError: the teacher is not the one that wrote the log.
+        IntegrityError: another teacher wrote the log.
         CorpusError: ``out`` was made from something else, or rows share an id.
         CapabilityError: the teacher's answers cannot be marked.
     """
     assert draws > 0
-    _require_unique(log)
+    _require_unique_ids(log)
     out = Path(out)
     model = open_model(teacher, seed=seed)
     try:
         if not allow_other_teacher:
             require_teacher(log, model)
-        if mark and not model.can.watermark:
+        if mark and not model.can.mark:
             raise CapabilityError(
                 f"the answers of {teacher} cannot be watermarked",
-                hint="Marks are put on by the sampler for safetensors weights; name those of the teacher.",
+                hint="Only the sampler for safetensors weights applies marks; name those of the teacher.",
             )
         made_from = {"teacher_hash": model.fingerprint, "log": log.hash, "draws": draws, "seed": seed}
         made_from |= {"marks": mark.public_parameters(log)} if mark else {}
@@ -148,113 +152,115 @@ def read_resamples(path: str | Path, made_from: dict[str, Any] | None = None) ->
     """Reads a file that :func:`resample` wrote.
 
     Args:
-        made_from: what it has to be made from; None takes any.
+        made_from: what it must have been made from; None accepts anything.
 
     Raises:
-        CorpusError: not there, damaged, or made from something else.
+        CorpusError: the file does not exist, is damaged, or was made from something else.
     """
     try:
         table = pq.read_table(path)
-        held = _made_from(table.schema)
+        recorded = _read_made_from(table.schema)
         rows = (
             table.select(["id", "draw", "text", "teacher_hash"]).sort_by([("draw", "ascending")]).to_pylist()
         )
     except (OSError, pa.ArrowException, LookupError, ValueError) as error:
-        raise CorpusError(f"{path} is no file of resamples: {error}"[:300]) from error
-    if made_from is not None and (differing := [key for key in made_from if held.get(key) != made_from[key]]):
-        told = "; ".join(f"{key} {held.get(key)} instead of {made_from[key]}" for key in differing)
+        raise CorpusError(f"{path} is not a file of resamples: {error}"[:300]) from error
+    expected = made_from or {}
+    if differing := [key for key in expected if recorded.get(key) != expected[key]]:
+        details = "; ".join(f"{key} {recorded.get(key)} instead of {expected[key]}" for key in differing)
         raise CorpusError(
-            f"{path} holds other resamples: {told}",
+            f"{path} holds other resamples: {details}",
             hint="Give another file with --out; resamples are never overwritten.",
         )
     texts: dict[str, list[str]] = {}
     for row in rows:
         texts.setdefault(row["id"], []).append(row["text"])
     hashes = tuple(sorted({row["teacher_hash"] for row in rows}))
-    return Resamples(texts, hashes, held["seed"], held.get("failed", 0), tuple(held.get("marks", ())))
+    marks = tuple(recorded.get("marks", ()))
+    return Resamples(texts, hashes, recorded["seed"], recorded.get("failed", 0), marks)
 
 
 def read_marks(path: str | Path) -> tuple[dict[str, Any], ...]:
-    """The watermarks that a file of resamples says it carries, without reading them.
+    """Reads only the watermarks that a file of resamples carries.
 
     Raises:
-        CorpusError: not there, or not such a file.
+        CorpusError: the file does not exist or holds no resamples.
     """
     try:
-        return tuple(_made_from(pq.read_schema(path)).get("marks", ()))
+        return tuple(_read_made_from(pq.read_schema(path)).get("marks", ()))
     except (OSError, pa.ArrowException, LookupError, ValueError) as error:
-        raise CorpusError(f"{path} is no file of resamples: {error}"[:300]) from error
+        raise CorpusError(f"{path} is not a file of resamples: {error}"[:300]) from error
 
 
-def _made_from(schema: pa.Schema) -> dict[str, Any]:
+def _read_made_from(schema: pa.Schema) -> dict[str, Any]:
     return json.loads((schema.metadata or {})[MADE_FROM])
 
 
 def planned_mark(section: Radioactivity, key: bytes) -> Mark:
-    """The mark that a plan says the log carries."""
+    """The mark of the log according to the plan."""
     return Mark(key, section.scheme, section.window, section.gamma, section.delta, section.depth)
 
 
 def require_teacher(log: Log, model: Model) -> None:
-    """Refuses a teacher whose fingerprint is not the one in the log; a log without any is taken.
+    """Requires the teacher's fingerprint to be the one in the log; a log without any is accepted.
 
     Raises:
-        IntegrityError: naming both.
+        IntegrityError: they differ; names both.
     """
-    others = {found for found in log.teacher_hashes if found is not None and found != model.fingerprint}
+    others = {digest for digest in log.teacher_hashes if digest is not None and digest != model.fingerprint}
     if others:
         raise IntegrityError(
             f"the log was written by {', '.join(sorted(others))}, "
             f"and {model.reference} is {model.fingerprint}",
-            hint="Name the archived version of the teacher; --allow-other-teacher draws from this one all "
-            "the same, and the report says so.",
+            hint="Name the archived version of the teacher. With --allow-other-teacher this one is used, and "
+            "the report says so.",
         )
 
 
 def log_metadata(log: Log, resamples: Resamples, public: Iterable[str] | None = None) -> dict[str, Any]:
-    """What the judge cannot see in a transcript, for its table of assumptions; JSON-able.
+    """Facts about log and resamples that the judge cannot read from a transcript; JSON-able.
 
     Args:
-        public: texts that anybody could have read, to be searched for the outputs.
+        public: texts that anybody could have read; counts the outputs that occur in them.
     """
     return {
         "left_out": log.left_out,
-        "log_teachers": sorted(found or "" for found in log.teacher_hashes) or [""],
+        "log_teachers": sorted(digest or "" for digest in log.teacher_hashes) or [""],
         "resample_teachers": list(resamples.teacher_hashes),
         "resample_marks": list(resamples.marks),
         "public": None if public is None else count_public([row.output for row in log.rows], public),
     }
 
 
-def count_public(outputs: Iterable[str], texts: Iterable[str], run: int = RUN) -> dict[str, int]:
-    """How many outputs share ``run`` words in a row with any of ``texts``, case and punctuation apart."""
-    known: dict[tuple[str, ...], set[int]] = {}
+def count_public(outputs: Iterable[str], texts: Iterable[str], run: int = PUBLIC_RUN) -> dict[str, int]:
+    """Counts outputs that share ``run`` consecutive words with any text, ignoring case and punctuation."""
+    outputs_by_run: dict[tuple[str, ...], set[int]] = {}
     count = 0
     for number, output in enumerate(outputs):
         count += 1
         for gram in _runs(words(output), run):
-            known.setdefault(gram, set()).add(number)
-    found: set[int] = set()
+            outputs_by_run.setdefault(gram, set()).add(number)
+    public: set[int] = set()
     read = 0
     for text in texts:
         read += 1
         for gram in _runs(words(text), run):
-            found |= known.get(gram, set())
-    return {"found": len(found), "outputs": count, "texts": read, "words": run}
+            public |= outputs_by_run.get(gram, set())
+    return {"found": len(public), "outputs": count, "texts": read, "words": run}
 
 
-def _runs(found: list[str], run: int) -> Iterator[tuple[str, ...]]:
-    return (tuple(found[i : i + run]) for i in range(len(found) - run + 1))
+def _runs(text_words: list[str], run: int) -> Iterator[tuple[str, ...]]:
+    return (tuple(text_words[i : i + run]) for i in range(len(text_words) - run + 1))
 
 
 def _draw(model: Model, log: Log, made_from: dict[str, Any], out: Path, mark: LogMark | None) -> None:
-    """Asks for what the journal does not hold yet, then writes the file and removes the journal."""
+    """Draws what the journal does not hold yet, then writes the file and removes the journal."""
     journal_path = out.with_name(f"{out.name}.journal")
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = list(read_journal(journal_path))
     if lines and lines[0] != made_from:
         raise CorpusError(
-            f"{journal_path} belongs to another drawing (teacher, log, draws or seed differ)",
+            f"{journal_path} belongs to another run (teacher, log, draws or seed differ)",
             hint="Give another file with --out, or remove this journal.",
         )
     journal = Journal(journal_path)
@@ -262,20 +268,20 @@ def _draw(model: Model, log: Log, made_from: dict[str, Any], out: Path, mark: Lo
         if not lines:
             journal.append(made_from)
         done = {(line["id"], line["draw"]): line for line in lines[1:]}
-        asyncio.run(_ask(model, log, made_from, journal, done, mark))
+        asyncio.run(_draw_missing(model, log, made_from, journal, done, mark))
     finally:
         journal.close()
     order = {row.id: number for number, row in enumerate(log.rows)}
     rows = sorted(done.values(), key=lambda line: (order[line["id"]], line["draw"]))
     answered = [row for row in rows if row["text"] is not None]
-    held = made_from | {"failed": len(rows) - len(answered)}
-    schema = SCHEMA.with_metadata({MADE_FROM: json.dumps(held).encode()})
+    metadata = made_from | {"failed": len(rows) - len(answered)}
+    schema = SCHEMA.with_metadata({MADE_FROM: json.dumps(metadata).encode()})
     with atomic_path(out) as temporary:
         pq.write_table(pa.Table.from_pylist(answered, schema=schema), temporary, compression="zstd")
     journal_path.unlink()
 
 
-async def _ask(
+async def _draw_missing(
     model: Model,
     log: Log,
     made_from: dict[str, Any],
@@ -283,18 +289,19 @@ async def _ask(
     done: dict[tuple[str, int], dict[str, Any]],
     mark: LogMark | None,
 ) -> None:
-    wanted = [(row, draw) for row in log.rows for draw in range(1, made_from["draws"] + 1)]
-    missing = [(row, draw) for row, draw in wanted if (row.id, draw) not in done]
-    with console.progress("resample", len(wanted), "outputs", done=len(done)) as progress:
-        for start in range(0, len(missing), AT_ONCE):
-            part = missing[start : start + AT_ONCE]
-            requests = [_request(row, draw, made_from["seed"], mark) for row, draw in part]
+    """Draws the outputs that are not ``done`` yet; adds them to ``done`` and to the journal."""
+    planned = [(row, draw) for row in log.rows for draw in range(1, made_from["draws"] + 1)]
+    missing = [(row, draw) for row, draw in planned if (row.id, draw) not in done]
+    with console.progress("resample", len(planned), "outputs", done=len(done)) as progress:
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            requests = [_request(row, draw, made_from["seed"], mark) for row, draw in batch]
             replies = await model.generate(requests)
-            for (row, draw), request, reply in zip(part, requests, replies, strict=True):
+            for (row, draw), request, reply in zip(batch, requests, replies, strict=True):
                 line = _line(model, row, draw, request, reply)
                 journal.append(line)
                 done[row.id, draw] = line
-            progress.advance(len(part))
+            progress.advance(len(batch))
 
 
 def _request(row: Delivered, draw: int, seed: int, mark: LogMark | None) -> Request:
@@ -305,7 +312,7 @@ def _request(row: Delivered, draw: int, seed: int, mark: LogMark | None) -> Requ
 def _line(
     model: Model, row: Delivered, draw: int, request: Request, reply: Reply | StillhouseError
 ) -> dict[str, Any]:
-    """A row of the file; its text is None where the teacher failed."""
+    """A row of the file; its text is None if the teacher failed."""
     failed = isinstance(reply, StillhouseError)
     settings = asdict(request.sampling)
     return {
@@ -319,10 +326,11 @@ def _line(
     }
 
 
-def _require_unique(log: Log) -> None:
+def _require_unique_ids(log: Log) -> None:
     ids = [row.id for row in log.rows]
     if len(set(ids)) < len(ids):
-        twice = next(id for n, id in enumerate(ids) if id in ids[:n])
+        repeated = next(id for n, id in enumerate(ids) if id in ids[:n])
         raise CorpusError(
-            f"several rows of the log have the id {twice!r}", hint="Give each row an id of its own, or none."
+            f"several rows of the log have the id {repeated!r}",
+            hint="Give each row an id of its own, or none.",
         )

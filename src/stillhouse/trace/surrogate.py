@@ -1,7 +1,7 @@
-"""A surrogate: a model trained on outputs of a teacher on purpose, to learn what that leaves behind.
+"""A surrogate: a model trained on a teacher's outputs on purpose, to measure the trace that training leaves.
 
-How often it ranks an output that it read above a resample (AUC) turns "nothing was found" into a bound for
-the share of a log that was used, and tells how large a log must be before anything can be found.
+Its AUC, how often it ranks an output that it read above a resample, turns an inconclusive result into a bound
+on the share of a log that was used. It also gives the log size from which use can be found.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from stillhouse.trace.resample import Resamples
 from stillhouse.trace.suspects.base import Suspect
 
 SHARES = (0.01, 0.05, 0.2, 1.0)
-"""Of a log, for which the size is told that finds their use."""
+"""Used shares of a log for which :meth:`SurrogateAuc.sizes` gives a log size."""
 
 
 @dataclass(frozen=True)
-class Surrogate:
-    """What a score tells of a model that did read the outputs."""
+class SurrogateAuc:
+    """How well a score separates outputs that a model read from their resamples."""
 
     n: int
     """Outputs that it read and that were ranked."""
@@ -34,26 +34,26 @@ class Surrogate:
     """The chance that an output that was read outranks a resample of it; ties count a half."""
     low: float
     high: float
-    """Ends of an interval for it that holds in finite samples, for a plan's `surrogate_auc`."""
+    """Ends of an interval that holds in finite samples, for a plan's `surrogate_auc`."""
 
     @property
-    def tells(self) -> bool:
-        """Whether a plan can use it: the score does tell used outputs from resamples."""
+    def is_informative(self) -> bool:
+        """Whether a plan can use it: the score separates used outputs from resamples."""
         return self.low > 0.5
 
     def sizes(self, e_target: float, power: float) -> dict[float, int]:
         """Share of a log -> delivered outputs with which E reaches ``e_target`` with chance ``power``.
 
-        By the lower end of the interval; empty where that is not above one half. A share for which no log is
-        large enough is left out.
+        Computed from the lower end of the interval; empty if that is not above one half. A share for which
+        no log is large enough is omitted.
         """
-        if not self.tells:
+        if not self.is_informative:
             return {}
         sizes = {share: log_size(share, self.low, self.resamples_each, e_target, power) for share in SHARES}
         return {share: size for share, size in sizes.items() if size is not None}
 
 
-def measure(
+def measure_surrogate(
     model: Suspect,
     used: Log,
     resamples: Resamples,
@@ -63,13 +63,14 @@ def measure(
     teacher: Suspect | None = None,
     seed: int = 0,
     alpha: float = 0.05,
-) -> Surrogate:
-    """Asks the surrogate about outputs that it was trained on and their resamples.
+) -> SurrogateAuc:
+    """Scores outputs that the surrogate was trained on, and their resamples.
 
     Args:
         used: outputs that it was trained on, and no others.
-        score: a name in :data:`.scoring.SCORES`.
-        reference: for the score of that name, as is ``teacher``.
+        score: a name in :data:`.scores.SCORES`.
+        reference: for the score `reference`.
+        teacher: for the score `teacher`.
         alpha: one minus the confidence of the interval.
 
     Raises:
@@ -85,7 +86,7 @@ def measure(
             hint="Give the resamples that were drawn for this log (still trace resample).",
         )
     wins_N = delivered_win_rates(scores_NK1)
-    return Surrogate(
+    return SurrogateAuc(
         n=len(scores_NK1),
         resamples_each=float(np.mean(resample_counts(scores_NK1))),
         auc=float(wins_N.mean()),

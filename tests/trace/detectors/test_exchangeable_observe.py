@@ -21,7 +21,7 @@ from stillhouse.trace.detectors.exchangeable.judge import judge
 from stillhouse.trace.detectors.exchangeable.observe import observe
 from stillhouse.trace.plan import parse_plan
 from stillhouse.trace.resample import resample
-from stillhouse.trace.surrogate import measure
+from stillhouse.trace.surrogate import measure_surrogate
 from stillhouse.trace.suspects.base import SuspectCapabilities
 from stillhouse.trace.suspects.open import open_suspect
 
@@ -195,19 +195,19 @@ def test_a_surrogate_tells_what_reading_leaves_behind(case, tiny_teacher, tmp_pa
     log, resamples, path = case
     read = dataclasses.replace(log, rows=log.rows[:30])
     suspect, teacher = open_suspect(str(path)), open_suspect(str(tiny_teacher))
-    found, nothing = measure(suspect, read, resamples), measure(teacher, read, resamples)
+    found, nothing = measure_surrogate(suspect, read, resamples), measure_surrogate(teacher, read, resamples)
     suspect.close()
     teacher.close()
     assert found.n == len(read.rows) and 2.8 < found.resamples_each <= 3
     assert 0.5 < found.low < found.auc <= found.high and found.auc > 0.8
-    assert nothing.low < 0.5 and not nothing.tells and nothing.sizes(1000, 0.8) == {}
+    assert nothing.low < 0.5 and not nothing.is_informative and nothing.sizes(1000, 0.8) == {}
     sizes = found.sizes(1000, 0.8)
     assert sizes == {
         share: log_size(share, found.low, found.resamples_each, 1000, 0.8) for share in (0.01, 0.05, 0.2, 1.0)
     }
     assert sizes[0.01] > 20 * sizes[0.05] > 200 * sizes[0.2], "about the square of the share"
     with pytest.raises(CorpusError, match="a resample of its own"):
-        measure(suspect, read, dataclasses.replace(resamples, texts={}))
+        measure_surrogate(suspect, read, dataclasses.replace(resamples, texts={}))
 
 
 def test_the_interval_of_a_surrogate_covers_as_often_as_it_says(monkeypatch):
@@ -217,8 +217,10 @@ def test_the_interval_of_a_surrogate_covers_as_often_as_it_says(monkeypatch):
     for _ in range(times):
         scores_NK1 = generator.normal(size=(150, 4)) + delta * (np.arange(4) == 0)
         monkeypatch.setattr(surrogate, "observe", lambda *given, **named: None)
-        monkeypatch.setattr(surrogate, "arrange", lambda *given, s=scores_NK1: SimpleNamespace(scores_NK1=s))
-        found = measure(None, None, None)  # type: ignore[arg-type]
+        monkeypatch.setattr(
+            surrogate, "score_matrix", lambda *given, s=scores_NK1: SimpleNamespace(scores_NK1=s)
+        )
+        found = measure_surrogate(None, None, None)  # type: ignore[arg-type]
         assert found.auc == pytest.approx((scores_NK1[:, :1] > scores_NK1[:, 1:]).mean())
         covered += found.low <= truth <= found.high
     assert covered >= binom.ppf(0.001, times, 0.95)
