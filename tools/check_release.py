@@ -57,6 +57,7 @@ def main() -> None:
     check_wheel(wheel)
     check_sdist(sdist)
     check_installed(wheel)
+    check_changelog(wheel)
     for path in (wheel, sdist):
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:,.0f} kB, complete")
 
@@ -95,6 +96,12 @@ def check_sdist(path: Path) -> None:
         sys.exit(f"{path.name} contains files that git does not track: {', '.join(sorted(extra))}")
     if large := [name for name, size in sizes.items() if size > MOST_BYTES]:
         sys.exit(f"{path.name} contains large files: {', '.join(large)}")
+
+
+def check_changelog(wheel: Path) -> None:
+    version = wheel.name.split("-")[1]
+    if f"\n## {version} " not in (ROOT / "CHANGELOG.md").read_text("utf-8"):
+        sys.exit(f"CHANGELOG.md has no section for version {version}")
 
 
 def _require_same(path: Path, files: set[str], expected: set[str]) -> None:
