@@ -131,7 +131,7 @@ def resample(
     try:
         if not allow_other_teacher:
             require_teacher(log, model)
-        if mark and not model.can.mark:
+        if mark and not model.can.watermark:
             raise CapabilityError(
                 f"the answers of {teacher} cannot be watermarked",
                 hint="Only the sampler for safetensors weights applies marks; name those of the teacher.",
