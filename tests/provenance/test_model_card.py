@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, strategies as st
 
 from stillhouse.evaluate.schema import Report
+from stillhouse.objectives import OBJECTIVES
 from stillhouse.provenance import (
     combine_verdicts,
     find_terms,
@@ -175,6 +176,14 @@ def test_a_report_without_numbers_makes_a_card_without_a_table():
 def test_any_part_of_the_report_may_be_missing(missing):
     report = {key: value for key, value in REPORT.items() if key != missing}
     assert ModelCard(card(recipe(), report)).data.license == "apache-2.0"
+
+
+@pytest.mark.parametrize("cross_entropy", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("align", ["tokens", "spans"])
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_the_card_describes_every_objective(kind, align, cross_entropy):
+    objective = Objective(kind=kind, align=align, cross_entropy=cross_entropy)
+    assert f"objective: {OBJECTIVES[kind].description}" in card(recipe(objective=objective)).replace("*", "")
 
 
 def test_an_estimate_without_ends_is_shown_alone():

@@ -10,7 +10,7 @@ from .data.documents import (
 )
 from .forward.forward_pass import ForwardPass as ForwardPass
 from .forward.precision import compute_dtype as compute_dtype
-from .loss.divergences import divergence as divergence, needs_teacher as needs_teacher
+from .loss.divergences import divergence as divergence
 from .loss.lm_head import LMHead as LMHead, lm_head_of as lm_head_of
 from .loss.shared_vocabulary import (
     SharedVocabulary as SharedVocabulary,

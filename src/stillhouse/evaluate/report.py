@@ -13,17 +13,10 @@ from typing import Any
 
 from stillhouse.evaluate.schema import Report
 from stillhouse.files import atomic_write
+from stillhouse.objectives import OBJECTIVES
 from stillhouse.pages import numbers, page_template
 
-OBJECTIVES = {
-    "cross_entropy": "cross-entropy",
-    "forward_kl": "forward KL",
-    "reverse_kl": "reverse KL",
-    "jsd": "generalised Jensen–Shannon",
-    "skew_forward_kl": "skew forward KL",
-    "skew_reverse_kl": "skew reverse KL",
-    "uld": "universal logit distillation",
-}
+_TITLES: dict[str, str] = {name: kind.title for name, kind in OBJECTIVES.items()}
 ROUNDS = {"reward": "mean reward", "length": "tokens of an answer", "entropy": "entropy, nats per token"}
 """Measures of on-policy rounds that are plotted, with the labels of their axes."""
 FEW_DOCUMENTS = 20
@@ -60,7 +53,7 @@ def render_page(report: Mapping[str, Any]) -> str:
     return page_template(__package__, "report.html.j2", filters).render(
         report=report,
         plots=draw(report),
-        objective=OBJECTIVES.get(report["objective"], report["objective"]),
+        objective=_TITLES.get(report["objective"], report["objective"]),
         few=report["held_out"].get("documents", 0) < FEW_DOCUMENTS,
         facts=_student_facts(report["student_facts"]),
         counts={k: v for k, v in report["corpus"].items() if k not in ("rejected", "seconds")},
@@ -96,7 +89,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         if "round_reward" in pictures and key == "student":
             continue  # a policy-gradient loss is not comparable between rounds and would mislead
         if any(p["loss"] is not None for p in points):
-            label = OBJECTIVES.get(objectives[key], objectives[key] or "loss")
+            label = _TITLES.get(objectives[key], objectives[key] or "loss")
             pictures[f"loss_{key}"] = plots.loss_curve(points, key=key, name=f"loss-{key}", objective=label)
     influence = report["student_facts"].get("influence")
     if influence:

@@ -45,9 +45,7 @@ class RunContext:
     @property
     def learns_distributions(self) -> bool:
         """Whether the objective needs the teacher's probabilities, not only its text."""
-        from stillhouse.distill import needs_teacher
-
-        return needs_teacher(self.objective)
+        return self.objective.needs_teacher
 
     @property
     def offline_student(self) -> Path:

@@ -247,7 +247,7 @@ def train_control(run: RunContext) -> StageResult:
 
 
 def _train(run: RunContext, objective: Objective, label: str) -> StageResult:
-    from stillhouse.distill import needs_teacher, prepare_lora, save_student, train
+    from stillhouse.distill import prepare_lora, save_student, train
     from stillhouse.models import load_weights
 
     documents = run.training_documents
@@ -262,7 +262,7 @@ def _train(run: RunContext, objective: Objective, label: str) -> StageResult:
     result = train(
         model,
         documents,
-        training_signal(run) if needs_teacher(objective) else None,
+        training_signal(run) if objective.needs_teacher else None,
         objective=objective,
         settings=run.recipe.train,
         directory=run.directory if label == "student" else run.directory / label,

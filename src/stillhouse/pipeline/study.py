@@ -256,7 +256,7 @@ def _spent(place: Path) -> dict[str, float]:
     flops = learning(read, learned)
     if offline and manifest.facts("targets").get("cached"):
         flops += passes(teacher, read / max(1.0, recipe.train.epochs), learned)
-    elif offline and recipe.objective.targets == "online" and recipe.objective.kind != "cross_entropy":
+    elif offline and recipe.objective.targets == "online" and recipe.objective.needs_teacher:
         flops += passes(teacher, read, learned)
     settings = recipe.on_policy
     for row in _lines(place / "on_policy" / "metrics.jsonl"):

@@ -54,8 +54,7 @@ class PlanInputs:
     @property
     def needs_teacher(self) -> bool:
         """Whether the objective compares distributions, not only text."""
-        objective = self.recipe.objective
-        return objective.kind != "cross_entropy" and objective.cross_entropy < 1 and self.teacher is not None
+        return self.recipe.objective.needs_teacher and self.teacher is not None
 
     @property
     def resident(self) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillhouse import __version__
+from stillhouse.objectives import OBJECTIVES
 from stillhouse.pages.numbers import format_bytes, format_count
 from stillhouse.provenance.card_head import (
     base_reference,
@@ -27,16 +28,6 @@ from stillhouse.provenance.verdict import TermsVerdict, naming_warning
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.recipe.load import dump_recipe
 from stillhouse.recipe.teachers import all_teachers
-
-_OBJECTIVES = {
-    "cross_entropy": "cross-entropy on the teacher's text",
-    "forward_kl": "forward KL divergence to the teacher",
-    "reverse_kl": "reverse KL divergence to the teacher",
-    "jsd": "generalised Jensen–Shannon divergence to the teacher",
-    "skew_forward_kl": "skew forward KL divergence to the teacher",
-    "skew_reverse_kl": "skew reverse KL divergence to the teacher",
-    "uld": "universal logit distillation (sorted probabilities)",
-}
 
 
 def model_card(
@@ -140,10 +131,10 @@ def _data(recipe: Recipe, report: Mapping[str, Any]) -> str:
 
 def _training(recipe: Recipe, manifest_facts: Mapping[str, Any]) -> str:
     objective = recipe.objective
-    goal = _OBJECTIVES[objective.kind]
+    goal = OBJECTIVES[objective.kind].description
     if objective.joins_tokenizers and objective.align == "spans":
         goal += ", over the spans that both tokenizers end a token with"
-    if objective.kind != "cross_entropy" and objective.cross_entropy:
+    if OBJECTIVES[objective.kind].reads_teacher and objective.cross_entropy:
         goal += f", with {objective.cross_entropy:g} of the weight on cross-entropy"
     facts = manifest_facts.get("train") or {}
     settings = recipe.train

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
+from stillhouse.objectives import OBJECTIVES, ObjectiveKind, ObjectiveName
 from stillhouse.recipe.field_types import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -183,9 +184,7 @@ class Filter:
 class Objective:
     """What the student minimises."""
 
-    kind: Literal[
-        "cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "uld"
-    ] = "forward_kl"
+    kind: ObjectiveName = "forward_kl"
     """The divergence between teacher and student; `cross_entropy` uses the teacher's text alone, `uld` sorted
     probabilities of any two vocabularies."""
     align: Literal["tokens", "spans"] = "tokens"
@@ -207,9 +206,28 @@ class Objective:
     """`topk`: entries a token; the rest is one tail bucket (on-policy too). `sampled`: draws a token."""
 
     @property
+    def resolved_kind(self) -> ObjectiveKind:
+        """What `kind` is with these parameters: `jsd` is forward KL at beta 0 and reverse KL at beta 1."""
+        kind = OBJECTIVES[self.kind]
+        for (parameter, value), name in kind.limits.items():
+            if getattr(self, parameter) == value:
+                return OBJECTIVES[name]
+        return kind
+
+    @property
+    def cross_entropy_weight(self) -> float:
+        """The weight of cross-entropy on the text; the divergence has the rest."""
+        return self.cross_entropy if OBJECTIVES[self.kind].reads_teacher else 1.0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss reads the teacher's probabilities, not only its text."""
+        return self.cross_entropy_weight < 1
+
+    @property
     def joins_tokenizers(self) -> bool:
         """Whether the teacher reads its own tokens, which need not be the student's."""
-        return self.kind == "uld" or (self.kind != "cross_entropy" and self.align == "spans")
+        return self.needs_teacher and (self.align == "spans" or not OBJECTIVES[self.kind].compares_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

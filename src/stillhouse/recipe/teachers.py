@@ -69,7 +69,7 @@ def _averaged(recipe: Recipe, teacher: Teacher, key: str) -> Iterator[Complaint]
     objective = recipe.objective
     if teacher.model.startswith("api:"):
         yield f"{key}.model", "an API has no distributions to average: give it a `route`"
-    if objective.kind == "cross_entropy":
+    if not objective.needs_teacher:
         yield (
             key,
             "without a `route` its distributions are averaged; `cross_entropy` reads none",

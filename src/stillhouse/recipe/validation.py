@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from stillhouse.objectives import OBJECTIVES
 from stillhouse.recipe.sections import Objective, Recipe, Student
 from stillhouse.recipe.teachers import all_teachers, teacher_rules
 
@@ -23,7 +24,7 @@ def broken_rules(recipe: Recipe) -> list[Complaint]:
     return [
         *directory_name("name", recipe.name),
         *_student(recipe.student),
-        *_objective(recipe.objective),
+        *objective_rules(recipe.objective),
         *_teacher_without_weights(recipe),
         *teacher_rules(recipe),
         *_collect(recipe),
@@ -70,32 +71,37 @@ def _student(student: Student) -> Iterator[Complaint]:
             yield f"student.{key}", f"has no meaning with `init: {student.init}`, only with `init: prune`"
 
 
-def _objective(objective: Objective) -> Iterator[Complaint]:
-    if objective.kind == "cross_entropy":
+def objective_rules(objective: Objective) -> Iterator[Complaint]:
+    """What cannot work about ``objective`` by itself; the losses refuse the same (``require_supported``)."""
+    if not objective.needs_teacher:
         return
-    if objective.targets == "sampled" and objective.kind != "forward_kl":
-        yield (
-            "objective.targets",
-            f"`sampled` estimates forward KL only, not `{objective.kind}`: use `hidden` or `topk`",
-        )
+    kind = OBJECTIVES[objective.kind]
     if objective.joins_tokenizers:
-        what = "`uld`" if objective.kind == "uld" else "`align: spans`"
+        setting = "`align: spans`" if kind.compares_tokens else f"`kind: {objective.kind}`"
         if objective.targets not in ("hidden", "online"):
             yield (
                 "objective.targets",
-                f"{what} needs the teacher's whole distribution: use `hidden` or `online`, not "
+                f"{setting} needs the teacher's whole distribution: use `hidden` or `online`, not "
                 f"`{objective.targets}`",
             )
         if objective.loss_on == "all":
-            yield "objective.loss_on", f"{what} aligns what the assistant said: use `assistant`"
-    if objective.kind.startswith("skew_") and objective.alpha == 1:
-        yield "objective.alpha", "1 replaces one side by the other, so the loss is 0; DistiLLM uses 0.1"
+            yield "objective.loss_on", f"{setting} aligns the assistant's messages: use `assistant`"
+    elif objective.targets == "sampled" and not objective.resolved_kind.estimable_from_samples:
+        estimable = " or ".join(f"`kind: {n}`" for n, k in OBJECTIVES.items() if k.estimable_from_samples)
+        yield (
+            "objective.targets",
+            f"`sampled` cannot be used with `kind: {objective.kind}`: drawn ids estimate averages under the "
+            f"teacher only. Use {estimable}, or `targets: hidden` (exact) or `topk`",
+        )
+    for (parameter, value), reason in kind.invalid.items():
+        if getattr(objective, parameter) == value:
+            yield f"objective.{parameter}", f"{value:g} {reason}"
 
 
 def _teacher_without_weights(recipe: Recipe) -> Iterator[Complaint]:
     student, objective = recipe.student, recipe.objective
     without = [teacher for teacher in all_teachers(recipe) if teacher.model.startswith("api:")]
-    if without and objective.kind != "cross_entropy":
+    if without and objective.needs_teacher:
         kind = objective.kind
         yield (
             "objective.kind",
@@ -139,7 +145,7 @@ def _on_policy(recipe: Recipe) -> Iterator[Complaint]:
         yield "on_policy", "`teacher` and `reward` are both 0: nobody to learn from"
     if settings.teacher > 0 and any(teacher.model.startswith("api:") for teacher in all_teachers(recipe)):
         yield "on_policy.teacher", "needs the teacher's weights; an API has only text: set it to 0"
-    elif settings.teacher > 0 and (objective.kind == "cross_entropy" or objective.cross_entropy > 0):
+    elif settings.teacher > 0 and objective.cross_entropy_weight > 0:
         yield (
             "objective.kind",
             "on the student's own text cross-entropy teaches what it says already: use a divergence alone, "

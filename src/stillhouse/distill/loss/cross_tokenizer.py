@@ -32,8 +32,6 @@ import torch
 from torch import Tensor
 
 from stillhouse.distill.loss.divergences import (
-    Distribution,
-    cross_entropy_weight,
     divide_by_temperature,
     loss_and_gradient,
     reduction_dtype,
@@ -42,6 +40,7 @@ from stillhouse.distill.loss.fused_loss import PrecomputedGradients, fused_loss
 from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary
 from stillhouse.distill.loss.teacher_rows import DenseRows
+from stillhouse.objectives import Distribution
 from stillhouse.recipe import Objective
 
 MOST_ENTRIES = 2**24
@@ -78,7 +77,7 @@ def span_loss(
         hidden_ND: the student's last hidden states where its counted tokens are predicted.
         labels_N: those tokens, int64.
     """
-    share = cross_entropy_weight(objective)
+    share = objective.cross_entropy_weight
     loss = hidden_ND.new_zeros((), dtype=reduction_dtype(hidden_ND.dtype))
     if share > 0:
         text = replace(objective, kind="cross_entropy")

@@ -24,12 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stillhouse.distill.loss.divergences import (
-    Distribution,
     cross_entropy,
-    cross_entropy_weight,
     divide_by_temperature,
     loss_and_gradient,
-    needs_teacher,
     reduction_dtype,
     sampled_forward_kl,
     topk_divergence,
@@ -38,6 +35,7 @@ from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.policy_loss import PolicyRows, policy_gradient
 from stillhouse.distill.loss.teacher_rows import DenseRows, MixedRows, SampledRows, TeacherRows, TopKRows
 from stillhouse.errors import RecipeError
+from stillhouse.objectives import Distribution
 from stillhouse.recipe import Objective
 
 TILE_ENTRIES_CPU = 2**20
@@ -81,7 +79,7 @@ def fused_loss(
         RecipeError: cached targets cover ids that the student does not have.
     """
     assert policy is not None or teacher_weight == 1.0
-    if needs_teacher(objective) and teacher_weight:
+    if objective.needs_teacher and teacher_weight:
         assert teacher_rows is not None
         assert len(teacher_rows) == len(hidden_ND)
         cut = isinstance(teacher_rows, TopKRows | SampledRows)
@@ -90,6 +88,8 @@ def fused_loss(
                 f"targets are cached over {teacher_rows.vocab_size} ids; the student has {head.vocab_size}",
                 hint="Cache them again for this student, or use `targets: hidden`.",
             )
+        if isinstance(teacher_rows, SampledRows):
+            assert objective.resolved_kind.estimable_from_samples, "drawn ids cannot estimate this divergence"
     if not teacher_weight:
         teacher_rows = None
     differentiate = torch.is_grad_enabled()
@@ -169,7 +169,7 @@ def _chunked(
 
 def _student_ids(task: _FusedLossInputs) -> int:
     """How many of the student's ids matter: all for cross-entropy, else those the teacher has too."""
-    if cross_entropy_weight(task.objective) > 0 or task.teacher_rows is None or task.policy is not None:
+    if task.objective.cross_entropy_weight > 0 or task.teacher_rows is None or task.policy is not None:
         return task.head.vocab_size
     return min(task.head.vocab_size, task.teacher_rows.vocab_size)
 
@@ -186,7 +186,7 @@ def _chunk_loss(raw_CV: Tensor, rows: slice, task: _FusedLossInputs, *, differen
     """The loss of one chunk; ``raw_CV`` (before factor and cap) becomes its derivative, tile by tile."""
     teacher_CS = None
     signal = task.teacher_rows
-    if task.teacher_weight and needs_teacher(task.objective) and isinstance(signal, DenseRows | MixedRows):
+    if task.teacher_weight and task.objective.needs_teacher and isinstance(signal, DenseRows | MixedRows):
         teacher_CS = signal.raw_logits(rows, min(task.head.vocab_size, signal.vocab_size))
     tile = len(raw_CV) if raw_CV.is_cuda else max(1, TILE_ENTRIES_CPU // raw_CV.shape[1])
     losses = []
@@ -229,7 +229,7 @@ def _objective(
     logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _FusedLossInputs
 ) -> tuple[Tensor, Tensor]:
     """The recipe's objective on a tile, [n], and its derivative by the logits; they may be overwritten."""
-    share = cross_entropy_weight(task.objective)
+    share = task.objective.cross_entropy_weight
     if share == 0:
         loss_n, slope_nV = _divergence(logits_nV, teacher_nS, rows, task)
     else:
