@@ -13,7 +13,7 @@ from stillhouse.console import Console, _LineProgress, plain_table
 
 
 def run_python(code: str, *, terminal: bool, **environment: str) -> str:
-    """What ``code`` prints, stdout and stderr together, in a pipe or on an 80-column terminal."""
+    """The output of ``code``, stdout and stderr together, in a pipe or on an 80-column terminal."""
     settings = {**os.environ, "COLUMNS": "80", "TERM": "xterm", **environment}
     if not terminal:
         done = subprocess.run(
@@ -59,7 +59,7 @@ class TestStreams:
         assert captured.err == "one\nhint: two\nwarning: three\nerror: four\n"
         assert captured.out == "a\n----\nfive\n"
 
-    def test_json_takes_the_place_of_tables(self, capsys):
+    def test_json_replaces_tables(self, capsys):
         console = Console()
         console.data({"ignored": True})
         console.json = True
@@ -100,19 +100,19 @@ class TestStreams:
 class TestLineProgress:
     @pytest.fixture
     def clock(self, monkeypatch):
-        """Seconds that pass only when told to."""
+        """A clock that advances only when a test sets it."""
         now = [100.0]
         monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
         return now
 
-    def test_short_work_says_nothing(self, clock, capsys):
+    def test_short_work_prints_nothing(self, clock, capsys):
         with Console().progress("collect", 10) as progress:
             for _ in range(10):
                 clock[0] += 0.1
                 progress.advance()
         assert capsys.readouterr().err == ""
 
-    def test_long_work_says_where_it_is_every_five_seconds(self, clock, capsys):
+    def test_long_work_prints_a_line_every_five_seconds(self, clock, capsys):
         with Console().progress("collect", 100, "prompts") as progress:
             for _ in range(20):
                 clock[0] += 1.0
@@ -140,7 +140,7 @@ class TestLineProgress:
 
 
 class TestPlainTable:
-    def test_figures_stand_right_and_words_left(self):
+    def test_numbers_are_aligned_right_and_words_left(self):
         table = plain_table(
             "T", ["model", "size", "note"], [["a", "9 MB", "5 documents"], ["bcd", "10 MB", "x"]]
         )
@@ -169,5 +169,5 @@ class TestPlainTable:
         assert plain_table("", ["a", "b"], []) == "a  b\n-  -"
 
 
-def test_progress_of_an_unknown_total_says_nothing_of_nothing():
+def test_progress_of_an_unknown_total_starts_without_a_count():
     assert _LineProgress("loading x", None, "", 0).line(3.0) == "loading x"

@@ -93,7 +93,7 @@ def test_a_student_alone_is_reported_with_its_interval():
     [(0.0, "0"), (0.71234, "0.712"), (9.996, "10.0"), (12.34, "12.3"), (880.4, "880"), (12345.0, "12,300"),
      (2.5e7, "2.50e+07"), (-0.0512, "−0.0512"), (float("inf"), "∞"), (None, "–")],
 )  # fmt: skip
-def test_figures(value, text):
+def test_formatted_numbers(value, text):
     assert format_number(value) == text
 
 
@@ -114,12 +114,12 @@ def test_an_interval_gets_the_decimals_that_its_width_deserves():
     ("value", "text"),
     [(512, "512 B"), (98_600_000, "98.6 MB"), (324_960_000, "325 MB"), (999_700_000, "1 GB")],
 )
-def test_sizes(value, text):
+def test_formatted_bytes(value, text):
     assert format_bytes(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(900, "900"), (134_515_008, "135 M"), (1_240_000_000, "1.24 B")])
-def test_counts(value, text):
+def test_formatted_counts(value, text):
     assert format_count(value) == text
 
 
@@ -134,7 +134,7 @@ def test_counts(value, text):
         (-1, "0 s"),
     ],
 )
-def test_durations(seconds, text):
+def test_formatted_durations(seconds, text):
     assert format_duration(seconds) == text
 
 
@@ -142,7 +142,7 @@ def test_durations(seconds, text):
     ("dollars", "text"),
     [(0, "$0.00"), (1234.5, "$1,234.50"), (0.1, "$0.10"), (0.034, "$0.034"), (0.00012, "$0.00012")],
 )
-def test_no_amount_looks_like_nothing(dollars, text):
+def test_no_price_reads_as_zero(dollars, text):
     assert format_dollars(dollars) == text
 
 
