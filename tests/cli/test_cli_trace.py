@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.cli import main
-from stillhouse.cli.trace import Asked, _plan
+from stillhouse.cli.trace import TraceSubject, _plan
 from stillhouse.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "trace"))
@@ -26,7 +26,7 @@ def bundle(tmp_path_factory, tiny_teacher):
 def test_verify_says_what_it_checked(bundle, capsys):
     assert main(["trace", "verify", str(bundle)]) == 0
     out, err = capsys.readouterr()
-    assert "numbers computed again" in out and "ours: Hard evidence at level L2" in out
+    assert "numbers recomputed" in out and "ours: Hard evidence at level L2" in out
     assert "warning: not signed" in err
     assert main(["trace", "verify", str(bundle), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -67,24 +67,27 @@ def test_commit_prints_the_hash_to_publish(tmp_path, tiny_teacher, capsys):
 
 
 def test_options_become_teachers_with_names_of_their_own():
-    asked = Asked(suspect="s", teacher=("a/m.gguf", "b/m"), log=("x.parquet", "y.parquet"))
+    asked = TraceSubject(suspect="s", teacher=("a/m.gguf", "b/m"), log=("x.parquet", "y.parquet"))
     plan = _plan(asked)
     assert [(t.name, t.model, t.log) for t in plan.teachers] == [
         ("m", "a/m.gguf", "x.parquet"),
         ("m-2", "b/m", "y.parquet"),
     ]
-    (only_log,) = _plan(Asked(suspect="s", log=("logs/x.parquet",), resamples=("r",))).teachers
+    (only_log,) = _plan(TraceSubject(suspect="s", log=("logs/x.parquet",), resamples=("r",))).teachers
     assert (only_log.name, only_log.model, only_log.resamples) == ("x", None, "r")
-    assert _plan(Asked(suspect="s", log=("l",), out=Path("runs/case-7"))).name == "case-7"
+    assert _plan(TraceSubject(suspect="s", log=("l",), out=Path("runs/case-7"))).name == "case-7"
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (Asked(suspect="s", teacher=("a", "b"), log=("x",)), "2 teachers and 1 logs do not go together"),
-        (Asked(suspect="s", log=("x", "y"), resamples=("r",)), "each --log needs its own --resamples"),
-        (Asked(suspect="s"), "no log was named"),
-        (Asked(log=("x",)), "no suspect was named"),
+        (
+            TraceSubject(suspect="s", teacher=("a", "b"), log=("x",)),
+            "2 teachers and 1 logs do not go together",
+        ),
+        (TraceSubject(suspect="s", log=("x", "y"), resamples=("r",)), "each --log needs its own --resamples"),
+        (TraceSubject(suspect="s"), "no log was named"),
+        (TraceSubject(log=("x",)), "no suspect was named"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(asked, message):

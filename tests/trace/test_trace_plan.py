@@ -19,7 +19,7 @@ from stillhouse.trace.plan import (
     load_plan,
     parse_plan,
     plan_for_texts,
-    resolve,
+    resolve_plan,
 )
 
 EVERYTHING = Access(
@@ -88,8 +88,8 @@ def test_an_author_asks_about_published_texts_and_about_nothing_else():
 
 
 def test_every_test_of_the_plan_has_its_detector():
-    assert PlannedTests.none().wanted == ()
-    assert EVERY_TEST.wanted == tuple(DETECTORS)
+    assert PlannedTests.none().names == ()
+    assert EVERY_TEST.names == tuple(DETECTORS)
     levels = [detector.level_in(TracePlan(tests=EVERY_TEST)) for detector in DETECTORS.values()]
     assert levels == [detector.level for detector in DETECTORS.values()]
     everybodys_key = TracePlan(tests=PlannedTests(radioactivity=Radioactivity(level="L1")))
@@ -98,16 +98,16 @@ def test_every_test_of_the_plan_has_its_detector():
 
 def test_options_fill_a_plan_and_may_not_contradict_it():
     ours = TeacherPlan(name="ours", log="log.parquet")
-    plan = resolve(TracePlan(), suspect="rival", teachers=[ours], references=["r"])
+    plan = resolve_plan(TracePlan(), suspect="rival", teachers=[ours], references=["r"])
     assert (plan.suspect, plan.teachers, plan.references) == ("rival", (ours,), ("r",))
-    assert resolve(plan, suspect=None, teachers=[], references=[]) == plan
-    assert resolve(plan, suspect="rival", teachers=[], references=[]) == plan
+    assert resolve_plan(plan, suspect=None, teachers=[], references=[]) == plan
+    assert resolve_plan(plan, suspect="rival", teachers=[], references=[]) == plan
     with pytest.raises(UsageError, match="already names its suspect"):
-        resolve(plan, suspect="another", teachers=[], references=[])
+        resolve_plan(plan, suspect="another", teachers=[], references=[])
     with pytest.raises(UsageError, match="no suspect was named"):
-        resolve(TracePlan(), suspect=None, teachers=[ours], references=[])
+        resolve_plan(TracePlan(), suspect=None, teachers=[ours], references=[])
     with pytest.raises(UsageError, match="no log was named"):
-        resolve(TracePlan(), suspect="rival", teachers=[], references=[])
+        resolve_plan(TracePlan(), suspect="rival", teachers=[], references=[])
 
 
 def test_full_access_allows_every_planned_test():

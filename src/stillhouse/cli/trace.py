@@ -1,4 +1,4 @@
-"""``still trace``: was a model trained on outputs that another delivered? Evidence with an error rate."""
+"""``still trace``: tests whether a model was trained on another's outputs, with a stated error rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -18,7 +18,8 @@ from stillhouse.console import WIDTH, console
 from stillhouse.errors import UsageError
 
 if TYPE_CHECKING:
-    from stillhouse.trace.plan import TracePlan
+    from stillhouse.trace import Evidence, TeacherPlan, TracePlan
+    from stillhouse.trace.bundle.schema import PlannedTestRecord
 
 USAGE = "Usage: still trace [OPTIONS]"
 EXAMPLES = """\
@@ -39,82 +40,82 @@ Examples:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a trace is about, where the plan does not say."""
+class TraceSubject:
+    """Models, logs and files of a trace that the plan does not name."""
 
     suspect: Annotated[str | None, Parameter(metavar="MODEL")] = None
-    """The model in question."""
+    """The model under test."""
     teacher: Annotated[tuple[str, ...], Parameter(metavar="MODEL", negative="", show_default=False)] = ()
-    """The model whose outputs it may have learned from; several are possible, each with its --log."""
+    """The model whose outputs it may have been trained on; repeat it with one --log each."""
     log: Annotated[tuple[str, ...], Parameter(metavar="FILE", negative="", show_default=False)] = ()
-    """What the teacher delivered: parquet, a corpus directory, or JSON lines."""
+    """The outputs that the teacher delivered: parquet, a corpus directory, or JSON lines."""
     resamples: Annotated[tuple[str, ...], Parameter(metavar="FILE", negative="", show_default=False)] = ()
-    """What `still trace resample` drew for that log; without it, it is drawn at once."""
+    """Resamples of that log, made by `still trace resample`; drawn now by default."""
     texts: Annotated[str | None, Parameter(metavar="FILE")] = None
-    """For an author, instead of a log: your texts, of which `still trace draw` chose."""
+    """For authors, instead of a log: your texts, made by `still trace draw`."""
     reference: Annotated[
         tuple[str, ...],
         Parameter(metavar="MODEL", negative="", show_default=False, consume_multiple=True),
     ] = ()
-    """Models like the suspect that had nothing to do with it."""
+    """Unrelated models of the suspect's kind."""
     plan: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    """A plan; docs/trace-plan.md lists its keys."""
+    """The plan; docs/trace-plan.md lists its keys."""
     out: Annotated[Path, Parameter(metavar="DIR")] = Path("evidence")
-    """The bundle's directory."""
+    """Directory of the bundle."""
 
 
-AskedOptions = Annotated[Asked, Parameter(name="*")]
+SubjectOptions = Annotated[TraceSubject, Parameter(name="*")]
 
 
 def trace(
     *,
-    asked: AskedOptions = Asked(),
+    subject: SubjectOptions = TraceSubject(),
     sign_key: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
     """Test whether a model was trained on another's outputs; write evidence.
 
-    Every number can be computed again from what is written (still trace verify).
-    A trace that was stopped goes on when the same command is given again.
+    Every number can be recomputed from the written files (still trace verify).
+    To resume a trace that was interrupted, run the same command again.
 
     Parameters
     ----------
     sign_key
-        A private key made by `still trace key`; it signs the evidence.
+        Private key that signs the evidence, made by `still trace key`.
     """
-    plan = _plan(asked)
+    plan = _plan(subject)
+    from stillhouse.trace import run_trace
     from stillhouse.trace.bundle.signing import read_key
-    from stillhouse.trace.run import run_trace
 
     key = None if sign_key is None else read_key(sign_key)
-    evidence = run_trace(plan, asked.out, key=key, command=shlex.join(["still", *sys.argv[1:]]))
+    evidence = run_trace(plan, subject.out, key=key, command=shlex.join(["still", *sys.argv[1:]]))
     _show(evidence)
-    console.info(f"report: {asked.out / 'report.html'}")
+    console.info(f"report: {subject.out / 'report.html'}")
     if key is None:
-        console.hint("still trace key signing.pem, then --sign-key signing.pem signs the evidence.")
+        console.hint("to sign the evidence: still trace key signing.pem, then --sign-key signing.pem")
 
 
 def commit(
     *,
-    asked: AskedOptions = Asked(),
+    subject: SubjectOptions = TraceSubject(),
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Fix a trace's plan, logs, keys and code by their hashes, before the first query.
+    """Commit to a trace's plan, logs, keys and code by their hashes, before the first query.
 
-    The hash that is printed proves the time only if it is published where others
-    keep the date.
+    The printed hash proves the date only if you publish it where a third party
+    records the date.
     """
-    plan = _plan(asked)
+    plan = _plan(subject)
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.bundle.commitments import COMMITMENTS, commit as make
+    from stillhouse.trace.bundle.commitments import COMMITMENTS, commit as write_commitments
 
-    made = make(plan, asked.out)
-    path = asked.out / COMMITMENTS
+    commitments = write_commitments(plan, subject.out)
+    path = subject.out / COMMITMENTS
     digest = sha256_file(path)
-    console.data({"file": str(path), "sha256": digest, **made.model_dump()})
+    console.data({"file": str(path), "sha256": digest, **commitments.model_dump()})
     if not console.json:
         print(f"{digest}  {path}")
-    console.hint("publish this hash, then give `still trace` the same options.")
+    console.hint("publish this hash, then run `still trace` with the same options.")
 
 
 def verify(
@@ -125,34 +126,30 @@ def verify(
     public_key: Annotated[str | None, Parameter(metavar="HEX")] = None,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Check a bundle: signature, hashes, commitments, and every number again.
+    """Check a bundle: signature, hashes, commitments; recompute every number.
 
-    No model is needed, except with --rerun.
+    Needs no model, except with --rerun.
 
     Parameters
     ----------
     directory
-        What `still trace --out` wrote.
+        Directory that `still trace --out` wrote.
     rerun
-        Ask the models again and compare with the transcripts.
+        Query the models again and compare the answers with the transcripts.
     public_key
-        The key that the evidence has to be signed with.
+        Key that the evidence must be signed with.
     """
-    from stillhouse.trace.verify import require_verified, verify_bundle
+    from stillhouse.trace import require_verified, rerun_bundle, verify_bundle
 
     result = verify_bundle(directory, public_key=public_key)
     if rerun and not result.differences:
-        from stillhouse.trace.rerun import rerun_bundle
-
         rerun_bundle(directory, result)
     require_verified(directory, result)
     console.data(result.facts())
     for note in result.notes:
         console.warn(note)
     if not console.json:
-        print(
-            f"{directory}: {result.checked} files are as recorded; {result.numbers:,} numbers computed again"
-        )
+        print(f"{directory}: {result.checked} files are as recorded; {result.numbers:,} numbers recomputed")
         for teacher in result.evidence.teachers:
             print(f"{teacher.name}: {teacher.verdict.headline}")
 
@@ -162,90 +159,76 @@ SUBCOMMANDS = {
     "commit": (commit, COMMIT_EXAMPLES),
     "verify": (verify, VERIFY_EXAMPLES),
 }
-"""The verbs below `still trace`, with their examples."""
+"""The commands below `still trace`, with their examples."""
 
 
-def _plan(asked: Asked) -> TracePlan:
-    """The resolved plan: that of --plan, or the default one, with what the options name."""
-    from stillhouse.trace.plan import TeacherPlan, TracePlan, load_plan, plan_for_texts, resolve
+def _plan(subject: TraceSubject) -> TracePlan:
+    """The resolved plan: that of --plan, or the default one, completed from the options."""
+    from stillhouse.trace import TracePlan, load_plan, plan_for_texts, resolve_plan
 
-    if asked.teacher and len(asked.teacher) != len(asked.log):
-        raise UsageError(
-            f"{len(asked.teacher)} teachers and {len(asked.log)} logs do not go together",
-            hint="Give --teacher and --log in pairs, or --log alone where there is only a log.",
-        )
-    if asked.resamples and len(asked.resamples) != len(asked.log):
-        raise UsageError("each --log needs its own --resamples", hint="Give them in the same order.")
-    models = asked.teacher or (None,) * len(asked.log)
-    drawn = asked.resamples or (None,) * len(asked.log)
-    names = _names([model or log for model, log in zip(models, asked.log, strict=True)])
-    teachers = [
-        TeacherPlan(name=name, model=model, log=log, resamples=resamples)
-        for name, model, log, resamples in zip(names, models, asked.log, drawn, strict=True)
-    ]
-    plan = TracePlan(name=asked.out.resolve().name) if asked.plan is None else load_plan(asked.plan)
-    if asked.texts is not None:
-        if asked.log or asked.plan:
+    teachers = _teachers(subject)
+    plan = TracePlan(name=subject.out.resolve().name) if subject.plan is None else load_plan(subject.plan)
+    if subject.texts is not None:
+        if subject.log or subject.plan:
             raise UsageError(
                 "--texts is for a trace of its own, without --log and --plan",
                 hint="In a plan, name the texts as `tests.rephrasings.texts`.",
             )
-        plan = plan_for_texts(plan, asked.texts)
-    return resolve(plan, suspect=asked.suspect, teachers=teachers, references=asked.reference)
+        plan = plan_for_texts(plan, subject.texts)
+    return resolve_plan(plan, suspect=subject.suspect, teachers=teachers, references=subject.reference)
 
 
-def _names(references: list[str]) -> list[str]:
-    """A short name for each: its last component, numbered where two are the same."""
+def _teachers(subject: TraceSubject) -> list[TeacherPlan]:
+    """One teacher for each --log, with the --teacher and --resamples at the same position."""
+    from stillhouse.trace import TeacherPlan
+
+    if subject.teacher and len(subject.teacher) != len(subject.log):
+        raise UsageError(
+            f"{len(subject.teacher)} teachers and {len(subject.log)} logs do not go together",
+            hint="Give --teacher and --log in pairs, or --log alone if there is no teacher.",
+        )
+    if subject.resamples and len(subject.resamples) != len(subject.log):
+        raise UsageError("each --log needs its own --resamples", hint="Give them in the same order.")
+    models = subject.teacher or (None,) * len(subject.log)
+    resamples = subject.resamples or (None,) * len(subject.log)
+    names = _short_names([model or log for model, log in zip(models, subject.log, strict=True)])
+    return [
+        TeacherPlan(name=name, model=model, log=log, resamples=file)
+        for name, model, log, file in zip(names, models, subject.log, resamples, strict=True)
+    ]
+
+
+def _short_names(references: list[str]) -> list[str]:
+    """The last component of each reference, with a number appended to repeated ones."""
     names: list[str] = []
     for reference in references:
         last = re.split(r"[/\\:#]", reference.rstrip("/\\"))[-1]
-        name = (
-            re.sub(r"[^\w.-]", "-", last.removesuffix(".parquet").removesuffix(".gguf")).lstrip(".-")
-            or "teacher"
-        )
+        last = last.removesuffix(".parquet").removesuffix(".gguf")
+        name = re.sub(r"[^\w.-]", "-", last).lstrip(".-") or "teacher"
         names.append(name if name not in names else f"{name}-{len(names) + 1}")
     return names
 
 
-def _show(evidence: Any) -> None:
-    from stillhouse.pages.numbers import format_scientific
-
-    rows = []
-    for teacher in evidence.teachers:
-        for part in teacher.tests:
-            found = part.finding
-            if found is None or found.reason is not None:
-                why = part.hindrance or (found.reason if found else "")
-                rows.append(
-                    [
-                        teacher.name,
-                        part.test,
-                        part.level,
-                        "–",
-                        "–",
-                        f"not run: it {why}" if part.hindrance else why,
-                    ]
-                )
-            else:
-                rows.append(
-                    [
-                        teacher.name,
-                        part.test,
-                        part.level,
-                        f"{found.n:,}",
-                        format_scientific(found.p_value),
-                        format_scientific(found.e_value),
-                    ]
-                )
-    several = len(evidence.teachers) > 1
+def _show(evidence: Evidence) -> None:
+    rows = [[teacher.name, *_row(test)] for teacher in evidence.teachers for test in teacher.tests]
     columns = ["teacher", "test", "level", "n", "p", "E"]
-    console.table(
-        evidence.name, columns if several else columns[1:], rows if several else [row[1:] for row in rows]
-    )
+    first = 0 if len(evidence.teachers) > 1 else 1
+    console.table(evidence.name, columns[first:], [row[first:] for row in rows])
     if not console.json:
         for teacher in evidence.teachers:
-            name = f"{teacher.name}: " if several else ""
-            print(
-                f"{name}{teacher.verdict.headline}", textwrap.fill(teacher.verdict.sentence, WIDTH), sep="\n"
-            )
+            prefix = f"{teacher.name}: " if first == 0 else ""
+            print(f"{prefix}{teacher.verdict.headline}")
+            print(textwrap.fill(teacher.verdict.sentence, WIDTH))
     console.data(evidence.model_dump())
+
+
+def _row(test: PlannedTestRecord) -> list[str]:
+    """Test, level, n, p and E; in place of E the reason if the test did not run."""
+    from stillhouse.pages.numbers import format_scientific
+
+    finding = test.finding
+    if finding is None or finding.reason is not None:
+        reason = f"not run: it {test.hindrance}" if finding is None else str(finding.reason)
+        return [test.test, test.level, "–", "–", reason]
+    p_value, e_value = format_scientific(finding.p_value), format_scientific(finding.e_value)
+    return [test.test, test.level, f"{finding.n:,}", p_value, e_value]

@@ -1,4 +1,4 @@
-"""What is made before a trace: resamples, a surrogate's figures, canaries, drawn versions, a signing key."""
+"""Commands that prepare a trace: resamples, a surrogate's power, canaries, drawn versions, a signing key."""
 
 from __future__ import annotations
 
@@ -49,44 +49,47 @@ def resample(
 ) -> None:
     """Draw fresh outputs of the archived teacher for the prompts of a log.
 
-    They are shown to nobody, and are what delivered outputs are compared with.
+    A trace compares delivered outputs with them. Show them to nobody.
 
     Parameters
     ----------
     teacher
         The archived model that wrote the log.
     log
-        What it delivered.
+        The outputs that it delivered.
     draws
-        Fresh outputs for each delivered one.
+        Number of fresh outputs for each delivered one.
     seed
-        Of the draws.
+        Seed of the sampling.
     watermark
-        Mark them with this key as `still serve --watermark` does: for a log that was
-        marked so.
+        Key to watermark the outputs with, as `still serve --watermark` does; for a
+        log that carries this watermark.
     watermark_by_account
-        The key is a master key; each account of the log has its own, made from it.
+        Treat the key as a master key and derive a key for each account of the log.
     allow_other_teacher
-        Go on although the log names another version of the teacher; the report says so.
+        Continue although the log names another version of the teacher; the report
+        says so.
     out
-        The file; begun work is taken up again.
+        The file to write; an interrupted run resumes.
     """
     if draws < 1:
         raise UsageError("--draws must be at least 1")
     if watermark_by_account and watermark is None:
         raise UsageError("--watermark-by-account needs the master key", hint="Give it with --watermark.")
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.delivered_log import read_log
-    from stillhouse.trace.resample import LogMark, resample as draw
+    from stillhouse.trace import read_log
+    from stillhouse.trace.resample import LogMark, resample as draw_resamples
     from stillhouse.watermark import Mark, read_key
 
     delivered = read_log(log)
     mark = LogMark(Mark(read_key(watermark)), watermark_by_account) if watermark else None
-    drawn = draw(teacher, delivered, draws, seed, out, mark=mark, allow_other_teacher=allow_other_teacher)
+    drawn = draw_resamples(
+        teacher, delivered, draws, seed, out, mark=mark, allow_other_teacher=allow_other_teacher
+    )
     count = sum(map(len, drawn.texts.values()))
     digest = sha256_file(out)
-    facts = {"file": str(out), "sha256": digest, "outputs": len(delivered.rows), "resamples": count}
-    console.data(facts | {"failed": drawn.failed, "left_out": delivered.left_out})
+    summary = {"file": str(out), "sha256": digest, "outputs": len(delivered.rows), "resamples": count}
+    console.data(summary | {"failed": drawn.failed, "left_out": delivered.left_out})
     for reason, number in delivered.left_out.items():
         console.info(f"left out: {number:,} {reason}")
     if not console.json:
@@ -105,59 +108,65 @@ def surrogate(
     seed: int = 0,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Measure what training on outputs leaves behind, on a model of your own.
+    """Measure the power of the exchangeable test on a model of your own.
 
-    Train a small model on some of the teacher's outputs on purpose; this tells how
-    often it ranks one above its resamples, and how large a log must be to show use.
+    First train a small model on some of the teacher's outputs. This reports how often
+    it ranks an output above a resample, and how large a log must be to show its use.
 
     Parameters
     ----------
     model
-        The surrogate: a model that was trained on the outputs in --log.
+        The surrogate: a model trained on the outputs in --log.
     log
-        Outputs that it was trained on, and no others.
+        The outputs that it was trained on, and no others.
     resamples
-        What `still trace resample` drew for them.
+        Their resamples, made by `still trace resample`.
     score
-        What they are ranked by, as in the plan.
+        Score that ranks outputs among resamples, as in the plan.
     reference
-        A model that had nothing to do with them, for the score `reference`.
+        An unrelated model, for the score `reference`.
     teacher
         The archived teacher, for the score `teacher`.
     hard
-        The e-value that a log is to reach.
+        The e-value that a log must reach.
     seed
-        Of the order in which outputs are asked.
+        Seed of the order of the outputs.
     """
-    from stillhouse.trace.delivered_log import read_log
+    from stillhouse.trace import open_suspect, read_log, read_resamples
     from stillhouse.trace.detectors.exchangeable.judge import POWER
-    from stillhouse.trace.resample import read_resamples
     from stillhouse.trace.surrogate import SHARES, measure_surrogate
-    from stillhouse.trace.suspects.open import open_suspect
 
-    held, read = read_resamples(resamples), read_log(log)
+    drawn, outputs = read_resamples(resamples), read_log(log)
     with ExitStack() as stack:
-        opened, other, itself = (
+        surrogate_model, reference_model, teacher_model = (
             None if name is None else stack.enter_context(closing(open_suspect(name, seed=seed)))
             for name in (model, reference, teacher)
         )
-        assert opened is not None
-        found = measure_surrogate(opened, read, held, score=score, reference=other, teacher=itself, seed=seed)
-    sizes = found.sizes(hard, POWER)
-    facts = {"outputs": found.n, "auc": found.auc, "surrogate_auc": [found.low, found.high]}
-    console.data(facts | {"sizes": {str(share): size for share, size in sizes.items()}})
+        assert surrogate_model is not None
+        result = measure_surrogate(
+            surrogate_model,
+            outputs,
+            drawn,
+            score=score,
+            reference=reference_model,
+            teacher=teacher_model,
+            seed=seed,
+        )
+    sizes = result.sizes(hard, POWER)
+    summary = {"outputs": result.n, "auc": result.auc, "surrogate_auc": [result.low, result.high]}
+    console.data(summary | {"sizes": {str(share): size for share, size in sizes.items()}})
     if console.json:
         return
     print(
-        f"AUC {found.auc:.3f} [{found.low:.3f}, {found.high:.3f}], 95%, from {found.n:,} outputs with "
-        f"{found.resamples_each:.3g} resamples each"
+        f"AUC {result.auc:.3f} [{result.low:.3f}, {result.high:.3f}], 95%, from {result.n:,} outputs with "
+        f"{result.resamples_each:.3g} resamples each"
     )
-    if not found.is_informative:
-        print("The score does not tell them apart: it can bound nothing.")
+    if not result.is_informative:
+        print("The score does not separate used outputs from resamples, so it gives no bound.")
         return
     rows = [[f"{share:.0%}", f"{sizes[share]:,}" if share in sizes else "no log"] for share in SHARES]
     console.table(f"log size for E ≥ {hard:,.0f} with {POWER:.0%} chance", ["share used", "outputs"], rows)
-    print(f"For the plan: surrogate_auc: [{found.low:.3f}, {found.high:.3f}]")
+    print(f"For the plan: surrogate_auc: [{result.low:.3f}, {result.high:.3f}]")
 
 
 def canaries(
@@ -169,39 +178,43 @@ def canaries(
     out: Annotated[Path, Parameter(metavar="FILE")] = Path("canaries.jsonl"),
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Make sentences to be slipped into an account's outputs, and their decoys.
+    """Make canaries for an account's outputs, with decoys.
 
-    The sentences are printed, a line each; mix them into what the account is given.
-    The file with the decoys stays secret; name it as `canaries` in the plan.
+    Prints the canaries, one sentence per line; insert them into the account's outputs.
+    Keep the file with the decoys secret, and name it as `canaries` in the plan.
 
     Parameters
     ----------
     key
-        A secret key (openssl rand -hex 32); the same key makes the same canaries.
+        Secret key (openssl rand -hex 32); the same key makes the same canaries.
     account
-        Who gets them. Name accounts that get none as well: they are placebos.
+        Account that receives them; repeat it for more. Accounts that receive none
+        are placebos: name them too.
     count
-        Canaries of each account.
+        Number of canaries for each account.
     decoys
-        Of each canary: sentences of the same form that go nowhere.
+        Number of decoys for each canary: sentences of the same form, never delivered.
     out
-        The file with all of them.
+        The file to write: canaries and decoys.
     """
     if count < 1 or decoys < 1:
         raise UsageError("--count and --decoys must be at least 1")
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.detectors.canaries import make_canaries, write_canaries
+    from stillhouse.trace import make_canaries, write_canaries
     from stillhouse.watermark import read_key
 
     secret = read_key(key)
-    sets = [one for name in account for one in make_canaries(secret, name, count, decoys=decoys)]
+    sets = [
+        canary_set for name in account for canary_set in make_canaries(secret, name, count, decoys=decoys)
+    ]
     write_canaries(out, sets)
     digest = sha256_file(out)
-    told = [{"account": one.account, "canary": one.canary} for one in sets]
-    console.data({"file": str(out), "sha256": digest, "canaries": told})
+    public = [{"account": canary_set.account, "canary": canary_set.canary} for canary_set in sets]
+    console.data({"file": str(out), "sha256": digest, "canaries": public})
     if not console.json:
-        for one in sets:
-            print(f"{one.account}: {one.canary}" if len(account) > 1 else one.canary)
+        for canary_set in sets:
+            prefix = f"{canary_set.account}: " if len(account) > 1 else ""
+            print(f"{prefix}{canary_set.canary}")
     console.info(f"{out}: keep it secret; publish its SHA-256 first: {digest}")
 
 
@@ -213,33 +226,34 @@ def draw(
     out: Annotated[Path, Parameter(metavar="FILE")] = Path("texts.jsonl"),
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Choose by lot which version of each of your texts to publish.
+    """Draw the version of each of your texts to publish.
 
-    For an author who wants to be able to ask later whether a model was trained on
-    them: `still trace --suspect MODEL --texts texts.jsonl`. Publish only the chosen
-    versions and keep the others.
+    For authors who may later test whether a model was trained on their texts:
+    `still trace --suspect MODEL --texts texts.jsonl`. Publish only the drawn versions
+    and keep the others.
 
     Parameters
     ----------
     versions
-        JSON lines with `id` and `versions`, rephrasings by one generator.
+        JSON lines with `id` and `versions`: rephrasings by one generator.
     key
-        A secret key (openssl rand -hex 32) that decides.
+        Secret key (openssl rand -hex 32) that determines the draw.
     out
-        Versions, choice and key: secret until a trace is published.
+        The file to write: versions, choices and key. Keep it secret until a trace is
+        published.
     """
     from stillhouse.hashing import sha256_file
-    from stillhouse.trace.detectors.rephrasings import draw_versions, read_versions, write_versions
+    from stillhouse.trace import draw_versions, read_versions, write_versions
     from stillhouse.watermark import read_key
 
-    drawn = draw_versions(read_versions(versions, chosen=False), read_key(key))
-    write_versions(out, drawn)
+    texts = draw_versions(read_versions(versions, chosen=False), read_key(key))
+    write_versions(out, texts)
     digest = sha256_file(out)
-    chosen = {one.id: one.published for one in drawn}
-    console.data({"file": str(out), "sha256": digest, "publish": chosen})
+    published = {text.id: text.published for text in texts}
+    console.data({"file": str(out), "sha256": digest, "publish": published})
     if not console.json:
-        for one in drawn:
-            print(f"{one.id}: publish version {one.published + 1} of {len(one.versions)}")
+        for text in texts:
+            print(f"{text.id}: publish version {text.published + 1} of {len(text.versions)}")
     console.info(f"{out}: keep it secret; publish its SHA-256 before the texts: {digest}")
 
 
@@ -249,12 +263,12 @@ def key(
     *,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Make a private key for signing evidence; print its public half.
+    """Make a private key for signing evidence; print its public key.
 
     Parameters
     ----------
     file
-        Where the private key is written, readable by you only.
+        The file to write, readable by you only.
     """
     from stillhouse.trace.bundle.signing import make_key
 
@@ -262,7 +276,7 @@ def key(
     console.data({"file": str(file), "public_key": public})
     if not console.json:
         print(public)
-    console.hint("publish the public key; keep the file to yourself.")
+    console.hint("publish the public key and keep the file secret.")
 
 
 SUBCOMMANDS = {
@@ -272,4 +286,4 @@ SUBCOMMANDS = {
     "draw": (draw, DRAW_EXAMPLES),
     "key": (key, KEY_EXAMPLES),
 }
-"""The verbs below `still trace` that come before it, with their examples."""
+"""Commands below `still trace` that prepare one, with their examples."""

@@ -34,4 +34,4 @@ DETECTORS: Mapping[str, Detector] = {
 
 def unmet_requirements(plan: TracePlan, access: Access) -> dict[str, str | None]:
     """Every planned test, with why it cannot run and what would let it; None where it can."""
-    return {test: DETECTORS[test].unmet_requirement(plan, access) for test in plan.tests.wanted}
+    return {test: DETECTORS[test].unmet_requirement(plan, access) for test in plan.tests.names}
