@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from made_bundle import make_bundle
 
+from stillhouse.hashing import sha256_file
 from stillhouse.pages.numbers import format_scientific
 from stillhouse.trace.bundle.files import read_evidence
-from stillhouse.trace.bundle.schema import Evidence
+from stillhouse.trace.bundle.schema import Evidence, evidence_text
 from stillhouse.trace.report.page import render_page
 from stillhouse.trace.verify import verify_bundle
 
@@ -90,17 +91,28 @@ def test_a_test_that_did_not_run_says_why(bundle):
     assert "counts as E = 1" in text
 
 
-def test_a_page_that_says_something_else_is_noticed_though_its_hash_fits(bundle, tmp_path):
-    from stillhouse.hashing import sha256_file
-    from stillhouse.trace.bundle.schema import evidence_text
-
-    copy = shutil.copytree(bundle, tmp_path / "evidence")
+def with_another_page(bundle, directory):
+    """A copy whose page says something else, with its hash in the evidence."""
+    copy = shutil.copytree(bundle, directory)
     report = copy / "report.html"
     report.write_text(report.read_text().replace("Hard evidence", "No evidence"))
     evidence = read_evidence(copy)
     files = evidence.files | {"report.html": sha256_file(report)}
     (copy / "evidence.json").write_text(evidence_text(evidence.model_copy(update={"files": files})))
+    return copy
+
+
+def test_a_page_that_says_something_else_is_noticed_though_its_hash_fits(bundle, tmp_path):
+    copy = with_another_page(bundle, tmp_path / "evidence")
     assert verify_bundle(copy).differences == ["report.html does not say what the evidence says"]
+
+
+def test_a_page_made_by_other_code_may_be_worded_otherwise_and_a_note_says_so(bundle, tmp_path, monkeypatch):
+    copy = with_another_page(bundle, tmp_path / "evidence")
+    monkeypatch.setattr("stillhouse.trace.verify.code_hash", lambda: "other")
+    result = verify_bundle(copy)
+    assert result.differences == []
+    assert any("report.html was made by other code" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
