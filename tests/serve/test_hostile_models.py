@@ -172,7 +172,7 @@ BROKEN = {
     "pretends": "cannot be loaded",
     "endless-header": "cannot be loaded",
     "no-tokenizer": "no usable tokenizer",
-    "layers": "says 1,000,000 layers, and there are 39 tensors",
+    "layers": "says 1,000,000 layers, but there are 39 tensors",
     "wide": "do not have the shapes that config.json says",
     "words": "do not have the shapes that config.json says",
     "context": "a context of -5 tokens",

@@ -1,4 +1,8 @@
-"""Who speaks: references, facts, chat templates, tokenizers, and the backends that answer."""
+"""Models: references, metadata, weights, tokenizers, chat templates, sampling, and generation backends.
+
+To support another model architecture in GGUF, begin in `gguf/architectures.py`; to add a backend, in
+`backends/open.py`.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What the processor is good at."""
+"""CPU features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @cache
 def cpu_has_bfloat16() -> bool:
-    """Whether this x86 processor has bfloat16 dot products (Linux tells; elsewhere the answer is no)."""
+    """Whether this x86 processor has bfloat16 dot products (detected on Linux only; elsewhere False)."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:

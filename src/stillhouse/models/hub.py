@@ -1,4 +1,4 @@
-"""Fetches files of a hub model: the one place that may use the network for a model's files."""
+"""Downloads the files of hub models. Nothing else in the package fetches model files from the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ SMALL = ["config.json", "*.safetensors.index.json", "tokenizer*.json", "*.jinja"
 
 
 def fetch(reference: Reference, patterns: list[str]) -> Path:
-    """The local directory with the files of ``reference`` that match ``patterns``; the cache is used first.
+    """The local directory with the files of ``reference`` that match ``patterns``, from the cache if
+    possible.
 
     Raises:
         ModelNotFoundError: offline and not in the cache, no such model, or no access.
@@ -22,7 +23,7 @@ def fetch(reference: Reference, patterns: list[str]) -> Path:
     name, _, revision = str(reference.name).partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:  # offline, unknown name, no access: the client has a dozen kinds
+    except Exception as error:  # offline, unknown name, no access: the client raises a dozen types
         raise ModelNotFoundError(
             f"{reference.text} could not be fetched: {str(error).splitlines()[0]}",
             hint="Check name and network; gated models need HF_TOKEN. A local directory works offline.",

@@ -1,7 +1,7 @@
-"""What a model is, from configuration files and headers only: no weights, no torch.
+"""Describes a model from its configuration files and headers, without weights and without torch.
 
-Names on the hub are looked up in the local cache or downloaded without their weights; an API has
-nothing to describe.
+Hub models are looked up in the local cache, or downloaded without their weights. An API has no files to
+describe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stillhouse.models.reference import Reference, parse_reference
 from stillhouse.models.types import ModelInfo
 from stillhouse.provenance import read_card_head
 
-_METADATA = (
+_METADATA_KEYS = (
     "general.license",
     "general.name",
     "general.organization",
@@ -33,22 +33,22 @@ _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit on a safetensors he
 
 
 def describe(reference: str) -> ModelInfo:
-    """The facts about the model that ``reference`` names.
+    """The metadata of the model that ``reference`` names.
 
-    Fields that its files do not tell are None. For an API everything but the name is.
+    Fields that its files do not contain are None. For an API that is everything but the name.
 
     Raises:
-        ModelNotFoundError: nothing there.
-        ModelError: a damaged header or configuration.
+        ModelNotFoundError: the reference names no model.
+        ModelError: a header or configuration is damaged.
     """
     parsed = parse_reference(reference)
     if parsed.kind == "api":
-        return _nothing_known(parsed)
+        return _api_info(parsed)
     try:
         if parsed.is_gguf:
             assert parsed.path is not None
-            return _from_gguf(parsed, read_gguf(parsed.path))
-        return _from_directory(parsed, parsed.path or hub.fetch(parsed, hub.SMALL))
+            return _gguf_info(parsed, read_gguf(parsed.path))
+        return _directory_info(parsed, parsed.path or hub.fetch(parsed, hub.SMALL))
     except StillhouseError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -58,7 +58,7 @@ def describe(reference: str) -> ModelInfo:
         ) from error
 
 
-def _nothing_known(reference: Reference) -> ModelInfo:
+def _api_info(reference: Reference) -> ModelInfo:
     empty = dict.fromkeys(
         ("model_type", "parameters", "vocab_size", "layers", "hidden_size", "context_length")
     )
@@ -66,7 +66,7 @@ def _nothing_known(reference: Reference) -> ModelInfo:
     return ModelInfo(reference=reference.text, kind=reference.kind, name=reference.name, **empty)
 
 
-def _from_gguf(reference: Reference, file: GgufFile) -> ModelInfo:
+def _gguf_info(reference: Reference, file: GgufFile) -> ModelInfo:
     from stillhouse.models.gguf.tokenizer import gguf_tokens, tokenizer_hash
 
     config: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def _from_gguf(reference: Reference, file: GgufFile) -> ModelInfo:
         reference=reference.text,
         kind=reference.kind,
         model_type=config.get("model_type", file.architecture),
-        parameters=sum(place.size for name, place in file.tensors.items() if name != "rope_freqs.weight"),
+        parameters=sum(tensor.size for name, tensor in file.tensors.items() if name != "rope_freqs.weight"),
         vocab_size=embedding.shape[0] if embedding else None,
         layers=file.architecture_field("block_count"),
         hidden_size=file.architecture_field("embedding_length"),
@@ -92,11 +92,11 @@ def _from_gguf(reference: Reference, file: GgufFile) -> ModelInfo:
         name=file.metadata.get("general.name"),
         size_bytes=file.path.stat().st_size,
         config=config,
-        metadata={key: str(file.metadata[key]) for key in _METADATA if key in file.metadata},
+        metadata={key: str(file.metadata[key]) for key in _METADATA_KEYS if key in file.metadata},
     )
 
 
-def _from_directory(reference: Reference, path: Path) -> ModelInfo:
+def _directory_info(reference: Reference, path: Path) -> ModelInfo:
     if not (path / "config.json").is_file():
         from stillhouse.models.weights import require_safetensors
 
@@ -104,10 +104,10 @@ def _from_directory(reference: Reference, path: Path) -> ModelInfo:
     config = _json(path / "config.json")
     text = config.get("text_config", config)
     card = path / "README.md"
-    head = read_card_head(card.read_text("utf-8", "replace")) if card.is_file() else {}
-    license = head.get("license") or config.get("license")
+    card_head = read_card_head(card.read_text("utf-8", "replace")) if card.is_file() else {}
+    license = card_head.get("license") or config.get("license")
     name = config.get("_name_or_path") or reference.name or path.name
-    metadata = head | {
+    metadata = card_head | {
         "general.license": license,
         "model_type": config.get("model_type"),
         "general.name": name,
@@ -132,20 +132,20 @@ def _from_directory(reference: Reference, path: Path) -> ModelInfo:
 
 
 def _parameters(path: Path) -> int | None:
-    """Number of weights in the safetensors files; from their index where they are not there themselves."""
+    """Number of weights in the safetensors files, or in their index where only that was downloaded."""
     files = sorted(path.glob("*.safetensors"))
     if files:
-        return sum(_tensor_sizes(file) for file in files)
+        return sum(_count_weights(file) for file in files)
     if index := next(iter(path.glob("*.safetensors.index.json")), None):
         return _json(index).get("metadata", {}).get("total_parameters")
     return None
 
 
-def _tensor_sizes(file: Path) -> int:
-    """Number of elements by the header: 8 bytes of length, then JSON (the safetensors format)."""
+def _count_weights(file: Path) -> int:
+    """Number of weights by the header of a safetensors file: 8 bytes of length, then JSON."""
     with file.open("rb") as stream:
-        head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else _HEADER_LIMIT
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _HEADER_LIMIT
         if length >= _HEADER_LIMIT:
             raise ModelError(f"{file} is not a safetensors file", hint="Download it again.")
         try:
@@ -156,7 +156,7 @@ def _tensor_sizes(file: Path) -> int:
 
 
 def _tokenizer_hash(file: Path) -> str | None:
-    """The hash that the same tokenizer has as GGUF, where it is byte-level BPE."""
+    """A tokenizer's hash; for byte-level BPE the same that it has in a GGUF file."""
     from stillhouse.models.gguf.tokenizer import bpe_merges, tokenizer_hash
 
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""Whose terms a recipe's models stand under: headers and cards are read, no weights."""
+"""The licence terms that apply to a recipe's models, from headers and model cards, without weights."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def recipe_terms(recipe: Recipe) -> tuple[tuple[Terms, ...], Terms | None]:
 
 
 def terms_of(reference: str, *, declared: str | None = None) -> Terms:
-    """The terms that the model's files, or its name alone, point at."""
+    """The terms that the model's files indicate, or its name alone."""
     return find_terms(reference, declared=declared, metadata=describe(reference).metadata)

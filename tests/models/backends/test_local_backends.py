@@ -10,7 +10,7 @@ from tiny_gguf import tiny_model, vocabulary, write_gguf
 
 from stillhouse.errors import ContextLengthError, ModelError
 from stillhouse.models import Reply, Request, Sampling, load_weights, open_model
-from stillhouse.models.backends.llama_cpp import wanted_threads
+from stillhouse.models.backends.llama_cpp import requested_threads
 from stillhouse.models.backends.prompts import cut_at_stop
 from stillhouse.models.chat.reasoning import split_reasoning
 
@@ -177,4 +177,4 @@ def test_llama_keeps_to_omp_num_threads(monkeypatch, value, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if value is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert wanted_threads() == threads
+    assert requested_threads() == threads

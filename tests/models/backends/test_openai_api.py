@@ -121,7 +121,7 @@ def test_a_lasting_failure_is_an_error_of_that_request_alone():
     assert isinstance(good, Reply)
     assert isinstance(bad, ApiError)
     assert "500" in str(bad)
-    assert "2 more tries" in str(bad)
+    assert "2 retries" in str(bad)
     assert bad.hint
     assert sum(prompt != "fine" for prompt, _ in teacher.arrivals) == 3
 

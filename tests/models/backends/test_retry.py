@@ -59,7 +59,7 @@ def test_an_error_of_another_kind_passes_through():
 
 
 def test_giving_up():
-    with pytest.raises(ApiError, match="busy, also after 2 more tries"):
+    with pytest.raises(ApiError, match="busy, also after 2 retries"):
         run([TemporaryError("busy")] * 9, retries=2)
 
 

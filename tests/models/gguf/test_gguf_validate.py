@@ -96,7 +96,7 @@ REFUSED = [
     ({"dimension": 2**62}, "ends after the file does"),
     ({"tensor_offset": 2**63}, "ends after the file does"),
     ({"llama_block_count": 2**32 - 1}, "block_count cannot be"),
-    ({"llama_block_count": 1000}, "it says that it has 1000 layers"),
+    ({"llama_block_count": 1000}, "its header declares 1000 layers"),
     ({"llama_attention_head_count": 0}, "head_count cannot be 0"),
     ({"llama_attention_layer_norm_rms_epsilon": float("nan")}, "epsilon cannot be nan"),
     ({"llama_attention_layer_norm_rms_epsilon": -1e-6}, "epsilon cannot be"),

@@ -1,8 +1,7 @@
 """Generation from GGUF files with llama.cpp (through xllamacpp), several requests at a time.
 
-The chat template is rendered and tokenized here, as in training, and llama.cpp gets token ids; its
-own template engine is not used. xllamacpp opens an HTTP port on 127.0.0.1 that is not used either; a key that
-nobody knows closes it.
+Prompts are rendered and tokenized here, as in training, and llama.cpp gets token ids; its own template engine
+is not used. Neither is the HTTP port that xllamacpp opens on 127.0.0.1: a random key locks it.
 """
 
 from __future__ import annotations
@@ -24,10 +23,13 @@ from stillhouse.models.gguf.validate import validate_for_llama_cpp
 from stillhouse.models.types import Capabilities, Reply, Request, Sampling
 
 SLOTS = 8
-CACHE_BYTES = 2**30  # for keys and values of all slots together
-SHORTEST_CONTEXT = 2048
-EMBEDDED_TOKENS = 2048  # of one text; all are read at once, which takes memory
+CACHE_BYTES = 2**30  # for the keys and values of all slots together
+MIN_CONTEXT = 2048
+MAX_EMBEDDING_TOKENS = 2048  # of one text; one batch reads them all, which takes memory
 _QUIET = -1
+
+Chunk = dict[str, Any]
+"""A chunk of llama.cpp's stream."""
 
 
 class LlamaCppModel:
@@ -57,11 +59,11 @@ class LlamaCppModel:
         self._cache_prompts, self._path = cache_prompts, file.path
         self._server = _start(file.path, self.context_length)
         self._embedder: Any = None
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="llama.cpp embeddings")
+        self._embedding_thread = ThreadPoolExecutor(1, thread_name_prefix="llama.cpp embeddings")
         self._threads = ThreadPoolExecutor(SLOTS, thread_name_prefix="llama.cpp")
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
-        """One result for each request, in order; as many at once as there are slots."""
+        """One result for each request, in order. As many run at once as there are slots."""
         loop = asyncio.get_running_loop()
         return list(
             await asyncio.gather(*(loop.run_in_executor(self._threads, self._one, r) for r in requests))
@@ -71,20 +73,21 @@ class LlamaCppModel:
         self,
         ids: Sequence[int],
         sampling: Sampling,
-        listen: Callable[[dict[str, Any] | StillhouseError], bool],
+        on_chunk: Callable[[Chunk | StillhouseError], bool],
         *,
         top_logprobs: int | None = None,
         schema: Mapping[str, Any] | None = None,
         preserved_tokens: Sequence[str] = (),
     ) -> None:
-        """Begins one answer in a thread, as soon as a slot is free.
+        """Starts one answer in a thread, as soon as a slot is free.
 
         Args:
-            listen: hears each of llama.cpp's chunks (also of the prompt's progress), or the error that ends
-                the answer, in that thread; returns True to end it.
+            on_chunk: called in that thread with each of llama.cpp's chunks (also those of the prompt's
+                progress), or with the error that ends the answer; returns True to stop it.
             top_logprobs: how many likeliest tokens to tell with each; None tells nothing.
-            schema: JSON schema that the answer must follow, checked: llama.cpp says nothing of a wrong one.
-            preserved_tokens: texts that are told even where they are special tokens.
+            schema: JSON schema that the answer must follow. Validate it first: llama.cpp ignores an invalid
+                one.
+            preserved_tokens: special tokens that stay in the text.
         """
         body = _body(list(ids), sampling, cache=self._cache_prompts)
         body |= {"stream": True, "return_progress": True, "preserved_tokens": list(preserved_tokens)}
@@ -92,51 +95,55 @@ class LlamaCppModel:
             body["n_probs"] = max(1, top_logprobs)
         if schema is not None:
             body["json_schema"] = schema
-        self._threads.submit(self._stream, body, listen)
+        self._threads.submit(self._stream, body, on_chunk)
 
-    def _stream(
-        self, body: dict[str, Any], listen: Callable[[dict[str, Any] | StillhouseError], bool]
-    ) -> None:
-        if self._server is None or listen({}):
+    def _stream(self, body: dict[str, Any], on_chunk: Callable[[Chunk | StillhouseError], bool]) -> None:
+        # The empty chunk asks whether the answer is still wanted: it can have waited long for a free thread.
+        if self._server is None or on_chunk({}):
             return
 
-        def hear(chunk: Any) -> bool:
+        def forward(chunk: Any) -> bool:
             if "error" in chunk:
-                return listen(ModelError(f"llama.cpp failed: {chunk['error'].get('message')}"))
-            return listen(chunk)
+                return on_chunk(ModelError(f"llama.cpp failed: {chunk['error'].get('message')}"))
+            return on_chunk(chunk)
 
         try:
-            answer = self._server.handle_completions(body, hear)
-        except Exception as error:  # whatever the compiled part throws
-            listen(ModelError(f"llama.cpp failed: {error}"))
+            answer = self._server.handle_completions(body, forward)
+        except Exception as error:  # the compiled module can raise anything
+            on_chunk(ModelError(f"llama.cpp failed: {error}"))
             return
+        # An error comes as a chunk or as the return value.
         if answer and "error" in answer:
-            listen(ModelError(f"llama.cpp failed: {answer['error'].get('message')}"))
+            on_chunk(ModelError(f"llama.cpp failed: {answer['error'].get('message')}"))
 
     async def embed(self, ids: Sequence[int]) -> list[float]:
-        """The mean of the last hidden states, made 1 long; the first one opens the file a second time.
+        """The mean of the last hidden states, normalised to length 1.
+
+        The first call opens the file a second time: a llama.cpp server either generates or embeds.
 
         Raises:
-            ContextLengthError: there are more than ``EMBEDDED_TOKENS``.
+            ContextLengthError: the text has more than ``MAX_EMBEDDING_TOKENS``.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._embed, list(ids))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._embedding_thread, self._embed, list(ids)
+        )
 
-    def forget_embedder(self) -> None:
-        """Frees what only embeddings need, once those under way are done."""
-        self._reader.submit(setattr, self, "_embedder", None)
+    def unload_embedder(self) -> None:
+        """Frees the memory of the embedding server, after embeddings in progress."""
+        self._embedding_thread.submit(setattr, self, "_embedder", None)
 
     async def close(self) -> None:
-        """Stops llama.cpp; whoever interrupted answers under way does not wait for them."""
+        """Stops llama.cpp. Does not wait for answers in progress, so that an interrupt ends at once."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._embedding_thread.shutdown(wait=False, cancel_futures=True)
         self._server = self._embedder = None
 
     def _embed(self, ids: list[int]) -> list[float]:
-        limit = min(self.context_length or EMBEDDED_TOKENS, EMBEDDED_TOKENS)
+        limit = min(self.context_length or MAX_EMBEDDING_TOKENS, MAX_EMBEDDING_TOKENS)
         if len(ids) > limit:
             raise ContextLengthError(
-                f"the text has {len(ids)} tokens; llama.cpp takes {limit} for an embedding",
-                hint="Cut the text into parts.",
+                f"the text has {len(ids)} tokens; llama.cpp embeds at most {limit}",
+                hint="Split the text.",
             )
         if self._embedder is None:
             self._embedder = _start(self._path, limit, embed=True)
@@ -153,7 +160,7 @@ class LlamaCppModel:
         sampling = self.prompts.resolve_sampling(request, len(ids))
         answer = self._server.handle_completions(_body(ids, sampling, cache=self._cache_prompts))
         if "error" in answer:
-            return _refusal(request, answer["error"])
+            return _reply_error(request, answer["error"])
         choice, usage = answer["choices"][0], answer["usage"]
         text, reasoning = split_reasoning(choice["text"], inside=self.prompts.ends_in_reasoning(ids))
         return Reply(
@@ -166,11 +173,11 @@ class LlamaCppModel:
 
 
 def open_llama_cpp(reference: str, *, seed: int, cache_prompts: bool = False) -> LlamaCppModel:
-    """Starts llama.cpp on the GGUF file that ``reference`` names.
+    """Starts llama.cpp with the GGUF file that ``reference`` names.
 
     Args:
-        cache_prompts: read only what of a prompt differs from the one before in a slot; results then depend
-            on that in their last bits.
+        cache_prompts: reuse the common prefix with the prompt before in a slot. The last bits of results then
+            depend on that prompt.
     """
     from stillhouse.models.reference import parse_reference
     from stillhouse.models.weights import fingerprint, load_tokenizer
@@ -178,7 +185,7 @@ def open_llama_cpp(reference: str, *, seed: int, cache_prompts: bool = False) ->
     parsed = parse_reference(reference)
     if not parsed.is_gguf or parsed.path is None:
         raise ModelError(
-            f"llama.cpp reads GGUF files, and {reference} is none", hint="Set teacher.backend: torch."
+            f"llama.cpp reads GGUF files only, and {reference} is not one", hint="Set teacher.backend: torch."
         )
     tokenizer, template = load_tokenizer(reference)
     return LlamaCppModel(
@@ -193,12 +200,12 @@ def open_llama_cpp(reference: str, *, seed: int, cache_prompts: bool = False) ->
 
 
 def slot_context(file: GgufFile) -> int:
-    """Tokens that one slot holds: the model's context, or what fits when all slots share CACHE_BYTES."""
+    """Tokens of one slot: the model's context, or what fits when all slots share CACHE_BYTES."""
     try:
         return _slot_context(file)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(
-            f"{file.path}: its sizes make no sense: {error}", hint="Download the file again."
+            f"{file.path}: the sizes in its header are invalid: {error}", hint="Download the file again."
         ) from error
 
 
@@ -210,15 +217,14 @@ def _slot_context(file: GgufFile) -> int:
     width = file.architecture_field("attention.key_length") or (
         file.architecture_field("embedding_length", 1) // file.architecture_field("attention.head_count", 1)
     )
-    bytes_per_token = (
-        2 * 2 * file.architecture_field("block_count", 1) * heads * width
-    )  # keys and values, float16
-    native = file.architecture_field("context_length", SHORTEST_CONTEXT)
-    return min(native, max(SHORTEST_CONTEXT, CACHE_BYTES // bytes_per_token // SLOTS))
+    # Keys and values, two bytes each (float16).
+    bytes_per_token = 2 * 2 * file.architecture_field("block_count", 1) * heads * width
+    native = file.architecture_field("context_length", MIN_CONTEXT)
+    return min(native, max(MIN_CONTEXT, CACHE_BYTES // bytes_per_token // SLOTS))
 
 
 def _start(path: Path, context: int, *, embed: bool = False) -> Any:
-    """A llama.cpp server: for answers, as many at once as there are slots, or for one embedding at a time."""
+    """A llama.cpp server: for as many answers at once as there are slots, or for one embedding at a time."""
     try:
         import xllamacpp
     except ImportError as error:
@@ -232,16 +238,17 @@ def _start(path: Path, context: int, *, embed: bool = False) -> Any:
     if embed:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN  # pyright: ignore[reportAttributeAccessIssue]
-        params.n_batch = params.n_ubatch = context
-    if threads := wanted_threads():
+        params.n_batch = params.n_ubatch = context  # pooling needs all tokens of a text in one batch
+    if threads := requested_threads():
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.n_ctx = context * slots
+    params.n_ctx = context * slots  # llama.cpp divides it by the number of slots
     params.verbosity = _QUIET
     params.warmup = False
     params.ui = False
     params.endpoint_slots = False
-    params.cache_ram_mib = 0
-    params.chat_template = "chatml"  # never used; llama.cpp would run the file's own, which may never end
+    params.cache_ram_mib = 0  # no copies of old prompts in memory, which take up to 8 GiB by default
+    # Never used, but llama.cpp would otherwise run the file's own template, which may never return.
+    params.chat_template = "chatml"
     params.api_keys = [secrets.token_urlsafe(32)]
     try:
         return start_llama_server(params)
@@ -250,10 +257,10 @@ def _start(path: Path, context: int, *, embed: bool = False) -> Any:
 
 
 def start_llama_server(params: Any) -> Any:
-    """A started llama.cpp server whose loop runs.
+    """Starts a llama.cpp server and waits until its loop runs.
 
-    One that is let go before its loop has begun waits for ever for the loop's end, since the loop then misses
-    the order to end. So it is asked something that only the loop answers.
+    A server that is freed before its loop runs hangs: the loop misses the signal to stop, and the destructor
+    waits for the loop. So request the metrics, which only the running loop answers.
     """
     import xllamacpp
 
@@ -263,15 +270,17 @@ def start_llama_server(params: Any) -> Any:
     return server
 
 
-def wanted_threads() -> int | None:
-    """What ``OMP_NUM_THREADS`` asks for, as of torch; None leaves it to llama.cpp."""
+def requested_threads() -> int | None:
+    """``OMP_NUM_THREADS``, which also limits torch; None leaves the number to llama.cpp."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(wanted) if wanted.isdecimal() and int(wanted) else None
 
 
 def _body(ids: list[int], sampling: Sampling, *, cache: bool) -> dict[str, Any]:
-    """The request in llama.cpp's words; every sampler that the recipe does not know is off."""
-    greedy = sampling.temperature == 0  # then one token is left before anything looks at the whole vocabulary
+    """The request for llama.cpp. Samplers that :class:`Sampling` does not have are off, whatever their
+    default."""
+    # Greedy needs top-k only, which leaves one token before any sampler sorts the whole vocabulary.
+    greedy = sampling.temperature == 0
     return {
         "prompt": ids,
         "n_predict": sampling.max_tokens,
@@ -280,6 +289,7 @@ def _body(ids: list[int], sampling: Sampling, *, cache: bool) -> dict[str, Any]:
         "top_k": 1 if greedy else sampling.top_k,
         "min_p": sampling.min_p,
         "repeat_penalty": 1.0,
+        # The order that `Sampling` promises; llama.cpp's default applies the temperature last.
         "samplers": ["top_k"] if greedy else ["temperature", "top_k", "top_p", "min_p"],
         "seed": sampling.seed,
         "stop": list(sampling.stop),
@@ -288,7 +298,7 @@ def _body(ids: list[int], sampling: Sampling, *, cache: bool) -> dict[str, Any]:
     }
 
 
-def _refusal(request: Request, error: dict[str, Any]) -> StillhouseError:
+def _reply_error(request: Request, error: dict[str, Any]) -> StillhouseError:
     if error.get("type") == "exceed_context_size_error":
         return ContextLengthError(f"the prompt {request.id} does not fit: {error.get('message')}")
     return ModelError(f"llama.cpp failed on {request.id}: {error.get('message')}")

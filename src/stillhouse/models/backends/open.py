@@ -1,4 +1,12 @@
-"""Opens a model for generation: which backend, and what is said about its template."""
+"""Opens a model for generation with the backend that suits it.
+
+Add a backend:
+
+1. Write a module here: a class that implements :class:`~stillhouse.models.types.Model`, and a function that
+   opens it. Import heavy packages inside of functions. Local backends share :class:`.prompts.PromptEncoder`.
+2. Choose it in :func:`open_model`, by its name or by the kind of reference.
+3. Add its name to `Teacher.backend` in `recipe/sections.py`, and a case to `tests/models/backends/`.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +27,14 @@ def open_model(
     retries: int = 6,
     seed: int = 0,
 ) -> Model:
-    """The model that ``reference`` names, ready to answer.
+    """Opens the model that ``reference`` names, ready to generate.
 
     Args:
         backend: `torch`, `llama.cpp`, or `auto`: llama.cpp for GGUF files when it is installed, else torch.
         api_key_env: environment variable with the key of an API.
-        timeout_s: seconds without an answer after which an API is asked again.
-        retries: tries after the first.
-        seed: of draws whose request has none.
+        timeout_s: seconds without an answer after which a request to an API is repeated.
+        retries: attempts after the first.
+        seed: for requests without a seed of their own.
 
     Raises:
         ModelNotFoundError, ModelError, AuthenticationError, MissingExtraError: see the backends.
@@ -43,17 +51,17 @@ def open_model(
     if backend == "llama.cpp":
         from stillhouse.models.backends.llama_cpp import open_llama_cpp
 
-        return _told(open_llama_cpp(parsed.text, seed=seed))
+        return _warn_without_template(open_llama_cpp(parsed.text, seed=seed))
     from stillhouse.models.backends.pytorch import open_torch
 
-    return _told(open_torch(parsed.text, seed=seed))
+    return _warn_without_template(open_torch(parsed.text, seed=seed))
 
 
-def _told(model: Model) -> Model:
+def _warn_without_template(model: Model) -> Model:
     from stillhouse.models.chat.template import ChatTemplate
 
     if model.template_hash == ChatTemplate.plain().hash:
         console.warn(
-            f"{model.reference} declares no chat template; it is asked in plain text, User: and Assistant:"
+            f"{model.reference} declares no chat template; prompts are plain text with User: and Assistant:"
         )
     return model

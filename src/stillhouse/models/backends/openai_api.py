@@ -1,7 +1,7 @@
-"""Teachers behind an OpenAI-compatible API, through the `openai` client with its own retries off.
+"""Models behind an OpenAI-compatible API, through the `openai` client.
 
-Answers are asked for whole, not streamed: a body that is cut off is then a failure that the client
-sees, and is asked for again. All trying again is in retry.py. Only `role` and `content` are sent:
+The client's own retries are off; `retry` does them all. Answers are not streamed: a body that is cut off is
+then an error that the client sees, and the request is repeated. Only `role` and `content` are sent, since
 several providers refuse earlier turns with their reasoning.
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 CONCURRENCY = 256
 _OVERLOADED = (429, 503, 529)
 _TRANSIENT = (408, 409, 425, *_OVERLOADED)
-_CONTEXT_WORDS = (
+_CONTEXT_ERRORS = (
     "context_length",
     "context length",
     "context window",
@@ -51,19 +51,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Completion:
-    """What an API makes of a text without a chat template."""
+    """The continuation of a text, without a chat template."""
 
     text: str
-    """What it wrote; with echo, the text as it read it."""
+    """The generated text; with echo, the prompt as the server read it."""
     logps: list[float | None] | None
-    """Log-probabilities of the text's tokens in nats, where they were told; None for a token that follows
-    nothing, and instead of a number that is none."""
+    """Log-probabilities of the text's tokens in nats; None where the server sends none. A token's is None for
+    the first one, which follows nothing, and where the server sends null."""
     tokens: int
-    """That the provider counts, read and written."""
+    """Prompt and generated tokens, as the provider counts them."""
 
 
 class ApiModel:
-    """A model that somebody serves."""
+    """A model behind an OpenAI-compatible API."""
 
     can = Capabilities(generate=True, logprobs=False, train=False)
     max_batch = 1
@@ -85,7 +85,7 @@ class ApiModel:
         """One result for each request, in order.
 
         Raises:
-            AuthenticationError: the key was refused.
+            AuthenticationError: the server refuses the key.
             ModelNotFoundError: the server does not know the model or the address.
         """
         return list(await asyncio.gather(*map(self._one, requests)))
@@ -96,22 +96,22 @@ class ApiModel:
         """Continues a text, without a chat template (`POST /completions`).
 
         Args:
-            echo: write nothing and tell the log-probabilities of ``prompt`` itself.
+            echo: generate nothing; return the log-probabilities of ``prompt`` itself.
 
         Raises:
             AuthenticationError, ModelNotFoundError: as :meth:`generate`.
         """
-        return await self._tried(lambda: self._complete(prompt, sampling, echo))
+        return await self._with_retries(lambda: self._attempt_completion(prompt, sampling, echo))
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
 
     async def _one(self, request: Request) -> Reply | StillhouseError:
-        return await self._tried(lambda: self._ask(request))
+        return await self._with_retries(lambda: self._attempt_chat(request))
 
-    async def _tried(self, call: Callable[[], Awaitable[T]]) -> T | StillhouseError:
-        """What ``call`` gives in the end, or why it gives nothing."""
+    async def _with_retries(self, call: Callable[[], Awaitable[T]]) -> T | StillhouseError:
+        """The result of ``call`` after retries, or its error."""
         try:
             return await with_retries(
                 call,
@@ -127,13 +127,13 @@ class ApiModel:
     def _count_pushback(self) -> None:
         self.pushbacks += 1
 
-    async def _ask(self, request: Request) -> Reply:
-        """One try."""
+    async def _attempt_chat(self, request: Request) -> Reply:
+        """One attempt."""
         body, headers = await self._post(self._client.chat.completions, self._parameters(request))
         return self._reply(request, body, headers)
 
-    async def _complete(self, prompt: str, sampling: Sampling, echo: bool) -> Completion:
-        """One try."""
+    async def _attempt_completion(self, prompt: str, sampling: Sampling, echo: bool) -> Completion:
+        """One attempt."""
         parameters: dict[str, Any] = {
             "model": self.name,
             "prompt": prompt,
@@ -148,10 +148,12 @@ class ApiModel:
         try:
             return _completion(data, prompt)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise TemporaryError(f"{self.url} answers in another form: {error!r}: {body[:80]!r}") from error
+            raise TemporaryError(
+                f"{self.url} answers in an unknown form: {error!r}: {body[:80]!r}"
+            ) from error
 
     async def _post(self, endpoint: Any, parameters: dict[str, Any]) -> tuple[str, Any]:
-        """The body and headers of an answer; what is wrong is raised, passing trouble as TemporaryError."""
+        """The body and headers of an answer. Raises TemporaryError for what a retry can fix."""
         import openai
 
         try:
@@ -162,7 +164,9 @@ class ApiModel:
                 f"{self.url} gave no answer in {self._timeout_s:g} s", pushback=True
             ) from error
         except openai.APIStatusError as error:
-            raise self._refusal(error.status_code, error.response.text, error.response.headers) from error
+            raise self._status_error(
+                error.status_code, error.response.text, error.response.headers
+            ) from error
         except openai.APIConnectionError as error:
             raise TemporaryError(
                 f"the connection to {self.url} failed: {error.__cause__ or error}"
@@ -191,9 +195,9 @@ class ApiModel:
             parameters["extra_body"] = {name: value for name, value in extra.items() if value}
         return parameters
 
-    def _refusal(self, status: int, body: str, headers: Any) -> Exception:
-        """The error behind a status other than 200."""
-        message, code = _error_words(body)
+    def _status_error(self, status: int, body: str, headers: Any) -> Exception:
+        """The error for a status other than 200."""
+        message, code = _error_message(body)
         if status in (401, 403):
             return AuthenticationError(
                 f"{self.url} refuses the key: {message}",
@@ -211,14 +215,14 @@ class ApiModel:
             return TemporaryError(
                 f"{self.url} answers {status}: {message}", wait_s=wait, pushback=status in _OVERLOADED
             )
-        if status == 413 or any(word in f"{code} {message}".lower() for word in _CONTEXT_WORDS):
+        if status == 413 or any(phrase in f"{code} {message}".lower() for phrase in _CONTEXT_ERRORS):
             return ContextLengthError(
                 f"{self.url}: {message}", hint="Shorten the prompt or lower collect.max_tokens."
             )
         return ModelError(f"{self.url} refuses the request ({status}): {message}")
 
     def _data(self, body: str, headers: Any = None) -> dict[str, Any]:
-        """The object that a body holds."""
+        """The JSON object in a body."""
         try:
             data = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -227,7 +231,7 @@ class ApiModel:
             raise TemporaryError(f"{self.url} answers with {type(data).__name__} instead of an object")
         if error := data.get("error"):  # some gateways report failures with status 200
             status = error.get("code") if isinstance(error, dict) else None
-            raise self._refusal(status if isinstance(status, int) else 500, body, headers or {})
+            raise self._status_error(status if isinstance(status, int) else 500, body, headers or {})
         return data
 
     def _reply(self, request: Request, body: str, headers: Any) -> Reply:
@@ -239,21 +243,21 @@ class ApiModel:
         try:
             return _from_choice(request, data, choice, headers)
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise TemporaryError(f"{self.url} answers in another form: {error}: {body[:80]!r}") from error
+            raise TemporaryError(f"{self.url} answers in an unknown form: {error}: {body[:80]!r}") from error
 
 
 def api_key_missing(reference: Reference, api_key_env: str) -> bool:
-    """Whether ``reference`` is an API on another machine and the environment holds no key for it."""
+    """Whether ``reference`` is an API on another machine and the environment has no key for it."""
     return reference.is_remote and not os.environ.get(api_key_env)
 
 
 def open_api(
     reference: Reference, *, api_key_env: str, timeout_s: float, retries: int, seed: int
 ) -> ApiModel:
-    """A client for ``reference``; asks nothing yet.
+    """A client for ``reference``. Sends no request yet.
 
     Raises:
-        AuthenticationError: no key in the environment, for an address that is not this machine.
+        AuthenticationError: no key in the environment, and the address is not this machine's.
     """
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
@@ -268,40 +272,41 @@ def open_api(
         api_key=key or "none",
         max_retries=0,
         timeout=timeout_s,
-        # No proxy that the environment names may see what is meant for this machine.
+        # Requests to this machine must not go through a proxy from the environment.
         http_client=DefaultAsyncHttpxClient(timeout=timeout_s, trust_env=reference.is_remote),
     )
     return ApiModel(reference, client, timeout_s=timeout_s, retries=retries, seed=seed)
 
 
 def _from_choice(request: Request, data: dict[str, Any], choice: dict[str, Any], headers: Any) -> Reply:
-    """The answer in the types that a corpus can hold; ValueError or TypeError where the server has others."""
+    """The answer with the types of a corpus. Raises ValueError or TypeError where the server sends others."""
     message = choice["message"]
     text = _text(message.get("content")) or _text(message.get("refusal")) or ""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(reasoning, str):
         text, reasoning = split_reasoning(text)
     usage = data.get("usage") or {}
-    asked = sum(len(m.get("content") or "") for m in request.messages)
-    said = len(text) + len(reasoning or "")
+    prompt_characters = sum(len(m.get("content") or "") for m in request.messages)
+    answer_characters = len(text) + len(reasoning or "")
     return Reply(
         text=text,
         reasoning=reasoning,
-        finish_reason=_word(choice.get("finish_reason")) or "unknown",
-        # Budgets need a number even from servers that do not count.
-        prompt_tokens=_count(usage.get("prompt_tokens")) or -(-asked // _CHARACTERS_PER_TOKEN),
-        completion_tokens=_count(usage.get("completion_tokens")) or -(-said // _CHARACTERS_PER_TOKEN),
-        request_id=headers.get("x-request-id") or _word(data.get("id")),
+        finish_reason=_name(choice.get("finish_reason")) or "unknown",
+        # Budgets need a number even from servers that report none.
+        prompt_tokens=_count(usage.get("prompt_tokens")) or -(-prompt_characters // _CHARACTERS_PER_TOKEN),
+        completion_tokens=_count(usage.get("completion_tokens"))
+        or -(-answer_characters // _CHARACTERS_PER_TOKEN),
+        request_id=headers.get("x-request-id") or _name(data.get("id")),
         top_logprobs=(choice.get("logprobs") or {}).get("content"),
-        model=_word(data.get("model")),
+        model=_name(data.get("model")),
     )
 
 
 def _completion(data: dict[str, Any], prompt: str) -> Completion:
-    """The first choice of a text completion; LookupError, TypeError or ValueError where there is none."""
+    """The first choice of a text completion. Raises LookupError, TypeError or ValueError without one."""
     choice, usage = data["choices"][0], data.get("usage") or {}
-    told = (choice.get("logprobs") or {}).get("token_logprobs")
-    logps = None if told is None else [None if value is None else float(value) for value in told]
+    values = (choice.get("logprobs") or {}).get("token_logprobs")
+    logps = None if values is None else [None if value is None else float(value) for value in values]
     text = _text(choice.get("text")) or ""
     return Completion(
         text, logps, _count(usage.get("total_tokens")) or -(-len(prompt + text) // _CHARACTERS_PER_TOKEN)
@@ -310,25 +315,25 @@ def _completion(data: dict[str, Any], prompt: str) -> Completion:
 
 def _text(value: Any) -> str | None:
     if not isinstance(value, str | None):
-        raise TypeError(f"the content is no text but {value!r:.60}")
+        raise TypeError(f"the content is not text but {value!r:.60}")
     return value
 
 
-def _word(value: Any) -> str | None:
-    """Names are text, whatever a server makes of them."""
+def _name(value: Any) -> str | None:
+    """A name as text, whatever JSON type the server sends."""
     return None if value is None else str(value)
 
 
 def _count(value: Any) -> int:
-    """Tokens as a number that a corpus can hold; 0 where the server does not say."""
+    """Tokens as a number that a corpus can hold; 0 where the server sends none."""
     count = int(value or 0)
     if not 0 <= count < 2**31:
         raise ValueError(f"{count} tokens")
     return count
 
 
-def _error_words(body: str) -> tuple[str, str]:
-    """Message and code of an error body, whatever its form."""
+def _error_message(body: str) -> tuple[str, str]:
+    """Message and code of an error body in any of the usual forms."""
     try:
         error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError, RecursionError):

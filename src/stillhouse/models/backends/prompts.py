@@ -1,4 +1,4 @@
-"""What the two local backends share: prompts as ids, seeds and stops."""
+"""Prompts as token ids, seeds and stop strings, for the two local backends."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ContextLengthError, ModelError, StillhouseError
+from stillhouse.models.chat.reasoning import REASONING_START
 from stillhouse.models.chat.template import ChatTemplate
 from stillhouse.models.types import Request, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-STOP_MARGIN = 16  # tokens decoded beyond the longest stop: special ones add no text
+STOP_MARGIN = 16  # tokens decoded beyond the longest stop, since special tokens add no text
 
 
 class PromptEncoder:
@@ -33,14 +34,14 @@ class PromptEncoder:
     def encode(
         self, request: Request, *, answer_prefix: str = "", **variables: Any
     ) -> list[int] | StillhouseError:
-        """The prompt's ids, or why there are none. Without messages it is the begin token alone.
+        """The prompt's ids, or the error. Without messages the prompt is the begin token alone.
 
         Args:
             answer_prefix, variables: as of :meth:`ChatTemplate.encode_prompt`.
         """
         try:
             ids = (
-                self._opening()
+                self._begin_token()
                 if not request.messages
                 else self.template.encode_prompt(
                     self.tokenizer, request.messages, answer_prefix=answer_prefix, **variables
@@ -55,17 +56,22 @@ class PromptEncoder:
             )
         return ids
 
-    def _opening(self) -> list[int]:
+    def _begin_token(self) -> list[int]:
         begin = self.tokenizer.bos_token_id
         if not isinstance(begin, int):
             raise ModelError(
-                "this model's tokenizer has no begin token, so nothing can be written after nothing",
+                "this model's tokenizer has no begin token, so it cannot continue an empty prompt",
                 hint="Give a prompt.",
             )
         return [begin]
 
     def resolve_sampling(self, request: Request, prompt_tokens: int) -> Sampling:
-        """The request's settings with a seed of its own and no more tokens than the context has room for."""
+        """The request's settings with a seed, the template's stops, and no more tokens than the context
+        holds.
+
+        A seed that is derived from the request's id does not depend on the order of requests, so that a run
+        that resumes gets the same answers.
+        """
         sampling = request.sampling
         if sampling.seed is None:
             digest = hashlib.sha256(f"{self.seed}:{request.id}".encode()).digest()
@@ -75,19 +81,19 @@ class PromptEncoder:
         )
 
     def fit_to_context(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
-        """The settings with no more tokens than the context has room for."""
+        """The settings with no more tokens than the context holds after the prompt."""
         if self.context_length is None:
             return sampling
         return replace(sampling, max_tokens=min(sampling.max_tokens, self.context_length - prompt_tokens))
 
     def ends_in_reasoning(self, ids: Sequence[int]) -> bool:
-        """Whether the prompt itself ends inside the model's thoughts."""
+        """Whether the prompt ends with `<think>`, so that the answer begins with reasoning."""
         tail = str(self.tokenizer.decode(list(ids[-8:])))
-        return tail.rstrip().endswith("<think>")
+        return tail.rstrip().endswith(REASONING_START)
 
 
 def has_stop(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], stops: Sequence[str]) -> bool:
-    """Whether an answer that goes on token by token now contains a stop; only its end is looked at."""
+    """Whether an answer contains a stop string. Decodes only its end, so call it after every token."""
     if not stops:
         return False
     window = max(len(stop.encode()) for stop in stops) + STOP_MARGIN  # a token adds a byte or more
@@ -96,6 +102,6 @@ def has_stop(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], stops: Sequ
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """``text`` before the first of ``stops``, and whether one was there."""
-    places = [text.index(stop) for stop in stops if stop in text]
-    return (text[: min(places)], True) if places else (text, False)
+    """``text`` before the first of ``stops``, and whether it contains one."""
+    positions = [text.index(stop) for stop in stops if stop in text]
+    return (text[: min(positions)], True) if positions else (text, False)

@@ -1,8 +1,8 @@
 """Generation with torch and transformers, many requests at a time.
 
-bfloat16 where the processor multiplies it. A draw depends on its request's own seed, not on who
-else is in the batch, for models whose layers all attend to the whole sequence; the others
-(sliding windows) go through transformers' generate, which has one generator for a batch.
+Weights are bfloat16 where the CPU multiplies it, else float32. Where all layers attend to the whole sequence,
+an answer depends on its request's seed and not on the rest of the batch. Other models (sliding windows) use
+transformers' generate, one request at a time, since it has one random generator for a whole batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_BATCH = 64
 
 
 class TorchModel:
-    """A transformers model that answers."""
+    """A transformers model."""
 
     max_batch = MAX_BATCH
     concurrency = 1
@@ -50,64 +50,65 @@ class TorchModel:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
-        """One result for each request, in order; an answer that ends makes room for the next."""
+        """One result for each request, in order. As an answer ends, the next request takes its slot."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._generate, requests)
 
     async def close(self) -> None:
-        """Frees the weights; whoever interrupted a batch under way does not wait for it."""
+        """Frees the weights. Does not wait for a batch in progress, so that an interrupt ends at once."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         del self._model
 
     def _generate(self, requests: Sequence[Request]) -> list[Reply | StillhouseError]:
         results: list[Reply | StillhouseError | None] = [None] * len(requests)
-        jobs = []
-        for place, request in enumerate(requests):
+        prompts = []
+        for index, request in enumerate(requests):
             ids = self._prompts.encode(request)
             if isinstance(ids, StillhouseError):
-                results[place] = ids
+                results[index] = ids
             else:
                 sampling = self._prompts.resolve_sampling(request, len(ids))
-                jobs.append(_EncodedRequest(place, ids, sampling, request.marker))
-        for job, sampled in zip(jobs, self._sample(jobs), strict=True):
-            results[job.place] = self._reply(job, sampled)
+                prompts.append(_EncodedRequest(index, ids, sampling, request.marker))
+        for prompt, answer in zip(prompts, self._sample(prompts), strict=True):
+            results[prompt.index] = self._reply(prompt, answer)
         assert all(result is not None for result in results)
         return [result for result in results if result is not None]
 
     def _sample(self, batch: list[_EncodedRequest]) -> list[SampledAnswer]:
-        settings = [job.sampling for job in batch]
+        settings = [prompt.sampling for prompt in batch]
         try:
             return sample_any(
                 self._model,
-                [job.ids for job in batch],
+                [prompt.ids for prompt in batch],
                 settings,
                 ends=self._ends,
-                stopped=lambda place, ids: has_stop(self._tokenizer, ids, settings[place].stop),
-                markers=[job.marker for job in batch],
+                stopped=lambda index, ids: has_stop(self._tokenizer, ids, settings[index].stop),
+                markers=[prompt.marker for prompt in batch],
             )
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise OutOfMemoryError(
-                    f"no memory for {min(len(batch), self.max_batch)} answers at once",
+                    f"not enough memory for {min(len(batch), self.max_batch)} answers at once",
                     hint="Lower collect.concurrency or collect.max_tokens.",
                 ) from error
             raise
 
-    def _reply(self, job: _EncodedRequest, sampled: SampledAnswer) -> Reply:
-        text = str(self._tokenizer.decode(sampled.ids, skip_special_tokens=True))
-        text, stopped = cut_at_stop(text, job.sampling.stop)
-        text, reasoning = split_reasoning(text, inside=self._prompts.ends_in_reasoning(job.ids))
+    def _reply(self, prompt: _EncodedRequest, answer: SampledAnswer) -> Reply:
+        text = str(self._tokenizer.decode(answer.ids, skip_special_tokens=True))
+        text, stopped = cut_at_stop(text, prompt.sampling.stop)
+        text, reasoning = split_reasoning(text, inside=self._prompts.ends_in_reasoning(prompt.ids))
         return Reply(
             text=text,
             reasoning=reasoning,
-            finish_reason="stop" if stopped else sampled.finish_reason,
-            prompt_tokens=len(job.ids),
-            completion_tokens=len(sampled.ids),
+            finish_reason="stop" if stopped else answer.finish_reason,
+            prompt_tokens=len(prompt.ids),
+            completion_tokens=len(answer.ids),
         )
 
 
 @dataclass(frozen=True)
 class _EncodedRequest:
-    place: int
+    index: int
+    """Of the request among those of the call."""
     ids: list[int]
     sampling: Sampling
     marker: Marker | None
@@ -131,16 +132,20 @@ def sample_any(
     stopped: Callable[[int, Sequence[int]], bool] | None = None,
     markers: Sequence[Marker | None] = (),
 ) -> list[SampledAnswer]:
-    """`sampler.sample`, or for models that it does not know transformers' generate, one prompt at a time.
+    """Samples with :func:`.batch.sample`, or with transformers' generate where it does not support the model.
 
-    The latter does not ask ``stopped``: whoever has stops cuts the text.
+    generate takes one prompt at a time and ignores ``stopped``, so callers with stop strings must cut the
+    text.
+
+    Raises:
+        CapabilityError: a watermark is requested from a model that is not supported.
     """
     from stillhouse.models.sampling.batch import can_sample, sample
 
     if can_sample(model):
         return sample(model, prompts, settings, ends=ends, slots=MAX_BATCH, stopped=stopped, markers=markers)
     if any(markers):
-        raise CapabilityError("its layers look at a window only, and such a model cannot be watermarked here")
+        raise CapabilityError("models with sliding-window layers cannot be watermarked here")
     return [
         _generate_one(model, list(ids), setting, ends) for ids, setting in zip(prompts, settings, strict=True)
     ]
@@ -152,9 +157,9 @@ def _generate_one(model: PreTrainedModel, ids: list[int], setting: Sampling, end
 
     from stillhouse.models.sampling.batch import SampledAnswer
 
-    heat = {"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p}
+    processors = {"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p}
     if setting.min_p:
-        heat["min_p"] = setting.min_p
+        processors["min_p"] = setting.min_p
     config = GenerationConfig(
         max_new_tokens=setting.max_tokens,
         do_sample=setting.temperature > 0,
@@ -162,7 +167,7 @@ def _generate_one(model: PreTrainedModel, ids: list[int], setting: Sampling, end
         pad_token_id=min(ends, default=0),
         return_dict_in_generate=True,
         output_logits=True,
-        **(heat if setting.temperature > 0 else {}),
+        **(processors if setting.temperature > 0 else {}),
     )
     ids_1T = torch.tensor([ids], device=model.device)
     with torch.inference_mode(), torch.random.fork_rng():

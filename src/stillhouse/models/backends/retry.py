@@ -1,8 +1,8 @@
-"""The one place where a remote request is tried again.
+"""Retries remote requests. Nothing else in the package does.
 
-Exponential backoff with jitter ("equal jitter": half the delay is fixed, half drawn; Brooker 2015,
-"Exponential Backoff And Jitter"); a server's own Retry-After is obeyed instead. Knows nothing of any
-API: the caller says which failures may pass.
+Exponential backoff with equal jitter (half the delay is fixed, half random; Brooker 2015, "Exponential
+Backoff And Jitter"). A server's own Retry-After takes precedence. The caller decides which failures are
+temporary.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ T = TypeVar("T")
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
 LONGEST_WAIT_S = 600.0
-"""A server that asks for more patience than this is given up on."""
+"""A longer Retry-After than this is an error."""
 
 
 class TemporaryError(Exception):
-    """A failure that may pass.
+    """A failure that a retry can fix.
 
     Args:
-        what: in words, for the final message.
-        wait_s: seconds that the server asks for; None where it says nothing.
-        pushback: whether it means that we ask too much at once.
+        what: description for the final message.
+        wait_s: seconds from the server's Retry-After; None without one.
+        pushback: whether the server asks to slow down.
     """
 
     def __init__(self, what: str, *, wait_s: float | None = None, pushback: bool = False) -> None:
@@ -46,10 +46,11 @@ async def with_retries(
     on_pushback: Callable[[], None],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
-    """What ``call`` returns, tried up to ``1 + retries`` times.
+    """The result of ``call``, with up to ``1 + retries`` attempts.
 
     Raises:
-        ApiError: it kept failing; the message holds the last failure.
+        ApiError: every attempt failed, or the server asks for too long a wait. The message holds the last
+            failure.
     """
     for attempt in range(retries + 1):
         try:
@@ -60,27 +61,29 @@ async def with_retries(
             if error.wait_s is not None and error.wait_s > LONGEST_WAIT_S:
                 raise ApiError(
                     f"{error.what}; it asks to wait {error.wait_s:.0f} s",
-                    hint="Try again later; what was collected is kept.",
+                    hint="Run the same command later to resume; what was collected is kept.",
                 ) from error
             if attempt == retries:
                 raise ApiError(
-                    f"{error.what}, also after {retries} more tries",
-                    hint="Run the same command again later: it goes on where it stopped.",
+                    f"{error.what}, also after {retries} retries",
+                    hint="Run the same command later to resume.",
                 ) from error
             await sleep(delay(attempt, error.wait_s, jitter))
     raise AssertionError("unreachable")
 
 
 def delay(attempt: int, wait_s: float | None, jitter: random.Random) -> float:
-    """Seconds until the next try; never less than the server asked for."""
+    """Seconds until the next attempt; never less than the server asks for."""
     backoff = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**attempt)
     if wait_s is not None:
-        return wait_s + jitter.random() * min(1.0, backoff)  # not all at the same instant
+        return wait_s + jitter.random() * min(
+            1.0, backoff
+        )  # so that clients do not return all at the same instant
     return backoff / 2 * (1 + jitter.random())
 
 
 def retry_after(value: str | None, now: datetime.datetime) -> float | None:
-    """Seconds that a Retry-After header asks for: a number, or an HTTP date (RFC 9110, 10.2.3).
+    """Seconds of a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3).
 
     Args:
         now: with a time zone.

@@ -1,10 +1,10 @@
-"""Reads GGUF files: metadata and tensor places from the header, tensors on demand.
+"""Reads GGUF files: metadata and tensor offsets from the header, tensors on demand.
 
-Written here because the `gguf` package's reader makes one numpy view an element, which
-takes seconds for a vocabulary; this one takes a fraction of a second and needs no package
-until a tensor is de-quantised. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-(versions 2 and 3, little-endian). A truncated or lying file is a ModelError; every length is
-checked against the file before it is believed. Split files (`-00001-of-0000N`) are refused.
+The `gguf` package's reader creates one numpy view for each element, which takes seconds for a vocabulary.
+This one takes a fraction of a second, and needs no package until a tensor is de-quantised. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Every length is
+checked against the file before it is used, and a truncated or inconsistent file is a ModelError. Split files
+(`-00001-of-0000N`) are refused.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _DEFAULT_ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies in the file and how it is stored."""
+    """Where a tensor is in the file and how it is stored."""
 
     name: str
     shape: tuple[int, ...]
-    """Row-major, as numpy and torch count (GGUF itself lists the fastest dimension first)."""
+    """Row-major, as in numpy and torch (GGUF itself lists the fastest dimension first)."""
     type: int
     """ggml type number (0 is F32, 1 is F16, …)."""
     offset: int
@@ -59,7 +59,7 @@ class GgufFile:
         return str(self.require("general.architecture"))
 
     def require(self, key: str) -> Any:
-        """The value of a metadata key that this file must have."""
+        """The value of a metadata key. Raises ModelError where the file lacks it."""
         if key not in self.metadata:
             raise ModelError(
                 f"{self.path} has no {key!r} in its header", hint="Convert the model to GGUF again."
@@ -76,7 +76,7 @@ def read_gguf(path: str | Path) -> GgufFile:
 
     Raises:
         ModelNotFoundError: no such file.
-        ModelError: not a GGUF file, cut off, or of a kind that is not supported.
+        ModelError: not a GGUF file, truncated, or of a version that is not supported.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,7 +87,7 @@ def read_gguf(path: str | Path) -> GgufFile:
         except ValueError:
             raise ModelError(f"{path} is empty") from None
         with data:
-            return _Header(path, data).read()
+            return _HeaderReader(path, data).read()
 
 
 def read_tensor(file: GgufFile, name: str) -> np.ndarray:
@@ -107,23 +107,23 @@ def read_tensor(file: GgufFile, name: str) -> np.ndarray:
             "reading GGUF weights needs the gguf package", hint="pip install 'stillhouse[gguf]'"
         ) from error
 
-    place = file.tensors[name]
+    tensor = file.tensors[name]
     try:
-        kind = GGMLQuantizationType(place.type)
+        kind = GGMLQuantizationType(tensor.type)
         block, block_bytes = GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
-        raise ModelError(f"{file.path}: tensor {name!r} has the unknown type {place.type}") from None
-    if place.shape[-1] % block:
+        raise ModelError(f"{file.path}: tensor {name!r} has the unknown type {tensor.type}") from None
+    if tensor.shape[-1] % block:
         raise ModelError(
-            f"{file.path}: tensor {name!r} of shape {place.shape} does not fill blocks of {block}"
+            f"{file.path}: tensor {name!r} of shape {tensor.shape} does not fill blocks of {block}"
         )
-    row_bytes = place.shape[-1] // block * block_bytes
-    rows = place.size // place.shape[-1]
-    if place.offset + rows * row_bytes > file.path.stat().st_size:
+    row_bytes = tensor.shape[-1] // block * block_bytes
+    rows = tensor.size // tensor.shape[-1]
+    if tensor.offset + rows * row_bytes > file.path.stat().st_size:
         raise ModelError(
             f"{file.path} is cut off: tensor {name!r} ends after the file does", hint="Download it again."
         )
-    raw = np.memmap(file.path, np.uint8, "r", place.offset, (*place.shape[:-1], row_bytes))
+    raw = np.memmap(file.path, np.uint8, "r", tensor.offset, (*tensor.shape[:-1], row_bytes))
     try:
         return np.array(dequantize(np.asarray(raw), kind), dtype=np.float32, order="C")
     except NotImplementedError:
@@ -133,11 +133,11 @@ def read_tensor(file: GgufFile, name: str) -> np.ndarray:
         ) from None
 
 
-class _Header:
-    """One pass over the header."""
+class _HeaderReader:
+    """Reads a header from beginning to end."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.at = path, data, 0
+        self.path, self.data, self.offset = path, data, 0
         self.size = len(data)
 
     def read(self) -> GgufFile:
@@ -152,28 +152,28 @@ class _Header:
             key = self.string()
             metadata[key] = self.value(self.number("I"))
         if metadata.get("split.count", 0) not in (0, 1):
-            self.fail("is one part of several", hint="Join the parts with llama-gguf-split --merge.")
-        places = [self.tensor() for _ in range(tensor_count)]
-        return GgufFile(self.path, metadata, self.placed(places, metadata))
+            self.fail("is one part of a split file", hint="Join the parts with llama-gguf-split --merge.")
+        tensors = [self.tensor() for _ in range(tensor_count)]
+        return GgufFile(self.path, metadata, self.with_file_offsets(tensors, metadata))
 
-    def placed(self, places: list[TensorInfo], metadata: dict[str, Any]) -> dict[str, TensorInfo]:
-        """The same places, counted from the start of the file."""
+    def with_file_offsets(self, tensors: list[TensorInfo], metadata: dict[str, Any]) -> dict[str, TensorInfo]:
+        """The tensors with offsets from the start of the file, not from the end of the header."""
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
-            self.fail(f"has the impossible alignment {alignment!r}")
-        start = -(-self.at // alignment) * alignment
-        return {p.name: TensorInfo(p.name, p.shape, p.type, start + p.offset) for p in places}
+            self.fail(f"has the invalid alignment {alignment!r}")
+        start = -(-self.offset // alignment) * alignment
+        return {t.name: TensorInfo(t.name, t.shape, t.type, start + t.offset) for t in tensors}
 
     def fail(self, what: str, *, hint: str | None = None) -> NoReturn:
         raise ModelError(f"{self.path} {what}", hint=hint)
 
     def take(self, count: int) -> bytes:
-        end = self.at + count
+        end = self.offset + count
         if end > self.size:
-            self.fail(f"is cut off or damaged at byte {self.at}", hint="Download it again.")
-        piece = self.data[self.at : end]
-        self.at = end
-        return piece
+            self.fail(f"is cut off or damaged at byte {self.offset}", hint="Download it again.")
+        data = self.data[self.offset : end]
+        self.offset = end
+        return data
 
     def number(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
@@ -193,7 +193,7 @@ class _Header:
                 return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
             if inner == _STRING and count <= self.size:
                 return [self.string() for _ in range(count)]
-        return self.fail(f"has a value of unknown type {kind} at byte {self.at}")
+        return self.fail(f"has a value of unknown type {kind} at byte {self.offset}")
 
     def tensor(self) -> TensorInfo:
         name, dimensions = self.string(), self.number("I")

@@ -1,7 +1,7 @@
 """The pre-tokenizers of byte-level BPE models, by the name that GGUF gives them (`tokenizer.ggml.pre`).
 
-GGUF stores the name only; the patterns are those of the models' own tokenizer.json files. A name that
-is not here is refused: a wrong pattern gives other tokens for the same text, silently.
+GGUF stores only the name; the patterns are those of the models' own tokenizer.json files. Unknown names are
+refused: a wrong pattern silently gives other tokens for the same text.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _CASED = (
     r"|%(digits)s| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _BLANK
 )
 
-# name -> patterns, applied one after the other; every piece that matches is cut out
+# name -> patterns, applied one after the other; every match becomes a piece
 _PATTERNS = {
     "llama-bpe": [_LLAMA3],
-    "dbrx": [_LLAMA3],  # the same without the rule of whole words
+    "dbrx": [_LLAMA3],  # the same, but whole words do not skip the merges
     "qwen2": [
         _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANK,
     ],
@@ -55,7 +55,7 @@ _ALIASES = {
     "command-r": "smollm",
 }
 _NFC = {"qwen2", "qwen35"}  # these models' tokenizers normalise text first
-_WHOLE_WORDS = {"llama-bpe", "tekken"}  # a piece that is a token is that token, whatever the merges say
+_IGNORE_MERGES = {"llama-bpe", "tekken"}  # a piece that is a token skips the merges
 
 KNOWN = sorted({"gpt-2", "smollm", *_PATTERNS, *_ALIASES})
 
@@ -64,7 +64,7 @@ def pre_tokenizer(pre: str) -> tuple[PreTokenizer, Normalizer | None, dict[str, 
     """Pre-tokenizer, normaliser and BPE options for the GGUF name ``pre``.
 
     Raises:
-        TokenizerMismatchError: a name that is not known here.
+        TokenizerMismatchError: the name is unknown.
     """
     from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -76,18 +76,18 @@ def pre_tokenizer(pre: str) -> tuple[PreTokenizer, Normalizer | None, dict[str, 
         return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]), None, {}
     if name not in _PATTERNS:
         raise TokenizerMismatchError(
-            f"the GGUF pre-tokenizer {pre!r} is not known, so its text would be cut into other tokens",
-            hint=f"Use the original safetensors directory. Known: {', '.join(KNOWN)}.",
+            f"the GGUF pre-tokenizer {pre!r} is not supported; another one would give other tokens",
+            hint=f"Use the original safetensors directory. Supported: {', '.join(KNOWN)}.",
         )
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _PATTERNS[name]]
     whole = pre_tokenizers.Sequence(
         [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    return whole, normalizers.NFC() if name in _NFC else None, {"ignore_merges": name in _WHOLE_WORDS}
+    return whole, normalizers.NFC() if name in _NFC else None, {"ignore_merges": name in _IGNORE_MERGES}
 
 
-# Texts that any two of the patterns above cut differently.
-_TELLING = (
+# Any two of the patterns above split these texts differently.
+_PROBES = (
     "don't DON'T I'll WE'VE HTTPServer CamelCase naïveÉcole a1234567b 3.14e-10 x_y",
     "(see //path/to)\n\n!!!\r\n...///\n/ \t tabs   and    spaces  \n   indented\n",
     "数学は12345です。ひらがなカタカナ 한국어 математика café e\u0301a\u0308 हिन्दी नमस्ते ١٢٣٤",
@@ -96,19 +96,19 @@ _TELLING = (
 
 
 def pre_tokenizer_name(backend: Tokenizer) -> str | None:
-    """The GGUF name under which llama.cpp cuts text as ``backend`` does; None where there is none.
+    """The GGUF name under which llama.cpp splits text as ``backend`` does; None where there is none.
 
-    Found by what it does to telling texts and by whether whole words skip the merges, so that it does
-    not matter how its tokenizer.json is written. A normaliser is not looked at.
+    Compares how probe texts are split and whether whole words skip the merges, so that it does not matter how
+    the tokenizer.json is written. Ignores the normaliser.
     """
     model = json.loads(backend.to_str())["model"]
     if backend.pre_tokenizer is None:
         return None
-    cut = [backend.pre_tokenizer.pre_tokenize_str(text) for text in _TELLING]
+    pieces = [backend.pre_tokenizer.pre_tokenize_str(text) for text in _PROBES]
     for name in ("gpt-2", "smollm", *_PATTERNS):
         pre, _, options = pre_tokenizer(name)
-        if options.get("ignore_merges", False) == model.get("ignore_merges", False) and cut == [
-            pre.pre_tokenize_str(text) for text in _TELLING
+        if options.get("ignore_merges", False) == model.get("ignore_merges", False) and pieces == [
+            pre.pre_tokenize_str(text) for text in _PROBES
         ]:
             return name
     return None

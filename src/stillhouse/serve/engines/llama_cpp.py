@@ -78,7 +78,7 @@ class LlamaEngine:
         if self._embedder_timer:
             self._embedder_timer.cancel()
         loop = asyncio.get_running_loop()
-        self._embedder_timer = loop.call_later(EMBEDDER_IDLE_S, self._model.forget_embedder)
+        self._embedder_timer = loop.call_later(EMBEDDER_IDLE_S, self._model.unload_embedder)
 
 
 def _merge(deltas: Sequence[TextDelta]) -> TextDelta:
