@@ -1,16 +1,16 @@
-"""What exporting to GGUF costs: size, and how far the file is from the model it was made from.
+"""Measures GGUF exports: size, and KL divergence from the model to the file.
 
     python benchmarks/export.py                     # embedded:smollm2, every type
     python benchmarks/export.py runs/mine/student --types q8_0 q4_k_m --out export.json
 
-The model is saved as safetensors, exported with ``still export``'s own function, read back (de-quantised) and
-held against the original in float32 on real text: the pages, licence and source of this project. KL is from
-the original to the file, in nats a token, its interval over pieces of text; top-1 is how often both find the
-same token likeliest.
+The model is saved as safetensors, exported with the function behind ``still export``, read back
+(de-quantised) and compared with the original in float32 on real text: the pages, licence and source of this
+project. KL is from the original to the file, in nats per token, with an interval over pieces of text; top-1
+is how often both have the same likeliest token.
 
-embedded:smollm2 was 4 bits a weight (Q4_1) before it was read, so its weights lie on a grid that other types
-may hit or miss. ``--noise`` moves each weight by normal noise of that share of its matrix's deviation,
-which takes them off the grid, as training does.
+embedded:smollm2 has 4 bits per weight (Q4_1), so its weights lie on a grid that other types can hit or miss.
+``--noise`` adds normal noise with that share of the standard deviation of each weight's matrix, which takes
+the weights off the grid, as training does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.export import ExportedFile, export_gguf
-from stillhouse.export.quantise import MIXES
+from stillhouse.export.quantise import QUANTISATIONS
 from stillhouse.models import Weights, load_weights
 from stillhouse.stats import interval
 
@@ -54,38 +54,40 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", nargs="?", default="embedded:smollm2")
-    parser.add_argument("--types", nargs="*", default=list(MIXES), choices=MIXES)
+    parser.add_argument("--types", nargs="*", default=list(QUANTISATIONS), choices=QUANTISATIONS)
     parser.add_argument("--pieces", type=int, default=40, help=f"of {PIECE} tokens")
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--out", type=Path, help="JSON")
     options = parser.parse_args()
     weights = load_weights(options.model)
     if options.noise:
-        off_the_grid(weights, options.noise)
+        add_noise(weights, options.noise)
     ids_NT = pieces(weights, options.pieces)
     rows = []
     print(f"{options.model}, noise {options.noise}: {ids_NT.numel():,} tokens of real text")
     print(f"{'type':8} {'MB':>7} {'export s':>8}  {'KL nats/token':>28} {'top-1 %':>8}")
-    with tempfile.TemporaryDirectory() as place:
-        saved = save(weights, Path(place) / "model")
+    with tempfile.TemporaryDirectory() as directory:
+        saved = save(weights, Path(directory) / "model")
         for name in options.types:
             started = time.perf_counter()
-            (done,) = export_gguf(saved, [name])
-            row = measured(weights, ids_NT, done, time.perf_counter() - started)
+            (file,) = export_gguf(saved, [name])
+            row = measure(weights, ids_NT, file, time.perf_counter() - started)
             rows.append(row)
             span = f"{row.kl:.2g} [{row.kl_low:.2g}–{row.kl_high:.2g}]"
             print(
                 f"{name:8} {row.bytes / 1e6:7.1f} {row.seconds:8.1f}  {span:>28} {100 * row.top1:8.2f}",
                 flush=True,
             )
-            done.path.unlink()
+            file.path.unlink()
     if options.out:
-        found = {"model": options.model, "noise": options.noise, "tokens": ids_NT.numel()}
-        options.out.write_text(json.dumps({**found, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        settings = {"model": options.model, "noise": options.noise, "tokens": ids_NT.numel()}
+        options.out.write_text(
+            json.dumps({**settings, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+        )
 
 
-def off_the_grid(weights: Weights, share: float) -> None:
-    """Moves every matrix by noise of ``share`` of its standard deviation, in place."""
+def add_noise(weights: Weights, share: float) -> None:
+    """Adds noise of ``share`` of its standard deviation to every matrix, in place."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in weights.model.parameters():
@@ -94,11 +96,11 @@ def off_the_grid(weights: Weights, share: float) -> None:
 
 
 def pieces(weights: Weights, count: int) -> Tensor:
-    """Real text as ids [N, T]: every page, the licence and the sources, evenly drawn."""
+    """Real text as ids [N, T], at even distances from the pages, the licence and the sources."""
     files = [ROOT / "LICENSE", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("src/stillhouse/*/*.py"))]
     ids = weights.tokenizer("\n\n".join(file.read_text("utf-8") for file in files))["input_ids"]
-    whole = torch.tensor(ids)[: len(ids) // PIECE * PIECE].reshape(-1, PIECE)
-    return whole[torch.linspace(0, len(whole) - 1, min(count, len(whole))).long()]
+    all_NT = torch.tensor(ids)[: len(ids) // PIECE * PIECE].reshape(-1, PIECE)
+    return all_NT[torch.linspace(0, len(all_NT) - 1, min(count, len(all_NT))).long()]
 
 
 def save(weights: Weights, directory: Path) -> Path:
@@ -109,9 +111,9 @@ def save(weights: Weights, directory: Path) -> Path:
     return directory
 
 
-def measured(weights: Weights, ids_NT: Tensor, done: ExportedFile, seconds: float) -> Row:
-    """The file read back and held against the original."""
-    exported: Any = load_weights(str(done.path)).model
+def measure(weights: Weights, ids_NT: Tensor, file: ExportedFile, seconds: float) -> Row:
+    """Reads the file back and compares it with the original."""
+    exported: Any = load_weights(str(file.path)).model
     kl, agree = [], []
     with torch.no_grad():
         for ids_T in ids_NT:
@@ -121,8 +123,8 @@ def measured(weights: Weights, ids_NT: Tensor, done: ExportedFile, seconds: floa
     tokens = [PIECE] * len(kl)
     mean = interval(kl, tokens, CONFIDENCE)
     return Row(
-        done.type,
-        done.bytes,
+        file.type,
+        file.bytes,
         seconds,
         mean.value,
         mean.low,

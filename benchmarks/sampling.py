@@ -1,11 +1,11 @@
-"""Tokens a second of our sampler beside transformers' generate, on SmolLM2-135M in bfloat16.
+"""Compares the tokens per second of our sampler and of transformers' generate, on SmolLM2-135M in bfloat16.
 
     python benchmarks/sampling.py         # batches of 8, 32, 64; 4 prompts of 8 samples
     python benchmarks/sampling.py --batches 32 --rounds 5
 
 Prompts of 95 to 105 tokens, 64 new tokens each (no end token for ours, ``min_new_tokens`` for
-generate), temperature 1, nothing truncated. The contestants take turns in one process after one
-uncounted round each; medians of wall and process time, and of the rounds' ratios.
+generate), temperature 1, no truncation. The contestants take turns in one process after one warm-up
+round each. Reports medians of wall and process time, and of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ def main() -> None:
 
 
 def compare(model, batch: list[list[int]], rounds: int) -> dict[str, float]:
-    """Medians over ``rounds``: seconds of each, tokens a second, and how many times faster ours is."""
+    """Medians over ``rounds``: seconds, tokens per second, and how many times faster ours is."""
     contestants = {"generate": lambda: theirs(model, batch), "ours": lambda: ours(model, batch)}
     for run in contestants.values():
         run()
-    taken = [{name: seconds(run) for name, run in contestants.items()} for _ in range(rounds)]
+    times_by_round = [{name: seconds(run) for name, run in contestants.items()} for _ in range(rounds)]
     result = {}
-    for place, clock in enumerate(("wall", "process")):
+    for index, clock in enumerate(("wall", "process")):
         for name in contestants:
-            result[f"{name}_{clock}_s"] = statistics.median(times[name][place] for times in taken)
+            result[f"{name}_{clock}_s"] = statistics.median(times[name][index] for times in times_by_round)
         result[f"{clock}_ratio"] = statistics.median(
-            times["generate"][place] / times["ours"][place] for times in taken
+            times["generate"][index] / times["ours"][index] for times in times_by_round
         )
     for name in contestants:
         result[f"{name}_tokens_per_s"] = len(batch) * NEW / result[f"{name}_wall_s"]

@@ -190,7 +190,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, model, monkeypatch, known):
         pytest.skip("a small file system cannot be mounted here")
     try:
         if not known:
-            monkeypatch.setattr(write, "_require_room", lambda path, size: None)
+            monkeypatch.setattr(write, "_require_disk_space", lambda path, size: None)
         with pytest.raises(StorageError, match="too full" if known else "disk is full"):
             export_gguf(model, ["f32"], disk)
         assert list(disk.iterdir()) == []

@@ -10,7 +10,7 @@ from exported_models import byte_level, save
 from tokenizers import processors
 
 from stillhouse.export import export_gguf
-from stillhouse.export.modelfile import as_turns
+from stillhouse.export.modelfile import as_fixed_texts
 from stillhouse.models import ChatTemplate, load_tokenizer, read_gguf
 
 WITH_DEFAULT = (
@@ -95,7 +95,7 @@ def test_a_template_that_says_more_is_left_to_the_file(tmp_path, template):
 
 
 def test_what_go_would_take_for_its_own_signs_is_left_to_the_file():
-    assert as_turns(ChatTemplate(CHATML.replace("<|im_end|>", "{{ '{{' }}"))) is None
+    assert as_fixed_texts(ChatTemplate(CHATML.replace("<|im_end|>", "{{ '{{' }}"))) is None
 
 
 def test_from_stop_and_license(tmp_path):

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from stillhouse.errors import MissingExtraError, ModelError
 from stillhouse.export import export_gguf, quantise
-from stillhouse.export.quantise import MIXES, kinds_of, stored_bytes
+from stillhouse.export.quantise import QUANTISATIONS, stored_bytes, tensor_types
 from stillhouse.export.tensors import ExportedTensor
 from stillhouse.models import load_weights, read_gguf
 
@@ -65,7 +65,7 @@ def tensors(*, layers=16, columns=256, tied=True):
 
 
 def types(made, name):
-    return {t.name: kind.name for t, kind in zip(made, kinds_of(made, MIXES[name]), strict=True)}
+    return {t.name: kind.name for t, kind in zip(made, tensor_types(made, QUANTISATIONS[name]), strict=True)}
 
 
 def test_the_mix_of_q4_k_m_is_llama_cpps():
@@ -92,14 +92,14 @@ def test_narrow_rows_fall_back_to_smaller_blocks():
     assert types(tensors(columns=40), "q8_0")["blk.3.attn_q.weight"] == "F16"
 
 
-@pytest.mark.parametrize("name", MIXES)
+@pytest.mark.parametrize("name", QUANTISATIONS)
 def test_every_type_is_written_as_it_says_and_loads(tmp_path, name):
     pytest.importorskip("xllamacpp")
     model = save(tmp_path / "model", "llama", byte_level(), hidden_size=256, intermediate_size=512)
     (done,) = export_gguf(tmp_path / "model", [name])
     file = read_gguf(done.path)
-    assert file.metadata["general.file_type"] == MIXES[name].file_type
-    assert file.tensors["blk.0.attn_q.weight"].type == Kind[MIXES[name].kind]
+    assert file.metadata["general.file_type"] == QUANTISATIONS[name].file_type
+    assert file.tensors["blk.0.attn_q.weight"].type == Kind[QUANTISATIONS[name].kind]
     loaded = load_weights(str(done.path)).model.state_dict()
     for key, value in model.state_dict().items():
         assert (loaded[key] - value).square().mean() <= 0.01 * value.square().mean(), key

@@ -119,7 +119,7 @@ def lower_case(tokenizer):
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
 
 
-@pytest.mark.parametrize(("change", "words"), [(unknown_cut, "cuts text"), (lower_case, "Lowercase")])
+@pytest.mark.parametrize(("change", "words"), [(unknown_cut, "splits text"), (lower_case, "Lowercase")])
 def test_text_handling_that_llama_cpp_has_no_name_for_is_refused(tmp_path, change, words):
     tokenizer = byte_level()
     change(tokenizer)

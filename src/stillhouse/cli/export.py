@@ -1,14 +1,17 @@
-"""``still export``: a student as GGUF, for llama.cpp and Ollama."""
+"""``still export``: exports a student to GGUF for llama.cpp and Ollama."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from stillhouse.cli.options import Output, OutputFlags
 from stillhouse.console import console
+
+if TYPE_CHECKING:
+    from stillhouse.export import ExportedFile
 
 EXAMPLES = """\
 Examples:
@@ -31,7 +34,7 @@ def export(
     replace: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Write a student as GGUF, checked against the original, with an Ollama Modelfile.
+    """Export a student to GGUF, checked against the original, with an Ollama Modelfile.
 
     Parameters
     ----------
@@ -40,34 +43,35 @@ def export(
     to
         The format.
     quantize
-        How weights are stored; several types make several files. f16 and q8_0 are nearest to the original,
-        the k types are smaller and less exact (measured in docs/export.md).
+        The type of the weights; each type gives one file. f16 and q8_0 are closest to the original, the k
+        types are smaller and less exact (measured in docs/export.md).
     out
-        The file, or a directory for several (default: gguf/NAME-TYPE.gguf in DIR, or in its run's directory).
+        The file, or a directory for several files (default: gguf/NAME-TYPE.gguf in DIR, or in its run's
+        directory).
     replace
-        Write over files that are there already.
+        Overwrite existing files.
     """
     from stillhouse.export import export_gguf
 
-    done = export_gguf(directory, tuple(dict.fromkeys(quantize)), out, replace=replace)
-    rows = [[found.type, str(found.path), f"{found.bytes / 1e6:,.1f}"] for found in done]
+    files = export_gguf(directory, tuple(dict.fromkeys(quantize)), out, replace=replace)
+    rows = [[file.type, str(file.path), f"{file.bytes / 1e6:,.1f}"] for file in files]
     console.table("Exported", ["type", "file", "MB"], rows)
-    console.data({"directory": str(directory), "files": [_facts(found) for found in done]})
-    if not done[0].checked_with_llama_cpp:
-        console.info("llama.cpp was not asked (xllamacpp is not installed); the tokenizer was checked here")
-    if done[0].template == "file":
+    console.data({"directory": str(directory), "files": [_to_json(file) for file in files]})
+    if not files[0].checked_with_llama_cpp:
+        console.info("xllamacpp is not installed, so llama.cpp did not check the file; Stillhouse did")
+    if files[0].template == "file":
         console.info(
-            "the chat template says more than a Modelfile can; Ollama has to know the one in the file"
+            "a Modelfile cannot express the chat template; Ollama must recognise the one in the GGUF file"
         )
-    console.hint(f"ollama create NAME -f {done[0].modelfile}")
+    console.hint(f"ollama create NAME -f {files[0].modelfile}")
 
 
-def _facts(found: Any) -> dict[str, Any]:
+def _to_json(file: ExportedFile) -> dict[str, Any]:
     return {
-        "type": found.type,
-        "path": str(found.path),
-        "bytes": found.bytes,
-        "modelfile": str(found.modelfile),
-        "template": found.template,
-        "checked_with_llama_cpp": found.checked_with_llama_cpp,
+        "type": file.type,
+        "path": str(file.path),
+        "bytes": file.bytes,
+        "modelfile": str(file.modelfile),
+        "template": file.template,
+        "checked_with_llama_cpp": file.checked_with_llama_cpp,
     }

@@ -1,4 +1,4 @@
-"""A student as a file for llama.cpp and Ollama: GGUF, checked against the model before it takes its name."""
+"""Exports a student to GGUF for llama.cpp and Ollama; each file is checked against the model."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""Holds a written file against the model it was made from, before it takes its name.
+"""Checks a written GGUF file against its source model, before the file gets its name.
 
-The header is read back and compared id by id with the source's tokenizer; a tokenizer is rebuilt from
-it by the code that reads other people's files and must cut the same; and where xllamacpp is installed,
-llama.cpp loads the file and must give the same ids for texts of many kinds.
+The header is read back and compared id by id with the source's tokenizer. A tokenizer that is rebuilt from
+it, by the code that reads any GGUF file, must encode texts alike. Where xllamacpp is installed, llama.cpp
+loads the file and must give the same ids for texts of many kinds.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 from stillhouse.console import console
 from stillhouse.errors import IntegrityError, ModelError, TokenizerMismatchError
 from stillhouse.export.source import Source
-from stillhouse.export.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from stillhouse.export.tokenizer import Vocabulary
 from stillhouse.models import (
+    SPECIAL_TOKENS,
     GgufFile,
+    TokenType,
     read_gguf,
     start_llama_server,
     tokenizer_difference,
@@ -38,24 +40,24 @@ SAMPLES = (
     " ",
     "x",
 )
-"""What both tokenizers are asked: scripts, digits, blank space, code, emoji. In NFC, which llama.cpp
-does not establish."""
-MARKS = 64  # added tokens that are asked about
+"""Texts that both tokenizers encode: scripts, digits, whitespace, code, emoji. In NFC, which llama.cpp does
+not establish."""
+MAX_ADDED_TOKENS = 64  # added tokens to test
 
 
 def check_file(path: Path, source: Source, vocabulary: Vocabulary, sizes: Mapping[str, int]) -> bool:
-    """Refuses the file at ``path`` unless it says what ``source`` is.
+    """Raises unless the file at ``path`` agrees with ``source``.
 
     Args:
-        sizes: name -> number of elements of every tensor that must be there.
+        sizes: name -> number of elements, of every tensor of the file.
 
     Returns:
-        Whether llama.cpp was asked too.
+        Whether llama.cpp checked the file, too.
 
     Raises:
-        TokenizerMismatchError: an id, type, merge, special id or the template differs, or a text is cut
+        TokenizerMismatchError: an id, type, merge, special id or the template differs, or a text is encoded
             differently.
-        IntegrityError: a tensor is missing or cut off.
+        IntegrityError: a tensor is missing or truncated.
     """
     with console.progress("check", 3, "steps") as progress:
         file = read_gguf(path)
@@ -63,109 +65,110 @@ def check_file(path: Path, source: Source, vocabulary: Vocabulary, sizes: Mappin
         _check_ids(file, source)
         _check_specials(file, source, vocabulary)
         progress.advance()
-        texts = _with_marks(source)
+        texts = _with_added_tokens(source)
         _check_rebuilt(file, source, texts)
         progress.advance()
-        asked = _ask_llama(path, source, texts)
+        checked = _check_with_llama_cpp(path, source, texts)
         progress.advance()
-    return asked
+    return checked
 
 
 def _check_rebuilt(file: GgufFile, source: Source, texts: Sequence[str]) -> None:
-    """The tokenizer that the header describes, rebuilt by the code that reads other people's files."""
+    """Compares the tokenizer that our own loader rebuilds from the header."""
     rebuilt = tokenizer_from_gguf(file)
-    by_merges = file.require("tokenizer.ggml.model") == "gpt2"  # scores have no merges to compare
-    if by_merges and (difference := tokenizer_difference(source.tokenizer, rebuilt)):
+    has_merges = file.require("tokenizer.ggml.model") == "gpt2"  # SentencePiece has scores instead
+    if has_merges and (difference := tokenizer_difference(source.tokenizer, rebuilt)):
         raise TokenizerMismatchError(f"{file.path}: the tokenizer was not carried over: {difference}")
-    _same_ids(
+    _require_same_ids(
         file.path, source, lambda text: rebuilt.encode(text, add_special_tokens=False), texts, "read back"
     )
 
 
 def _check_tensors(file: GgufFile, sizes: Mapping[str, int]) -> None:
-    found = {name: place.size for name, place in file.tensors.items()}
-    if found != dict(sizes):
-        name = min(name for name, _ in found.items() ^ sizes.items())
+    written = {name: tensor.size for name, tensor in file.tensors.items()}
+    if written != dict(sizes):
+        name = min(name for name, _ in written.items() ^ sizes.items())
         raise IntegrityError(f"{file.path}: the tensor {name} was not written as it should be")
 
 
 def _check_ids(file: GgufFile, source: Source) -> None:
-    """Text and type of every id against the source's own tables."""
+    """Compares text and type of every id with the source's own tables."""
     tokens, types = file.require("tokenizer.ggml.tokens"), file.require("tokenizer.ggml.token_type")
-    known, added = source.tokenizer.get_vocab(), source.tokenizer.added_tokens_decoder
+    added = source.tokenizer.added_tokens_decoder
     rows = source.config.get_text_config().vocab_size
     if not len(tokens) == len(types) == rows:
         raise TokenizerMismatchError(f"{file.path}: {len(tokens)} tokens, {len(types)} types, {rows} rows")
-    by_id = {number: token for token, number in known.items()}
-    for number, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-        if number not in by_id:
-            allowed: tuple[int, ...] = (UNUSED,)
+    token_by_id = {number: token for token, number in source.tokenizer.get_vocab().items()}
+    for number, (token, token_type) in enumerate(zip(tokens, types, strict=True)):
+        if number not in token_by_id:
+            allowed: tuple[int, ...] = (TokenType.UNUSED,)
         elif number in added:
-            allowed = (CONTROL if added[number].special else USER_DEFINED,)
+            allowed = (TokenType.CONTROL if added[number].special else TokenType.USER_DEFINED,)
         else:
-            allowed = (NORMAL, BYTE)
+            allowed = (TokenType.NORMAL, TokenType.BYTE)
         if number == source.tokenizer.unk_token_id:
-            allowed = (*allowed, UNKNOWN)
-        if kind not in allowed or token != by_id.get(number, token):
+            allowed = (*allowed, TokenType.UNKNOWN)
+        if token_type not in allowed or token != token_by_id.get(number, token):
             raise TokenizerMismatchError(
-                f"{file.path}: id {number} is {token!r} of type {kind}; the model's own tokenizer says "
-                f"{by_id.get(number)!r}, type {allowed[0]}"
+                f"{file.path}: id {number} is {token!r} of type {token_type}; "
+                f"in the model's own tokenizer it is {token_by_id.get(number)!r}, type {allowed[0]}"
             )
 
 
 def _check_specials(file: GgufFile, source: Source, vocabulary: Vocabulary) -> None:
-    """Special ids, and what is put around text, and the template."""
-    own = source.tokenizer
-    wanted = {"bos": own.bos_token_id, "eos": source.ends[0], "padding": own.pad_token_id}
-    for word, number in {**wanted, "unknown": own.unk_token_id}.items():
-        if (found := file.metadata.get(f"tokenizer.ggml.{word}_token_id")) != number:
-            raise TokenizerMismatchError(f"{file.path}: the {word} token is {found}, not {number}")
-    bare = source.tokenizer.encode("a", add_special_tokens=False)
-    start = [source.tokenizer.bos_token_id] * file.require("tokenizer.ggml.add_bos_token")
-    end = [source.tokenizer.eos_token_id] * file.require("tokenizer.ggml.add_eos_token")
-    if (whole := source.tokenizer.encode("a")) != start + bare + end:
+    """Compares special ids, the tokens around plain text, and the chat template."""
+    tokenizer = source.tokenizer
+    expected_ids = {name: getattr(tokenizer, f"{role}_token_id") for role, name in SPECIAL_TOKENS.items()}
+    for name, number in {**expected_ids, "eos": source.ends[0]}.items():
+        if (written := file.metadata.get(f"tokenizer.ggml.{name}_token_id")) != number:
+            raise TokenizerMismatchError(f"{file.path}: the {name} token is {written}, not {number}")
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    start = [tokenizer.bos_token_id] * file.require("tokenizer.ggml.add_bos_token")
+    end = [tokenizer.eos_token_id] * file.require("tokenizer.ggml.add_eos_token")
+    if (whole := tokenizer.encode("a")) != start + bare + end:
         raise TokenizerMismatchError(f"{file.path}: 'a' is {start + bare + end}, not {whole}")
     template = source.template.source if source.template.declared else None
     if file.metadata.get("tokenizer.chat_template") != template:
         raise TokenizerMismatchError(f"{file.path}: the chat template was not carried over")
-    if BYTE in vocabulary.types and vocabulary.types.count(BYTE) != 256:
-        raise TokenizerMismatchError(f"{file.path}: {vocabulary.types.count(BYTE)} tokens for 256 bytes")
+    byte_tokens = vocabulary.types.count(TokenType.BYTE)
+    if byte_tokens not in (0, 256):
+        raise TokenizerMismatchError(f"{file.path}: {byte_tokens} tokens for 256 bytes")
 
 
-def _with_marks(source: Source) -> list[str]:
-    """The samples, and each of the first added tokens between words and beside blank space."""
-    marks = [str(token) for token in source.tokenizer.added_tokens_decoder.values()][:MARKS]
-    return [*SAMPLES, "".join(f"{mark}user\nHi there {mark}\n" for mark in marks)]
+def _with_added_tokens(source: Source) -> list[str]:
+    """The samples, and a text with each of the first added tokens between words and beside whitespace."""
+    added = [str(token) for token in source.tokenizer.added_tokens_decoder.values()][:MAX_ADDED_TOKENS]
+    return [*SAMPLES, "".join(f"{token}user\nHi there {token}\n" for token in added)]
 
 
-def _same_ids(
+def _require_same_ids(
     path: Path, source: Source, encode: Callable[[str], Sequence[int]], texts: Sequence[str], how: str
 ) -> None:
     for text in texts:
-        wanted, found = source.tokenizer.encode(text, add_special_tokens=False), list(encode(text))
-        if found != wanted:
-            at = next(i for i in range(len(wanted) + 1) if found[: i + 1] != wanted[: i + 1])
+        expected, ids = source.tokenizer.encode(text, add_special_tokens=False), list(encode(text))
+        if ids != expected:
+            at = next(i for i in range(len(expected) + 1) if ids[: i + 1] != expected[: i + 1])
             raise TokenizerMismatchError(
-                f"{path}: {how}, the tokenizer cuts {text[:40]!r} into {found[at : at + 4]} where the "
-                f"model's own has {wanted[at : at + 4]} (token {at})",
+                f"{path}: {how}, the tokenizer encodes {text[:40]!r} as {ids[at : at + 4]} where the "
+                f"model's own has {expected[at : at + 4]} (token {at})",
                 hint="The file would give other answers, so it was not kept. Serve the safetensors instead.",
             )
 
 
-def _ask_llama(path: Path, source: Source, texts: Sequence[str]) -> bool:
-    """Has llama.cpp load the file and cut the texts; False where it is not installed."""
+def _check_with_llama_cpp(path: Path, source: Source, texts: Sequence[str]) -> bool:
+    """Compares the ids that llama.cpp gives for the texts; returns False where it is not installed."""
     try:
         import xllamacpp
     except ImportError:
         return False
-    with _served(xllamacpp, path) as address:
-        _same_ids(path, source, lambda text: _llama_ids(address, text), texts, "in llama.cpp")
+    with _llama_server(xllamacpp, path) as address:
+        _require_same_ids(path, source, lambda text: _llama_ids(address, text), texts, "in llama.cpp")
     return True
 
 
 @contextmanager
-def _served(xllamacpp: Any, path: Path) -> Iterator[str]:
-    """llama.cpp on the file; its own loopback port, which only this process is told of."""
+def _llama_server(xllamacpp: Any, path: Path) -> Iterator[str]:
+    """The loopback address of a llama.cpp server with the file. Its port is random."""
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.verbosity = 64, 1, -1
@@ -178,6 +181,7 @@ def _served(xllamacpp: Any, path: Path) -> Iterator[str]:
 
 
 def _llama_ids(address: str, text: str) -> list[int]:
+    # xllamacpp has no function for tokenization, only the HTTP endpoint.
     body = json.dumps({"content": text, "parse_special": True, "add_special": False}).encode()
     request = urllib.request.Request(f"{address}/tokenize", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request) as answer:

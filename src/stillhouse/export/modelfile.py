@@ -1,10 +1,10 @@
-"""An Ollama Modelfile, and a card beside the file.
+"""Writes an Ollama Modelfile and a model card.
 
-Ollama writes prompts with Go templates. A chat template is put into one only where it says no more
-than: each message stands between two fixed texts of its role. That is found by rendering and then
-proved on other conversations. Where it says more (it trims, folds the system message into the
-user's, drops thoughts), no TEMPLATE is written: Ollama then looks whether it knows the template that
-is inside the GGUF file, and llama.cpp runs that one itself.
+Ollama renders prompts with Go templates. A chat template is converted only if it does no more than put two
+fixed texts around each message of a role. The texts are found by rendering, and then verified on other
+conversations. For a template that does more (it trims, merges the system message into the user's, drops
+reasoning), no TEMPLATE is written: Ollama then uses its own version of the template in the GGUF file if it
+has one, and llama.cpp runs that template itself.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from stillhouse.models import ChatTemplate, Message
 
 Template = Literal["modelfile", "file", "none"]
 _NO_TEMPLATE = {
-    "file": "The chat template says more than Ollama's can; the one inside the GGUF file counts.",
-    "none": "The model has no chat template: it goes on with what it is given.",
+    "file": "Ollama's template language cannot express the chat template; the one in the GGUF file applies.",
+    "none": "The model has no chat template: it continues the text of the prompt.",
 }
 _ROLES = ("system", "user", "assistant")
-_MARK = {"system": "\ue000S\ue000", "user": "\ue000U\ue000", "assistant": "\ue000A\ue000"}
-_CONTENTS = ("Hi", "  two  spaces \n", "a\n\nb", "<think>\nso\n</think>\n\nfour", "{{ .x }}")
-_SHAPES = ("u", "su", "uau", "suau", "uauau", "suauau", "ua", "sua", "uaua")
+_PLACEHOLDERS = {"system": "\ue000S\ue000", "user": "\ue000U\ue000", "assistant": "\ue000A\ue000"}
+_PROBE_CONTENTS = ("Hi", "  two  spaces \n", "a\n\nb", "<think>\nso\n</think>\n\nfour", "{{ .x }}")
+# Conversations by the first letters of their roles.
+_PROBE_ROLES = ("u", "su", "uau", "suau", "uauau", "suauau", "ua", "sua", "uaua")
 
 
 @dataclass(frozen=True)
-class Turns:
-    """A chat template that is nothing but a text before and one after each message."""
+class FixedTextTemplate:
+    """A chat template that only puts a fixed text before and after each message."""
 
     around: Mapping[str, tuple[str, str]]
     """Role -> text before, text after."""
     start: str
-    """Before everything."""
+    """Text before the first message."""
     answer: str
-    """After everything, where the answer begins."""
+    """Text after the last message, before the answer."""
     system: str | None
-    """The system message where none is given."""
+    """The default system message."""
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The conversation as text."""
@@ -59,29 +60,29 @@ def modelfile(source: Source, gguf_name: str, *, add_bos: bool) -> tuple[str, Te
 
     Args:
         gguf_name: the file's name, beside the Modelfile.
-        add_bos: whether the runtime puts the start token itself.
+        add_bos: whether the runtime adds the start token itself.
     """
-    turns = as_turns(source.template) if source.template.declared else None
+    turns = as_fixed_texts(source.template) if source.template.declared else None
     where: Template = "modelfile" if turns else "file" if source.template.declared else "none"
     lines = [f"FROM ./{gguf_name}"]
     if turns is None:
         lines.append(f"# {_NO_TEMPLATE[where]}")
     else:
-        lines.append(f'TEMPLATE """{_go_template(turns, _own_start(source, turns, add_bos=add_bos))}"""')
+        lines.append(f'TEMPLATE """{_go_template(turns, _template_start(source, turns, add_bos=add_bos))}"""')
         if turns.system is not None:
             lines.append(f'SYSTEM """{turns.system}"""')
     lines += [f"PARAMETER stop {_quoted(stop)}" for stop in _stops(source)]
-    if source.license and '"' not in source.license:  # it comes from the card; it must not end the quotes
+    if source.license and '"' not in source.license:  # the card's text must not end the quotes
         lines.append(f'LICENSE "{source.license}"')
     return "\n".join(lines) + "\n", where
 
 
-def as_turns(template: ChatTemplate) -> Turns | None:
-    """``template`` as texts around messages; None where it says more than that."""
+def as_fixed_texts(template: ChatTemplate) -> FixedTextTemplate | None:
+    """``template`` as fixed texts around messages; None where it does more than that."""
     try:
-        turns = _guess(template)
-        return turns if turns is not None and _holds(template, turns) else None
-    except ModelError:  # it refuses one of the conversations
+        turns = _infer(template)
+        return turns if turns is not None and _is_equivalent(template, turns) else None
+    except ModelError:  # the template refuses one of the probe conversations
         return None
 
 
@@ -95,25 +96,23 @@ def readme(source: Source, files: Sequence[str]) -> str:
     )
 
 
-def _guess(template: ChatTemplate) -> Turns | None:
-    """The only texts that could be right, from how marked messages come out."""
+def _infer(template: ChatTemplate) -> FixedTextTemplate | None:
+    """The only possible texts, from the rendering of placeholder messages."""
 
     def render(roles: str, *, answer: bool = False) -> str:
         names = {role[0]: role for role in _ROLES}
-        messages = [{"role": names[r], "content": _MARK[names[r]]} for r in roles]
+        messages = [{"role": names[r], "content": _PLACEHOLDERS[names[r]]} for r in roles]
         return template.render(messages, add_generation_prompt=answer)
 
     plain = render("su")
     twice = render("suau")
-    if not twice.startswith(plain) or not (asked := render("su", answer=True)).startswith(plain):
+    if not twice.startswith(plain) or not (prompt := render("su", answer=True)).startswith(plain):
         return None
-    pieces = [plain.partition(_MARK["system"]), twice[len(plain) :].partition(_MARK["assistant"])]
-    head, _, rest = pieces[0]
-    user_after = rest.partition(_MARK["user"])[2]
-    tail_before, _, tail = pieces[1]
-    user_before = tail.removesuffix(user_after).partition(_MARK["user"])[0]
-    between = rest.partition(_MARK["user"])[0]
-    # Texts between two messages are the end of one and the start of the next: they must part.
+    head, _, rest = plain.partition(_PLACEHOLDERS["system"])
+    between, _, user_after = rest.partition(_PLACEHOLDERS["user"])
+    assistant_before, _, tail = twice[len(plain) :].partition(_PLACEHOLDERS["assistant"])
+    user_before = tail.removesuffix(user_after).partition(_PLACEHOLDERS["user"])[0]
+    # The text between two messages is the end of one and the beginning of the next. Try every cut.
     for cut in range(len(user_before) + 1):
         before = user_before[cut:]
         if not between.endswith(before):
@@ -123,43 +122,44 @@ def _guess(template: ChatTemplate) -> Turns | None:
         around = {
             "system": (head.removeprefix(start), system_after),
             "user": (before, user_after),
-            "assistant": (tail_before, assistant_after),
+            "assistant": (assistant_before, assistant_after),
         }
-        turns = Turns(around, start, asked[len(plain) :], default)
-        if _holds(template, turns):
+        turns = FixedTextTemplate(around, start, prompt[len(plain) :], default)
+        if _is_equivalent(template, turns):
             return turns
     return None
 
 
 def _start(template: ChatTemplate, head: str, user_before: str, system_after: str) -> tuple[str, str | None]:
-    """The text before the first message, and the system message that stands there when none is given."""
-    alone = template.render([{"role": "user", "content": _MARK["user"]}])
+    """The text before the first message, and the default system message."""
+    alone = template.render([{"role": "user", "content": _PLACEHOLDERS["user"]}])
     bos = template.special_tokens.get("bos_token") or ""
-    once = bos and alone.startswith(bos) and head.startswith(bos) and not user_before.startswith(bos)
-    start = bos if once else ""
-    own, end = alone.partition(_MARK["user"])[0], system_after + user_before
+    is_bos_once = bos and alone.startswith(bos) and head.startswith(bos) and not user_before.startswith(bos)
+    start = bos if is_bos_once else ""
+    own, end = alone.partition(_PLACEHOLDERS["user"])[0], system_after + user_before
     if own.startswith(head) and own.endswith(end) and len(own) >= len(head) + len(end):
         return start, own[len(head) : len(own) - len(end)]
     return start, None
 
 
-def _holds(template: ChatTemplate, turns: Turns) -> bool:
-    """Whether both say the same of conversations of several shapes and contents."""
+def _is_equivalent(template: ChatTemplate, turns: FixedTextTemplate) -> bool:
+    """Whether both render conversations of several shapes and contents alike."""
     names = {role[0]: role for role in _ROLES}
-    contents = itertools.cycle(_CONTENTS)
-    for shape, _ in itertools.product(_SHAPES, range(3)):
-        messages = [{"role": names[r], "content": next(contents)} for r in shape]
+    contents = itertools.cycle(_PROBE_CONTENTS)
+    for roles, _ in itertools.product(_PROBE_ROLES, range(3)):
+        messages = [{"role": names[r], "content": next(contents)} for r in roles]
         for answer in (False, True):
             if template.render(messages, add_generation_prompt=answer) != turns.render(
                 messages, add_generation_prompt=answer
             ):
                 return False
     texts = [turns.start, turns.answer, turns.system or "", *itertools.chain(*turns.around.values())]
-    return not any(sign in text for text in texts for sign in ("{{", "}}", '"""'))
+    # Go would read these as its own syntax, or the Modelfile as the end of the template.
+    return not any(syntax in text for text in texts for syntax in ("{{", "}}", '"""'))
 
 
-def _go_template(turns: Turns, start: str) -> str:
-    """In Go's text/template, as Ollama calls it: `.Messages` hold `.Role` and `.Content`."""
+def _go_template(turns: FixedTextTemplate, start: str) -> str:
+    """The template in Go's text/template, for Ollama: `.Messages` have `.Role` and `.Content`."""
     branches = [
         f'{{{{ {"if" if role == "system" else "else if"} eq .Role "{role}" }}}}'
         f"{turns.around[role][0]}{{{{ .Content }}}}{turns.around[role][1]}"
@@ -168,8 +168,8 @@ def _go_template(turns: Turns, start: str) -> str:
     return f"{start}{{{{ range .Messages }}}}{''.join(branches)}{{{{ end }}}}{{{{ end }}}}{turns.answer}"
 
 
-def _own_start(source: Source, turns: Turns, *, add_bos: bool) -> str:
-    """What the template must write itself: not the start token, where the runtime puts one."""
+def _template_start(source: Source, turns: FixedTextTemplate, *, add_bos: bool) -> str:
+    """The text that the template must write itself: without the start token where the runtime adds it."""
     bos = source.tokenizer.bos_token
     return turns.start.removeprefix(bos) if add_bos and isinstance(bos, str) else turns.start
 
@@ -179,5 +179,5 @@ def _stops(source: Source) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """As a Modelfile's value, which knows no escapes: three quotes where one would end it."""
+    """A Modelfile's value. It has no escapes, so three quotes are used where one would end it."""
     return f'"""{text}"""' if '"' in text or "\n" in text else f'"{text}"'

@@ -1,13 +1,13 @@
-"""How each tensor is stored, and the bytes of it.
+"""Chooses the type of each tensor and quantises it.
 
-Types are chosen as llama.cpp's `llama-quantize` chooses them without an importance matrix
-(`llama_tensor_get_type_impl` in llama-quant.cpp): matrices get the type of the mix, the output
-weights more bits, and in the `_m` mixes every third value and down projection too. Norms and biases
-stay float32. A matrix whose rows are no multiple of 256 falls back from a K-quant to the
-next type with blocks of 32.
+Types are chosen as llama.cpp's `llama-quantize` does without an importance matrix
+(`llama_tensor_get_type_impl` in llama-quant.cpp): matrices get the type that the quantisation is named after,
+output weights more bits, and in the `_m` quantisations some value and down projections, too. Norms and biases
+stay float32. A matrix whose rows are not a multiple of 256 falls back from a K-quant to the next type with
+blocks of 32.
 
-The bytes come from ggml itself, whose functions the xllamacpp library exports (it does not export
-`llama_model_quantize`). Without it the `gguf` package makes the types that it can.
+ggml itself quantises, through functions that the xllamacpp library exports (`llama_model_quantize` is not
+among them). Without that library the `gguf` package quantises the types that it supports.
 """
 
 from __future__ import annotations
@@ -29,53 +29,53 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Mix:
-    """What a name on the command line stands for."""
+class Quantisation:
+    """A quantisation that the command line names."""
 
     kind: str
     """ggml's type of most matrices."""
     file_type: int
-    """`general.file_type`, llama.cpp's number of the mix."""
+    """`general.file_type`, llama.cpp's number of the quantisation."""
     more_bits: bool = False
     """Whether some layers' value and down projections get Q6_K."""
 
 
-MIXES = {
-    "f32": Mix("F32", 0),
-    "f16": Mix("F16", 1),
-    "bf16": Mix("BF16", 32),
-    "q8_0": Mix("Q8_0", 7),
-    "q6_k": Mix("Q6_K", 18),
-    "q5_k_m": Mix("Q5_K", 17, more_bits=True),
-    "q4_k_m": Mix("Q4_K", 15, more_bits=True),
-    "q4_0": Mix("Q4_0", 2),
+QUANTISATIONS = {
+    "f32": Quantisation("F32", 0),
+    "f16": Quantisation("F16", 1),
+    "bf16": Quantisation("BF16", 32),
+    "q8_0": Quantisation("Q8_0", 7),
+    "q6_k": Quantisation("Q6_K", 18),
+    "q5_k_m": Quantisation("Q5_K", 17, more_bits=True),
+    "q4_k_m": Quantisation("Q4_K", 15, more_bits=True),
+    "q4_0": Quantisation("Q4_0", 2),
 }
-_WHOLE = ("F32", "F16", "BF16", "Q8_0")  # the output weights need no better type than these
-_WITHOUT_LLAMA = ("f32", "f16", "bf16", "q8_0", "q4_0")  # what the gguf package can make
+_KEPT_FOR_OUTPUT = ("F32", "F16", "BF16", "Q8_0")  # types that need no more bits for the output weights
+_WITHOUT_GGML = ("f32", "f16", "bf16", "q8_0", "q4_0")  # types that the gguf package supports
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # 256 numbers a block -> 32
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 def require_type(name: str) -> None:
-    """Refuses a type that cannot be made here.
+    """Raises where a type is not available.
 
     Raises:
-        MissingExtraError: it takes the xllamacpp package.
+        MissingExtraError: the type needs the xllamacpp package.
     """
-    if name not in _WITHOUT_LLAMA and _ggml() is None:
+    if name not in _WITHOUT_GGML and _ggml() is None:
         raise MissingExtraError(
-            f"{name} is quantised by llama.cpp's library, which is not here",
-            hint=f"pip install 'stillhouse[gguf]', or choose from {', '.join(_WITHOUT_LLAMA)}.",
+            f"{name} needs llama.cpp's library, which is not installed",
+            hint=f"pip install 'stillhouse[gguf]', or choose from {', '.join(_WITHOUT_GGML)}.",
         )
 
 
-def kinds_of(tensors: Sequence[ExportedTensor], mix: Mix) -> list[Kind]:
+def tensor_types(tensors: Sequence[ExportedTensor], quantisation: Quantisation) -> list[Kind]:
     """The ggml type of each tensor."""
     from gguf import GGMLQuantizationType as Kind
 
     layers = 1 + max((int(m[1]) for t in tensors if (m := _LAYER.match(t.name))), default=0)
     output = "output.weight" if any(t.name == "output.weight" for t in tensors) else "token_embd.weight"
-    return [Kind[_kind(tensor, mix, layers, output)] for tensor in tensors]
+    return [Kind[_type_name(tensor, quantisation, layers, output)] for tensor in tensors]
 
 
 def stored_bytes(shape: Sequence[int], kind: Kind) -> int:
@@ -87,10 +87,10 @@ def stored_bytes(shape: Sequence[int], kind: Kind) -> int:
 
 
 def quantise(values: np.ndarray, kind: Kind, name: str) -> np.ndarray:
-    """``values`` as the bytes [n] of ``kind``.
+    """``values`` quantised, as the bytes [n] of ``kind``.
 
     Raises:
-        ModelError: a value is too large for the type.
+        ModelError: a value exceeds the range of the type.
     """
     from gguf import quants
 
@@ -114,22 +114,23 @@ def quantise(values: np.ndarray, kind: Kind, name: str) -> np.ndarray:
     return stored
 
 
-def _kind(tensor: ExportedTensor, mix: Mix, layers: int, output: str) -> str:
-    """The name of one tensor's type."""
+def _type_name(tensor: ExportedTensor, quantisation: Quantisation, layers: int, output: str) -> str:
+    """The name of one tensor's ggml type."""
     if len(tensor.shape) < 2:
         return "F32"
-    kind = mix.kind
-    if tensor.name == output and kind not in _WHOLE:
+    kind = quantisation.kind
+    if tensor.name == output and kind not in _KEPT_FOR_OUTPUT:
         kind = "Q6_K" if _ggml() is not None else "Q8_0"
-    elif mix.more_bits and any(part in tensor.name for part in ("attn_v.", "ffn_down.")):
+    elif quantisation.more_bits and any(part in tensor.name for part in ("attn_v.", "ffn_down.")):
         layer = int(_LAYER.match(tensor.name)[1])  # pyright: ignore[reportOptionalSubscript]
+        # llama.cpp's use_more_bits: the first and the last eighth, and every third layer between.
         if layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2:
             kind = "Q6_K"
-    return _fitting(kind, tensor.shape[-1])
+    return _with_fitting_blocks(kind, tensor.shape[-1])
 
 
-def _fitting(kind: str, columns: int) -> str:
-    """``kind``, or the nearest one whose blocks fill rows of ``columns`` numbers."""
+def _with_fitting_blocks(kind: str, columns: int) -> str:
+    """``kind``, or the nearest type whose blocks divide rows of ``columns`` numbers."""
     if kind in _FALLBACK and columns % 256:
         kind = _FALLBACK[kind]
     return "F16" if kind.startswith("Q") and columns % 32 else kind
@@ -137,7 +138,7 @@ def _fitting(kind: str, columns: int) -> str:
 
 @functools.cache
 def _ggml() -> ctypes.CDLL | None:
-    """ggml's functions inside the xllamacpp library; None where it is not installed or hides them."""
+    """ggml's functions in the xllamacpp library; None where it is not installed or does not export them."""
     try:
         from xllamacpp import xllamacpp  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
     except ImportError:

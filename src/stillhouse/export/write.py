@@ -1,7 +1,7 @@
-"""A model's directory in, checked GGUF files with their Modelfiles out.
+"""Writes a model as checked GGUF files with Modelfiles.
 
-Each file is written under another name beside its place, read back and checked, and only then takes
-its name: a crash or a full disk leaves nothing there, or the file that was there before.
+Each file is written under a temporary name in the same directory, read back, checked, and only then renamed.
+A crash or a full disk leaves no file behind, or the previous one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stillhouse.errors import MissingExtraError, StorageError, UsageError
 from stillhouse.export.check import check_file
 from stillhouse.export.header import add_header, architecture_of
 from stillhouse.export.modelfile import Template, modelfile, readme
-from stillhouse.export.quantise import MIXES, kinds_of, quantise, require_type, stored_bytes
+from stillhouse.export.quantise import QUANTISATIONS, quantise, require_type, stored_bytes, tensor_types
 from stillhouse.export.source import STUDENT, Source, open_source
 from stillhouse.export.tensors import ExportedTensor, exported_tensors
 from stillhouse.export.tokenizer import Vocabulary, vocabulary_of
@@ -40,9 +40,9 @@ class ExportedFile:
     bytes: int
     modelfile: Path
     template: Template
-    """Where the chat template is: in the Modelfile too, in the file alone, or nowhere (there is none)."""
+    """Where the chat template is: in the Modelfile, too; in the GGUF file only; or none exists."""
     checked_with_llama_cpp: bool
-    """Whether llama.cpp loaded the file and cut the sample texts the same (xllamacpp was there)."""
+    """Whether llama.cpp loaded the file and tokenized the sample texts alike (False without xllamacpp)."""
 
 
 def export_gguf(
@@ -52,18 +52,18 @@ def export_gguf(
 
     Args:
         directory: a model's directory, a finished run's, or an adapter's.
-        types: keys of `MIXES`.
-        out: a .gguf file for one type, else a directory; by default gguf/ in the model's or run's directory.
-        replace: whether files that are there already are replaced.
+        types: keys of `QUANTISATIONS`.
+        out: a .gguf file for one type, or a directory; by default gguf/ in the model's or run's directory.
+        replace: whether to overwrite existing files.
 
     Raises:
-        ModelError, ModelNotFoundError: the model cannot be exported, or what came out is not it.
-        UsageError: a target exists, or one file is named for several types.
-        StorageError: the disk is full, or the place may not be written.
-        MissingExtraError: a package that a type takes is not installed.
+        ModelError, ModelNotFoundError: the model cannot be exported, or the file differs from it.
+        UsageError: a target exists, or ``out`` is one file for several types.
+        StorageError: the disk is full, or the target is not writable.
+        MissingExtraError: a package that a type needs is not installed.
     """
     try:
-        import gguf  # noqa: F401  asked for before anything is read
+        import gguf  # noqa: F401  fail before reading a model
     except ImportError as error:
         raise MissingExtraError(
             "writing GGUF needs the gguf package", hint="pip install 'stillhouse[gguf]'"
@@ -76,31 +76,32 @@ def export_gguf(
         progress.advance()
         vocabulary = vocabulary_of(source)
         progress.advance()
-    targets = {name: _target(source, name, out, several=len(types) > 1) for name in types}
+    targets = {name: _target(source, name, out, many=len(types) > 1) for name in types}
     if not replace:
-        _require_free(targets.values())
+        _require_absent(targets.values())
     tensors = list(exported_tensors(source, architecture))
-    done = [_export(source, vocabulary, tensors, name, path) for name, path in targets.items()]
-    _add_card(source, done)
-    return done
+    exported = [_export(source, vocabulary, tensors, name, path) for name, path in targets.items()]
+    _add_card(source, exported)
+    return exported
 
 
-def _target(source: Source, name: str, out: Path | None, *, several: bool) -> Path:
+def _target(source: Source, name: str, out: Path | None, *, many: bool) -> Path:
     if out is not None and out.suffix == ".gguf":
-        if several:
+        if many:
             raise UsageError(
-                f"{out} is one file, but several types are to be written", hint="Give --out a directory."
+                f"{out} is one file, but --quantize names several types", hint="Give --out a directory."
             )
         return out
-    beside = source.path.parent if source.path.name == STUDENT else source.path  # a run's student is sealed
-    return (out or beside / "gguf") / f"{source.name}-{name}.gguf"
+    # A run's manifest holds the hashes of its student's folder, so no file may be added there.
+    parent = source.path.parent if source.path.name == STUDENT else source.path
+    return (out or parent / "gguf") / f"{source.name}-{name}.gguf"
 
 
 def _modelfile_of(path: Path) -> Path:
     return path.with_suffix(".Modelfile")
 
 
-def _require_free(paths: Iterable[Path]) -> None:
+def _require_absent(paths: Iterable[Path]) -> None:
     for path in paths:
         for file in (path, _modelfile_of(path)):
             with storage_errors(file):
@@ -108,23 +109,23 @@ def _require_free(paths: Iterable[Path]) -> None:
             if exists:
                 raise UsageError(
                     f"{file} exists already",
-                    hint="Choose another place with --out, or write over it with --replace.",
+                    hint="Choose another path with --out, or overwrite it with --replace.",
                 )
 
 
 def _export(
     source: Source, vocabulary: Vocabulary, tensors: Sequence[ExportedTensor], name: str, path: Path
 ) -> ExportedFile:
-    kinds = kinds_of(tensors, MIXES[name])
+    kinds = tensor_types(tensors, QUANTISATIONS[name])
     with atomic_path(path) as temporary:
-        _require_room(path, sum(stored_bytes(t.shape, k) for t, k in zip(tensors, kinds, strict=True)))
-        with _short_writes(path):
+        _require_disk_space(path, sum(stored_bytes(t.shape, k) for t, k in zip(tensors, kinds, strict=True)))
+        with _detect_short_writes(path):
             _write(temporary, source, vocabulary, tensors, kinds, name)
         sizes = {tensor.name: math.prod(tensor.shape) for tensor in tensors}
-        asked = check_file(temporary, source, vocabulary, sizes)
+        checked = check_file(temporary, source, vocabulary, sizes)
     text, template = modelfile(source, path.name, add_bos=vocabulary.add_bos)
     atomic_write(_modelfile_of(path), text)
-    return ExportedFile(name, path, path.stat().st_size, _modelfile_of(path), template, asked)
+    return ExportedFile(name, path, path.stat().st_size, _modelfile_of(path), template, checked)
 
 
 def _write(
@@ -150,8 +151,8 @@ def _write(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        numbers = sum(math.prod(tensor.shape) for tensor in tensors)
-        with console.progress(f"export {name}", numbers, "weights") as progress:
+        weights = sum(math.prod(tensor.shape) for tensor in tensors)
+        with console.progress(f"export {name}", weights, "weights") as progress:
             for tensor, kind in zip(tensors, kinds, strict=True):
                 writer.write_tensor_data(quantise(tensor.read(), kind, tensor.name))
                 progress.advance(math.prod(tensor.shape))
@@ -166,37 +167,37 @@ def _add_general(writer: GGUFWriter, source: Source, name: str) -> None:
     writer.add_name(source.name)
     if source.license:
         writer.add_license(source.license)
-    writer.add_file_type(MIXES[name].file_type)
+    writer.add_file_type(QUANTISATIONS[name].file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
 
 
-def _require_room(path: Path, size: int) -> None:
+def _require_disk_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise StorageError(
             f"the disk is too full: {path} takes {size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free",
-            hint="Free some space, choose a smaller type with --quantize, or another place with --out.",
+            hint="Free some space, choose a smaller type with --quantize, or another path with --out.",
         )
 
 
 @contextmanager
-def _short_writes(path: Path) -> Iterator[None]:
-    """Says that the disk is full where numpy only says that it wrote less than it should (no errno)."""
+def _detect_short_writes(path: Path) -> Iterator[None]:
+    """Turns numpy's error for an incomplete write, which has no errno, into StorageError."""
     try:
         yield
     except OSError as error:
         if error.errno is not None:
             raise
         raise StorageError(
-            f"the disk is full: could not write {path}", hint="Free some space, or choose another place."
+            f"the disk is full: could not write {path}", hint="Free some space, or choose another path."
         ) from error
 
 
-def _add_card(source: Source, done: Sequence[ExportedFile]) -> None:
-    """The model's own card, or a short one, in each directory that has none."""
-    for place in {exported.path.parent for exported in done}:
-        if (place / "README.md").exists():
+def _add_card(source: Source, exported: Sequence[ExportedFile]) -> None:
+    """Adds the model's own card, or a short one, to each directory without a README.md."""
+    for directory in {file.path.parent for file in exported}:
+        if (directory / "README.md").exists():
             continue
         own = source.path / "README.md"
-        files = [exported.path.name for exported in done if exported.path.parent == place]
-        atomic_write(place / "README.md", own.read_bytes() if own.is_file() else readme(source, files))
+        names = [file.path.name for file in exported if file.path.parent == directory]
+        atomic_write(directory / "README.md", own.read_bytes() if own.is_file() else readme(source, names))

@@ -25,6 +25,7 @@ from .gguf.architectures import (
 from .gguf.file import GgufFile as GgufFile, read_gguf as read_gguf
 from .gguf.pretokenizers import pre_tokenizer_name as pre_tokenizer_name
 from .gguf.token_bytes import token_bytes as token_bytes
+from .gguf.token_types import SPECIAL_TOKENS as SPECIAL_TOKENS, TokenType as TokenType
 from .gguf.tokenizer import (
     bpe_merges as bpe_merges,
     same_tokenizer as same_tokenizer,

@@ -182,7 +182,7 @@ def test_differences_are_named(tmp_path):
     swapped = made("swapped.gguf", added={"<|im_end|>": CONTROL, "<|im_start|>": CONTROL})
     assert "<|im_" in str(tokenizer_difference(plain, swapped))
     assert "merges" in str(tokenizer_difference(plain, made("merges.gguf", merges=MERGES[::-1])))
-    assert "cut the text" in str(tokenizer_difference(plain, made("pre.gguf", pre="llama-bpe")))
+    assert "split the text" in str(tokenizer_difference(plain, made("pre.gguf", pre="llama-bpe")))
 
 
 SPM_WORDS = [

@@ -1,8 +1,8 @@
-"""Tokenizers: rebuilt from a GGUF file's own metadata and checked against it; compared with each other.
+"""Rebuilds tokenizers from GGUF metadata, checks them against it, and compares tokenizers.
 
-A conversion that guesses loses special tokens silently (R1-Distill-Qwen's GGUF through transformers:
-four ids gone, the start token outside the vocabulary, the user marker in five pieces). Here every id
-must carry its token and every added token must encode to its one id, or the file is refused.
+A conversion that guesses silently loses special tokens (R1-Distill-Qwen's GGUF through transformers: four ids
+are missing, the start token is outside the vocabulary, and the user marker becomes five pieces). Here every
+id must have its token, and every added token must encode to its one id; otherwise the file is refused.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from stillhouse.errors import TokenizerMismatchError
 from stillhouse.hashing import sha256_json
 from stillhouse.models.gguf.file import GgufFile
 from stillhouse.models.gguf.pretokenizers import pre_tokenizer
+from stillhouse.models.gguf.token_types import SPECIAL_TOKENS, TokenType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # tokenizer.ggml.token_type
+_LISTS = {"tokens": str, "merges": str, "token_type": int, "scores": float}
 _PADDING_TOKEN = re.compile(r"\[PAD\d+\]")  # llama.cpp's filler for rows of a padded embedding
-_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # transformers' and GGUF's words
 _PROBES = (
     "The 3 quick brown foxes jumped over 1234567 lazy dogs' tails.\n\n\tIt's 25°C — naïve café, isn't it?  ",
     "def f(x):\n    return x**2  # 数学 и математика 🙂\r\n",
@@ -34,7 +34,7 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
     """The tokenizer that the header of ``file`` describes.
 
     Raises:
-        TokenizerMismatchError: it cannot be rebuilt so that it agrees with the header.
+        TokenizerMismatchError: no tokenizer agrees with the header.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -52,10 +52,10 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
             f"{file.path}: tokenizers of the kind {kind!r} cannot be rebuilt from GGUF",
             hint="Use the original safetensors directory.",
         )
-    _add(backend, tokens, added)
+    _add_tokens(backend, tokens, added)
     try:
         _add_bos(backend, file, tokens, specials)
-    except ValueError as error:  # a start token that the template's own notation cannot hold
+    except ValueError as error:  # the notation of TemplateProcessing cannot express this start token
         raise TokenizerMismatchError(f"{file.path}: unusable start token: {error}") from error
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -67,31 +67,30 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-_LISTS = {"tokens": str, "merges": str, "token_type": int, "scores": float}
-
-
 def _require_types(file: GgufFile) -> None:
-    """Refuses header fields of other types than the format gives them."""
+    """Raises TokenizerMismatchError where a header field has the wrong type."""
     size = len(file.require("tokenizer.ggml.tokens"))
     for name, kind in _LISTS.items():
         value = file.metadata.get(f"tokenizer.ggml.{name}")
         if value is None:
             continue
         if not isinstance(value, list) or not all(type(item) is kind for item in value):
-            raise TokenizerMismatchError(f"{file.path}: tokenizer.ggml.{name} is no list of {kind.__name__}")
+            raise TokenizerMismatchError(
+                f"{file.path}: tokenizer.ggml.{name} is not a list of {kind.__name__}"
+            )
         if name == "scores" and len(value) != size:
             raise TokenizerMismatchError(f"{file.path}: {size} tokens but {len(value)} scores")
-    for word in _ROLES.values():
+    for word in SPECIAL_TOKENS.values():
         number = file.metadata.get(f"tokenizer.ggml.{word}_token_id")
         if number is not None and type(number) is not int:
-            raise TokenizerMismatchError(f"{file.path}: the {word} token {number!r:.60} is no id")
+            raise TokenizerMismatchError(f"{file.path}: the {word} token {number!r:.60} is not an id")
     for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"):
         if not isinstance(file.metadata.get(name, ""), str):
             raise TokenizerMismatchError(f"{file.path}: {name} is not text")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast, file: GgufFile) -> None:
-    """Holds ``tokenizer`` against the header of ``file``.
+    """Compares ``tokenizer`` with the header of ``file``.
 
     Raises:
         TokenizerMismatchError: an id or special token differs; the message names the first.
@@ -106,25 +105,25 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, file: GgufFile) -> None:
                 f"in the tokenizer, where that token has the id {backend.token_to_id(token)}"
             )
     for role, number in specials.items():
-        if (found := getattr(tokenizer, f"{role}_token_id")) != number:
+        if (rebuilt := getattr(tokenizer, f"{role}_token_id")) != number:
             raise TokenizerMismatchError(
-                f"{file.path}: the {role} token is {number} in the header but {found} here"
+                f"{file.path}: the {role} token is {number} in the header but {rebuilt} when rebuilt"
             )
     for number in _added_ids(file, tokens, set(specials.values())):
         ids = backend.encode(tokens[number], add_special_tokens=False).ids
         if ids != [number]:
             raise TokenizerMismatchError(
-                f"{file.path}: the token {tokens[number]!r} (id {number}) is read as the ids {ids}"
+                f"{file.path}: the token {tokens[number]!r} (id {number}) encodes to the ids {ids}"
             )
 
 
 def same_tokenizer(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:
-    """Whether both give the same ids for the same text; padded sizes may differ."""
+    """Whether both give the same ids for the same text; padded sizes can differ."""
     return tokenizer_difference(a, b) is None
 
 
 def tokenizer_difference(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> str | None:
-    """The first difference between two tokenizers in words; None when they are the same.
+    """A description of the first difference between two tokenizers; None when they are the same.
 
     Compares the id of every token, the merges, and the ids of a few texts.
     """
@@ -139,24 +138,24 @@ def tokenizer_difference(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast)
         return f"their merges differ ({len(merges_a)} against {len(merges_b)})"
     for text in _PROBES:
         if a.encode(text, add_special_tokens=False) != b.encode(text, add_special_tokens=False):
-            return f"they cut the text {text!r} differently"
+            return f"they split the text {text!r} differently"
     return None
 
 
 def gguf_tokens(file: GgufFile) -> list[str]:
-    """Every token of the header in id order, without trailing filler.
+    """Every token of the header in id order, without filler at the end.
 
     Raises:
-        TokenizerMismatchError: a token occurs twice, so that ids cannot be told apart.
+        TokenizerMismatchError: a token occurs twice, so that its id is ambiguous.
     """
     tokens = list(file.require("tokenizer.ggml.tokens"))
     types = _types(file)
-    while tokens and types[len(tokens) - 1] == _UNUSED and _PADDING_TOKEN.fullmatch(tokens[-1]):
+    while tokens and types[len(tokens) - 1] == TokenType.UNUSED and _PADDING_TOKEN.fullmatch(tokens[-1]):
         tokens.pop()
     if len(set(tokens)) < len(tokens):
         seen: set[str] = set()
-        twice = next(token for token in tokens if token in seen or seen.add(token))
-        raise TokenizerMismatchError(f"{file.path}: the token {twice!r} has two ids")
+        duplicate = next(token for token in tokens if token in seen or seen.add(token))
+        raise TokenizerMismatchError(f"{file.path}: the token {duplicate!r} has two ids")
     return tokens
 
 
@@ -174,32 +173,36 @@ def _types(file: GgufFile) -> list[int]:
 
 
 def _special_ids(file: GgufFile, size: int) -> dict[str, int]:
-    """Role -> id, as the header says; refused outside the vocabulary."""
-    found = {}
-    for role, word in _ROLES.items():
+    """transformers' name of each special token -> id. Raises where an id lies outside the vocabulary."""
+    specials = {}
+    for role, word in SPECIAL_TOKENS.items():
         number = file.metadata.get(f"tokenizer.ggml.{word}_token_id")
         if number is None or (role in ("pad", "unk") and number >= size):
-            continue  # fillers often stand beyond the vocabulary; nothing is lost without them
+            continue  # padding tokens often lie beyond the vocabulary; no text needs them
         if number >= size:
             raise TokenizerMismatchError(
                 f"{file.path}: the {role} token {number} lies outside the {size} tokens"
             )
-        found[role] = number
-    return found
+        specials[role] = number
+    return specials
 
 
 def _added_ids(file: GgufFile, tokens: list[str], specials: set[int]) -> dict[int, bool]:
-    """Ids that are read whole, before any merging -> whether they are special (left out of decoded text)."""
+    """Ids of added tokens, which are matched before any merging -> whether they are special (not decoded)."""
     types = _types(file)
-    whole = (_UNKNOWN, _CONTROL, _USER_DEFINED)  # as llama.cpp's cache of special tokens
-    added = {n: types[n] != _USER_DEFINED for n in range(len(tokens)) if types[n] in whole}
+    is_added = (
+        TokenType.UNKNOWN,
+        TokenType.CONTROL,
+        TokenType.USER_DEFINED,
+    )  # as llama.cpp's cache of special tokens
+    added = {n: types[n] != TokenType.USER_DEFINED for n in range(len(tokens)) if types[n] in is_added}
     if file.require("tokenizer.ggml.model") == "gpt2":
-        # Byte-level merging cannot make a token of other characters, whatever its type says.
+        # Byte-level merging cannot produce a token of other characters, whatever its type is.
         alphabet = _byte_alphabet()
         added |= {
             n: False for n, token in enumerate(tokens) if n not in added and not alphabet.issuperset(token)
         }
-        added |= {n: True for n in specials if types[n] != _USER_DEFINED}
+        added |= {n: True for n in specials if types[n] != TokenType.USER_DEFINED}
     return dict(sorted(added.items()))
 
 
@@ -216,11 +219,11 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     pre, normalizer, options = pre_tokenizer(file.metadata.get("tokenizer.ggml.pre", "default"))
     merges = [tuple(merge.split(" ")) for merge in file.require("tokenizer.ggml.merges")]
     vocab = {token: number for number, token in enumerate(tokens)}
-    if wrong := next(
+    if invalid := next(
         (m for m in merges if len(m) != 2 or "".join(m) not in vocab or not vocab.keys() >= set(m)), None
     ):
         raise TokenizerMismatchError(
-            f"{file.path}: the merge {' '.join(wrong)!r} uses tokens that do not exist"
+            f"{file.path}: the merge {' '.join(invalid)!r} uses tokens that do not exist"
         )
     backend = Tokenizer(models.BPE(vocab, merges, fuse_unk=False, **options))
     backend.pre_tokenizer = pre
@@ -231,7 +234,7 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    """SentencePiece BPE: a merge is any pair whose join is a token, best score first."""
+    """SentencePiece BPE: any pair that forms a token is a merge, best score first."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores = file.require("tokenizer.ggml.scores")
@@ -239,10 +242,10 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     vocab = {token: number for number, token in enumerate(tokens)}
     merges = []
     for token, number in vocab.items():
-        if types[number] == 1:
-            parts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        if types[number] == TokenType.NORMAL:
+            pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
             merges += [
-                (-scores[number], vocab[a], vocab[b], a, b) for a, b in parts if a in vocab and b in vocab
+                (-scores[number], vocab[a], vocab[b], a, b) for a, b in pairs if a in vocab and b in vocab
             ]
     merges.sort()
     unknown = _special_ids(file, len(tokens)).get("unk")
@@ -263,7 +266,7 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     return backend
 
 
-def _add(backend: Tokenizer, tokens: list[str], added: dict[int, bool]) -> None:
+def _add_tokens(backend: Tokenizer, tokens: list[str], added: dict[int, bool]) -> None:
     from tokenizers import AddedToken
 
     backend.add_tokens(
@@ -272,7 +275,8 @@ def _add(backend: Tokenizer, tokens: list[str], added: dict[int, bool]) -> None:
 
 
 def _add_bos(backend: Tokenizer, file: GgufFile, tokens: list[str], specials: dict[str, int]) -> None:
-    """Plain text starts with the start token where the header says so (chat templates write their own)."""
+    """Makes plain text begin with the start token where the header says so (chat templates write their
+    own)."""
     from tokenizers import processors
 
     kind = file.require("tokenizer.ggml.model")
@@ -296,5 +300,5 @@ def _merges(backend: Tokenizer) -> list[str]:
 
 
 def bpe_merges(model: dict[str, Any]) -> list[str]:
-    """Merges of a tokenizer.json model as "a b"; both spellings of the format are known."""
+    """Merges of a tokenizer.json model as "a b"; reads both spellings of the format."""
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
