@@ -176,7 +176,7 @@ def test_a_start_token_that_no_template_can_write_is_an_error(tmp_path):
 def test_a_count_of_parts_that_is_text_is_an_error(tmp_path):
     path = tmp_path / "part.gguf"
     write_gguf(path, tokens=TOKENS, types=TYPES, special=SPECIAL, extra={"split.count": "2"})
-    with pytest.raises(ModelError, match="part of several"):
+    with pytest.raises(ModelError, match="part of a split file"):
         read_gguf(path)
 
 
