@@ -66,7 +66,7 @@ def test_without_an_interval_nothing_follows():
     found = finding(-0.2, 0.1, low=None, high=None, documents=1)
     assert found.outcome == "undecided"
     assert "On 1 held-out document the" in found.sentence
-    assert found.sentence.endswith("so this shows nothing.")
+    assert found.sentence.endswith("so this is not conclusive.")
 
 
 def test_without_a_control_the_student_is_compared_with_itself_before():

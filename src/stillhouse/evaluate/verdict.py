@@ -110,7 +110,7 @@ def _sentence(outcome: Outcome, difference: Mapping[str, Any], measure: str, oth
     amount = f"{abs(value):.3f} nats per token {direction} than that of {other}"
     text = f"{_documents(difference)} the student's {MEASURE_NAMES[measure]} is {amount}"
     if low is None or high is None:
-        return f"{text}; one document gives no interval, so this shows nothing."
+        return f"{text}; one document gives no interval, so this is not conclusive."
     level = f"{difference['confidence']:.0%} interval of the paired difference"
     if outcome == "undecided":
         return f"{text}, and the {level}, {_signed(low)} to {_signed(high)}, includes zero."
