@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import re
 import sys
 import typing
 from pathlib import Path
@@ -149,8 +150,9 @@ def _type_text(hint: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(f"`{choice}`" for choice in arguments)
     if origin is tuple:
-        number = "list of" if arguments[-1] is ... else f"{len(arguments)} ×"
-        return f"{number} {_type_text(arguments[0])}"
+        number = "list of" if arguments[-1] is ... else str(len(arguments))
+        items = re.sub(r"^(text|whole number|number|section)\b", r"\1s", _type_text(arguments[0]))
+        return f"{number} {items}"
     if origin is dict:
         return "mapping"
     return " or ".join(_type_text(argument) for argument in arguments)
