@@ -118,7 +118,7 @@ def test_a_signature_taken_away_or_replaced_is_noticed(copy, key, tmp_path):
     forged |= {"public_key": other, "signature": read_key(tmp_path / "other.pem").sign(data).hex()}
     write_json(copy / "signature.json", forged)
     assert verify_bundle(copy).differences == [
-        "signature.json is not that of the key that the evidence names"
+        "signature.json does not belong to the key that the evidence names"
     ]
 
 
@@ -126,7 +126,7 @@ def test_unsigned_evidence_says_so_and_is_refused_where_a_signer_is_expected(bar
     result = verify_bundle(bare)
     assert result.differences == [] and result.notes[0].startswith("not signed")
     assert verify_bundle(bare, public_key=key[1]).differences == [
-        f"the evidence is signed by nobody, not by {key[1]}"
+        f"the evidence is not signed; the required signer is {key[1]}"
     ]
 
 
@@ -265,7 +265,7 @@ class TestKeys:
         with pytest.raises(UsageError, match="never overwritten"):
             make_key(path)
         path.chmod(0o644)
-        with pytest.raises(StorageError, match="others may read"):
+        with pytest.raises(StorageError, match="other users can read"):
             read_key(path)
 
     def test_what_is_no_key_is_refused(self, tmp_path):

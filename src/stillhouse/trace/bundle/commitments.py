@@ -1,11 +1,11 @@
-"""Commitments: hashes of everything that could be tuned to the answer, written before the first query.
+"""Commitments: hashes of everything that could be tuned to the answers, written before the first query.
 
-`still trace commit` writes ``commitments.json`` into the bundle; a trace that finds none writes its own
-before it asks. Secrets (a watermark's key, the canaries) are committed as the SHA-256 of a random salt and
-the file; the salts stay in ``salts.json``, readable by the owner only, until the finished bundle opens them.
+`still trace commit` writes ``commitments.json`` into the bundle; a trace without one writes it before its
+first query. Secrets (a watermark's key, the canaries) are committed as the SHA-256 of a random salt and the
+file; the salts stay in ``salts.json``, readable by the owner only, until the finished bundle opens them.
 
-The time in it is that of this machine's clock. What proves it to others is the hash of ``commitments.json``,
-published where somebody else keeps the date.
+The time in ``commitments.json`` is that of this machine's clock. To prove it to others, publish the file's
+hash where a third party records the date.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMMITMENTS, SALTS = "commitments.json", "salts.json"
 
 
 def now() -> str:
-    """The time, ISO 8601, UTC, to the microsecond."""
+    """The current time, ISO 8601, UTC, to the microsecond."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
@@ -39,10 +39,10 @@ def make_commitments(plan: TracePlan, salts: Mapping[str, str]) -> Commitments:
     """The commitments of a resolved plan, as of now.
 
     Args:
-        salts: by secret's name, hexadecimal; see :func:`secret_files`.
+        salts: hexadecimal, by the secret's name; see :func:`secret_files`.
 
     Raises:
-        StillhouseError: a model, a log or a secret that the plan names is not there.
+        StillhouseError: a model, log or secret that the plan names does not exist.
     """
     references = [plan.suspect, *(t.model for t in plan.teachers), *plan.references]
     return Commitments(
@@ -58,18 +58,18 @@ def make_commitments(plan: TracePlan, salts: Mapping[str, str]) -> Commitments:
 
 
 def commit(plan: TracePlan, directory: Path) -> Commitments:
-    """Writes ``commitments.json``, and ``salts.json`` where there are secrets; those that exist stay.
+    """Writes ``commitments.json``, and ``salts.json`` if there are secrets; checks existing ones.
 
     Raises:
-        IntegrityError: the directory holds commitments to something else; says to what.
+        IntegrityError: the directory holds commitments to something else; lists the differences.
     """
-    known = directory / COMMITMENTS
+    path = directory / COMMITMENTS
     salts = read_salts(directory)
-    if known.exists():
-        made = read_commitments(known)
+    if path.exists():
+        made = read_commitments(path)
         if differences := differing(made, make_commitments(plan, salts)):
             raise IntegrityError(
-                f"{known} was made for something else:\n" + "\n".join(f"  {d}" for d in differences),
+                f"{path} was made for something else:\n" + "\n".join(f"  {d}" for d in differences),
                 hint="Name another directory with --out; commitments are never overwritten.",
             )
         return made
@@ -78,15 +78,15 @@ def commit(plan: TracePlan, directory: Path) -> Commitments:
     if salts:
         write_secret(directory / SALTS, json.dumps(salts, indent=2) + "\n")
     atomic_write(directory / "plan.yaml", dump_plan(plan))
-    atomic_write(known, json.dumps(made.model_dump(), indent=2, ensure_ascii=False) + "\n")
+    atomic_write(path, json.dumps(made.model_dump(), indent=2, ensure_ascii=False) + "\n")
     return made
 
 
 def read_commitments(path: Path) -> Commitments:
-    """The commitments in a file.
+    """Reads the commitments in a file.
 
     Raises:
-        IntegrityError: it is not there, or no commitments.
+        IntegrityError: the file does not exist or does not hold commitments.
     """
     try:
         return Commitments.model_validate_json(path.read_text("utf-8"))
@@ -94,24 +94,24 @@ def read_commitments(path: Path) -> Commitments:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise IntegrityError(f"{path} does not hold commitments: {place}: {first['msg']}") from error
+        location = ".".join(map(str, first["loc"]))
+        raise IntegrityError(f"{path} does not hold commitments: {location}: {first['msg']}") from error
 
 
 def read_salts(directory: Path) -> dict[str, str]:
-    """The salts that were drawn for a bundle; empty where there are no secrets."""
+    """The salts of a bundle's secrets; empty without secrets."""
     path = directory / SALTS
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def differing(committed: Commitments, found: Commitments) -> list[str]:
-    """What differs between two commitments, one line each; the time does not count."""
+def differing(committed: Commitments, current: Commitments) -> list[str]:
+    """The differences between two commitments, one line each; the time is ignored."""
     lines = []
     for name in ("plan", "version", "code"):
-        if getattr(committed, name) != getattr(found, name):
+        if getattr(committed, name) != getattr(current, name):
             lines.append(f"the {name} is not the one that was committed")
     for name in ("models", "logs", "resamples", "secrets"):
-        before, after = getattr(committed, name), getattr(found, name)
+        before, after = getattr(committed, name), getattr(current, name)
         for key in sorted({*before, *after}):
             if before.get(key) != after.get(key):
                 lines.append(f"{name}: {key} is not the one that was committed")
@@ -119,7 +119,7 @@ def differing(committed: Commitments, found: Commitments) -> list[str]:
 
 
 def secret_files(plan: TracePlan) -> dict[str, str]:
-    """The files of the plan that stay secret until the end, by the name of their commitment."""
+    """The files of the plan that stay secret until the trace is finished, by the name of their commitment."""
     return {
         f"{teacher.name}.{kind}": path
         for teacher in plan.teachers
@@ -129,7 +129,7 @@ def secret_files(plan: TracePlan) -> dict[str, str]:
 
 
 def salted_hash(salt: str, data: bytes) -> str:
-    """SHA-256 of a salt (hexadecimal) and a file."""
+    """SHA-256 of a salt (hexadecimal) followed by a file."""
     return sha256_bytes(bytes.fromhex(salt) + data)
 
 
@@ -145,7 +145,7 @@ def code_hash() -> str:
 
 
 def log_hash(log: str) -> str:
-    """The hash that :func:`.log.read_log` gives a log."""
+    """The hash of a log, as in :attr:`.delivered_log.Log.hash`."""
     digests = [sha256_file(file) for file in log_files(Path(log))]
     return digests[0] if len(digests) == 1 else sha256_json(digests)
 

@@ -4,9 +4,9 @@
 evidence/
   plan.yaml          resolved
   commitments.json   hashes of plan, code, models, logs and secrets, before the first query
-  salts.json         what opens the commitments to secrets, which then lie in opened/
+  salts.json         opens the commitments to secrets, which are then in opened/
   resamples/         TEACHER.parquet
-  transcripts/       TEACHER/TEST.parquet: what was asked and answered, raw
+  transcripts/       TEACHER/TEST.parquet: raw queries and answers
   evidence.json      findings, verdicts, and the hash of every other file (:mod:`.schema`)
   signature.json     Ed25519, over the bytes of evidence.json
   report.html
@@ -39,12 +39,12 @@ STARTED, FINISHED = b"started", b"finished"
 
 
 def transcript_path(teacher: str, test: str) -> str:
-    """Where a transcript is, below the bundle."""
+    """The path of a transcript, relative to the bundle."""
     return f"{TRANSCRIPTS}/{teacher}/{test}.parquet"
 
 
 def write_transcript(path: Path, table: pa.Table, started: str, finished: str) -> None:
-    """Writes a transcript whole, with the times of its first and last query."""
+    """Writes a transcript atomically, with the times of its first and last query."""
     metadata = (table.schema.metadata or {}) | {STARTED: started.encode(), FINISHED: finished.encode()}
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
@@ -54,7 +54,7 @@ def read_transcript(path: Path) -> pa.Table:
     """Reads a transcript.
 
     Raises:
-        IntegrityError: it is not there, or no parquet file.
+        IntegrityError: the file does not exist or is not parquet.
     """
     try:
         return pq.read_table(path)
@@ -63,16 +63,16 @@ def read_transcript(path: Path) -> pa.Table:
 
 
 def started(transcript: pa.Table) -> str | None:
-    """When its first query was made."""
-    found = (transcript.schema.metadata or {}).get(STARTED)
-    return None if found is None else found.decode()
+    """The time of its first query."""
+    time = (transcript.schema.metadata or {}).get(STARTED)
+    return None if time is None else time.decode()
 
 
 def recorded_files(directory: Path) -> list[str]:
-    """Every file whose hash belongs into the evidence, relative, with `/`; also those nobody expected."""
-    apart = {EVIDENCE, SIGNATURE, LOCK}
-    found = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    return sorted(path for path in found if path not in apart)
+    """Every file whose hash is in the evidence, relative, with `/`; files that no stage wrote count too."""
+    excluded = {EVIDENCE, SIGNATURE, LOCK}
+    paths = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return sorted(path for path in paths if path not in excluded)
 
 
 def hash_files(directory: Path) -> dict[str, str]:
@@ -81,11 +81,11 @@ def hash_files(directory: Path) -> dict[str, str]:
 
 
 def write_evidence(directory: Path, evidence: Evidence, key: Ed25519PrivateKey | None) -> Evidence:
-    """Writes ``evidence.json`` with the hashes of all other files, and its signature where there is a key."""
+    """Writes ``evidence.json`` with the hashes of all other files, and signs it if there is a key."""
     signed_by = None if key is None else public_hex(key)
     evidence = evidence.model_copy(update={"files": hash_files(directory), "signed_by": signed_by})
     data = evidence_text(evidence).encode("utf-8")
-    (directory / SIGNATURE).unlink(missing_ok=True)  # it would be that of older evidence
+    (directory / SIGNATURE).unlink(missing_ok=True)  # a crash must not leave older evidence's signature
     atomic_write(directory / EVIDENCE, data)
     if key is not None:
         signature = {
@@ -103,7 +103,7 @@ def read_evidence(directory: Path) -> Evidence:
     """Reads ``evidence.json``.
 
     Raises:
-        IntegrityError: it is not there, or not of this schema, or not written as Stillhouse writes it.
+        IntegrityError: the file does not exist, has another schema, or is not in the canonical form.
     """
     path = directory / EVIDENCE
     try:
@@ -117,31 +117,35 @@ def read_evidence(directory: Path) -> Evidence:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise IntegrityError(f"{path} is not evidence of version 1: {place}: {first['msg']}") from error
+        location = ".".join(map(str, first["loc"])) or "the file"
+        raise IntegrityError(f"{path} is not evidence of version 1: {location}: {first['msg']}") from error
     if text != evidence_text(evidence):
-        raise IntegrityError(f"{path} is not as it was written: spaces, order or doubled keys differ")
+        raise IntegrityError(
+            f"{path} was changed after it was written: spaces, order or duplicate keys differ"
+        )
     return evidence
 
 
 def signature_difference(directory: Path, evidence: Evidence, expected: str | None = None) -> str | None:
-    """What is wrong with the signature, or None; evidence that names no key needs none.
+    """What is wrong with the signature, or None; evidence that names no key needs no signature.
 
     Args:
-        expected: the public key, hexadecimal, that it has to be signed with.
+        expected: the public key, hexadecimal, of the required signer.
     """
     path = directory / SIGNATURE
     if expected is not None and evidence.signed_by != expected.lower():
-        return f"the evidence is signed by {evidence.signed_by or 'nobody'}, not by {expected}"
+        if evidence.signed_by is None:
+            return f"the evidence is not signed; the required signer is {expected}"
+        return f"the evidence is signed by {evidence.signed_by}, not by {expected}"
     if evidence.signed_by is None:
-        return f"{SIGNATURE} is there, but the evidence names no signer" if path.exists() else None
+        return f"{SIGNATURE} exists, but the evidence names no signer" if path.exists() else None
     try:
-        held = json.loads(path.read_text("utf-8"))
-        if held["public_key"] != evidence.signed_by or set(held) != set(_SIGNATURE_KEYS):
-            return f"{SIGNATURE} is not that of the key that the evidence names"
-        if [held[key] for key in ("schema_version", "algorithm", "file")] != [1, "Ed25519", EVIDENCE]:
-            return f"{SIGNATURE} is of a kind that is not known here"
-        require_signature(held["public_key"], held["signature"], (directory / EVIDENCE).read_bytes())
+        record = json.loads(path.read_text("utf-8"))
+        if record["public_key"] != evidence.signed_by or set(record) != set(_SIGNATURE_KEYS):
+            return f"{SIGNATURE} does not belong to the key that the evidence names"
+        if [record[key] for key in ("schema_version", "algorithm", "file")] != [1, "Ed25519", EVIDENCE]:
+            return f"{SIGNATURE} has an unsupported version or algorithm"
+        require_signature(record["public_key"], record["signature"], (directory / EVIDENCE).read_bytes())
     except FileNotFoundError:
         return f"{SIGNATURE} is missing, but the evidence says that it is signed"
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,8 +1,8 @@
-"""What ``evidence.json`` and ``commitments.json`` hold: the one description of their fields, version 1.
+"""The schema of ``evidence.json`` and ``commitments.json``, version 1.
 
-Fields are only ever added within a version. What was not measured is null, and what does not apply is empty.
-JSON has no infinity: an e-value beyond 1e300 is written as 1e300, which claims less, and other numbers that
-are not finite are null.
+Within a version fields are only added. Values that were not measured are null, and fields that do not apply
+are empty. JSON has no infinity: an e-value above 1e300 is written as 1e300, which claims less, and other
+non-finite numbers are null.
 """
 
 from __future__ import annotations
@@ -52,31 +52,31 @@ class FindingRecord(_EvidenceRecord):
 
 
 class PlaceboRecord(_EvidenceRecord):
-    """The same test where there is nothing to find."""
+    """The same test on data without an effect."""
 
     name: str
-    """Which resample, key or account stood in."""
+    """The resample, key or account that took the place of the real one."""
     p_value: float | None
     e_value: float | None
 
 
 class PlannedTestRecord(_EvidenceRecord):
-    """One planned test about one teacher."""
+    """One planned test for one teacher."""
 
     test: str
     level: Level
     weight: float
-    """In the mean of its level, before it was normalised; 0 is never combined."""
+    """Weight in the mean of its level, not normalised; 0 is never combined."""
     transcript: str | None = None
-    """The file that the finding is computed from, below the bundle."""
+    """The file that the finding is computed from, relative to the bundle."""
     hindrance: str | None = None
-    """Why it was not begun: what the access lacks."""
+    """Why it did not run: what the access lacks."""
     finding: FindingRecord | None = None
     placebos: list[PlaceboRecord] = Field(default_factory=list)
 
 
 class LevelRecord(_EvidenceRecord):
-    """See :class:`.combine.ClaimEvidence`."""
+    """See :class:`.verdict.ClaimEvidence`."""
 
     level: Literal["L1", "L2"]
     e_value: float
@@ -86,7 +86,7 @@ class LevelRecord(_EvidenceRecord):
 
 
 class VerdictRecord(_EvidenceRecord):
-    """See :class:`.combine.Verdict`."""
+    """See :class:`.verdict.Verdict`."""
 
     outcome: Literal["hard", "bound", "inconclusive"]
     level: Literal["L1", "L2"] | None
@@ -102,12 +102,12 @@ class DeliveredLogRecord(_EvidenceRecord):
     rows: int
     """Outputs that can be tested."""
     left_out: dict[str, int]
-    """Outputs that cannot, by reason."""
+    """Outputs that cannot be tested, by reason."""
     warnings: list[str] = Field(default_factory=list)
 
 
 class ModelRecord(_EvidenceRecord):
-    """A model that was asked."""
+    """A model that was queried."""
 
     reference: str
     fingerprint: str | None
@@ -120,7 +120,7 @@ class TeacherRecord(_EvidenceRecord):
     name: str
     model: ModelRecord | None
     access: list[str]
-    """What the plan gave of it."""
+    """What the plan provided of the teacher."""
     log: DeliveredLogRecord
     tests: list[PlannedTestRecord]
     rungs: list[LevelRecord]
@@ -128,11 +128,11 @@ class TeacherRecord(_EvidenceRecord):
 
 
 class Commitments(_EvidenceRecord):
-    """What was fixed, by its hash, before the first query."""
+    """Hashes of everything that was fixed before the first query."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     created: str
-    """ISO 8601, UTC, by the machine's clock; to be believed, the hash of this file has to be published."""
+    """ISO 8601, UTC, by the machine's clock; only the published hash of this file proves it."""
     plan: str
     """SHA-256 of plan.yaml."""
     code: str
@@ -143,24 +143,24 @@ class Commitments(_EvidenceRecord):
     logs: dict[str, str]
     """Teacher to the SHA-256 of its log."""
     resamples: dict[str, str]
-    """Teacher to the SHA-256 of its resamples, where they were drawn before."""
+    """Teacher to the SHA-256 of its resamples, if they were drawn before."""
     secrets: dict[str, str]
-    """`TEACHER.watermark_key`, `TEACHER.canaries`: SHA-256 of a salt and the file; opened at the end."""
+    """`TEACHER.watermark_key`, `TEACHER.canaries`: SHA-256 of a salt and the file, opened at the end."""
 
 
 class CommitmentsRecord(_EvidenceRecord):
-    """How the commitments stand to what was done."""
+    """Whether the commitments were made before the first query."""
 
     sha256: str
     created: str
     first_query: str | None
-    """When the first transcript was begun."""
+    """Time of the first query of any transcript."""
     in_time: bool
     words: str
 
 
 class Evidence(_EvidenceRecord):
-    """A whole bundle but for the transcripts."""
+    """Everything in a bundle except the transcripts."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str
@@ -178,40 +178,40 @@ class Evidence(_EvidenceRecord):
     environment: dict[str, str]
     command: str
     signed_by: str | None = None
-    """The Ed25519 public key, hexadecimal, whose signature is in signature.json; None is unsigned."""
+    """The Ed25519 public key, hexadecimal, of the signature in signature.json; None if unsigned."""
     files: dict[str, str]
-    """Path below the bundle to SHA-256, of every file but this one and the signature."""
+    """Path relative to the bundle to SHA-256, of every file except this one and the signature."""
 
 
 def finding_record(finding: Finding) -> FindingRecord:
-    """A finding as it is written down."""
+    """The record of a finding."""
     return FindingRecord.model_validate(_finite(dataclasses.asdict(finding)))
 
 
-def finding_from_record(part: FindingRecord) -> Finding:
-    """A finding as it was written down."""
-    fields: dict[str, Any] = part.model_dump()
+def finding_from_record(record: FindingRecord) -> Finding:
+    """The finding of a record."""
+    fields: dict[str, Any] = record.model_dump()
     fields["assumptions"] = tuple(Assumption(**item) for item in fields["assumptions"])
-    fields["rivals"] = tuple(part.rivals)
+    fields["rivals"] = tuple(record.rivals)
     return Finding(**fields)
 
 
 def evidence_text(evidence: Evidence) -> str:
-    """The bytes of ``evidence.json``, in the one form that is signed: sorted keys, two spaces, UTF-8."""
+    """The text of ``evidence.json`` in its canonical, signed form: sorted keys, two spaces, UTF-8."""
     return json.dumps(evidence.model_dump(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def finite_e(value: float) -> float:
-    """An e-value that JSON can hold."""
+    """The e-value, limited to what JSON can hold."""
     return min(value, LARGEST)
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        found = {key: _finite(inner) for key, inner in value.items()}
+        result = {key: _finite(inner) for key, inner in value.items()}
         if value.get("e_value") is not None:
-            found["e_value"] = finite_e(value["e_value"])
-        return found
+            result["e_value"] = finite_e(value["e_value"])
+        return result
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,7 +1,7 @@
-"""Ed25519 keys and signatures: whose evidence it is, and that nobody changed it since.
+"""Ed25519 keys and signatures: who wrote the evidence, and that it was not changed since.
 
-A signature says that the holder of the key wrote this file. When, and whether what stands in it is true, it
-does not say.
+A signature shows that the holder of the key wrote this file. It does not show when, or whether the content is
+true.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def make_key(path: Path) -> str:
-    """Writes a new private key (PEM, PKCS #8) for its owner only; returns the public key, hexadecimal.
+    """Writes a new private key (PEM, PKCS #8), for its owner only; returns the public key, hexadecimal.
 
     Raises:
-        UsageError: there is a file already; a key is never overwritten.
+        UsageError: the file exists; a key is never overwritten.
     """
     _require_cryptography()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,11 +33,11 @@ def make_key(path: Path) -> str:
 
 
 def read_key(path: Path) -> Ed25519PrivateKey:
-    """The private key in a file.
+    """Reads the private key in a file.
 
     Raises:
-        StorageError: it cannot be read, or others may read it.
-        UsageError: it is no Ed25519 key.
+        StorageError: the file cannot be read, or others can read it too.
+        UsageError: it is not an Ed25519 key.
     """
     _require_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -51,7 +51,7 @@ def read_key(path: Path) -> Ed25519PrivateKey:
             f"cannot read the key {path}: {error.strerror}", hint="Make one with: still trace key KEYFILE."
         ) from error
     if mode & 0o077:
-        raise StorageError(f"others may read the key {path}", hint=f"chmod 600 {path}")
+        raise StorageError(f"other users can read the key {path}", hint=f"chmod 600 {path}")
     try:
         key = load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -67,13 +67,13 @@ def public_hex(key: Ed25519PrivateKey) -> str:
 
 
 def require_signature(public: str, signature: str, data: bytes) -> None:
-    """Refuses a signature that is not that of ``public`` over ``data``.
+    """Requires ``signature`` to be that of ``public`` over ``data``.
 
     Args:
         public, signature: hexadecimal.
 
     Raises:
-        IntegrityError: it is not.
+        IntegrityError: the signature is invalid.
     """
     _require_cryptography()
     from cryptography.exceptions import InvalidSignature
