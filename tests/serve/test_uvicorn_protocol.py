@@ -91,10 +91,14 @@ def test_a_body_that_does_not_arrive_is_reported_and_ends_the_connection(server)
         connection.settimeout(0.2)
         response, started = b"", time.monotonic()
         while time.monotonic() - started < BODY_S + 9:
-            with contextlib.suppress(TimeoutError):
+            try:
                 response += (data := connection.recv(65536))
-                if not data:
-                    break
+            except TimeoutError:
+                data = None
+            except ConnectionResetError:
+                break  # by a byte of ours that arrived after the server had closed
+            if data == b"":
+                break
             with contextlib.suppress(ConnectionError):
                 connection.sendall(b" ")
         assert response.startswith(b"HTTP/1.1 408 ") and b"the body did not arrive within 2 s" in response
