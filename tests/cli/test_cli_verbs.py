@@ -99,7 +99,7 @@ class TestOverrides:
     @pytest.mark.parametrize("reason", ["", " ", "null", "None", "~"])
     def test_an_acceptance_without_a_reason_is_refused(self, calls, capsys, reason):
         assert main(["run", "r.yaml", "--accept-terms", reason]) == 2
-        assert "is no reason" in capsys.readouterr().err
+        assert "gives no reason" in capsys.readouterr().err
         assert calls == []
 
 
@@ -130,7 +130,7 @@ class TestRunDirectory:
         assert main(["run", "r.yaml"]) == 0
         assert main(["run", "r.yaml"]) == 0
         assert len(calls) == 2
-        assert "going on with runs/first" in capsys.readouterr().err
+        assert "resuming runs/first" in capsys.readouterr().err
 
     def test_another_recipe_is_refused_with_what_differs(self, calls, capsys, tmp_path):
         assert main(["run", "r.yaml"]) == 0
@@ -154,7 +154,7 @@ class TestRunDirectory:
         changes = ["--evaluate.prompts", "2", "--train.checkpoint_every", "7", "--collect.concurrency", "3"]
         assert main(["run", "r.yaml", *changes]) == 0
         said = capsys.readouterr().err
-        assert "going on with runs/first; changed: collect.concurrency: 16 before, 3 now" in said
+        assert "resuming runs/first; changed: collect.concurrency: 16 before, 3 now" in said
         assert len(calls) == 2
 
     def test_a_teacher_that_never_answered_leaves_nothing_in_the_way(self, calls, tmp_path):
@@ -221,7 +221,7 @@ class TestRunDirectory:
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis/chapter").touch()
         assert main(["run", "r.yaml", "--out", "thesis"]) == 2
-        assert "thesis is not empty and holds no run" in capsys.readouterr().err
+        assert "thesis is not empty and is not a run" in capsys.readouterr().err
         assert main(["run", "r.yaml", "--out", "r.yaml"]) == 2
         assert "r.yaml is a file" in capsys.readouterr().err
         assert calls == []

@@ -12,7 +12,7 @@ from stillhouse.errors import EmptyCorpusError, RecipeError, StorageError
 from stillhouse.files import take_lock
 from stillhouse.pipeline import runner as pipeline
 from stillhouse.pipeline.report import corpus_counts
-from stillhouse.pipeline.stages import Stage, StageResult, build_the_student
+from stillhouse.pipeline.stages import Stage, StageResult, create_student
 from stillhouse.recipe.load import parse_recipe
 
 SOUND = (
@@ -74,7 +74,7 @@ def test_without_held_out_prompts_answers_are_collected_and_no_student_is_begun(
 def test_a_filter_that_leaves_none_held_out_stops_the_run_before_the_student():
     run = SimpleNamespace(manifest=SimpleNamespace(facts={"filter": {"held_out": 0}}.__getitem__))
     with pytest.raises(EmptyCorpusError, match="no held-out exchange"):
-        build_the_student(cast(Any, run))
+        create_student(cast(Any, run))
 
 
 def test_the_reports_corpus_leaves_out_bookkeeping_that_counted_nothing():

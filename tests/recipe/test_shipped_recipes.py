@@ -9,7 +9,7 @@ import pytest
 from stillhouse.models import describe, parse_reference
 from stillhouse.plan import plan
 from stillhouse.recipe.load import dump_recipe, load_recipe, parse_recipe
-from stillhouse.recipe.study import is_study, learned_from, load_study
+from stillhouse.recipe.study import is_study, load_study, required_arms
 
 SHIPPED = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in SHIPPED.glob("*.yaml") if not is_study(path))
@@ -42,9 +42,9 @@ def test_a_shipped_study_is_read_with_every_arm(path):
     study = load_study(path, ["seeds=[7]"])
     assert study.seeds == (7,)
     assert (path.parent / study.make).is_file()
-    assert all(set(learned_from(study, name)) < set(study.arms) for name in study.arms)
+    assert all(set(required_arms(study, name)) < set(study.arms) for name in study.arms)
 
 
 def test_an_arm_counts_all_that_its_teacher_learned_from():
     study = load_study(SHIPPED / "r1-mini" / "study.yaml")
-    assert learned_from(study, "distil-llama") == ("base", "cold", "r1", "base-llama")
+    assert required_arms(study, "distil-llama") == ("base", "cold", "r1", "base-llama")

@@ -67,7 +67,10 @@ def test_an_arms_recipe_is_laid_over_the_common_one_and_learns_from_its_own_star
         (("epochs: 1", "epoch: 1"), ["study.yaml:9: train.epoch: unknown key", "`train.epochs`"]),
         (("{runs}/base", "{runs}/bose"), ["study.yaml:15: arms.better: bose must be an arm before it"]),
         (("study: tiny", "study: ../tiny"), ["study.yaml:1: study: names a directory"]),
-        (("  train:\n    epochs: 1", "  seed: 3"), ["study.yaml:8: common.seed: is the arm's name, and"]),
+        (
+            ("  train:\n    epochs: 1", "  seed: 3"),
+            ["study.yaml:8: common.seed: must not be set"],
+        ),
         (("over: base", "over: bas"), ["study.yaml:20: claims: [0].over: there is no `bas`", "`base`"]),
         (
             ("test: learned}", "test: learned, measure: pass}"),
@@ -89,12 +92,12 @@ def test_an_override_is_named_when_it_is_wrong(file):
 
 def test_a_study_is_only_run(file, capsys):
     assert main(["plan", str(file())]) == 2
-    assert "is a study, which only `still run` reads" in capsys.readouterr().err
+    assert "is a study, which only `still run` accepts" in capsys.readouterr().err
 
 
 def test_a_study_is_not_restarted_and_accepts_terms_in_its_file(file, capsys):
     assert main(["run", str(file()), "--restart"]) == 2
-    assert "a study takes neither --restart nor --accept-terms" in capsys.readouterr().err
+    assert "a study supports neither --restart nor --accept-terms" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_running_again_does_nothing_twice_and_says_so(finished):
     before = {p: p.stat().st_mtime_ns for p in (finished / "runs/small/student").iterdir()}
     result = still("run", "recipe.yaml", cwd=finished)
     assert result.returncode == 0, result.stderr
-    assert "done before" in result.stderr
+    assert "unchanged, skipped" in result.stderr
     assert before == {p: p.stat().st_mtime_ns for p in (finished / "runs/small/student").iterdir()}
 
 
@@ -137,14 +137,14 @@ def test_another_evaluation_measures_again_and_trains_nothing(finished, tmp_path
     assert result.returncode == 0, result.stderr
     assert "evaluate.prompts: 2 before, 1 now" in result.stderr
     for stage in ("collect", "train", "control"):
-        assert f"{stage}: done before, unchanged" in result.stderr
+        assert f"{stage}: unchanged, skipped" in result.stderr
     assert weights(run) == before
     assert len(json.loads((run / "report.json").read_text())["answers"]) == 1
     assert still("verify", run, cwd=tmp_path).returncode == 0
 
 
 def test_until_training_begins_the_filter_may_change(tmp_path, tiny_teacher, questions):
-    """Also after targets were cached: those of the old exchanges are cached anew."""
+    """Also after targets were cached: those of the old exchanges are replaced."""
     recipe = write_recipe(tmp_path, tiny_teacher, questions, evaluate__control=False, train__epochs=1)
     pipeline.run(load_recipe(recipe), tmp_path / "run", until="targets")
     answers = {path: sha256_file(path) for path in (tmp_path / "run/corpus/collected").glob("shard-*")}
@@ -155,8 +155,8 @@ def test_until_training_begins_the_filter_may_change(tmp_path, tiny_teacher, que
     shortest = ["--filter.min_chars", str(lengths[0] + 1)]
     result = still("run", recipe, *shortest, "--out", "run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "collect: done before" in result.stderr
-    assert "targets: cached anew" in result.stderr
+    assert "collect: unchanged, skipped" in result.stderr
+    assert "targets: the exchanges have changed" in result.stderr
     assert answers == {path: sha256_file(path) for path in answers}
     assert still("verify", "run", cwd=tmp_path).returncode == 0
     again = still("run", recipe, "--out", "run", cwd=tmp_path)

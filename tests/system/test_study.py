@@ -74,11 +74,11 @@ def test_a_study_runs_its_arms_once_and_measures_them(tmp_path):
     assert again["samples"] == 3
     assert again["arms"]["base"]["tests"] != base["tests"]  # asked again, by the same student
 
-    with pytest.raises(RecipeError, match="zero was begun from another recipe"):
+    with pytest.raises(RecipeError, match="zero was started from another recipe"):
         pipeline.run_study(load_study(file, ["arms.zero.recipe.on_policy.rounds=3"]), file, out, never)
     weights = out / "seed-1" / "base" / "student" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(RecipeError, match="zero was begun from another base"):
+    with pytest.raises(RecipeError, match="zero was started from another base"):
         pipeline.run_study(study, file, out, never)
 
 

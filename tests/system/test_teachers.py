@@ -70,7 +70,7 @@ def test_context_distillation_offline_and_on_policy(tmp_path, tiny_teacher, ques
     assert str(tmp_path) not in card
     assert still("verify", run, cwd=tmp_path).returncode == 0
     again = still("run", recipe, cwd=tmp_path)
-    assert "collect: done before, unchanged" in again.stderr
+    assert "collect: unchanged, skipped" in again.stderr
 
 
 @pytest.mark.parametrize("changes", [{"kind": "cross_entropy"}, {"kind": "jsd", "targets": "online"}])
@@ -148,7 +148,7 @@ def test_two_teachers_by_tag_offline_and_on_policy(tmp_path, tiny_teacher, secon
     assert "for the prompts with domain: code" in card
     assert still("verify", run, cwd=tmp_path).returncode == 0
     again = still("run", recipe, cwd=tmp_path)
-    assert "targets: done before, unchanged" in again.stderr
+    assert "targets: unchanged, skipped" in again.stderr
 
 
 def test_two_teachers_averaged(tmp_path, tiny_teacher, second, questions):

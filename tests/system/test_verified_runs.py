@@ -54,14 +54,14 @@ def test_a_run_with_rejection_sampling_and_pass_at_1(tmp_path, tiny_teacher):
     assert "pass@1" in result.stdout
 
     again = still("run", recipe, cwd=tmp_path)
-    assert "select: done before, unchanged" in again.stderr
+    assert "select: unchanged, skipped" in again.stderr
     assert still("verify", "runs/small", cwd=tmp_path).returncode == 0
     rejects = pyarrow.dataset.dataset(corpus / "rejects", format="parquet").count_rows()
     (corpus / "scores.parquet").unlink()
     redone = still("run", recipe, cwd=tmp_path)
     assert redone.returncode == 0, redone.stderr
-    assert "filter: done before, unchanged" in redone.stderr
-    assert "train: done before, unchanged" in redone.stderr
+    assert "filter: unchanged, skipped" in redone.stderr
+    assert "train: unchanged, skipped" in redone.stderr
     assert pyarrow.dataset.dataset(corpus / "rejects", format="parquet").count_rows() == rejects
     assert still("verify", "runs/small", cwd=tmp_path).returncode == 0
 
@@ -73,7 +73,7 @@ def test_nothing_verified_stops_the_run_with_advice(tmp_path, tiny_teacher, ques
     result = still("run", recipe, cwd=tmp_path)
     assert result.returncode == 1
     assert "has a reward of at least 1" in result.stderr
-    assert "came to no verdict" in result.stderr
+    assert "verifiers failed" in result.stderr
 
 
 def test_reinforcement_begins_with_what_the_teacher_found_easy(tmp_path, tiny_teacher, questions):

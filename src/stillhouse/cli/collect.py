@@ -1,4 +1,4 @@
-"""``still collect``: a recipe up to the filtered corpus."""
+"""``still collect``: runs a recipe up to the filtered corpus."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from stillhouse.cli.options import (
     Restart,
     RunDirectory,
 )
-from stillhouse.cli.stages import read_recipe, run_stages
-from stillhouse.console import console
+from stillhouse.cli.stages import run_part
 
 EXAMPLES = """\
 Examples:
@@ -30,11 +29,8 @@ def collect(
     restart: Restart = False,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Ask the teacher and filter its answers; train nothing.
+    """Collect the teacher's answers and filter them, without training.
 
-    `still run` with the same recipe goes on from there. What is finished is not asked again.
+    `still run` with the same recipe continues from there. Existing answers are not collected again.
     """
-    settings = read_recipe(recipe, overrides, accept_terms)
-    directory, facts = run_stages(settings, out, restart=restart, until="filter")
-    console.data({"directory": str(directory), **facts})
-    console.info(f"corpus: {directory / 'corpus'}")
+    run_part(recipe, overrides, out, accept_terms, restart=restart, until="filter", result="corpus")

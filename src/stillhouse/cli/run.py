@@ -1,4 +1,4 @@
-"""``still run``: a recipe from teacher to report."""
+"""``still run``: runs a recipe from teacher to report, or a study."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def run(
     restart: Restart = False,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Collect, train and measure what a recipe says; write the report.
+    """Run a recipe: collect, train, evaluate, and write the report.
 
-    A run that was stopped goes on where it stopped: give the same command again.
-    The recipe may have changed where no finished work depends on it.
+    The same command resumes a run that was stopped.
+    Keys of the recipe may change if no finished stage depends on them.
     A study (several recipes, seeds and tests; docs/studies.md) runs all its arms.
 
     Parameters
     ----------
     dry_run
-        Load no weights; print stages, tokens, memory, time and money.
+        Load no weights; print stages, tokens, memory, time and cost.
     """
     from stillhouse.recipe.study import is_study
 
@@ -56,8 +56,8 @@ def run(
 
         if restart or accept_terms is not None:
             raise UsageError(
-                "a study takes neither --restart nor --accept-terms",
-                hint="Remove the directories of what shall run again; accept_terms belongs in `common`.",
+                "a study supports neither --restart nor --accept-terms",
+                hint="Remove the directories of the arms to run again; accept_terms belongs in `common`.",
             )
         show_study(recipe, overrides, out, dry_run=dry_run)
         return

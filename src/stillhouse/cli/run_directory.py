@@ -1,8 +1,8 @@
-"""Where a run lives, and that nothing there is overwritten unasked.
+"""Chooses the directory of a run: new, or an existing run to resume; never overwrites one.
 
-A directory with the same resolved recipe is gone on with, and so is one with another
-recipe when no finished work depends on what was changed; else it is refused, with the
-keys that differ. ``--restart`` moves a run aside and never deletes.
+A run with the same resolved recipe is resumed, and so is one with another recipe if no finished work depends
+on the difference; otherwise the command fails and lists the keys that differ. ``--restart`` moves a run aside
+and never deletes.
 """
 
 from __future__ import annotations
@@ -22,33 +22,39 @@ if TYPE_CHECKING:
     from stillhouse.pipeline.resume import Difference
 
 MOST_DIFFERENCES = 5
+"""Differing keys that a message lists."""
 
 
 def run_directory(recipe: Recipe, out: Path | None, *, restart: bool) -> Path:
-    """The directory to run ``recipe`` in: new, empty, or with a run that this recipe can go on with.
+    """The directory to run ``recipe`` in: new, empty, or with a run that this recipe can resume.
 
     Raises:
-        UsageError: it holds a run that does not fit or something that is no run, or is the working directory.
-        StorageError: an old run is still going on, or could not be moved aside.
+        UsageError: it holds the run of another recipe or something else, or is the working directory.
+        StorageError: another process is running in it, or it cannot be moved aside.
     """
     directory = out or Path("runs") / recipe.name
     with storage_errors(directory):
         exists = directory.exists()
     if exists and not directory.is_dir():
-        raise UsageError(f"{directory} is a file, not a directory", hint="Choose another place with --out.")
-    if not _begun(directory):
+        raise UsageError(
+            f"{directory} is a file, not a directory", hint="Choose another directory with --out."
+        )
+    if not _has_work(directory):
         return directory
     if restart:
-        console.info(f"the old run is now {_move_aside(directory)}")
+        console.info(f"moved the old run to {_move_aside(directory)}")
         return directory
     changed = _require_compatible(recipe, directory)
-    console.info(f"going on with {directory}" + (f"; changed: {', '.join(changed)}" if changed else ""))
+    console.info(f"resuming {directory}" + (f"; changed: {', '.join(changed)}" if changed else ""))
     return directory
 
 
-def _begun(directory: Path) -> bool:
-    """Whether anything was done here; a run that ended before its first answer (its terms or its prompts
-    were refused, its teacher did not speak) leaves nothing that is worth keeping."""
+def _has_work(directory: Path) -> bool:
+    """Whether a directory holds anything worth keeping.
+
+    A run that failed before its first answer (its terms or prompts were refused, its teacher did not respond)
+    does not count.
+    """
     from stillhouse.pipeline.resume import has_answers
 
     if not directory.is_dir():
@@ -62,10 +68,10 @@ def _begun(directory: Path) -> bool:
 
 def _move_aside(directory: Path) -> Path:
     directory = directory.absolute()
-    if Path.cwd().is_relative_to(directory.resolve()):  # "." would go on meaning the old run
+    if Path.cwd().is_relative_to(directory.resolve()):  # "." would still be the old run
         raise UsageError(
             f"--restart cannot move {directory} aside while you are in it",
-            hint="Run the command in another directory, or give --out.",
+            hint="Run the command from another directory, or use --out.",
         )
     number = 1
     while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
@@ -80,29 +86,29 @@ def _move_aside(directory: Path) -> Path:
 
 
 def _require_compatible(recipe: Recipe, directory: Path) -> list[str]:
-    """What the run will go on with changed, in words; refuses what would touch its finished work."""
+    """Describes the changes with which the run resumes; raises UsageError if finished work depends on one."""
     from stillhouse.pipeline.resume import compare_recipes
 
-    start_anew = "Give --out another directory, or --restart to move this run aside and start anew."
+    hint = "Use another directory with --out, or --restart to move this run aside and start over."
     if not (directory / "recipe.yaml").is_file():
         raise UsageError(
-            f"{directory} is not empty and holds no run", hint="Choose another place with --out."
+            f"{directory} is not empty and is not a run", hint="Choose another directory with --out."
         )
     try:
         before = load_recipe(directory / "recipe.yaml")
     except RecipeError as error:
         raise UsageError(
-            f"{directory} holds a run whose recipe cannot be read:\n{error}", hint=start_anew
+            f"{directory} holds a run whose recipe cannot be read:\n{error}", hint=hint
         ) from error
-    found = compare_recipes(before, recipe, directory)
-    if found.refused:
-        lines = [f"  {line}" for line in _in_words(found.refused, "there", "now")]
-        raise UsageError(f"{directory} holds a run of another recipe:\n" + "\n".join(lines), hint=start_anew)
-    return _in_words(found.allowed, "before", "now")
+    changes = compare_recipes(before, recipe, directory)
+    if changes.refused:
+        lines = [f"  {line}" for line in _describe(changes.refused, "there", "now")]
+        raise UsageError(f"{directory} holds a run of another recipe:\n" + "\n".join(lines), hint=hint)
+    return _describe(changes.allowed, "before", "now")
 
 
-def _in_words(differences: Sequence[Difference], then: str, now: str) -> list[str]:
-    words = [f"{key}: {a!r} {then}, {b!r} {now}" for key, a, b in differences[:MOST_DIFFERENCES]]
+def _describe(differences: Sequence[Difference], then: str, now: str) -> list[str]:
+    lines = [f"{key}: {a!r} {then}, {b!r} {now}" for key, a, b in differences[:MOST_DIFFERENCES]]
     if len(differences) > MOST_DIFFERENCES:
-        words.append(f"and {len(differences) - MOST_DIFFERENCES} more")
-    return words
+        lines.append(f"and {len(differences) - MOST_DIFFERENCES} more")
+    return lines

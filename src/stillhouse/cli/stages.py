@@ -1,4 +1,4 @@
-"""What `run`, `collect` and `train` have in common: read the recipe, find the directory, run the stages."""
+"""Shared by `run`, `collect` and `train`: loads the recipe, chooses the directory, runs the stages."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from stillhouse.errors import UsageError
 from stillhouse.recipe import Recipe
 
 NO_REASON = ("", "null", "none", "~")
+"""Values of --accept-terms that give no reason."""
 
 
 def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None) -> Recipe:
-    """The recipe with everything the command line says about it.
+    """Loads a recipe with the command line's overrides and accepted terms.
 
     Raises:
-        UsageError: ``accept_terms`` is no reason, or the file is a study.
+        UsageError: ``accept_terms`` gives no reason, or the file is a study.
     """
     from stillhouse.recipe.load import load_recipe
     from stillhouse.recipe.study import is_study
 
     if is_study(path):
         raise UsageError(
-            f"{path} is a study, which only `still run` reads",
-            hint=f"`still run {path} --dry-run` names its arms.",
+            f"{path} is a study, which only `still run` accepts",
+            hint=f"`still run {path} --dry-run` lists its arms.",
         )
     recipe = load_recipe(path, overrides)
     if accept_terms is None:
         return recipe
     if accept_terms.strip().casefold() in NO_REASON:
         raise UsageError(
-            f"--accept-terms {accept_terms!r} is no reason",
-            hint='It is recorded for good: say why, e.g. --accept-terms "I made this model myself".',
+            f"--accept-terms {accept_terms!r} gives no reason",
+            hint='The reason is recorded permanently, e.g. --accept-terms "I made this model myself".',
         )
     return dataclasses.replace(recipe, accept_terms=accept_terms)
 
@@ -41,7 +42,7 @@ def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None
 def run_stages(
     recipe: Recipe, out: Path | None, *, restart: bool, until: str | None
 ) -> tuple[Path, dict[str, Any]]:
-    """Runs the pipeline up to a stage; returns the run's directory and what the pipeline answered."""
+    """Runs the pipeline up to a stage; returns the run's directory and the report, or the stage's facts."""
     from stillhouse import pipeline
     from stillhouse.cli.run_directory import run_directory
 
@@ -51,3 +52,20 @@ def run_stages(
         console.info(f"{stage} …")
 
     return directory, pipeline.run(recipe, directory, until=until, on_stage=announce)
+
+
+def run_part(
+    path: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    accept_terms: str | None,
+    *,
+    restart: bool,
+    until: str,
+    result: str,
+) -> None:
+    """Runs a recipe up to the stage ``until`` and prints where in the run's directory ``result`` is."""
+    recipe = read_recipe(path, overrides, accept_terms)
+    directory, facts = run_stages(recipe, out, restart=restart, until=until)
+    console.data({"directory": str(directory), **facts})
+    console.info(f"{result}: {directory / result}")

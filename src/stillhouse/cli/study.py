@@ -1,4 +1,4 @@
-"""``still run`` of a study: all arms for all seeds, and the table at the end."""
+"""``still run`` of a study: runs all arms for all seeds and prints the table of results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stillhouse.recipe.study import Study, load_study
 
 
 def show_study(file: Path, overrides: tuple[str, ...], out: Path | None, *, dry_run: bool) -> None:
-    """Runs a study (or only names what it would run) and prints its table and the verdicts on its claims."""
+    """Runs a study and prints its table and the verdicts on its claims; ``dry_run`` only lists its arms."""
     study = load_study(file, overrides)
     if dry_run:
         _show_arms(study)

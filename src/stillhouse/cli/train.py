@@ -1,4 +1,4 @@
-"""``still train``: a recipe up to the trained student and its control."""
+"""``still train``: runs a recipe up to the trained student and its control."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from stillhouse.cli.options import (
     Restart,
     RunDirectory,
 )
-from stillhouse.cli.stages import read_recipe, run_stages
-from stillhouse.console import console
+from stillhouse.cli.stages import run_part
 
 EXAMPLES = """\
 Examples:
@@ -30,11 +29,8 @@ def train(
     restart: Restart = False,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Train the student and its control; measure nothing.
+    """Train the student and its control, without evaluating them.
 
-    Collects first what has not been collected. `still run` with the same recipe goes on from there.
+    Collects missing answers first. `still run` with the same recipe continues from there.
     """
-    settings = read_recipe(recipe, overrides, accept_terms)
-    directory, facts = run_stages(settings, out, restart=restart, until="on_policy")
-    console.data({"directory": str(directory), **facts})
-    console.info(f"student: {directory / 'student'}")
+    run_part(recipe, overrides, out, accept_terms, restart=restart, until="on_policy", result="student")

@@ -1,4 +1,4 @@
-"""A recipe's stages in order; unchanged stages are skipped."""
+"""Runs recipes and studies: :mod:`.runner` has the loop over stages, :mod:`.stages` what each stage does."""
 
 import lazy_loader
 

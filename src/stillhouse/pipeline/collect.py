@@ -1,4 +1,4 @@
-"""Each teacher is asked the prompts that it is responsible for; all answers go into one corpus."""
+"""Collects answers from every teacher into one corpus; each prompt goes to the teacher responsible for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stillhouse.recipe.teachers import all_teachers, teacher_number
 if TYPE_CHECKING:
     from stillhouse.corpus import CollectSummary, Prompt
 
-ADDED = (
+SUMMED = (
     "asked",
     "finished_before",
     "collected",
@@ -23,27 +23,29 @@ ADDED = (
     "prompt_tokens",
     "completion_tokens",
 )
+"""Fields of a summary that add up over teachers."""
 
 
-def ask_teachers(run: RunContext, asked: Sequence[tuple[str, Prompt]]) -> CollectSummary:
-    """Asks (split, prompt) of whom the recipe says; what was collected, of all teachers together.
+def collect_from_teachers(run: RunContext, prompts: Sequence[tuple[str, Prompt]]) -> CollectSummary:
+    """Collects answers to (split, prompt) pairs; returns one summary for all teachers.
 
-    Teachers with weights are loaded one after another. A limit on cost or tokens is for all of them.
+    Teachers with weights are loaded one after another. A limit on cost or tokens applies to all together.
     """
     by_teacher: dict[int, list[tuple[str, Prompt]]] = {}
-    for split, prompt in asked:
+    for split, prompt in prompts:
         by_teacher.setdefault(teacher_number(run.recipe, prompt.tags), []).append((split, prompt))
     by_teacher = by_teacher or {0: []}
-    everybody = {prompt.id for _, prompt in asked}
-    found = []
+    all_ids = {prompt.id for _, prompt in prompts}
+    summaries = []
     for number in sorted(by_teacher):
-        own = {prompt.id for _, prompt in by_teacher[number]}
-        found.append(asyncio.run(_ask(run, number, by_teacher[number], everybody - own)))
-    return found[0] if len(found) == 1 else _together(found)
+        own_ids = {prompt.id for _, prompt in by_teacher[number]}
+        # The corpus is shared: without the others' ids, their answers would count as answers to no prompt.
+        summaries.append(asyncio.run(_collect(run, number, by_teacher[number], all_ids - own_ids)))
+    return summaries[0] if len(summaries) == 1 else _sum_summaries(summaries)
 
 
-async def _ask(
-    run: RunContext, number: int, asked: Iterable[tuple[str, Prompt]], others: set[str]
+async def _collect(
+    run: RunContext, number: int, prompts: Iterable[tuple[str, Prompt]], other_ids: set[str]
 ) -> CollectSummary:
     from stillhouse.corpus import collect_answers
     from stillhouse.models import open_model
@@ -60,28 +62,28 @@ async def _ask(
     try:
         return await collect_answers(
             model,
-            asked,
+            prompts,
             run.corpus("collected"),
             settings,
             teacher=teacher,
             terms=run.teachers_terms[number].key,
             seed=run.recipe.seed,
-            other_prompts=others,
+            other_prompts=other_ids,
         )
     finally:
         await model.close()
 
 
-def _together(found: Sequence[CollectSummary]) -> CollectSummary:
-    """Sums; no cost where one of them has none."""
-    costs = [summary.cost_usd for summary in found]
-    sums: dict[str, Any] = {name: sum(getattr(summary, name) for summary in found) for name in ADDED}
+def _sum_summaries(summaries: Sequence[CollectSummary]) -> CollectSummary:
+    """The sums over teachers; the cost is None if that of any teacher is."""
+    costs = [summary.cost_usd for summary in summaries]
+    sums: dict[str, Any] = {name: sum(getattr(summary, name) for summary in summaries) for name in SUMMED}
     return dataclasses.replace(
-        found[0],
+        summaries[0],
         **sums,
-        failed=dict(sum((Counter(summary.failed) for summary in found), Counter())),
+        failed=dict(sum((Counter(summary.failed) for summary in summaries), Counter())),
         cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
-        seconds=round(sum(summary.seconds for summary in found), 3),
-        lowest_concurrency=min(summary.lowest_concurrency for summary in found),
-        stopped_by=next((s.stopped_by for s in found if s.stopped_by), None),
+        seconds=round(sum(summary.seconds for summary in summaries), 3),
+        lowest_concurrency=min(summary.lowest_concurrency for summary in summaries),
+        stopped_by=next((s.stopped_by for s in summaries if s.stopped_by), None),
     )

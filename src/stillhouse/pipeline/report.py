@@ -1,7 +1,7 @@
-"""From a finished training to the dictionary that the report is made of.
+"""Builds the report of a run: evaluates all models and adds corpus, training curves, terms and lineage.
 
-The measuring is done by the evaluate room; here its inputs are gathered, and the rest
-of what a reader wants to know is read from the manifest and the metrics.
+The evaluate package computes the figures; here its inputs are gathered, and the rest is read from the
+manifest and the metrics.
 """
 
 from __future__ import annotations
@@ -38,28 +38,29 @@ BOOKKEEPING = (
     "stopped_by",
     "dropped_prompts",
 )
-"""Facts of collecting that are worth a line only when there was something."""
+"""Facts of the collect stage that are reported only if they are not zero."""
 OPTIONAL = ("select", "on_policy")
+"""Stages that are reported only if the recipe has them."""
 STAGES_SHOWN = ("collect", "filter", "select", "student", "targets", "train", "control", "on_policy")
 
 
 def assemble(run: RunContext) -> dict[str, Any]:
-    """Measures all models and adds where they come from; see ``evaluate/schema.py`` for the fields."""
+    """Evaluates all models and returns the report; see ``evaluate/schema.py`` for the fields."""
     from stillhouse.evaluate import evaluate_models
 
     candidates = _candidates(run)
     student = next(candidate.weights for candidate in candidates if candidate.key == "student")
     documents = run.documents("held_out", student.tokenizer, student.template, loss_on="assistant")
-    prompts = _as_asked(run)
+    prompts = _evaluation_prompts(run)
     reference = _reference(run, candidates, documents)
-    measured = evaluate_models(candidates, documents, prompts, run.recipe.evaluate, reference=reference)
+    results = evaluate_models(candidates, documents, prompts, run.recipe.evaluate, reference=reference)
     sampled = [c for c in candidates if c.key != "teacher" or not run.recipe.teachers]
-    _add_samples(run, sampled, prompts, measured["models"])
+    _add_samples(run, sampled, prompts, results["models"])
     if run.recipe.teachers or all(candidate.key != "teacher" for candidate in candidates):
-        _add_recorded_answers(run, prompts, measured["answers"])
+        _add_recorded_answers(run, prompts, results["answers"])
     facts = {name: run.manifest.facts(name) for name in STAGES_SHOWN}
     return {
-        **measured,
+        **results,
         "schema_version": 1,
         "name": run.recipe.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -68,9 +69,9 @@ def assemble(run: RunContext) -> dict[str, Any]:
         "corpus": corpus_counts(facts["collect"] | facts["filter"]),
         "student_facts": facts["student"] | _adapters(run.recipe.student.lora),
         "stages": [
-            {"name": name, **{k: v for k, v in found.items() if isinstance(v, int | float)}}
-            for name, found in facts.items()
-            if name not in OPTIONAL or found.get("seconds")  # what the recipe leaves out takes no time
+            {"name": name, **{k: v for k, v in stage.items() if isinstance(v, int | float)}}
+            for name, stage in facts.items()
+            if name not in OPTIONAL or stage.get("seconds")  # a stage that the recipe leaves out takes 0.0 s
         ],
         "terms": {
             "key": ", ".join(dict.fromkeys(terms.key for terms in run.teachers_terms)),
@@ -90,7 +91,7 @@ def assemble(run: RunContext) -> dict[str, Any]:
 def _add_samples(
     run: RunContext, candidates: Sequence[Candidate], prompts: Sequence[Prompt], models: list[dict[str, Any]]
 ) -> None:
-    """pass@1 and the majority vote of each model, where the recipe asks for samples."""
+    """Adds pass@1 and the majority vote of each model, if the recipe has ``evaluate.samples``."""
     from stillhouse.evaluate import sample_and_score
     from stillhouse.verifiers import open_verifiers
 
@@ -99,18 +100,18 @@ def _add_samples(
         return
     least = {} if run.recipe.select is None else {"least": run.recipe.select.min_reward}
     with open_verifiers(run.recipe.verifiers) as verifiers:
-        found = sample_and_score(candidates, prompts, settings, verifiers, seed=run.recipe.seed, **least)
+        scores = sample_and_score(candidates, prompts, settings, verifiers, seed=run.recipe.seed, **least)
         failed = {kind: count for kind, count in verifiers.failures.items() if count}
     if failed:
-        console.warn(f"verifiers came to no verdict, which counts as 0: {failed}")
+        console.warn(f"verifiers failed, which counts as a score of 0: {failed}")
     for model in models:
-        model |= found.get(model["key"], {})
+        model |= scores.get(model["key"], {})
 
 
 def corpus_counts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a reader wants to know of collecting and filtering; the manifest has all of it."""
-    unsaid = ("seconds", "lowest_concurrency")
-    return {k: v for k, v in facts.items() if k not in unsaid and (v or k not in BOOKKEEPING)}
+    """The facts of collecting and filtering for the report; the manifest has all of them."""
+    hidden = ("seconds", "lowest_concurrency")
+    return {k: v for k, v in facts.items() if k not in hidden and (v or k not in BOOKKEEPING)}
 
 
 def _adapters(lora: Lora | None) -> dict[str, Any]:
@@ -119,8 +120,8 @@ def _adapters(lora: Lora | None) -> dict[str, Any]:
     return {"LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}; merged"}
 
 
-def _as_asked(run: RunContext) -> list[Prompt]:
-    """The held-out prompts as the students are asked them: with the context that is theirs too."""
+def _evaluation_prompts(run: RunContext) -> list[Prompt]:
+    """The held-out prompts as students get them: with the teacher's context, unless it is private."""
     return [
         prompt
         if prompt.is_finished
@@ -130,16 +131,17 @@ def _as_asked(run: RunContext) -> list[Prompt]:
 
 
 def _add_recorded_answers(run: RunContext, prompts: Sequence[Prompt], answers: list[dict[str, Any]]) -> None:
-    """A teacher that is not measured, or one of several, stands beside the students with recorded words."""
+    """Adds the teacher's collected answers to the examples, if it does not generate its own here."""
     recorded = {row["prompt_id"]: row["messages"][-1] for row in run.corpus("collected").rows("held_out")}
-    for prompt, answer in zip(prompts, answers, strict=False):  # the first few prompts are answered
+    for prompt, answer in zip(prompts, answers, strict=False):  # examples are the first few prompts
         if prompt.id in recorded:
-            said = {"teacher": recorded[prompt.id]["content"]}
-            answer["replies"] = said | answer["replies"] | said
+            reply = {"teacher": recorded[prompt.id]["content"]}
+            # On the left for the order (the teacher first), on the right to replace a generated reply.
+            answer["replies"] = reply | answer["replies"] | reply
 
 
 def _candidates(run: RunContext) -> list[Candidate]:
-    """Teacher (where its probabilities can be had in the student's tokens), before, student, control."""
+    """Teacher (with weights and the student's tokenizer only), before, offline, student, control."""
     from stillhouse.distill import choose_device, compute_dtype
     from stillhouse.evaluate import Candidate
     from stillhouse.models import load_weights, parse_reference, same_tokenizer
@@ -152,16 +154,16 @@ def _candidates(run: RunContext) -> list[Candidate]:
         weights.model.to(device)  # pyright: ignore[reportArgumentType]
         return Candidate(key, label, weights, files)
 
-    def saved(key: str, label: str, place: Path) -> Candidate:
-        return candidate(key, label, str(place), place)
+    def saved(key: str, label: str, directory: Path) -> Candidate:
+        return candidate(key, label, str(directory), directory)
 
-    learned = run.objective.kind if run.recipe.on_policy is None else "after its own samples"
-    student = saved("student", f"student ({learned})", run.directory / "student")
+    trained = run.objective.kind if run.recipe.on_policy is None else "after its own samples"
+    student = saved("student", f"student ({trained})", run.directory / "student")
     before = candidate("before", "student before training", run.start, None)
-    found = [before, student]
+    candidates = [before, student]
     if run.recipe.on_policy is not None and run.recipe.learns_offline:
         label = f"student after the corpus ({run.objective.kind})"
-        found.insert(1, saved("offline", label, run.offline_student))
+        candidates.insert(1, saved("offline", label, run.offline_student))
     numbers = range(len(all_teachers(run.recipe)))
     if run.teachers_have_weights and all(
         same_tokenizer(run.weights_of(number).tokenizer, student.weights.tokenizer) for number in numbers
@@ -173,16 +175,18 @@ def _candidates(run: RunContext) -> list[Candidate]:
         elif run.contexts[0].private:
             label = f"{reference.text} with its context"
             teacher = replace(teacher, label=label, shown=run.contexts[0].for_teacher)
-        found.insert(0, teacher)
+        candidates.insert(0, teacher)
     if run.trains_control:
-        found.append(saved("control", "control (cross-entropy only)", run.directory / "control" / "student"))
-    return found
+        candidates.append(
+            saved("control", "control (cross-entropy only)", run.directory / "control" / "student")
+        )
+    return candidates
 
 
 def _reference(
     run: RunContext, candidates: Sequence[Candidate], documents: list[Document]
 ) -> ReferenceModel | None:
-    """What the models are held against: the teacher, or each document's own of several."""
+    """The reference for divergences: the teacher, or each document's own of several."""
     from stillhouse.evaluate import EnsembleReference, TeacherReference
     from stillhouse.models import load_weights
 
@@ -190,9 +194,11 @@ def _reference(
     if "teacher" not in by_key or not documents:
         return None
     student, main = by_key["student"], by_key["teacher"].model
-    reading = student.tokenizer, student.template
+    assignments = assign_teachers(
+        run, "held_out", documents, student.tokenizer, student.template, loss_on="assistant"
+    )
     members = []
-    for assignment in assign_teachers(run, "held_out", documents, *reading, loss_on="assistant"):
+    for assignment in assignments:
         model = main
         if assignment.teacher:
             reference = all_teachers(run.recipe)[assignment.teacher].model
@@ -205,19 +211,19 @@ def _reference(
 
 
 def _curves(run: RunContext) -> dict[str, list[dict[str, Any]]]:
-    """The metrics of the student's training and, if there was one, of the control's."""
-    places = {}
+    """The metrics of each training: student, offline student and control."""
+    paths = {}
     if run.recipe.learns_offline:
-        places["student" if run.recipe.on_policy is None else "offline"] = run.directory / "metrics.jsonl"
+        paths["student" if run.recipe.on_policy is None else "offline"] = run.directory / "metrics.jsonl"
     if run.recipe.on_policy is not None:
-        places["student"] = run.directory / "on_policy" / "metrics.jsonl"
+        paths["student"] = run.directory / "on_policy" / "metrics.jsonl"
     if run.trains_control:
-        places["control"] = run.directory / "control" / "metrics.jsonl"
-    return {key: _points(path) for key, path in places.items()}
+        paths["control"] = run.directory / "control" / "metrics.jsonl"
+    return {key: _points(path) for key, path in paths.items()}
 
 
 def _points(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, with the tokens seen so far in place of each step's own."""
+    """The lines of a ``metrics.jsonl``, with cumulative tokens in place of each step's."""
     points = read_json_lines(path)
     for point, tokens in zip(points, itertools.accumulate(p["tokens"] for p in points), strict=True):
         point["tokens"] = tokens
@@ -225,7 +231,7 @@ def _points(path: Path) -> list[dict[str, Any]]:
 
 
 def _lineage(run: RunContext) -> dict[str, Any]:
-    """Names and hashes of teachers, prompts and template."""
+    """Names and hashes of teachers, prompts, contexts and template."""
     from stillhouse.models import parse_reference
 
     lineage: dict[str, Any] = {"teacher": run.recipe.teacher.model, "prompts": run.recipe.prompts.source}

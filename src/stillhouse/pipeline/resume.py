@@ -1,8 +1,9 @@
-"""What a run that is there may still change in its recipe: all that leaves finished work standing.
+"""Resuming a run with a changed recipe: which changes leave its finished work valid.
 
-A change is refused when a stage that is finished, or one that has begun (answers in the
-corpus, cached targets, checkpoints), would have to be done again or be mixed of two recipes.
-Terms, measuring and the card are done again at no harm. Nothing here is written.
+A change is refused if a stage that has finished, or one that has begun (answers in the corpus, cached
+targets, checkpoints), would have to be repeated or would mix two recipes. Terms, evaluation and model card
+may be repeated at any time. Nothing is written here: :mod:`.runner` skips finished stages, and
+:mod:`stillhouse.distill.training.checkpoint` resumes training.
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ Difference = tuple[str, Any, Any]
 """A dotted key, its value in the run's recipe, and the new one."""
 
 _FREE = ("terms", "evaluate", "card")
-"""Stages that may be done again at any time."""
+"""Stages that may be repeated at any time."""
 _REPEATABLE = ("collect", "filter", "select", "student", "targets")
 """Stages that a changed filter, or more answers, may repeat as long as nothing was trained."""
 
 
 @dataclass(frozen=True)
 class RecipeChanges:
-    """How a recipe differs from that of the run."""
+    """The differences between a run's recipe and another."""
 
     allowed: list[Difference]
     refused: list[Difference]
 
 
 def compare_recipes(before: Recipe, now: Recipe, directory: Path) -> RecipeChanges:
-    """Which of the differences between two recipes the run in ``directory`` can go on with.
+    """Which differences between two recipes the run in ``directory`` can resume with.
 
     Raises:
         IntegrityError: its manifest cannot be read.
     """
     manifest = Manifest.load(directory)
-    limit = stopped_by(manifest.facts("collect"))
-    worked = {stage.name for stage in STAGES if _has_work(stage.name, manifest, directory)}
+    limit = stopping_limit(manifest.facts("collect"))
+    begun = {stage.name for stage in STAGES if _has_work(stage.name, manifest, directory)}
     allowed: list[Difference] = []
     refused: list[Difference] = []
     for difference in differing_keys(before, now):
@@ -50,35 +51,38 @@ def compare_recipes(before: Recipe, now: Recipe, directory: Path) -> RecipeChang
         if (key in RESULT_NEUTRAL and key != limit) or key.startswith("evaluate."):
             allowed.append(difference)
             continue
-        done_again = _affected(key, limit) & worked
-        if key == limit or (key.startswith("filter.") and "collect" not in done_again):
-            done_again -= set(_REPEATABLE)
-        (refused if done_again else allowed).append(difference)
+        repeated = _affected(key, limit) & begun
+        # A higher limit adds answers, and another filter chooses among the same ones: neither mixes answers
+        # of two recipes, and everything up to the targets is rewritten from them.
+        if key == limit or (key.startswith("filter.") and "collect" not in repeated):
+            repeated -= set(_REPEATABLE)
+        (refused if repeated else allowed).append(difference)
     return RecipeChanges(allowed, refused)
 
 
-def stopped_by(facts: Mapping[str, Any]) -> str | None:
-    """The recipe's key of the limit that ended collecting, by the facts of that stage."""
+def stopping_limit(facts: Mapping[str, Any]) -> str | None:
+    """The recipe key of the limit that stopped collecting, by the facts of that stage."""
     limit = facts.get("stopped_by")
     return f"collect.{limit}" if limit else None
 
 
 def has_answers(directory: Path) -> bool:
-    """Whether a teacher has said anything that is kept in the run in ``directory``."""
+    """Whether the run in ``directory`` holds any answer of a teacher."""
     collected = directory / "corpus" / "collected"
     journals = (path for path in collected.glob("journal-*.jsonl") if path.stat().st_size)
     return any(collected.glob("shard-*.parquet")) or any(journals)
 
 
 def _affected(key: str, limit: str | None) -> set[str]:
-    """The stages that depend on ``key``, those after them included."""
-    found: set[str] = set()
+    """The stages that depend on ``key``, directly or through an earlier stage."""
+    affected: set[str] = set()
     for stage in STAGES:
         sections = (*stage.sections, *([limit] if limit and stage.name == "collect" else []))
-        follows = (found - {"terms"}) & set(stage.after)  # whose record has no file that others read
+        # `terms` writes no file that a later stage reads.
+        follows = (affected - {"terms"}) & set(stage.depends_on)
         if follows or any(_overlap(key, section) for section in sections):
-            found.add(stage.name)
-    return found
+            affected.add(stage.name)
+    return affected
 
 
 def _overlap(key: str, section: str) -> bool:
@@ -88,11 +92,11 @@ def _overlap(key: str, section: str) -> bool:
 def _has_work(stage: str, manifest: Manifest, directory: Path) -> bool:
     if stage in _FREE:
         return False
-    return stage in manifest.stages or any(_begun(stage, directory))
+    return stage in manifest.stages or any(_partial_outputs(stage, directory))
 
 
-def _begun(stage: str, directory: Path) -> Iterator[Path]:
-    """What a stage that was stopped half-way has left and would go on with."""
+def _partial_outputs(stage: str, directory: Path) -> Iterator[Path]:
+    """What an interrupted stage has left and would resume from."""
     match stage:
         case "collect" if has_answers(directory):
             yield directory / "corpus" / "collected"

@@ -1,6 +1,6 @@
-"""A recipe in its directory, and what several stages share, loaded once.
+"""The context that a run's stages share: recipe, paths, manifest, and models loaded once.
 
-Paths of a run and lazy values; nothing here is written.
+Values are computed when first used. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 
 class RunContext:
-    """A recipe in its directory, with what several stages share loaded once."""
+    """A recipe in its directory, with the values that several stages need."""
 
     def __init__(self, recipe: Recipe, directory: Path) -> None:
         self.recipe = recipe
@@ -49,7 +49,7 @@ class RunContext:
 
     @property
     def offline_student(self) -> Path:
-        """Where the student is after the corpus: the result, or what goes on with its own samples."""
+        """Directory of the student trained on the corpus: the result, or the start of the on-policy stage."""
         return self.directory / ("student" if self.recipe.on_policy is None else "offline")
 
     @property
@@ -58,13 +58,14 @@ class RunContext:
 
     @cached_property
     def teacher_has_weights(self) -> bool:
+        """Whether the main teacher has local weights, rather than an API."""
         from stillhouse.models import parse_reference
 
         return parse_reference(self.recipe.teacher.model).kind != "api"
 
     @cached_property
     def teachers_have_weights(self) -> bool:
-        """Whether none of the teachers is behind an API."""
+        """Whether all teachers have local weights."""
         from stillhouse.models import parse_reference
 
         return all(parse_reference(teacher.model).kind != "api" for teacher in all_teachers(self.recipe))
@@ -76,7 +77,7 @@ class RunContext:
 
     @cached_property
     def verdict(self) -> TermsVerdict:
-        """That the run may go on with all of its teachers; TermsError where it may not."""
+        """The verdict on all teachers' terms; raises TermsError if they forbid the declared purpose."""
         teachers, start = self._terms
         recipe = self.recipe
         return require_all_allowed(teachers, recipe.purpose, recipe.accept_terms, student=start)
@@ -89,7 +90,7 @@ class RunContext:
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
-        """Prompts to train on, held-out prompts, and those dropped for sharing an n-gram with the latter."""
+        """Training prompts, held-out prompts, and prompts dropped for an n-gram in common with the latter."""
         from stillhouse.corpus import load_prompts, split_held_out
 
         settings = self.recipe.prompts
@@ -114,7 +115,7 @@ class RunContext:
                 raise RecipeError(
                     f"objective.kind {self.objective.kind!r} needs the teacher's probabilities, "
                     f"and {model} is reachable only through an API",
-                    hint="Set objective.kind to cross_entropy: an API teacher is learned from by its text.",
+                    hint="Set objective.kind to cross_entropy, which needs only the teacher's text.",
                 )
             with console.progress(f"loading {model}", None):
                 self._weights[number] = load_weights(model)
@@ -122,12 +123,12 @@ class RunContext:
 
     @property
     def context_file(self) -> Path:
-        """Where collecting writes down what the teachers were shown."""
+        """File with the contexts that the teachers had when the answers were collected."""
         return self.directory / "context.json"
 
     @cached_property
     def contexts(self) -> list[Context]:
-        """What each teacher is shown: as it was when it was asked."""
+        """Each teacher's context: as it was when answers were collected, else as the recipe has it now."""
         from stillhouse.corpus import Context, load_context
 
         if self.context_file.is_file():
@@ -135,7 +136,7 @@ class RunContext:
         return [load_context(teacher) for teacher in all_teachers(self.recipe)]
 
     def context_of(self, prompt: Prompt) -> Context:
-        """What stands before ``prompt`` where its teacher answers it."""
+        """The context of the teacher responsible for ``prompt``."""
         return self.contexts[teacher_number(self.recipe, prompt.tags)]
 
     def corpus(self, name: str) -> Corpus:
@@ -145,7 +146,7 @@ class RunContext:
 
     @property
     def learned(self) -> Corpus:
-        """The exchanges that the student learns from: all that were kept, or of those the verified ones."""
+        """The exchanges that the student is trained on: all that passed the filter, or those selected."""
         return self.corpus("kept" if self.recipe.select is None else "selected")
 
     def documents(
@@ -168,14 +169,14 @@ class RunContext:
         )
 
     def texts(self, split: str) -> Iterator[str]:
-        """What was said in the exchanges of ``split``, message by message."""
+        """The text of each message in the exchanges of ``split``, thoughts first."""
         for row in self.learned.rows(split):
             for message in row["messages"]:
                 yield from filter(None, (message.get("reasoning_content"), message["content"]))
 
     @property
     def start(self) -> str:
-        """Reference of the student before training, as the student stage saved it."""
+        """Reference of the untrained student, as the student stage saved it."""
         return str(self.directory / "start")
 
     @cached_property

@@ -1,12 +1,12 @@
-"""A recipe's stages in order, each skipped when its inputs have not changed.
+"""The pipeline's loop: runs a recipe's stages in order and skips those whose inputs have not changed.
 
     terms → collect → filter → select → student → targets → train → control → on_policy → evaluate → card
 
-A stage reads files of earlier stages, writes its own, and is recorded in the
-manifest with the hashes of both; what a killed run had finished is not done again,
-and what a stage had begun (half a corpus, a checkpoint) it goes on with itself.
+A stage reads files of earlier stages and writes its own. The manifest records it with the hashes of both, so
+a killed run repeats no finished stage. An interrupted stage resumes by itself, from half a corpus or a
+checkpoint. :mod:`.resume` decides which changes of the recipe an existing run accepts.
 
-This room moves no knowledge and measures nothing: it calls the rooms that do.
+The stages themselves are in :mod:`.stages`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stillhouse import __version__
 from stillhouse.console import console
 from stillhouse.errors import RecipeError
 from stillhouse.files import atomic_write, read_json, take_lock
-from stillhouse.pipeline.resume import stopped_by
+from stillhouse.pipeline.resume import stopping_limit
 from stillhouse.pipeline.run_context import RunContext
 from stillhouse.pipeline.stages import STAGES, Stage
 from stillhouse.pipeline.study import run_study
@@ -34,7 +34,7 @@ from stillhouse.recipe.load import dump_recipe
 __all__ = ["run", "run_study"]
 
 _WITHOUT_STUDENT = ("terms", "collect", "filter", "select")
-"""Runs until one of these stages make no student, so none is measured."""
+"""Stages before the student: a run that ends with one of them has nothing to evaluate."""
 
 
 def run(
@@ -47,16 +47,16 @@ def run(
     """Runs a recipe's stages in ``directory`` and returns the report.
 
     Args:
-        until: the last stage to run; then the facts of that stage come back instead.
-        on_stage: called with a stage's name before it runs (not when it is skipped).
+        until: the last stage to run; the stage's facts are returned instead of the report.
+        on_stage: called with a stage's name before it runs (not if it is skipped).
     """
-    with _alone_in(directory):
+    with _locked(directory):
         return _run(recipe, directory, until, on_stage)
 
 
 @contextlib.contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Refuses a second process in the same run; the system unlocks when this one dies."""
+def _locked(directory: Path) -> Iterator[None]:
+    """Refuses a second process in the same run; the lock ends with the process."""
     lock = take_lock(directory)
     try:
         yield
@@ -68,48 +68,54 @@ def _run(
     recipe: Recipe, directory: Path, until: str | None, on_stage: Callable[[str], None] | None
 ) -> dict[str, Any]:
     atomic_write(directory / "recipe.yaml", dump_recipe(recipe))
-    state = RunContext(recipe, directory)
-    state.verdict  # noqa: B018  refuse before anything is loaded or paid for, whatever the manifest says
+    context = RunContext(recipe, directory)
+    # Checks the terms before anything is loaded or paid for, even if the manifest has that stage as done.
+    context.verdict  # noqa: B018
     if not recipe.prompts.held_out and until not in _WITHOUT_STUDENT:
         raise RecipeError(
-            "prompts.held_out is 0: nothing would be left to measure the student on",
+            "prompts.held_out is 0: no prompts are left to evaluate the student on",
             hint="Hold some prompts out; only `still collect` does without.",
         )
-    wanted = ("filter",) if until in _WITHOUT_STUDENT else CHECKED
-    preflight(recipe, [stage for stage in wanted if stage not in state.manifest.stages])
+    checks = ("filter",) if until in _WITHOUT_STUDENT else CHECKED
+    preflight(recipe, [stage for stage in checks if stage not in context.manifest.stages])
     for stage in STAGES:
-        inputs = _inputs(stage, state, state.manifest.facts(stage.name))
-        if state.manifest.finished(stage.name, inputs):
-            console.info(f"{stage.name}: done before, unchanged")
+        if context.manifest.finished(stage.name, _inputs(stage, context, context.manifest.facts(stage.name))):
+            console.info(f"{stage.name}: unchanged, skipped")
         else:
             if on_stage:
                 on_stage(stage.name)
-            started, before = datetime.now(UTC), _cpu_seconds()
-            done = stage.body(state)
-            seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
-            facts = done.facts | {"seconds": seconds, "cpu_seconds": round(_cpu_seconds() - before, 1)}
-            inputs = _inputs(stage, state, facts)
-            state.manifest.record(stage.name, inputs, done.outputs, facts, started=started)
+            _run_stage(stage, context)
         if stage.name == until:
-            return state.manifest.facts(stage.name)
+            return context.manifest.facts(stage.name)
     return read_json(directory / "report.json")
 
 
+def _run_stage(stage: Stage, context: RunContext) -> None:
+    """Runs one stage and records its inputs, outputs, facts and times in the manifest."""
+    started, cpu_before = datetime.now(UTC), _cpu_seconds()
+    result = stage.function(context)
+    seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
+    facts = result.facts | {"seconds": seconds, "cpu_seconds": round(_cpu_seconds() - cpu_before, 1)}
+    # Hashed after the stage has run: the facts say which limit, if any, has become an input.
+    inputs = _inputs(stage, context, facts)
+    context.manifest.record(stage.name, inputs, result.outputs, facts, started=started)
+
+
 def _cpu_seconds() -> float:
-    """Of this process, and of its children that have ended."""
+    """CPU time of this process and of its finished children."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
 
 
-def _inputs(stage: Stage, state: RunContext, facts: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of all that a stage depends on: recipe sections, earlier outputs, our own version.
+def _inputs(stage: Stage, context: RunContext, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of everything that a stage depends on: recipe sections, earlier outputs, this version.
 
-    Collecting that a limit ended goes on when that limit is another: it counts only then.
+    A limit on collecting is an input only if it stopped the stage: a higher one then resumes it.
     """
     inputs = {"stillhouse": __version__}
-    limit = stopped_by(facts)
+    limit = stopping_limit(facts)
     for section in (*stage.sections, *([limit] if limit else [])):
-        inputs[f"{RECIPE_INPUT}{section}"] = recipe_section_hash(state.recipe, section)
-    for name in stage.after:
-        inputs[f"{STAGE_INPUT}{name}"] = state.manifest.digest(name)
+        inputs[f"{RECIPE_INPUT}{section}"] = recipe_section_hash(context.recipe, section)
+    for name in stage.depends_on:
+        inputs[f"{STAGE_INPUT}{name}"] = context.manifest.digest(name)
     return inputs

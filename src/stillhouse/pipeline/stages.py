@@ -1,4 +1,4 @@
-"""What each stage does: it reads earlier stages' files, calls one room, and says what it wrote."""
+"""The stages of a run: each reads files of earlier stages, calls one package and returns what it wrote."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.console import console
 from stillhouse.errors import ApiError, EmptyCorpusError
 from stillhouse.files import atomic_write, read_json, write_json
-from stillhouse.pipeline.collect import ask_teachers
+from stillhouse.pipeline.collect import collect_from_teachers
 from stillhouse.pipeline.report import assemble
 from stillhouse.pipeline.run_context import RunContext
 from stillhouse.pipeline.teacher_targets import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage leaves: the files it wrote and the facts worth keeping."""
+    """The files that a stage wrote, and facts for the manifest and the report."""
 
     outputs: list[Path]
     facts: dict[str, Any]
@@ -42,32 +42,32 @@ class StageResult:
 class Stage:
     """One step of a run.
 
-    ``sections`` are the parts of the recipe that it depends on, ``after`` the stages
-    whose outputs it reads; together they decide whether it must run again.
+    ``sections`` are the parts of the recipe that it depends on, ``depends_on`` the stages whose outputs it
+    reads; if the hash of any of them changes, the stage runs again.
     """
 
     name: str
     sections: tuple[str, ...]
-    after: tuple[str, ...]
-    body: Callable[[RunContext], StageResult]
+    depends_on: tuple[str, ...]
+    function: Callable[[RunContext], StageResult]
 
 
 def check_terms(run: RunContext) -> StageResult:
-    """Refuses (status 3) a teacher whose terms forbid the declared purpose."""
+    """Logs the verdict on the teachers' terms; a purpose that they forbid raises TermsError (status 3)."""
     verdict = run.verdict
     models = ", ".join(teacher.model for teacher in all_teachers(run.recipe))
     console.info(f"terms of {models}: {verdict.reason}")
-    found = {terms.key: terms for terms in run.teachers_terms}
-    for terms in found.values():
+    terms_by_key = {terms.key: terms for terms in run.teachers_terms}
+    for terms in terms_by_key.values():
         if warning := naming_warning(terms, run.recipe.name):
             console.warn(warning)
     return StageResult(
-        [], {"key": ", ".join(found), "reason": verdict.reason, "duties": list(verdict.duties)}
+        [], {"key": ", ".join(terms_by_key), "reason": verdict.reason, "duties": list(verdict.duties)}
     )
 
 
 def collect_answers(run: RunContext) -> StageResult:
-    """Asks the teacher (or each of several) its prompts, or takes the answers that the file already has."""
+    """Collects answers from the teachers, or imports those that the prompt file already has."""
     from stillhouse.corpus import load_context
     from stillhouse.verifiers import check_verifiers
 
@@ -76,36 +76,36 @@ def collect_answers(run: RunContext) -> StageResult:
     ngram = run.recipe.filter.contamination_ngram
     shared = f", {len(dropped)} dropped for sharing {ngram} words with a held-out one" if ngram else ""
     console.info(f"{len(train)} prompts to train on, {len(held_out)} held out{shared}")
-    asked = [("held_out", prompt) for prompt in held_out]
+    prompts = [("held_out", prompt) for prompt in held_out]
     if run.recipe.needs_answers:
-        asked += [("train", prompt) for prompt in train]
-    asked.sort(key=lambda item: _length(item[1]))  # a batch of like lengths has little padding
-    summary = ask_teachers(run, asked)
+        prompts += [("train", prompt) for prompt in train]
+    prompts.sort(key=lambda item: _length(item[1]))  # a batch of similar lengths has little padding
+    summary = collect_from_teachers(run, prompts)
     if summary.stopped_by:
         console.warn(
             f"collecting stopped at {summary.stopped_by}, with {summary.finished_before + summary.collected} "
-            f"of {summary.asked} answers; the run goes on with those "
-            "(with a higher limit it asks for the rest, as long as no student was trained)"
+            f"of {summary.asked} answers; the run continues with those "
+            "(a higher limit collects the rest, as long as no student was trained)"
         )
     failed = sum(summary.failed.values())
     if failed:
-        console.warn(f"{failed} of {summary.asked} requests got no answer: {summary.failed}")
+        console.warn(f"{failed} of {summary.asked} requests failed: {summary.failed}")
     if failed > run.recipe.collect.tolerated_failures * summary.asked:
         raise ApiError(
-            f"{failed} of {summary.asked} requests got no answer; what was answered is kept",
-            hint="Run the same command again to ask them again; a higher collect.tolerated_failures goes on "
-            "without them.",
+            f"{failed} of {summary.asked} requests failed; the answers so far are kept",
+            hint="Run the same command to retry them; with a higher collect.tolerated_failures the run "
+            "continues without them.",
         )
-    written = _files(run.corpus("collected").directory)
+    outputs = _files(run.corpus("collected").directory)
     contexts = [load_context(teacher) for teacher in all_teachers(run.recipe)]
     if any(contexts):
         write_json(run.context_file, [context.as_json() for context in contexts])
-        written.append(run.context_file)
-    return StageResult(written, dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
+        outputs.append(run.context_file)
+    return StageResult(outputs, dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
 
 
 def filter_answers(run: RunContext) -> StageResult:
-    """Keeps what is worth learning from; every reject is kept with its reason."""
+    """Filters the answers; rejects are written with their reason."""
     from stillhouse.corpus import filter_corpus
 
     kept, rejects = run.corpus("kept"), run.directory / "corpus" / "rejects"
@@ -125,7 +125,7 @@ def filter_answers(run: RunContext) -> StageResult:
 
 
 def select_answers(run: RunContext) -> StageResult:
-    """Rejection sampling: scores the kept answers and selects those that are learned from."""
+    """Rejection sampling: scores the filtered answers and selects those to train on."""
     from stillhouse.corpus import select_corpus
     from stillhouse.verifiers import open_verifiers
 
@@ -148,11 +148,11 @@ def select_answers(run: RunContext) -> StageResult:
         )
     failed = {kind: count for kind, count in summary.failures.items() if count}
     if failed:
-        console.warn(f"verifiers came to no verdict, which counts as 0: {failed}")
+        console.warn(f"verifiers failed, which counts as a score of 0: {failed}")
     if not summary.selected:
         raise EmptyCorpusError(
             f"none of {summary.scored} answers has a reward of at least {settings.min_reward:g}",
-            hint=f"See {selected.directory.parent / 'scores.parquet'}; lower select.min_reward, or take more "
+            hint=f"See {selected.directory.parent / 'scores.parquet'}; lower select.min_reward, or raise "
             "collect.samples.",
         )
     first = summary.pass_at_1 or {"value": 0.0}
@@ -167,14 +167,14 @@ def select_answers(run: RunContext) -> StageResult:
     return StageResult([*files, *_files(run.directory / "corpus" / "rejects")], dataclasses.asdict(summary))
 
 
-def build_the_student(run: RunContext) -> StageResult:
-    """Loads, initialises or prunes the student, and saves it as it is before training."""
+def create_student(run: RunContext) -> StageResult:
+    """Loads, initializes or prunes the student, and saves it before training."""
     from stillhouse.distill import build_student, require_same_tokenizer, save_student
     from stillhouse.models import compare_templates, load_tokenizer
 
     if not run.manifest.facts("filter")["held_out"]:
         raise EmptyCorpusError(
-            "no held-out exchange is left to measure the student on",
+            "no held-out exchange is left to evaluate the student on",
             hint="Loosen the recipe's filter section; or hold out more prompts (prompts.held_out) in a new "
             "run (--restart, or another --out).",
         )
@@ -199,8 +199,8 @@ def build_the_student(run: RunContext) -> StageResult:
     return StageResult(_files(run.directory / "start"), built.facts)
 
 
-def cache_the_targets(run: RunContext) -> StageResult:
-    """Writes what the teacher thought at every token, once, so that no epoch asks it again."""
+def write_targets(run: RunContext) -> StageResult:
+    """Caches the teacher's distribution at every token, so that it runs once and not in every epoch."""
     on_policy = run.recipe.on_policy
     reads_corpus = run.recipe.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
     if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
@@ -216,7 +216,7 @@ def cache_the_targets(run: RunContext) -> StageResult:
 
 
 def _drop_stale_targets(directory: Path, documents: list[Document]) -> None:
-    """After a change of the filter (allowed as long as nothing was trained) what was cached is of no use."""
+    """Removes targets of other documents: the filter may change as long as nothing was trained."""
     from stillhouse.distill.data.documents import documents_hash
 
     index = directory / "index.json"
@@ -225,21 +225,21 @@ def _drop_stale_targets(directory: Path, documents: list[Document]) -> None:
     try:
         cached = read_json(index)["inputs"]["documents"]
     except (ValueError, KeyError, TypeError):
-        return  # damaged: cache_targets says so
+        return  # damaged: cache_targets() raises the error
     if cached != documents_hash(documents):
-        console.info("targets: cached anew, for the exchanges are not those of before")
+        console.info("targets: the exchanges have changed; caching again")
         shutil.rmtree(directory)
 
 
 def train_student(run: RunContext) -> StageResult:
-    """Distils: the teacher's distributions (or its text) into the student."""
+    """Trains the student on the teacher's distributions, or on its text."""
     if not run.recipe.learns_offline:
         return StageResult([], {"trained": False})
     return _train(run, run.objective, "student")
 
 
 def train_control(run: RunContext) -> StageResult:
-    """Trains the same start on the same tokens with cross-entropy alone, for comparison."""
+    """Trains the same initial student on the same tokens with cross-entropy alone, as a control."""
     if not run.trains_control:
         return StageResult([], {"trained": False})
     control = dataclasses.replace(run.objective, kind="cross_entropy", cross_entropy=0.0)
@@ -253,32 +253,32 @@ def _train(run: RunContext, objective: Objective, label: str) -> StageResult:
     documents = run.training_documents
     if not documents:
         raise EmptyCorpusError(
-            "no document has a token to learn from",
-            hint="Check objective.loss_on, train.max_length and the chat template; another one of these "
+            "no document has a token to train on",
+            hint="Check objective.loss_on, train.max_length and the chat template; changing one of them "
             "needs a new run (--restart, or another --out).",
         )
     weights = load_weights(run.start)
     model = prepare_lora(weights.model, run.recipe.student.lora, seed=run.recipe.seed)
+    # The student's checkpoints and metrics are in the run's directory itself, the control's below it.
+    directory = run.directory if label == "student" else run.directory / label
     result = train(
         model,
         documents,
         training_signal(run) if objective.needs_teacher else None,
         objective=objective,
         settings=run.recipe.train,
-        directory=run.directory if label == "student" else run.directory / label,
+        directory=directory,
         seed=run.recipe.seed,
         label=label,
     )
-    home = run.directory if label == "student" else run.directory / label
-    target = run.offline_student if label == "student" else home / "student"
-    save_student(model, weights.tokenizer, weights.template, target)
-    metrics = home / "metrics.jsonl"
+    saved = run.offline_student if label == "student" else directory / "student"
+    save_student(model, weights.tokenizer, weights.template, saved)
     facts = {"tokens": result.tokens, "steps": result.steps, "train_seconds": round(result.seconds, 1)}
-    return StageResult([*_files(target), metrics], facts)
+    return StageResult([*_files(saved), directory / "metrics.jsonl"], facts)
 
 
 def train_on_samples(run: RunContext) -> StageResult:
-    """The student answers prompts itself, and learns from what the teacher thinks of its answers."""
+    """Trains the student on its own samples, with the teacher's distributions, rewards or both."""
     if run.recipe.on_policy is None:
         return StageResult([], {"trained": False})
     from stillhouse.pipeline.on_policy import run_on_policy
@@ -289,7 +289,7 @@ def train_on_samples(run: RunContext) -> StageResult:
 
 
 def evaluate_models(run: RunContext) -> StageResult:
-    """Measures teacher, student before and after, and control; writes the report."""
+    """Evaluates teacher, student before and after training, and control; writes the report."""
     from stillhouse.evaluate import write_report
 
     write_report(run.directory, assemble(run))
@@ -320,10 +320,10 @@ def _files(directory: Path) -> list[Path]:
 
 
 CORPUS = ("filter", "select")
-"""Stages that say what is learned from."""
+"""Stages that decide which exchanges the student is trained on."""
 
 TEACHERS = ("teacher", "teachers")
-"""The recipe's sections that say who teaches."""
+"""Sections of the recipe with the teachers."""
 
 STAGES = (
     Stage("terms", (*TEACHERS, "purpose", "accept_terms"), (), check_terms),
@@ -335,10 +335,8 @@ STAGES = (
     ),
     Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
     Stage("select", ("verifiers", "select", "collect.samples"), ("filter",), select_answers),
-    Stage("student", (*TEACHERS, "student", "train.max_length", "seed"), CORPUS, build_the_student),
-    Stage(
-        "targets", (*TEACHERS, "objective", "train.dtype", "seed"), (*CORPUS, "student"), cache_the_targets
-    ),
+    Stage("student", (*TEACHERS, "student", "train.max_length", "seed"), CORPUS, create_student),
+    Stage("targets", (*TEACHERS, "objective", "train.dtype", "seed"), (*CORPUS, "student"), write_targets),
     Stage("train", ("objective", "train", "seed"), (*CORPUS, "student", "targets"), train_student),
     Stage("control", ("objective", "train", "evaluate.control", "seed"), (*CORPUS, "student"), train_control),
     Stage(

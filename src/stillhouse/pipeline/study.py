@@ -1,11 +1,11 @@
-"""A study's arms for every seed, one run each, measured on the same tests; what was done is kept.
+"""Runs a study: every arm for every seed, all evaluated on the same tests; finished work is kept.
 
     <study>/seed-1/data/        what `make` wrote
-    <study>/seed-1/<arm>/       a run's directory, and tests.json: what its student answered to every test
+    <study>/seed-1/<arm>/       a run's directory, and tests.json: its student's answers to every test
     <study>/study.json  study.html
 
-Seeds do not depend on each other, so several processes may run a study's seeds side by side in the same
-directory (`--seeds`); the last of them to end writes the report of all that are there.
+Seeds are independent, so several processes may run different seeds of a study in the same directory
+(`--seeds`). Each writes the report of all finished seeds, so the last to end writes the full one.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from stillhouse.plan.shapes import Shape, shape_of
 from stillhouse.provenance import Manifest, versions
 from stillhouse.recipe import Recipe
 from stillhouse.recipe.load import load_recipe, recipe_hash
-from stillhouse.recipe.study import Study, arm_recipe, learned_from
+from stillhouse.recipe.study import Study, arm_recipe, required_arms
 
-LEARNING = ("collect", "filter", "select", "student", "targets", "train", "on_policy")
-"""The stages whose time is an arm's cost; measuring is not."""
+COSTED_STAGES = ("collect", "filter", "select", "student", "targets", "train", "on_policy")
+"""Stages whose time counts as an arm's cost; evaluation does not."""
 CURVES = ("reward", "length", "entropy")
+"""Metrics of on-policy rounds that the report plots."""
 EXAMPLES = 6
-"""Questions of each test whose answers are shown."""
+"""Questions of each test whose answers are in the report."""
 
 RunRecipe = Callable[[Recipe, Path], Any]
 
 
 def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict[str, Any]:
-    """Runs what is not there yet and returns the results (see :func:`..evaluate.study.study_results`).
+    """Runs all arms that are not finished and returns the results of all finished seeds.
 
     Args:
-        file: the study's own file; `make` stands beside it.
+        file: the study's own file; the path `make` is relative to it.
         run: :func:`stillhouse.pipeline.run`.
 
     Raises:
@@ -53,84 +54,86 @@ def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict
 
     for seed in study.seeds:
         runs = directory / f"seed-{seed}"
-        data = _made(study, file, seed, runs / "data")
+        data = _make_data(study, file, seed, runs / "data")
         for name in study.arms:
             recipe = arm_recipe(study, name, seed, data, runs)
-            _finish(study, recipe, runs / name, seed, run)
+            _run_arm(study, recipe, runs / name, seed, run)
             _answer_tests(study, runs, name, seed, data)
-    found = {seed: _measured(study, directory / f"seed-{seed}") for seed in _finished_seeds(study, directory)}
-    results = study_results(study, found) | {"environment": versions()}
+    by_seed = {
+        seed: _results(study, directory / f"seed-{seed}") for seed in _finished_seeds(study, directory)
+    }
+    results = study_results(study, by_seed) | {"environment": versions()}
     write_json(directory / "study.json", results)
     atomic_write(directory / "study.html", study_page(results))
     return results
 
 
-def _made(study: Study, file: Path, seed: int, data: Path) -> Path:
-    """The seed's data, made once; refused when the code or settings that made it have changed."""
+def _make_data(study: Study, file: Path, seed: int, data: Path) -> Path:
+    """Makes the data of a seed once; raises RecipeError if its code or settings have changed since."""
     source = file.parent / study.make
     if not source.is_file():
         raise RecipeError(f"{file}: make: there is no {source}")
-    wanted = sha256_json([source.read_text("utf-8"), study.settings, seed])
-    mark = data / "made.json"
-    if mark.is_file():
-        if read_json(mark) == wanted:
+    expected = sha256_json([source.read_text("utf-8"), study.settings, seed])
+    record = data / "made.json"
+    if record.is_file():
+        if read_json(record) == expected:
             return data
         raise RecipeError(
             f"{data} was made by other code or settings than {source} has now",
             hint="Give --out another directory, or remove that one.",
         )
-    shutil.rmtree(data, ignore_errors=True)
+    shutil.rmtree(data, ignore_errors=True)  # of a process killed before it wrote the record
     with console.progress(f"making the data of seed {seed}", None):
-        _make(source, data, seed, study.settings)
-    atomic_write(mark, json.dumps(wanted))
+        _call_make(source, data, seed, study.settings)
+    atomic_write(record, json.dumps(expected))
     return data
 
 
-def _make(source: Path, data: Path, seed: int, settings: Mapping[str, Any]) -> None:
+def _call_make(source: Path, data: Path, seed: int, settings: Mapping[str, Any]) -> None:
     try:
-        _load(source).make(data, seed, dict(settings))
+        _import_file(source).make(data, seed, dict(settings))
     except StillhouseError:
         raise
-    except Exception as error:  # whatever the user's own code says
+    except Exception as error:  # the user's code may raise anything
         hint = "See its traceback with --debug."
         if isinstance(error, ModuleNotFoundError):
             hint = f"Install {error.name}; reasoning-gym comes with `pip install 'stillhouse[reasoning]'`."
         raise RecipeError(f"{source}: {type(error).__name__}: {error}", hint=hint) from error
 
 
-def _load(source: Path) -> Any:
+def _import_file(source: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"study_{source.stem}", source)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations
+    sys.modules[spec.name] = module  # dataclasses look up annotations there
     spec.loader.exec_module(module)
     if not callable(getattr(module, "make", None)):
         raise RecipeError(f"{source} has no function `make(directory, seed, settings)`")
     return module
 
 
-def _finish(study: Study, recipe: Recipe, place: Path, seed: int, run: RunRecipe) -> None:
-    """Runs an arm as far as it is not done; refuses one that was begun from something else."""
-    origin, mark = _origin(study, recipe, place.parent), place / "origin.json"
-    if mark.is_file() and (before := read_json(mark)) != origin:
-        changed = ", ".join(key for key in origin if before.get(key) != origin[key])
+def _run_arm(study: Study, recipe: Recipe, directory: Path, seed: int, run: RunRecipe) -> None:
+    """Runs an arm unless it is finished; raises RecipeError if it was started from other inputs."""
+    inputs, record = _arm_inputs(study, recipe, directory.parent), directory / "origin.json"
+    if record.is_file() and (before := read_json(record)) != inputs:
+        changed = ", ".join(key for key in inputs if before.get(key) != inputs[key])
         raise RecipeError(
-            f"{place} was begun from another {changed}",
-            hint="Give --out another directory, or remove that one and those that learned from it.",
+            f"{directory} was started from another {changed}",
+            hint="Give --out another directory, or remove that one and the arms that use its student.",
         )
-    place.mkdir(parents=True, exist_ok=True)
-    write_json(mark, origin)
-    if not (place / "student" / "README.md").is_file():
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(record, inputs)
+    if not (directory / "student" / "README.md").is_file():  # the last file that a run writes
         console.info(f"seed {seed}, {recipe.name}: {study.arms[recipe.name].label}")
-        run(recipe, place)
+        run(recipe, directory)
 
 
-def _origin(study: Study, recipe: Recipe, runs: Path) -> dict[str, str]:
-    """Hashes of all that an arm's result depends on: recipe, data, and the students that it learned from."""
+def _arm_inputs(study: Study, recipe: Recipe, runs: Path) -> dict[str, str]:
+    """Hashes of everything an arm's result depends on: recipe, data, and students of earlier arms."""
     return {
         "recipe": recipe_hash(recipe),
         "data": read_json(runs / "data" / "made.json"),
-        **{arm: _weights_hash(runs / arm / "student") for arm in learned_from(study, recipe.name)},
+        **{arm: _weights_hash(runs / arm / "student") for arm in required_arms(study, recipe.name)},
     }
 
 
@@ -138,24 +141,24 @@ def _weights_hash(student: Path) -> str:
     return sha256_json([[p.name, sha256_file(p)] for p in sorted(student.glob("*.safetensors"))])
 
 
-def _asked(study: Study, student: Path) -> str:
-    """A hash of all that the answers to the tests depend on."""
-    kinds = [asdict(verifier) for verifier in study.verifiers]
-    return sha256_json([study.tests, asdict(study.answers), kinds, _weights_hash(student)])
+def _tests_hash(study: Study, student: Path) -> str:
+    """A hash of everything that the answers to the tests depend on."""
+    verifiers = [asdict(verifier) for verifier in study.verifiers]
+    return sha256_json([study.tests, asdict(study.answers), verifiers, _weights_hash(student)])
 
 
 def _answer_tests(study: Study, runs: Path, name: str, seed: int, data: Path) -> None:
-    """Writes what the arm's student answers to every test, judged, with the same draws for all arms."""
+    """Writes an arm's scored answers to every test, sampled with the same seeds for all arms."""
     from stillhouse.corpus import load_prompts
     from stillhouse.evaluate import Candidate, judge_answers
     from stillhouse.models import load_weights
     from stillhouse.verifiers import open_verifiers
 
-    place, asked = runs / name / "tests.json", _asked(study, runs / name / "student")
-    if place.is_file() and read_json(place)["asked"] == asked:
+    path, tests_hash = runs / name / "tests.json", _tests_hash(study, runs / name / "student")
+    if path.is_file() and read_json(path)["asked"] == tests_hash:
         return
     weights = load_weights(str(runs / name / "student"))
-    judged: dict[str, Any] = {}
+    answers_by_test: dict[str, Any] = {}
     with (
         open_verifiers(study.verifiers) as verifiers,
         console.progress("tests", len(study.tests)) as progress,
@@ -165,48 +168,48 @@ def _answer_tests(study: Study, runs: Path, name: str, seed: int, data: Path) ->
             answers = judge_answers(
                 Candidate("student", name, weights), prompts, study.answers, verifiers, seed=seed
             )
-            judged[test] = [
+            answers_by_test[test] = [
                 {"question": prompt.question[-1]["content"], "group": prompt.tags.get("dataset", "")}
                 | asdict(answer)
                 for prompt, answer in zip(prompts, answers, strict=True)
             ]
             progress.advance()
-    atomic_write(place, json.dumps({"asked": asked, "answers": judged}))
+    atomic_write(path, json.dumps({"asked": tests_hash, "answers": answers_by_test}))
 
 
 def _finished_seeds(study: Study, directory: Path) -> list[int]:
-    """The seeds of which every arm of this study has answered these tests, whoever ran them."""
-    found = []
-    for place in directory.glob("seed-*"):
-        number = place.name.removeprefix("seed-")
-        if number.isdigit() and all(_is_done(study, place, name, int(number)) for name in study.arms):
-            found.append(int(number))
-    return sorted(found)
+    """Seeds for which every arm of this study has answered these tests, in this or another process."""
+    seeds = []
+    for runs in directory.glob("seed-*"):
+        number = runs.name.removeprefix("seed-")
+        if number.isdigit() and all(_is_finished(study, runs, name, int(number)) for name in study.arms):
+            seeds.append(int(number))
+    return sorted(seeds)
 
 
-def _is_done(study: Study, runs: Path, name: str, seed: int) -> bool:
-    mark, answers = runs / name / "origin.json", runs / name / "tests.json"
-    if not (mark.is_file() and answers.is_file() and (runs / "data" / "made.json").is_file()):
+def _is_finished(study: Study, runs: Path, name: str, seed: int) -> bool:
+    record, answers = runs / name / "origin.json", runs / name / "tests.json"
+    if not (record.is_file() and answers.is_file() and (runs / "data" / "made.json").is_file()):
         return False
     recipe = arm_recipe(study, name, seed, runs / "data", runs)
-    same = read_json(mark) == _origin(study, recipe, runs)
-    return same and read_json(answers)["asked"] == _asked(study, runs / name / "student")
+    same = read_json(record) == _arm_inputs(study, recipe, runs)
+    return same and read_json(answers)["asked"] == _tests_hash(study, runs / name / "student")
 
 
-def _measured(study: Study, runs: Path) -> dict[str, Any]:
-    """What each arm of one seed came to, by name."""
-    spent = {name: _spent(runs / name) for name in study.arms}
-    found = {}
+def _results(study: Study, runs: Path) -> dict[str, Any]:
+    """The test results and costs of each arm of one seed, by name."""
+    costs = {name: _cost(runs / name) for name in study.arms}
+    results = {}
     for name in study.arms:
-        before = sum(spent[arm]["flops"] for arm in learned_from(study, name))
-        cost = spent[name] | {"flops_with_those_before": before + spent[name]["flops"]}
-        found[name] = _answered(runs / name) | cost
-    return found
+        before = sum(costs[arm]["flops"] for arm in required_arms(study, name))
+        cost = costs[name] | {"flops_with_those_before": before + costs[name]["flops"]}
+        results[name] = _test_results(runs / name) | cost
+    return results
 
 
-def _answered(place: Path) -> dict[str, Any]:
-    """An arm's answers to the tests, and the curves of its rounds."""
-    tests = read_json(place / "tests.json")["answers"]
+def _test_results(directory: Path) -> dict[str, Any]:
+    """An arm's mean scores and examples for each test, and the curves of its on-policy rounds."""
+    tests = read_json(directory / "tests.json")["answers"]
     return {
         "tests": {
             test: {
@@ -224,67 +227,68 @@ def _answered(place: Path) -> dict[str, Any]:
             test: [{"question": row["question"], "answer": row["example"]} for row in rows[:EXAMPLES]]
             for test, rows in tests.items()
         },
-        "curves": _curves(place / "on_policy" / "metrics.jsonl"),
+        "curves": _curves(directory / "on_policy" / "metrics.jsonl"),
     }
 
 
-def _spent(place: Path) -> dict[str, float]:
-    """Operations and processor seconds of one arm, measuring left out.
+def _cost(directory: Path) -> dict[str, float]:
+    """Operations and CPU seconds of one arm, without evaluation.
 
-    Operations are those of the models' matrix products, counted from the tokens that the run wrote down: two
-    a parameter and token read or written, six learned from (four with adapters); attention's own products (a
-    few per cent at a hundred tokens) are left out. A prompt counts once a group where it is answered, and for
-    each sample where it is learned from. Behind an API nothing is counted, and several teachers count as the
-    main one. Seconds of a run that was interrupted are those of the last sitting.
+    Operations are those of the models' matrix products, from the token counts that the run recorded: two per
+    parameter and token read or written, six per token trained on (four with adapters). The products of
+    attention (a few per cent at a hundred tokens) are not included. A prompt counts once per group when it is
+    answered, and once per sample when it is trained on. An API counts as zero, and several teachers count as
+    the main one. For a run that was interrupted, seconds are those of the last process.
     """
     from stillhouse.models import describe
 
-    manifest, recipe = Manifest.load(place), load_recipe(place / "recipe.yaml")
-    student = shape_of(describe(str(place / "student")))
+    manifest, recipe = Manifest.load(directory), load_recipe(directory / "recipe.yaml")
+    student = shape_of(describe(str(directory / "student")))
     facts = describe(recipe.teacher.model)
     teacher = None if facts.kind == "api" else shape_of(facts)
 
-    def learning(read: float, learned: float) -> float:
+    def training(read: float, learned: float) -> float:
         full = recipe.student.lora is None
         return training_flops(student, read, context=0, head_tokens=learned, weights=full, head=full)
 
-    def passes(shape: Shape | None, read: float, learned: float) -> float:
+    def forward(shape: Shape | None, read: float, learned: float) -> float:
         return 0.0 if shape is None else forward_flops(shape, read, context=0, head_tokens=learned)
 
-    offline = _lines(place / "metrics.jsonl")
+    offline = _metrics(directory / "metrics.jsonl")
     read, learned = (sum(row[key] for row in offline) for key in ("tokens", "counted"))
-    flops = learning(read, learned)
+    flops = training(read, learned)
     if offline and manifest.facts("targets").get("cached"):
-        flops += passes(teacher, read / max(1.0, recipe.train.epochs), learned)
+        flops += forward(teacher, read / max(1.0, recipe.train.epochs), learned)
     elif offline and recipe.objective.targets == "online" and recipe.objective.needs_teacher:
-        flops += passes(teacher, read, learned)
+        flops += forward(teacher, read, learned)
     settings = recipe.on_policy
-    for row in _lines(place / "on_policy" / "metrics.jsonl"):
+    for row in _metrics(directory / "on_policy" / "metrics.jsonl"):
         assert settings is not None
-        times = 1 if row.get("off_policy") else settings.policy.inner_steps
-        flops += times * learning(row["read"], row["learned"])
+        steps = 1 if row.get("off_policy") else settings.policy.inner_steps
+        flops += steps * training(row["read"], row["learned"])
         if row.get("off_policy"):
             continue
-        flops += passes(student, row["prompt_tokens"] + row["tokens"], row["tokens"])
+        flops += forward(student, row["prompt_tokens"] + row["tokens"], row["tokens"])
         if settings.policy.reference_kl:
-            flops += passes(student, row["read"], row["learned"])
+            flops += forward(student, row["read"], row["learned"])
         if settings.teacher > 0:
-            flops += passes(teacher, row["read"], row["learned"])
+            flops += forward(teacher, row["read"], row["learned"])
     collected = manifest.facts("collect")
-    written = collected["completion_tokens"]
-    asked = collected["prompt_tokens"] / recipe.collect.samples
-    flops += passes(teacher, asked + written, written)
-    seconds = sum(manifest.facts(stage).get("cpu_seconds", 0.0) for stage in LEARNING)
+    completions = collected["completion_tokens"]
+    # The manifest counts a prompt for each of its samples; the teacher reads it once.
+    prompts = collected["prompt_tokens"] / recipe.collect.samples
+    flops += forward(teacher, prompts + completions, completions)
+    seconds = sum(manifest.facts(stage).get("cpu_seconds", 0.0) for stage in COSTED_STAGES)
     return {"flops": flops, "cpu_seconds": seconds, "parameters": student.parameters}
 
 
 def _curves(path: Path) -> dict[str, list[float]]:
-    rows = _lines(path)
+    rows = _metrics(path)
     return {
         key: [row[key] for row in rows if key in row] for key in CURVES if any(key in row for row in rows)
     }
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """A file of metrics; none where the stage had nothing to do."""
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; empty if the recipe does not have the stage."""
     return read_json_lines(path) if path.is_file() else []

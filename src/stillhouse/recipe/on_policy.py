@@ -1,6 +1,6 @@
-"""Sections of a recipe for learning from what the student says itself.
+"""The recipe's section for on-policy training: the student learns from its own samples.
 
-Plain values like those of :mod:`stillhouse.recipe`, which takes them in; see there.
+Part of :mod:`stillhouse.recipe`, which validates it.
 """
 
 from __future__ import annotations
@@ -20,50 +20,51 @@ from stillhouse.recipe.field_types import (
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """How a reward becomes a gradient."""
+    """The policy gradient: advantages, clipping and regularization."""
 
     normalise: Literal["std", "none"] = "none"
     """Divide a group's advantages by its standard deviation (GRPO), or not (Dr. GRPO)."""
     aggregate: Literal["sequence", "token", "constant"] = "token"
-    """Mean over each answer and then over answers (GRPO), over all tokens (DAPO), or the sum over
+    """Average over each answer and then over answers (GRPO), over all tokens (DAPO), or the sum divided by
     `max_tokens` (Dr. GRPO)."""
     clip_low: NonNegativeFloat = 0.2
-    """The importance ratio is clipped at 1 − this …"""
+    """Lower clip range: the importance ratio is clipped at 1 − this."""
     clip_high: NonNegativeFloat = 0.28
-    """… and at 1 + this (clip-higher, DAPO; PPO and GRPO: 0.2)."""
+    """Upper clip range: the ratio is clipped at 1 + this (clip-higher, DAPO; PPO and GRPO: 0.2)."""
     dynamic_sampling: bool = False
-    """Ask more prompts until the round is full of groups whose rewards differ (DAPO)."""
+    """Sample more prompts until the round has enough groups whose rewards differ (DAPO)."""
     overlong: NonNegativeInt = 0
-    """The reward falls by up to 1 over this many tokens before `max_tokens` (DAPO); 0: it does not."""
+    """Soft length penalty: the reward falls by up to 1 over the last this many tokens before `max_tokens`
+    (DAPO); 0: no penalty."""
     reference_kl: NonNegativeFloat = 0.0
-    """Weight of the KL to the student as it was at the start (the k3 estimator, GRPO)."""
+    """Weight of the KL divergence from the initial student (the k3 estimator, GRPO)."""
     entropy: NonNegativeFloat = 0.0
-    """Weight of an entropy bonus."""
+    """Weight of the entropy bonus."""
     inner_steps: PositiveInt = 1
     """Optimizer steps on the samples of one round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnPolicy:
-    """Learning from the student's own samples: the teacher's divergence on them, a reward, or both."""
+    """Training on the student's own samples, by the teacher's divergence on them, a reward, or both."""
 
     rounds: PositiveInt = 100
-    """Times that the student answers and learns from it."""
+    """Rounds of sampling and learning."""
     prompts: PositiveInt = 8
-    """Prompts in a round."""
+    """Prompts per round."""
     samples: PositiveInt = 8
-    """Answers to each prompt: a group."""
+    """Answers per prompt (a group)."""
     order: Literal["shuffled", "easy_first", "uncertain"] = "shuffled"
-    """Which prompts are asked, by the reward they had: in any order, `easy_first` in each pass over them, or
-    those near one half more often (`uncertain`)."""
+    """Order of prompts by their past rewards: random, easiest first in each pass over them (`easy_first`), or
+    those with a reward near one half more often (`uncertain`)."""
     temperature: PositiveFloat = 1.0
-    """Sampling temperature; log-probabilities are taken at it too."""
+    """Sampling temperature; log-probabilities are computed at it too."""
     top_p: PositiveShare = 1.0
-    """Nucleus."""
+    """Nucleus sampling: only the likeliest tokens with this total probability."""
     top_k: NonNegativeInt = 0
-    """Only the k likeliest tokens; 0 is all."""
+    """Only the k likeliest tokens; 0: all."""
     min_p: Share = 0.0
-    """Only tokens with at least this share of the likeliest one's probability."""
+    """Only tokens with at least this share of the likeliest token's probability."""
     max_tokens: PositiveInt = 256
     """Longest answer, in tokens."""
     teacher: NonNegativeFloat = 1.0
@@ -71,10 +72,10 @@ class OnPolicy:
     reward: NonNegativeFloat = 0.0
     """Weight of the policy gradient of the verifiers' reward."""
     policy: Policy = field(default_factory=Policy)
-    """How the reward is used."""
+    """Settings of the policy gradient."""
     off_policy: Share = 0.0
-    """Share of rounds that learn from the corpus instead of from samples (GKD's 1 − λ)."""
+    """Share of rounds that train on the corpus instead of samples (GKD's 1 − λ)."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate of this stage (default: `train.learning_rate`)."""
     patience: PositiveInt = 5
-    """Rounds without any reward after which the run stops and says so, instead of training on nothing."""
+    """Consecutive rounds without any reward after which the run stops with an error."""

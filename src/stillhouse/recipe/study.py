@@ -1,8 +1,8 @@
-"""A study: the same recipes for several seeds, measured on the same tests, and claims held against them.
+"""Loads and validates studies: several recipes for several seeds, evaluated on the same tests, with claims.
 
-A YAML file like a recipe's, with `study` for its name. Every arm is a recipe (`common` with the arm's own
-keys laid over it); `{data}` in it stands for the directory of the seed's data and `{runs}` for that of its
-arms, so that an arm learns from another's student. Reading a study reads no data and opens no model.
+A study is a YAML file like a recipe, with the key `study` for its name. Every arm is a recipe: `common`
+merged with the arm's own keys. In it, `{data}` is replaced by the directory of the seed's data and `{runs}`
+by that of its arms, so that an arm can use another's student. Loading a study reads no data and no model.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ Measure = Literal["pass_at_1", "consensus_at_k", "thought", "tokens"]
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One recipe of a study."""
+    """One of a study's recipes."""
 
     label: Text
-    """What it is, in a few words."""
+    """A short description."""
     recipe: dict[str, Any]
-    """Keys of a recipe, laid over the study's `common`."""
+    """Keys of a recipe, merged into the study's `common`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something said elsewhere of methods, and what would show it here."""
+    """A claim about methods from the literature, and the comparison that tests it."""
 
     says: Text
     """The claim, with its source."""
     arm: Text
-    """The arm that is said to be better …"""
+    """The arm that is claimed to be better …"""
     over: Text
     """… than this one."""
     test: Text
-    """On this test."""
+    """The test on which they are compared."""
     measure: Measure = "pass_at_1"
     margin: float = 0.0
-    """The interval of the difference must lie above this; below 0 it is a claim of being no worse."""
+    """The interval of the difference must lie above this; a negative margin claims to be no worse."""
     cheaper: PositiveFloat | None = None
-    """Also, the arm's own operations must be this many times fewer."""
+    """The arm must also take this many times fewer operations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,27 +62,27 @@ class Study:
     """A whole study."""
 
     study: Text
-    """Its name; its directory is runs/<name>."""
+    """Name of the study; its directory is runs/<name>."""
     seeds: Annotated[tuple[NonNegativeInt, ...], MinLen(1)]
     make: Text
-    """Python file beside the study's; its function `make(directory, seed, settings)` writes a seed's data."""
+    """Python file, relative to the study's; its `make(directory, seed, settings)` writes a seed's data."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What it is called with."""
+    """Passed to `make`."""
     common: dict[str, Any] = field(default_factory=dict)
     """Keys of every arm's recipe."""
     arms: Annotated[dict[str, Arm], MinLen(1)]
-    """By name, in the order in which they run."""
+    """Arms by name, in the order in which they run."""
     tests: Annotated[dict[str, Text], MinLen(1)]
-    """Prompt files by name; every arm answers all of them."""
+    """Prompt files by name; every arm's student answers all of them."""
     verifiers: Annotated[tuple[Verifier, ...], MinLen(1)]
-    """What makes an answer right."""
+    """Verifiers that score the answers."""
     answers: Evaluate = field(default_factory=lambda: Evaluate(samples=8))
-    """`samples`, `temperature` and `sample_tokens` of the tests, `confidence` of the intervals."""
+    """`samples`, `temperature` and `sample_tokens` for the tests, `confidence` of the intervals."""
     claims: tuple[Claim, ...] = ()
 
 
 def is_study(path: Path) -> bool:
-    """Whether the file has a study's first key; a file that cannot be read is none."""
+    """Whether the file has the key ``study``; False if it cannot be read."""
     try:
         return re.search(r"^study:", path.read_text("utf-8"), re.MULTILINE) is not None
     except (OSError, UnicodeDecodeError):
@@ -90,10 +90,10 @@ def is_study(path: Path) -> bool:
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """Reads, overrides and checks a study, each arm's recipe too.
+    """Loads a study, applies overrides, and validates it with each arm's recipe.
 
     Raises:
-        RecipeError: the file cannot be read, or something in it is wrong.
+        RecipeError: the file cannot be read or is invalid.
     """
     values, origins = read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
@@ -110,54 +110,54 @@ def arm_recipe(study: Study, name: str, seed: int, data: Path, runs: Path) -> Re
     """The recipe of an arm for one seed.
 
     Args:
-        data, runs: what `{data}` and `{runs}` stand for.
+        data, runs: the values of `{data}` and `{runs}`.
 
     Raises:
-        RecipeError: it is no recipe.
+        RecipeError: it is not a valid recipe.
     """
     return _arm(study, name, seed, data, runs, {(): f"arm {name}"})
 
 
 def _arm(study: Study, name: str, seed: int, data: Path, runs: Path, origins: Origins) -> Recipe:
-    values = _laid_over(study.common, study.arms[name].recipe)
-    values = _filled(values, {"data": str(data), "runs": str(runs)})
+    values = _merge(study.common, study.arms[name].recipe)
+    values = _substitute(values, {"data": str(data), "runs": str(runs)})
     return build_recipe({"name": name, "seed": seed} | values, origins)
 
 
 def _arm_origins(origins: Origins, name: str) -> Origins:
-    """Where the keys of an arm's recipe were written: with the arm itself, or in `common`."""
+    """The line of each key of an arm's recipe: in the arm itself, or in `common`."""
     own = ("arms", name, "recipe")
-    common = {path[1:]: place for path, place in origins.items() if path[:1] == ("common",)}
-    return common | {path[3:]: place for path, place in origins.items() if path[:3] == own}
+    common = {path[1:]: origin for path, origin in origins.items() if path[:1] == ("common",)}
+    return common | {path[3:]: origin for path, origin in origins.items() if path[:3] == own}
 
 
-def learned_from(study: Study, name: str) -> tuple[str, ...]:
-    """The arms whose results an arm's recipe names, theirs before them."""
-    found: dict[str, None] = {}
-    for other in _named(study, name):
+def required_arms(study: Study, name: str) -> tuple[str, ...]:
+    """The arms whose results an arm's recipe uses, directly or through another; each after its own."""
+    required: dict[str, None] = {}  # a dictionary as an ordered set
+    for other in _references(study, name):
         if other in study.arms and other != name:
-            found |= dict.fromkeys((*learned_from(study, other), other))
-    return tuple(found)
+            required |= dict.fromkeys((*required_arms(study, other), other))
+    return tuple(required)
 
 
-def _named(study: Study, name: str) -> list[str]:
-    """What the recipe of an arm names below `{runs}`, in order."""
-    text = json.dumps(_laid_over(study.common, study.arms[name].recipe), ensure_ascii=False)
+def _references(study: Study, name: str) -> list[str]:
+    """The directories below `{runs}` that the recipe of an arm names, in order."""
+    text = json.dumps(_merge(study.common, study.arms[name].recipe), ensure_ascii=False)
     return re.findall(r"\{runs\}/([\w-]+)", text)
 
 
 def _broken_rules(study: Study) -> Iterator[tuple[str, str]]:
-    """What is wrong with a study whose fields fit: key and complaint."""
+    """Violations of rules that involve several fields: key and message."""
     yield from directory_name("study", study.study)
     before: list[str] = []
     recipes = {f"arms.{name}.recipe": arm.recipe for name, arm in study.arms.items()}
     for section, keys in ({"common": study.common} | recipes).items():
         for key in {"name", "seed"} & keys.keys():
-            yield f"{section}.{key}", "is the arm's name, and the study's seed; it must not be set"
+            yield f"{section}.{key}", "must not be set: it is the arm's name, or the study's seed"
     for name in study.arms:
         if not re.fullmatch(r"\w[\w-]*", name) or name == "data":
             yield f"arms.{name}", "must be letters, digits, `-` and `_`, and not `data`: it names a directory"
-        if missing := set(_named(study, name)) - set(before):
+        if missing := set(_references(study, name)) - set(before):
             yield f"arms.{name}", f"{', '.join(sorted(missing))} must be an arm before it"
         before.append(name)
     for number, claim in enumerate(study.claims):
@@ -169,23 +169,24 @@ def _broken_rules(study: Study) -> Iterator[tuple[str, str]]:
         yield "answers.samples", "must be at least 1"
 
 
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, mapping by mapping; lists and values are replaced."""
-    merged = dict(below)
-    for key, value in above.items():
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Merges mappings recursively; lists and values are replaced."""
+    merged = dict(base)
+    for key, value in overrides.items():
         inner = merged.get(key)
         if isinstance(inner, Mapping) and isinstance(value, Mapping):
-            merged[key] = _laid_over(inner, value)
+            merged[key] = _merge(inner, value)
         else:
             merged[key] = value
     return merged
 
 
-def _filled(value: Any, places: Mapping[str, str]) -> Any:
+def _substitute(value: Any, variables: Mapping[str, str]) -> Any:
+    """Replaces ``{name}`` in all strings of nested mappings and lists."""
     if isinstance(value, str):
-        for name, place in places.items():
-            value = value.replace(f"{{{name}}}", place)
+        for name, text in variables.items():
+            value = value.replace(f"{{{name}}}", text)
         return value
     if isinstance(value, Mapping):
-        return {key: _filled(inner, places) for key, inner in value.items()}
-    return [_filled(inner, places) for inner in value] if isinstance(value, list) else value
+        return {key: _substitute(inner, variables) for key, inner in value.items()}
+    return [_substitute(inner, variables) for inner in value] if isinstance(value, list) else value
