@@ -69,7 +69,7 @@ def test_an_arms_recipe_is_laid_over_the_common_one_and_learns_from_its_own_star
         (("study: tiny", "study: ../tiny"), ["study.yaml:1: study: names a directory"]),
         (
             ("  train:\n    epochs: 1", "  seed: 3"),
-            ["study.yaml:8: common.seed: must not be set"],
+            ["study.yaml:8: common.seed: must not be set", "is the arm's name, or"],
         ),
         (("over: base", "over: bas"), ["study.yaml:20: claims: [0].over: there is no `bas`", "`base`"]),
         (
