@@ -113,7 +113,7 @@ def _assign_across_tokenizers(run: RunContext, documents: list[Document]) -> Tea
             teacher=teacher,
             student=student,
             by=run.objective.align,
-            shown=run.contexts[0].for_teacher if run.contexts[0].private else None,
+            teacher_view=run.contexts[0].for_teacher if run.contexts[0].private else None,
         )
     return TeacherAssignment(0, 1.0, list(range(len(documents))), documents, aligned.documents, aligned)
 

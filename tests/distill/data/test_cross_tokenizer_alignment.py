@@ -116,7 +116,7 @@ def test_what_only_the_teacher_is_shown_is_passed_over():
 
     rows = [row("the still")]
     documents = make_documents(rows, TAGS.tokenizer, TAGS.template, loss_on="assistant", max_length=4096)
-    found = align_documents(rows, documents, teacher=TEACHER, student=TAGS, shown=shown)
+    found = align_documents(rows, documents, teacher=TEACHER, student=TAGS, teacher_view=shown)
     assert b"".join(ours for ours, _ in texts(documents, found, TAGS)) == b"the still<|im_end|>"
     assert len(found.documents[0]) == len(TEACHER.encode(shown(rows[0]["messages"]))[0]) - 1  # a line break
 
@@ -158,5 +158,5 @@ def test_readings_without_a_common_word_are_refused():
         "{% for m in messages %}{{ m['role'] }}:{% if m['role'] == 'assistant' %}{% generation %}"
         "{{ m['content'] | upper }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
     )
-    with pytest.raises(TokenizerMismatchError, match="nothing that the assistant wrote"):
+    with pytest.raises(TokenizerMismatchError, match="no text of the assistant"):
         aligned([row("the still")], ChatTokenizer(TEACHER.tokenizer, shouting))

@@ -123,9 +123,9 @@ def numbers(*shape: int, seed: int) -> Tensor:
 
 def mixture_by_hand(rows: MixedRows, shared: int) -> list[list[float]]:
     mixed = [[0.0] * shared for _ in range(len(rows))]
-    for share in rows.shares:
+    for share in rows.components:
         head = share.rows.head
-        for row, hidden in zip(share.where_n.tolist(), share.rows.hidden_ND, strict=True):
+        for row, hidden in zip(share.indices_n.tolist(), share.rows.hidden_ND, strict=True):
             raw = (head.scale * (head.weight_VD @ hidden)).tolist()
             raw = [head.softcap * math.tanh(x / head.softcap) if head.softcap else x for x in raw]
             for i, p in enumerate(oracle.probabilities(raw[:shared])):

@@ -64,7 +64,7 @@ def test_dense_rows_are_the_models_own_logits(name, targets, tmp_path, small_sha
     assert isinstance(rows, DenseRows)
     expected_NV = teacher_logits(teacher)
     torch.testing.assert_close(rows.head.logits(rows.hidden_ND).double(), expected_NV, rtol=1e-4, atol=1e-4)
-    shared_NV = rows.dense_logp(40)
+    shared_NV = rows.finish_logits(rows.raw_logits(slice(None), 40).float()).log_softmax(-1)
     torch.testing.assert_close(shared_NV.double(), expected_NV[:, :40].log_softmax(-1), rtol=1e-4, atol=1e-4)
 
 
@@ -293,12 +293,14 @@ def test_hidden_states_are_kept_in_the_type_that_the_teacher_ran_in(tmp_path):
 
 def test_a_large_corpus_has_larger_shards_not_more(monkeypatch):
     monkeypatch.setattr(store, "SHARD_TOKENS", 10)
-    monkeypatch.setattr(store, "MOST_SHARDS", 4)
+    monkeypatch.setattr(store, "MAX_SHARDS", 4)
     documents = documents_of([7] * 100)
-    places = store.plan_places(documents)
-    assert max(place.shard for place in places) < 4
+    locations = store.plan_locations(documents)
+    assert max(location.shard for location in locations) < 4
     taken = sorted(
-        (place.shard, row) for place in places for row in range(place.start, place.start + place.counted)
+        (location.shard, row)
+        for location in locations
+        for row in range(location.start, location.start + location.counted)
     )
     assert len(set(taken)) == len(taken) == sum(document.counted for document in documents)
 
@@ -318,6 +320,8 @@ def test_bfloat16_hidden_states_of_a_real_model_are_near_its_float32_logits(tmp_
     signal = cached(tmp_path, HIDDEN, teacher=weights.model, documents=documents, dtype="bfloat16")
     rows = signal.rows(parts, CPU)
     assert isinstance(rows, DenseRows)
-    kept_NV = rows.dense_logp(rows.vocab_size).double()
+    kept_NV = (
+        rows.finish_logits(rows.raw_logits(slice(None), rows.vocab_size).float()).log_softmax(-1).double()
+    )
     kl = (exact_NV.exp() * (exact_NV - kept_NV)).sum(-1).mean().item()
     assert 0 < kl < 0.01

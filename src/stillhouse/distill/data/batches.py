@@ -1,8 +1,7 @@
-"""Which documents each optimizer step learns from, decided before the first step.
+"""The plan of a training run: the documents of each optimizer step, fixed before the first step.
 
-The plan depends on the documents' lengths, the settings and the seed alone, so a
-resumed run and the control arm see the same documents in the same order. No tensor
-is made here.
+The plan depends only on the documents' lengths, the settings and the seed, so a resumed run and the control
+arm read the same documents in the same order. No tensor is made here.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ class Step:
     """One optimizer step.
 
     Args:
-        epoch: the pass over the corpus in which its first document stands, from 0.
-        index: the place of that document in the epoch's shuffled order.
+        epoch: of its first document, from 0.
+        index: of that document in the epoch's shuffled order.
         documents: indices into the list of documents.
         tokens: tokens in them.
     """
@@ -33,11 +32,11 @@ class Step:
 
 
 def plan_steps(lengths: Sequence[int], settings: Train, *, seed: int) -> list[Step]:
-    """Cuts the stream of shuffled epochs into steps of at most ``batch_tokens`` tokens.
+    """Splits the stream of shuffled epochs into steps of at most ``batch_tokens`` tokens.
 
-    A document longer than that is a step of its own. Steps run on across the end of an epoch, so that none
-    but the last is small. The stream ends after ``epochs`` passes (a fraction takes that share of the
-    documents), or with the document that reaches ``tokens``, where that is set.
+    A longer document is a step of its own. Steps continue across the end of an epoch, so that only the last
+    one is small. The stream ends after ``epochs`` passes (a fraction takes that share of the documents), or
+    with the document that reaches ``tokens``, if that is set.
 
     Args:
         lengths: tokens of each document.
@@ -63,7 +62,7 @@ def plan_steps(lengths: Sequence[int], settings: Train, *, seed: int) -> list[St
 
 
 def _stream(count: int, settings: Train, seed: int):
-    """(epoch, index, document) without end when ``tokens`` is set, else for ``epochs`` passes."""
+    """Yields (epoch, index, document): without end if ``tokens`` is set, else for ``epochs`` passes."""
     remaining = None if settings.tokens is not None else round(settings.epochs * count)
     epoch = 0
     while remaining is None or remaining > 0:
@@ -77,9 +76,9 @@ def _stream(count: int, settings: Train, seed: int):
 def micro_batches(
     documents: Sequence[int], lengths: Sequence[int], micro_tokens: int, *, padded: bool
 ) -> list[tuple[int, ...]]:
-    """Cuts a step into passes of at most ``micro_tokens`` tokens, documents of like length together.
+    """Splits a step into passes of at most ``micro_tokens`` tokens, documents of similar length together.
 
-    ``padded`` counts every document of a pass as long as its longest. A document longer than
+    ``padded`` counts every document of a pass as long as the longest. A document longer than
     ``micro_tokens`` is a pass of its own.
     """
     passes: list[list[int]] = []

@@ -1,7 +1,7 @@
-"""Exchanges as token ids: what the student reads, and which of its tokens it learns.
+"""Tokenised exchanges: the student's input, and the mask of the tokens that it learns.
 
-Tokens are counted by the chat template's own marks; nothing here guesses where an
-answer begins. Documents are kept in memory (5 bytes a token); texts are not.
+The chat template marks the tokens of an answer; nothing here guesses where it begins. Documents are kept in
+memory (5 bytes a token); texts are not.
 
 Shapes: T tokens of a document.
 """
@@ -30,8 +30,8 @@ class Document:
     Args:
         id: the exchange's id in the corpus.
         ids: token ids, int32 [T].
-        loss: bool [T]; ``loss[t]`` says that token t is to be learned. Position t-1 predicts it, so
-            ``loss[0]`` never counts.
+        loss: bool [T]; ``loss[t]`` means that token t is learned. Position t-1 predicts it, so ``loss[0]``
+            never counts.
     """
 
     id: str
@@ -43,7 +43,7 @@ class Document:
 
     @property
     def predicting(self) -> np.ndarray:
-        """Positions whose next token is to be learned, ascending, int64 [N], each in 0 … T-2."""
+        """Positions whose next token is learned, ascending, int64 [N], each in 0 … T-2."""
         return np.flatnonzero(self.loss[1:])
 
     @property
@@ -53,7 +53,7 @@ class Document:
 
     @property
     def counted(self) -> int:
-        """How many tokens are learned."""
+        """The number of tokens that are learned."""
         return int(np.count_nonzero(self.loss[1:]))
 
 
@@ -67,12 +67,13 @@ def make_documents(
 ) -> list[Document]:
     """Turns corpus rows into documents, in the same order.
 
-    A document longer than ``max_length`` tokens is cut at its end. One in which no token is then left to
-    learn is dropped; how many were is said on stderr, and is the difference to the number of rows.
+    A document longer than ``max_length`` tokens is cut at its end. A document without a token to learn is
+    dropped; the number of both is reported on stderr.
 
     Args:
         rows: each with ``id`` and ``messages``; values of None inside a message count as absent.
-        loss_on: ``assistant`` learns what the template marks as the assistant's, ``all`` every token.
+        loss_on: ``assistant`` learns the tokens that the template marks as the assistant's, ``all`` every
+            token.
         max_length: tokens.
     """
     documents = []
@@ -102,7 +103,7 @@ def _report(kept: int, cut: int, dropped: int, max_length: int) -> None:
 
 
 def documents_hash(documents: Iterable[Document]) -> str:
-    """The SHA-256 over ids, tokens and marks of ``documents``, in order."""
+    """The SHA-256 over ids, tokens and loss masks of ``documents``, in order."""
     return sha256_json(
         [
             [d.id, sha256_bytes(d.ids.tobytes()), sha256_bytes(np.packbits(d.loss).tobytes())]

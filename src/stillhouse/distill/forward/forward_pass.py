@@ -1,6 +1,6 @@
-"""Running a model over documents: its last hidden states where a token is to be learned.
+"""Forward passes of a model over documents: its last hidden states at the positions to learn.
 
-Forward passes only; nothing is kept and no gradient is made.
+Nothing is stored and no gradient is computed.
 
 Shapes: N positions that predict a counted token, D the model's hidden size.
 """
@@ -38,14 +38,14 @@ DIGEST_ENTRIES = 4096
 
 
 class ForwardPass:
-    """A model (a teacher, or whoever is measured) that is ready to be run.
+    """A model (a teacher, or a model to evaluate) prepared for forward passes over documents.
 
     Args:
-        model: left as it is; a copy is made where ``dtype`` asks for another type.
+        model: not changed; it is copied if ``dtype`` is another type.
         dtype: ``auto`` is bfloat16 where the hardware multiplies it.
 
     Raises:
-        ContextLengthError: a document is longer than what the model can read.
+        ContextLengthError: a document is longer than the model's context.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ForwardPass:
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     ) -> None:
         self.documents = documents
-        _require_context(model, documents)
+        require_context(model, documents)
         was_training = model.training
         model.eval()
         compute = compute_dtype(dtype, model.device)
@@ -65,8 +65,8 @@ class ForwardPass:
         model.train(was_training)
 
     def for_documents(self, documents: Sequence[Document]) -> ForwardPass:
-        """The same model, ready to be run over other documents."""
-        _require_context(self.module, documents)
+        """The same model over other documents."""
+        require_context(self.module, documents)
         other = copy.copy(self)
         other.documents = documents
         return other
@@ -93,15 +93,15 @@ class ForwardPass:
 
 
 def model_digest(model: PreTrainedModel) -> str:
-    """A hash that tells models apart quickly: of names, shapes and evenly spaced entries of parameters."""
-    parts = []
+    """A quick hash that identifies a model: of names, shapes and evenly spaced entries of its parameters."""
+    summaries = []
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()
         step = max(1, len(flat) // DIGEST_ENTRIES)
-        parts.append(
+        summaries.append(
             [name, list(parameter.shape), sha256_bytes(flat[::step].float().cpu().numpy().tobytes())]
         )
-    return sha256_json(parts)
+    return sha256_json(summaries)
 
 
 def _without_gradient(head: LMHead) -> LMHead:
@@ -109,11 +109,21 @@ def _without_gradient(head: LMHead) -> LMHead:
     return replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)
 
 
-def _require_context(model: PreTrainedModel, documents: Sequence[Document]) -> None:
+def require_context(
+    model: PreTrainedModel, documents: Sequence[Document], *, role: Literal["model", "student"] = "model"
+) -> None:
+    """Checks that every document fits into the model's context.
+
+    Args:
+        role: of the model, in the error.
+
+    Raises:
+        ContextLengthError: names the longest document.
+    """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(documents, key=len, default=None)
     if context is not None and longest is not None and len(longest) > context:
         raise ContextLengthError(
-            f"document {longest.id} has {len(longest)} tokens, and the model reads at most {context}",
-            hint=f"Set train.max_length to {context} or less; a private context comes on top of it.",
+            f"document {longest.id} has {len(longest)} tokens, and the {role} reads at most {context}",
+            hint=f"Set train.max_length to {context} or less; a private context adds to the length.",
         )

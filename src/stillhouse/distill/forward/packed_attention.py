@@ -1,14 +1,13 @@
-"""Attention that stays inside each document of a packed row.
+"""Attention confined to each document of a packed row.
 
-A packed row is several documents in one sequence. A dense block mask over it would
-cost the square of the row; this attention function, registered with transformers,
-runs causal attention on each document alone and costs the sum of the documents'
-squares. A document may be cut in two pieces, a prompt and what follows it, so that others can go on
-from the same prompt. It knows sliding windows; soft-capped scores and sinks it refuses, and whatever
-else it does not know :func:`stillhouse.distill.forward.packing.choose_layout` finds out by comparing.
+A packed row is several documents in one sequence. A dense block mask over it costs the square of the row;
+this attention function, registered with transformers, runs causal attention on each segment alone and costs
+the sum of their squares. A segment is a document, or a prompt, or an answer that continues a prompt which
+other answers share. Sliding windows are supported; soft-capped scores and sinks raise an error. Anything else
+that is not supported shows in the comparison of :func:`stillhouse.distill.forward.packing.choose_layout`.
 
-Shapes: S tokens of the row, H query heads, K key heads, E head size, T tokens of a piece, U tokens of
-the piece and of the prompt that it goes on from.
+Shapes: S tokens of the row, H query heads, K key heads, E head size, T tokens of a segment, U tokens of the
+segment and of the prompt that it continues.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ def packed_attention(
     """Causal attention within each document; the signature is transformers' attention interface.
 
     Args:
-        segment_lengths: tokens of each piece, in the row's order; their sum is S.
-        prefix_segments: for each piece, the earlier piece (which itself goes on from none) that it attends to
-            wholly, beside itself; None where it is a document of its own.
-        sliding_window: a token sees itself and this many tokens less one before it.
+        segment_lengths: tokens of each segment, in the row's order; their sum is S.
+        prefix_segments: for each segment, the number of the earlier segment that it continues and fully
+            attends to; None for a document or a prompt. A prefix has no prefix itself.
+        sliding_window: a token attends to itself and to the ``sliding_window - 1`` tokens before it.
 
     Returns:
         The heads' outputs [1, S, H, E], and no weights.
@@ -58,9 +57,9 @@ def packed_attention(
         raise NotImplementedError("packed attention has neither soft-capped scores nor sinks")
     dtype = query_1HSE.dtype
     if query_1HSE.device.type == "cpu" and dtype == torch.bfloat16:
-        # In bfloat16 each new document length costs oneDNN new kernels; float32 passes are a fifth faster.
+        # In bfloat16 oneDNN compiles kernels for each new length; float32 passes are a fifth faster.
         query_1HSE, key_1KSE, value_1KSE = query_1HSE.float(), key_1KSE.float(), value_1KSE.float()
-    # split, not slices: the gradient of a slice is a zero-filled whole row for every piece
+    # split, not slices: the gradient of a slice is a zero-filled whole row for every segment
     queries, keys, values = (
         tensor.split(list(segment_lengths), dim=2) for tensor in (query_1HSE, key_1KSE, value_1KSE)
     )
@@ -86,7 +85,7 @@ def packed_attention(
 
 
 def _mask(query_1HTE: Tensor, key_1KUE: Tensor, sliding_window: int | None) -> Tensor | None:
-    """What the last T of U tokens may see, bool [T, U]; None where that is all before them and T is U."""
+    """The tokens that the last T of U tokens attend to, bool [T, U]; None for plain causal attention."""
     length, seen = query_1HTE.shape[2], key_1KUE.shape[2]
     window = seen if sliding_window is None else min(sliding_window, seen)
     if length == seen == window:

@@ -1,9 +1,9 @@
-"""Documents as one forward pass: packed in a row, or padded where packing is not safe.
+"""Layouts of a forward pass: documents packed in one row, or padded where packing is not safe.
 
-Packing wastes almost no token (a row is filled up to a multiple of 128), but is right only
-for models whose attention can be kept inside a document. :func:`choose_layout` does not
-trust a model's name: it runs the model on three short documents, packed and alone, and
-compares. Neighbours in a row that answer the same prompt share it (:mod:`.prompt_sharing`).
+Packing wastes almost no token (a row is filled up to a multiple of 128), but is correct only for models
+whose attention can be confined to a document. :func:`choose_layout` does not trust a model's name: it runs
+the model on three short documents, packed and alone, and compares. Neighbours in a row that answer the same
+prompt share it (:mod:`.prompt_sharing`).
 
 Shapes: S tokens of a pass, B rows, T tokens of a row, N positions that predict a counted token.
 """
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 FLASH = "flash_attention_2"
 PADDED = "padded"
 ROW_MULTIPLE = 128
-"""Rows are filled up to this: each new length costs the processor new kernels (1.3 times slower without)."""
+"""Row lengths are multiples of it: a CPU compiles kernels for each new length (1.3 times slower without)."""
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Relative difference of hidden states that rounding may make, by the model's type. SmolLM2-135M: 1e-6 in
-float32 and 0.014 in bfloat16; documents that see each other: 0.4."""
+"""Largest relative difference of hidden states that counts as rounding, by dtype. Measured on SmolLM2-135M:
+1e-6 in float32 and 0.014 in bfloat16; 0.4 where documents attend to each other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What goes through the decoder at once.
+    """Input of one forward pass.
 
     Args:
         inputs: keyword arguments of the decoder.
-        predicting_N: places in the flattened hidden states [B*T, D] whose next token is learned.
+        predicting_N: indices into the flattened hidden states [B*T, D] whose next token is learned.
         labels_N: those tokens.
     """
 
@@ -55,7 +55,7 @@ class Batch:
 def split_into_passes(
     indices: Sequence[int], documents: Sequence[Document], micro_tokens: int, layout: str
 ) -> list[tuple[int, ...]]:
-    """Cuts the documents ``indices`` into passes of at most ``micro_tokens`` tokens each."""
+    """Splits the documents ``indices`` into passes of at most ``micro_tokens`` tokens each."""
     if layout == packed_attention.NAME:
         return prompt_sharing_batches(indices, documents, micro_tokens)
     lengths = [len(document) for document in documents]
@@ -63,13 +63,13 @@ def split_into_passes(
 
 
 def collate(documents: Sequence[Document], layout: str, device: torch.device) -> Batch:
-    """Makes a pass of ``documents``, in their order.
+    """Makes one batch of ``documents``, in their order.
 
     Args:
-        layout: what :func:`choose_layout` returned.
+        layout: from :func:`choose_layout`.
     """
     if layout == PADDED:
-        # Padding stands to the right of a document, where a causal model never looks back from.
+        # Padding is on the right, so no token of a causal model attends to it.
         width = max(map(len, documents))
         ids = np.zeros((len(documents), width), dtype=np.int64)
         for row, document in zip(ids, documents, strict=True):
@@ -86,9 +86,10 @@ def collate(documents: Sequence[Document], layout: str, device: torch.device) ->
 def _packed(
     documents: Sequence[Document], layout: str, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Token ids [1, S], the predicting places in the row, and what tells the attention the pieces."""
+    """Token ids [1, S], predicting positions in the row, and the segments as arguments of the attention."""
+    # Flash attention's kernel takes separate documents only.
     row = share_prompts(documents, share=layout != FLASH)
-    filler = -len(row.ids) % ROW_MULTIPLE  # a last document of which nothing is learned
+    filler = -len(row.ids) % ROW_MULTIPLE  # a last document with no token to learn
     ids = np.concatenate([row.ids, np.zeros(filler, dtype=np.int32)]).astype(np.int64)[None]
     positions = np.concatenate([row.positions, np.arange(filler)])[None]
     lengths = row.lengths + ([filler] if filler else [])
@@ -104,7 +105,7 @@ def _packed(
 
 
 def _flash_inputs(lengths: list[int], device: torch.device) -> dict[str, Any]:
-    """The documents' bounds as flash attention's variable-length kernel takes them."""
+    """Document boundaries in the format of flash attention's variable-length kernel."""
     bounds = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device)
     longest = max(lengths)
     return {
@@ -123,32 +124,36 @@ def hidden_states(decoder: torch.nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
-    """How documents may share a pass: the name of a packed attention, or ``"padded"``.
+    """Chooses how documents share a pass: the name of a packed attention, or ``"padded"``.
 
-    Three short documents, two of them with one prompt, go through ``model`` in one packed row and, with the
-    model's own attention, each alone. Where the hidden states differ by more than rounding (a model with
+    Runs three short documents, two of them with one prompt, through ``model`` in one packed row and, with the
+    model's own attention, each alone. If the hidden states differ by more than rounding (a model with
     soft-capped scores, sinks, recurrent layers, or attention outside transformers' interface), rows are
     padded instead.
 
     Args:
-        model: in eval mode; left as it was.
-        dtype: the compute type, on which flash attention depends.
+        model: in eval mode; not changed.
+        dtype: the compute type; flash attention needs bfloat16.
     """
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = np.arange(MIN_SHARED_PROMPT + 12, dtype=np.int32) * 7919 % vocabulary  # any varied tokens do
+    tokens = (
+        np.arange(MIN_SHARED_PROMPT + 12, dtype=np.int32) * 7919 % vocabulary
+    )  # any varied tokens will do
     prompt, rest = np.split(tokens, [MIN_SHARED_PROMPT])
-    some = [Document("", rest[:5], np.ones(5, dtype=bool))]
+    documents = [Document("", rest[:5], np.ones(5, dtype=bool))]
     for answer in (rest[5:8], rest[8:]):
         ids = np.concatenate([prompt, answer])
-        some.append(Document("", ids, np.arange(len(ids)) >= MIN_SHARED_PROMPT))
-    alone = [hidden_states(model.get_decoder(), collate([d], PADDED, model.device)) for d in some]
-    with use_attention(model, packed_attention.NAME) as possible:
-        if not possible:
+        documents.append(Document("", ids, np.arange(len(ids)) >= MIN_SHARED_PROMPT))
+    alone = [hidden_states(model.get_decoder(), collate([d], PADDED, model.device)) for d in documents]
+    with use_attention(model, packed_attention.NAME) as supported:
+        if not supported:
             return PADDED
         try:
-            packed = hidden_states(model.get_decoder(), collate(some, packed_attention.NAME, model.device))
+            packed = hidden_states(
+                model.get_decoder(), collate(documents, packed_attention.NAME, model.device)
+            )
         except NotImplementedError:
             return PADDED
     difference = torch.cat(alone) - packed
@@ -161,16 +166,16 @@ def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
 
 @contextlib.contextmanager
 def use_attention(model: PreTrainedModel, layout: str) -> Iterator[bool]:
-    """Makes ``model`` use the attention of ``layout`` inside the block; yields whether it does."""
+    """Makes ``model`` use the attention of ``layout`` inside the block; yields whether the model can."""
     before = str(model.config._attn_implementation)
-    wanted = before if layout == PADDED else layout
-    if wanted != before:
+    required = before if layout == PADDED else layout
+    if required != before:
         if not model._can_set_attn_implementation():
             yield False
             return
-        model.set_attn_implementation(wanted)
+        model.set_attn_implementation(required)
     try:
         yield True
     finally:
-        if wanted != before:
+        if required != before:
             model.set_attn_implementation(before)

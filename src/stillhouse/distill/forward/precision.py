@@ -1,11 +1,10 @@
-"""bfloat16 passes over float32 weights.
+"""Mixed precision: bfloat16 passes over float32 weights.
 
-The student's own parameters are the masters: float32, what the optimizer changes
-and what is saved. In bfloat16 a working copy makes the passes; its gradients are
-added up in float32, and the masters are copied into it after each step. In float32
-the student is its own working copy.
+The student's parameters are the masters: float32, changed by the optimizer and saved. In bfloat16 a working
+copy runs the passes; its gradients are summed in float32, and the masters are copied into it after each step.
+In float32 the student is its own working copy.
 
-Buffers are never cast: rotary frequencies in bfloat16 would move every position.
+Buffers are never cast: rotary frequencies in bfloat16 would shift every position.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def compute_dtype(wanted: Literal["auto", "bfloat16", "float32"], device: torch.device) -> torch.dtype:
-    """The type of the passes; ``auto`` is bfloat16 where the hardware multiplies it, else float32."""
-    if wanted == "auto":
+def compute_dtype(dtype: Literal["auto", "bfloat16", "float32"], device: torch.device) -> torch.dtype:
+    """The dtype of the passes; ``auto`` is bfloat16 if the hardware multiplies it, else float32."""
+    if dtype == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bfloat16()
         return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
 class WorkingCopy:
-    """The module that makes the passes, tied to the parameters that are trained.
+    """The module that runs the passes, tied to the parameters that are trained.
 
     Args:
         model: its parameters that require a gradient become the masters; float32.
@@ -46,6 +45,7 @@ class WorkingCopy:
         self._copies: list[Tensor] = []
         if dtype == torch.float32:
             return
+        # Through deepcopy's memo, so that parameters that are tied in the model stay tied in its copy.
         copies = {
             id(p): nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
             for p in model.parameters()
@@ -58,7 +58,7 @@ class WorkingCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Brings the working copy up to the masters."""
+        """Copies the masters into the working copy."""
         for working, master in zip(self._copies, self.masters.values(), strict=False):
             working.copy_(master)
 

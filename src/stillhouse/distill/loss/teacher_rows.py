@@ -1,11 +1,11 @@
-"""What the teacher said at a batch of positions, in the form it was kept in.
+"""The teacher's distributions for a batch of positions, in the form in which they were stored.
 
-Three forms: hidden states with the teacher's head (dense and exact; of several teachers:
-mixed), the k likeliest ids and one tail, or drawn ids with counts.
-:mod:`stillhouse.distill.loss.fused_loss` turns each into a loss; nothing here reads a file.
+Three forms: hidden states with the teacher's LM head (dense and exact; of several teachers: mixed), the k
+likeliest ids and one tail, or drawn ids with counts. :mod:`stillhouse.distill.loss.fused_loss` turns each
+into a loss; nothing here reads a file.
 
-Shapes: N rows (positions), D the teacher's hidden size, V vocabulary, K listed ids, C rows of a
-chunk, n rows of one of several teachers, c those of them in a chunk.
+Shapes: N rows (positions), D the teacher's hidden size, V vocabulary, K listed ids, C rows of a chunk, n rows
+of one of several teachers, c those of them in a chunk.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from stillhouse.distill.loss.lm_head import LMHead
 
 @dataclass(frozen=True, eq=False)
 class DenseRows:
-    """The whole distribution, as the hidden states it is made from.
+    """The whole distribution, as the hidden states that it is computed from.
 
     Args:
-        hidden_ND: the teacher's last hidden states, after its final norm, in the dtype it ran in.
+        hidden_ND: the teacher's last hidden states, after its final norm, in its compute dtype.
         head: the teacher's, in the same dtype.
     """
 
@@ -39,46 +39,42 @@ class DenseRows:
         return self.head.vocab_size
 
     def raw_logits(self, rows: slice, vocab_size: int) -> Tensor:
-        """Input of :meth:`finish_logits` for the first ``vocab_size`` ids, in the pass's dtype, [C, V]."""
+        """Input of :meth:`finish_logits` for the first ``vocab_size`` ids, in the compute dtype, [C, V]."""
         return self.head.raw_logits(self.hidden_ND[rows], vocab_size)
 
     def finish_logits(self, raw_NV: Tensor) -> Tensor:
         """The logits, from :meth:`raw_logits` in float32 at least."""
         return self.head.finish_logits(raw_NV)
 
-    def dense_logp(self, vocab_size: int) -> Tensor:
-        """Log-probabilities over the first ``vocab_size`` ids, normalised over them, float32 [N, V]."""
-        return soften(self.head.logits(self.hidden_ND, vocab_size), 1.0)
-
 
 @dataclass(frozen=True, eq=False)
 class MixtureComponent:
-    """What one of several teachers said of some of the rows.
+    """One teacher's distributions for some of the rows of a mixture.
 
     Args:
         rows: of this teacher, n of them.
-        where_n: which rows of the whole they are, int64, ascending.
+        indices_n: their row numbers in the mixture, int64, ascending.
         weight: of this teacher in those rows, above 0.
     """
 
     rows: DenseRows
-    where_n: Tensor
+    indices_n: Tensor
     weight: float
 
 
 @dataclass(frozen=True, eq=False)
 class MixedRows:
-    """Whole distributions of several teachers: each row the weighted mean of those that speak there.
+    """Whole distributions of several teachers: each row is the weighted mean of the teachers that have it.
 
     P = Σ_i w_i softmax(z_i), with Σ_i w_i = 1 at every row; the objective's temperature is applied to log P.
 
     Args:
-        shares: one for each teacher that speaks anywhere.
+        components: one for each teacher that has any of the rows.
         count: N.
-        vocab_size: the ids that all of the teachers have.
+        vocab_size: the ids that all teachers have.
     """
 
-    shares: tuple[MixtureComponent, ...]
+    components: tuple[MixtureComponent, ...]
     count: int
     vocab_size: int
 
@@ -88,29 +84,32 @@ class MixedRows:
     def raw_logits(self, rows: slice, vocab_size: int) -> Tensor:
         """Log-probabilities over the first ``vocab_size`` ids, in float32 at least, [C, V]."""
         mixed_CV = None
-        for share in self.shares:
-            inside_n = ((share.where_n >= rows.start) & (share.where_n < rows.stop)).nonzero()[:, 0]
-            logp_cV = soften(share.rows.head.logits(share.rows.hidden_ND[inside_n], vocab_size), 1.0)
+        for component in self.components:
+            teacher, indices_n = component.rows, component.indices_n
+            inside_n = ((indices_n >= rows.start) & (indices_n < rows.stop)).nonzero()[:, 0]
+            logp_cV = soften(teacher.head.logits(teacher.hidden_ND[inside_n], vocab_size), 1.0)
             if mixed_CV is None:
                 mixed_CV = logp_cV.new_full((rows.stop - rows.start, vocab_size), -math.inf)
-            there_c = share.where_n[inside_n] - rows.start
-            mixed_CV[there_c] = mixed_CV[there_c].logaddexp(logp_cV.to(mixed_CV) + math.log(share.weight))
+            offsets_c = indices_n[inside_n] - rows.start
+            # Summed as logarithms, so that an id that every teacher finds unlikely keeps its digits.
+            weighted_cV = logp_cV.to(mixed_CV) + math.log(component.weight)
+            mixed_CV[offsets_c] = mixed_CV[offsets_c].logaddexp(weighted_cV)
         assert mixed_CV is not None
         return mixed_CV
 
     def finish_logits(self, raw_NV: Tensor) -> Tensor:
-        """Itself: a log-probability is a logit."""
+        """Returns its argument: log-probabilities are logits."""
         return raw_NV
 
 
 @dataclass(frozen=True, eq=False)
 class TopKRows:
-    """The likeliest ids, and what is left as one tail.
+    """The likeliest ids, and all others as one tail.
 
     Args:
         ids_NK: int64, distinct in a row.
-        logp_NK1: float32, at the objective's temperature; the tail's is last. They sum to 1.
-        vocab_size: how many ids the tail and the listed ids are taken from.
+        logp_NK1: float32, at the objective's temperature; the tail's is last. The probabilities sum to 1.
+        vocab_size: the number of ids that the list and the tail cover.
     """
 
     ids_NK: Tensor
@@ -126,9 +125,9 @@ class SampledRows:
     """Ids drawn from the teacher at the objective's temperature.
 
     Args:
-        ids_NK: int64; K is the most distinct ids that any row has.
+        ids_NK: int64; K is the largest number of distinct ids in a row.
         counts_NK: float32; 0 where a row has fewer.
-        vocab_size: how many ids were drawn from.
+        vocab_size: the number of ids that could be drawn.
     """
 
     ids_NK: Tensor

@@ -1,4 +1,4 @@
-"""What a teacher says that reads its own tokens: cached or asked like any other, with the spans beside it."""
+"""Targets of a teacher with another tokenizer: rows over its own tokens, with the spans that align them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from stillhouse.distill.data.cross_tokenizer import AlignedDocuments
 from stillhouse.distill.loss.cross_tokenizer import SpanRows
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary
 from stillhouse.distill.loss.teacher_rows import DenseRows
-from stillhouse.distill.targets.signal import Positions, TeacherSignal
+from stillhouse.distill.targets.signal import DocumentPositions, TeacherSignal
 
 
 class SpanSignal:
-    """Rows over the teacher's own documents, for a student that reads other tokens.
+    """Rows over the teacher's own documents, for a student with another tokenizer.
 
     Args:
         signal: the teacher's hidden states over ``aligned.documents``, cached or online.
         aligned: the teacher's documents and the spans.
-        vocabulary: what the tokens of either side count for.
+        vocabulary: the shared token of each id of either side.
     """
 
     def __init__(
@@ -30,17 +30,18 @@ class SpanSignal:
         self.kind = signal.kind
         self._signal, self._aligned, self._vocabulary = signal, aligned, vocabulary
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> SpanRows:
-        """The teacher's rows and the spans of a batch; ``parts`` must name whole documents of the student."""
-        indices = [index for index, _ in parts]
-        read = [self._aligned.documents[index] for index in indices]
+    def rows(self, requests: Sequence[DocumentPositions], device: torch.device) -> SpanRows:
+        """The teacher's rows and the spans of a batch; ``requests`` name whole documents of the student."""
+        indices = [index for index, _ in requests]
+        documents = [self._aligned.documents[index] for index in indices]
         teacher = self._signal.rows(
-            [(i, document.predicting) for i, document in zip(indices, read, strict=True)], device
+            [(i, document.predicting) for i, document in zip(indices, documents, strict=True)], device
         )
         assert isinstance(teacher, DenseRows)
-        labels = np.concatenate([document.labels for document in read]).astype(np.int64)
+        labels = np.concatenate([document.labels for document in documents]).astype(np.int64)
+        # Spans count rows from the start of their document; here they count from the start of the batch.
         shifted, teacher_rows, student_rows = [], 0, 0
-        for index, positions in parts:
+        for index, positions in requests:
             shifted.append(self._aligned.spans_S4[index] + [teacher_rows, 0, student_rows, 0])
             teacher_rows += self._aligned.documents[index].counted
             student_rows += len(positions)

@@ -1,4 +1,4 @@
-"""The three forms in which a teacher's distributions are kept, and how each is written and read.
+"""Storage formats of a teacher's distributions: how each is computed, written and read.
 
 =========  ===================================  ==========================================
 hidden     last hidden states, the head once    exact up to the dtype the teacher ran in
@@ -31,25 +31,25 @@ from stillhouse.recipe import Objective
 CHUNK = 128
 """Rows whose logits exist at once."""
 
-Part = tuple[Any, int, int, Tensor]
-"""An open shard, a document's first and last row (exclusive) in it, and which of these rows are wanted."""
+ShardSlice = tuple[Any, int, int, Tensor]
+"""An open shard, a document's first and last row (exclusive) in it, and which of these rows to read."""
 
 
 class TargetFormat(Protocol):
-    """A form of targets."""
+    """A storage format of targets."""
 
     def inputs(self) -> dict[str, Any]:
-        """What of the objective decides the content."""
+        """The fields of the objective that determine the content."""
         ...
 
     def encode(
         self, hidden_PD: Sequence[Tensor], head: LMHead, documents: Sequence[int]
     ) -> dict[str, Tensor]:
-        """The tensors of a shard that holds ``documents``, from their hidden states."""
+        """Computes the tensors of a shard of ``documents`` from their hidden states."""
         ...
 
-    def decode(self, parts: Sequence[Part], device: torch.device) -> TeacherRows:
-        """The wanted rows of all parts, in order, on ``device``."""
+    def decode(self, slices: Sequence[ShardSlice], device: torch.device) -> TeacherRows:
+        """The rows of all ``slices``, in order, on ``device``."""
         ...
 
 
@@ -63,7 +63,7 @@ class HiddenFormat:
         return {"kind": "hidden"}
 
     def rows(self, hidden_ND: Tensor, head: LMHead) -> DenseRows:
-        """The hidden states and the head that they go with."""
+        """The rows of hidden states that are not stored."""
         return DenseRows(hidden_ND, head)
 
     def encode(
@@ -71,10 +71,10 @@ class HiddenFormat:
     ) -> dict[str, Tensor]:
         return {"hidden": torch.cat(list(hidden_PD)).cpu()}
 
-    def decode(self, parts: Sequence[Part], device: torch.device) -> DenseRows:
+    def decode(self, slices: Sequence[ShardSlice], device: torch.device) -> DenseRows:
         if device not in self._heads:
             self._heads[device] = next(iter(self._heads.values())).to(device)
-        hidden = [file.get_slice("hidden")[first:last][wanted] for file, first, last, wanted in parts]
+        hidden = [file.get_slice("hidden")[first:last][wanted] for file, first, last, wanted in slices]
         return DenseRows(torch.cat(hidden).to(device), self._heads[device])
 
 
@@ -98,32 +98,32 @@ class TopKFormat:
         }
 
     def rows(self, hidden_ND: Tensor, head: LMHead) -> TopKRows:
-        """What the hidden states say, at once and unrounded; on their device."""
-        parts = list(self._tops(hidden_ND, head))
+        """The rows of hidden states that are not stored, without rounding; on their device."""
+        chunks = list(self._top_k(hidden_ND, head))
         return TopKRows(
-            torch.cat([ids for ids, _ in parts]), torch.cat([logp for _, logp in parts]), self.vocab_size
+            torch.cat([ids for ids, _ in chunks]), torch.cat([logp for _, logp in chunks]), self.vocab_size
         )
 
     def encode(
         self, hidden_PD: Sequence[Tensor], head: LMHead, documents: Sequence[int]
     ) -> dict[str, Tensor]:
         ids, logp = [], []
-        for ids_CK, logp_CK1 in self._tops(torch.cat(list(hidden_PD)), head):
+        for ids_CK, logp_CK1 in self._top_k(torch.cat(list(hidden_PD)), head):
             ids.append(ids_CK.to(_id_dtype(self.vocab_size)).cpu())
             logp.append(logp_CK1.to(torch.float16).cpu())
         return {"ids": torch.cat(ids), "logp": torch.cat(logp)}
 
-    def _tops(self, hidden_ND: Tensor, head: LMHead) -> Iterator[tuple[Tensor, Tensor]]:
+    def _top_k(self, hidden_ND: Tensor, head: LMHead) -> Iterator[tuple[Tensor, Tensor]]:
         for logp_CV in _softened(hidden_ND, head, self.vocab_size, self.temperature):
             top = logp_CV.topk(self.k, dim=-1)
             tail_C1 = logp_CV.scatter_(1, top.indices, -torch.inf).logsumexp(dim=-1, keepdim=True)
             yield top.indices, torch.cat([top.values, tail_C1], dim=1)
 
-    def decode(self, parts: Sequence[Part], device: torch.device) -> TopKRows:
-        # To a wide type first: uint16 has no indexing.
-        ids = [file.get_slice("ids")[a:b].to(torch.int64)[wanted] for file, a, b, wanted in parts]
-        logp = [file.get_slice("logp")[a:b][wanted].float() for file, a, b, wanted in parts]
-        # float16 leaves a sum that is a little off 1.
+    def decode(self, slices: Sequence[ShardSlice], device: torch.device) -> TopKRows:
+        # Converted before indexing: torch cannot index uint16.
+        ids = [file.get_slice("ids")[a:b].to(torch.int64)[wanted] for file, a, b, wanted in slices]
+        logp = [file.get_slice("logp")[a:b][wanted].float() for file, a, b, wanted in slices]
+        # Rounding to float16 leaves sums that differ a little from 1.
         logp_NK1 = torch.cat(logp).to(device).log_softmax(dim=-1)
         return TopKRows(torch.cat(ids).to(device), logp_NK1, self.vocab_size)
 
@@ -131,8 +131,8 @@ class TopKFormat:
 class SampledFormat:
     """Ids drawn from the teacher at the objective's temperature (Anshumann et al. 2025, section 4).
 
-    Rows differ in how many distinct ids they have; a shard holds them end to end, and ``starts`` says where
-    each row begins. A document's draws depend on the seed and its index alone.
+    Rows differ in their number of distinct ids; a shard holds them end to end, and ``starts`` has the offset
+    of each row. A document's draws depend only on the seed and its index.
     """
 
     def __init__(self, objective: Objective, vocab_size: int, seed: int) -> None:
@@ -153,8 +153,9 @@ class SampledFormat:
     ) -> dict[str, Tensor]:
         draws = []
         for document, document_hidden_PD in zip(documents, hidden_PD, strict=True):
-            own_seed = np.random.SeedSequence([self.seed, document]).generate_state(1, np.uint64)[0]
-            generator = torch.Generator().manual_seed(int(own_seed))
+            # A seed for each document, so that a resumed run draws the same ids in any order of shards.
+            document_seed = np.random.SeedSequence([self.seed, document]).generate_state(1, np.uint64)[0]
+            generator = torch.Generator().manual_seed(int(document_seed))
             for logp_CV in _softened(document_hidden_PD, head, self.vocab_size, self.temperature):
                 draws.append(draw(logp_CV.exp().cpu(), self.draws, generator))
         ids, counts, lengths = count_draws(torch.cat(draws))
@@ -164,9 +165,9 @@ class SampledFormat:
             "starts": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
         }
 
-    def decode(self, parts: Sequence[Part], device: torch.device) -> SampledRows:
+    def decode(self, slices: Sequence[ShardSlice], device: torch.device) -> SampledRows:
         ids, counts = [], []
-        for file, first, last, wanted in parts:
+        for file, first, last, wanted in slices:
             starts = file.get_slice("starts")[first : last + 1]
             span = slice(int(starts[0]), int(starts[-1]))
             lengths = starts.diff().tolist()
@@ -179,10 +180,8 @@ class SampledFormat:
 
 
 def draw(p_NV: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """``draws`` ids for each row, with replacement, [N, R].
-
-    By inverting the cumulative sum in float64; in float32 the ids of a long tail would round to nothing.
-    """
+    """Draws ``draws`` ids for each row, with replacement, [N, R], by inverting the cumulative sum."""
+    # In float64: in float32 the ids of a long tail would add nothing to the sum.
     total_NV = p_NV.double().cumsum(dim=-1)
     uniform_NR = torch.rand(len(p_NV), draws, dtype=torch.float64, generator=generator)
     ids_NR = torch.searchsorted(total_NV, uniform_NR * total_NV[:, -1:], right=True)
@@ -190,12 +189,12 @@ def draw(p_NV: Tensor, draws: int, generator: torch.Generator) -> Tensor:
 
 
 def count_draws(ids_NR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The distinct ids of each row end to end, how often each was drawn, and how many each row has."""
+    """The distinct ids of all rows end to end, the count of each, and the number of distinct ids per row."""
     ids_NR = ids_NR.sort(dim=-1).values
     first_NR = torch.ones_like(ids_NR, dtype=torch.bool)
     first_NR[:, 1:] = ids_NR[:, 1:] != ids_NR[:, :-1]
-    places = torch.cat([first_NR.flatten().nonzero()[:, 0], torch.tensor([ids_NR.numel()])])
-    return ids_NR[first_NR], places.diff(), first_NR.sum(dim=-1)
+    offsets = torch.cat([first_NR.flatten().nonzero()[:, 0], torch.tensor([ids_NR.numel()])])
+    return ids_NR[first_NR], offsets.diff(), first_NR.sum(dim=-1)
 
 
 def save_head(head: LMHead, path: Path) -> None:
@@ -204,10 +203,10 @@ def save_head(head: LMHead, path: Path) -> None:
     atomic_write(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
-def load_head(path: Path, facts: Mapping[str, Any]) -> LMHead:
-    """What :func:`save_head` wrote, with the ``softcap`` and ``scale`` that the index keeps."""
+def load_head(path: Path, metadata: Mapping[str, Any]) -> LMHead:
+    """Reads what :func:`save_head` wrote; ``softcap`` and ``scale`` are in the index."""
     tensors = load_file(path)
-    return LMHead(tensors["weight"], tensors.get("bias"), facts["softcap"], facts["scale"])
+    return LMHead(tensors["weight"], tensors.get("bias"), metadata["softcap"], metadata["scale"])
 
 
 def _softened(hidden_ND: Tensor, head: LMHead, vocab_size: int, temperature: float) -> Iterator[Tensor]:

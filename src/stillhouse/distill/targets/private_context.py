@@ -1,7 +1,7 @@
-"""What a teacher reads where it is not what the student reads: the same answers after a longer text.
+"""Context distillation: the teacher reads the same answers as the student, after a context of its own.
 
-For a teacher with a context of its own (context distillation). The k-th counted token of its document
-is the k-th of the student's, so its rows serve the student's positions: only where they stand differs.
+The k-th counted token of the teacher's document is the k-th of the student's, so the teacher's rows serve the
+student's positions; only their offsets differ.
 
 Shapes: T tokens of a text, N counted tokens.
 """
@@ -22,47 +22,49 @@ from stillhouse.errors import TokenizerMismatchError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from stillhouse.distill.targets.signal import Positions, TeacherSignal
+    from stillhouse.distill.targets.signal import DocumentPositions, TeacherSignal
     from stillhouse.models import ChatTemplate, Message
 
 
 def make_teacher_documents(
     documents: Sequence[Document],
     rows: Iterable[Mapping[str, Any]],
-    shown: Callable[[list[Message]], list[Message]],
+    teacher_view: Callable[[list[Message]], list[Message]],
     tokenizer: PreTrainedTokenizerFast,
     template: ChatTemplate,
     *,
     loss_on: Literal["assistant", "all"],
 ) -> list[Document]:
-    """The documents that the teacher reads for the student's ``documents``, one each, in the same order.
+    """Makes the teacher's document for each of the student's ``documents``, in the same order.
 
-    Each has the counted tokens of the student's, in their order, and ends with the last of them; it may be
-    longer than the recipe's ``max_length``, by what the teacher is shown.
+    Each has the student's counted tokens, in their order, and ends with the last of them. With the teacher's
+    context it may be longer than the recipe's ``max_length``.
 
     Args:
         documents: made from ``rows`` with this tokenizer and template (:func:`.documents.make_documents`).
-        rows: in the documents' order; rows that became no document are passed over.
-        shown: the conversation as the teacher reads it.
+        rows: in the documents' order; rows without a document are skipped.
+        teacher_view: returns the conversation as the teacher reads it.
 
     Raises:
-        TokenizerMismatchError: after what the teacher is shown, the counted tokens are not those of the
-            student.
+        TokenizerMismatchError: after the teacher's context, the counted tokens differ from the student's.
     """
-    made: list[Document] = []
+    teacher_documents: list[Document] = []
     for row in rows:
-        if len(made) == len(documents) or str(row["id"]) != documents[len(made)].id:
+        done = len(teacher_documents)
+        if done == len(documents) or str(row["id"]) != documents[done].id:
             continue
-        document = documents[len(made)]
+        document = documents[done]
         messages = [{k: v for k, v in message.items() if v is not None} for message in row["messages"]]
-        own_T = np.asarray(template.encode(tokenizer, messages)[1]) | (loss_on == "all")
-        ids, marks = template.encode(tokenizer, shown(messages))
-        marks_T = np.asarray(marks) | (loss_on == "all")
-        counted = _counted(own_T)
-        longer = _counted(marks_T)[-len(counted) :]  # examples have counted tokens too
-        kept = longer[: document.counted]
-        begins = marks_T[longer[0] - 1] == own_T[counted[0] - 1]  # not in the middle of a longer answer
-        if not begins or not np.array_equal(np.asarray(ids, dtype=np.int32)[kept], document.labels):
+        student_T = np.asarray(template.encode(tokenizer, messages)[1]) | (loss_on == "all")
+        ids, marks = template.encode(tokenizer, teacher_view(messages))
+        teacher_T = np.asarray(marks) | (loss_on == "all")
+        student_counted = _counted(student_T)
+        # The last ones: examples in the teacher's context are answers with counted tokens too.
+        teacher_counted = _counted(teacher_T)[-len(student_counted) :]
+        kept = teacher_counted[: document.counted]
+        # Both begin an answer, or neither does: a match in the middle of a longer answer is none.
+        same_start = teacher_T[teacher_counted[0] - 1] == student_T[student_counted[0] - 1]
+        if not same_start or not np.array_equal(np.asarray(ids, dtype=np.int32)[kept], document.labels):
             raise TokenizerMismatchError(
                 f"exchange {document.id}: the chat template writes the tokens to learn differently after the "
                 "teacher's own context, so its distributions cannot be matched to the student's tokens",
@@ -70,31 +72,39 @@ def make_teacher_documents(
             )
         loss = np.zeros(kept[-1] + 1, dtype=bool)
         loss[kept] = True
-        made.append(Document(document.id, np.asarray(ids[: len(loss)], dtype=np.int32), loss))
-    assert len(made) == len(documents), "rows are those that the documents were made from"
-    return made
+        teacher_documents.append(Document(document.id, np.asarray(ids[: len(loss)], dtype=np.int32), loss))
+    assert len(teacher_documents) == len(documents), "rows are those that the documents were made from"
+    return teacher_documents
 
 
 def _counted(marks_T: np.ndarray) -> np.ndarray:
-    """Places of the counted tokens, ascending, int64 [N]; the first token of a text is never one."""
+    """Positions of the counted tokens, ascending, int64 [N]; the first token of a text never counts."""
     return 1 + np.flatnonzero(marks_T[1:])
 
 
 class PrivateContextSignal:
-    """A teacher's rows over its own documents, asked for by positions in the student's."""
+    """A teacher's rows over its own documents, requested by positions in the student's documents.
+
+    Args:
+        signal: over ``teacher_documents``.
+        documents: the student's.
+        teacher_documents: from :func:`make_teacher_documents`.
+    """
 
     def __init__(
-        self, signal: TeacherSignal, documents: Sequence[Document], read: Sequence[Document]
+        self, signal: TeacherSignal, documents: Sequence[Document], teacher_documents: Sequence[Document]
     ) -> None:
-        """``read`` are the teacher's documents, which ``signal`` is over."""
-        assert [d.counted for d in documents] == [d.counted for d in read]
+        assert [d.counted for d in documents] == [d.counted for d in teacher_documents]
         self.kind = signal.kind
-        self._signal, self._documents, self._read = signal, documents, read
+        self._signal, self._documents, self._teacher_documents = signal, documents, teacher_documents
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> TeacherRows:
-        rows = self._signal.rows([(index, self._there(index, places)) for index, places in parts], device)
-        assert not isinstance(rows, SpanRows), "its rows are at the student's tokens"
+    def rows(self, requests: Sequence[DocumentPositions], device: torch.device) -> TeacherRows:
+        rows = self._signal.rows(
+            [(index, self._teacher_positions(index, positions)) for index, positions in requests], device
+        )
+        assert not isinstance(rows, SpanRows), "a private context needs the student's tokenizer"
         return rows
 
-    def _there(self, index: int, positions: np.ndarray) -> np.ndarray:
-        return self._read[index].predicting[np.searchsorted(self._documents[index].predicting, positions)]
+    def _teacher_positions(self, index: int, positions: np.ndarray) -> np.ndarray:
+        numbers = np.searchsorted(self._documents[index].predicting, positions)
+        return self._teacher_documents[index].predicting[numbers]

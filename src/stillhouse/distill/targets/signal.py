@@ -1,10 +1,10 @@
-"""What the teacher thought at every token: asked once and kept, or asked again for each batch.
+"""Teacher targets for every token: computed once and cached, or computed anew for each batch.
 
-A loss does not know where its targets come from: it gets rows (:mod:`.teacher_rows`) from
-a :class:`TeacherSignal`. Cached targets are tied to the documents, the teacher and what of
-the objective they depend on, and are refused for any other.
+A loss does not know where its targets come from: it gets rows (:mod:`stillhouse.distill.loss.teacher_rows`)
+from a :class:`TeacherSignal`. Cached targets record the documents, the teacher and the fields of the
+objective that they depend on, and are refused for any others.
 
-Only positions that predict a counted token are kept (``Document.predicting``).
+Only positions that predict a counted token are stored (``Document.predicting``).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 HEAD_FILE = "head.safetensors"
-Positions = tuple[int, np.ndarray]
-"""A document's index in the list that was cached, and positions t in it: int64 [n], among its ``predicting``.
+DocumentPositions = tuple[int, np.ndarray]
+"""A document's index in the cached list, and positions t in it: int64 [n], among its ``predicting``.
 
-Row t is the distribution of token t + 1, made from the hidden state at token t.
+Row t is the distribution of token t + 1, computed from the hidden state at token t.
 """
 
 
@@ -52,8 +52,8 @@ class TeacherSignal(Protocol):
     kind: str
     """``hidden``, ``topk``, ``sampled`` or ``online``."""
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> TeacherRows | SpanRows:
-        """The teacher's rows for a whole batch, on ``device``: part after part, each in the order given.
+    def rows(self, requests: Sequence[DocumentPositions], device: torch.device) -> TeacherRows | SpanRows:
+        """The teacher's rows for a whole batch, on ``device``, in the order of ``requests``.
 
         For a pass over the documents ``indices`` whose counted tokens are all learned::
 
@@ -65,31 +65,33 @@ class TeacherSignal(Protocol):
 class CachedSignal:
     """Targets read from disk; shards are mapped into memory, not loaded."""
 
-    def __init__(self, store: TargetStore, kind: TargetFormat, documents: Sequence[Document]) -> None:
+    def __init__(
+        self, store: TargetStore, target_format: TargetFormat, documents: Sequence[Document]
+    ) -> None:
         self.kind: str = store.inputs["kind"]
-        self._store, self._form, self._documents = store, kind, documents
+        self._store, self._format, self._documents = store, target_format, documents
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> TeacherRows:
-        found = []
-        for index, positions in parts:
-            place = self._store.places[index]
-            wanted = _among(self._documents[index], positions)
-            shard = self._store.shard(place.shard)
-            found.append((shard, place.start, place.start + place.counted, wanted))
-        return self._form.decode(found, device)
+    def rows(self, requests: Sequence[DocumentPositions], device: torch.device) -> TeacherRows:
+        slices = []
+        for index, positions in requests:
+            location = self._store.locations[index]
+            wanted = _row_numbers(self._documents[index], positions)
+            shard = self._store.shard(location.shard)
+            slices.append((shard, location.start, location.start + location.counted, wanted))
+        return self._format.decode(slices, device)
 
 
 class OnlineSignal:
-    """The teacher itself, run for each batch: nothing on disk, and the teacher in memory while training."""
+    """Runs the teacher for each batch: nothing on disk, and the teacher in memory while training."""
 
     kind = "online"
 
     def __init__(self, teacher: PreTrainedModel, documents: Sequence[Document], dtype: Dtype) -> None:
         self._pass = ForwardPass(teacher, documents, dtype)
 
-    def rows(self, parts: Sequence[Positions], device: torch.device) -> DenseRows:
-        hidden = self._pass.hidden([index for index, _ in parts])
-        wanted = [_among(self._pass.documents[index], positions) for index, positions in parts]
+    def rows(self, requests: Sequence[DocumentPositions], device: torch.device) -> DenseRows:
+        hidden = self._pass.hidden([index for index, _ in requests])
+        wanted = [_row_numbers(self._pass.documents[index], positions) for index, positions in requests]
         chosen = [hidden_PD[w.to(hidden_PD.device)] for hidden_PD, w in zip(hidden, wanted, strict=True)]
         return DenseRows(torch.cat(chosen).to(device), self._pass.head.to(device))
 
@@ -104,20 +106,20 @@ def cache_targets(
     dtype: Dtype = "auto",
     vocab_size: int | None = None,
 ) -> TeacherSignal:
-    """Runs the teacher over ``documents`` and keeps what ``objective.targets`` says.
+    """Runs the teacher over ``documents`` and stores its targets in the format ``objective.targets``.
 
-    A killed run goes on where it stopped, and ends with the same bytes.
+    A killed run resumes with the first missing shard, and ends with the same bytes.
 
     Args:
-        teacher: left as it is; it may be on any device.
-        directory: made if need be; holds an index and shards (:mod:`.target_store`).
+        teacher: not changed; it may be on any device.
+        directory: created if missing; holds an index and shards (:mod:`.store`).
         seed: of the draws of ``sampled``.
-        dtype: compute type of the teacher's passes; hidden states are kept in it.
-        vocab_size: the student's padded vocabulary, so that ``topk`` and ``sampled`` are taken from the ids
-            that both have; default: the teacher's.
+        dtype: compute type of the teacher's passes; hidden states are stored in it.
+        vocab_size: the student's padded vocabulary, so that ``topk`` and ``sampled`` cover the ids that both
+            have; default: the teacher's.
 
     Raises:
-        RecipeError: these targets cannot serve this objective.
+        RecipeError: these targets cannot be used with this objective.
         IntegrityError: the directory holds targets of other documents, another teacher or objective.
         ContextLengthError: a document is longer than the teacher can read.
     """
@@ -127,18 +129,18 @@ def cache_targets(
         return OnlineSignal(teacher, documents, dtype)
     runner = ForwardPass(teacher, documents, dtype)
     shared = min(runner.head.vocab_size, vocab_size or runner.head.vocab_size)
-    kind = _kind(objective, shared, seed, runner)
-    inputs = kind.inputs() | {
+    target_format = _format(objective, shared, seed, runner)
+    inputs = target_format.inputs() | {
         "documents": documents_hash(documents),
         "teacher": model_digest(teacher),
         "dtype": str(runner.head.weight_VD.dtype).removeprefix("torch."),
     }
-    facts = {"softcap": runner.head.softcap, "scale": runner.head.scale}
-    store = TargetStore.start(directory, inputs, facts, documents)
+    metadata = {"softcap": runner.head.softcap, "scale": runner.head.scale}
+    store = TargetStore.start(directory, inputs, metadata, documents)
     if objective.targets == "hidden" and not (directory / HEAD_FILE).exists():
         save_head(runner.head, directory / HEAD_FILE)
-    _write_missing(store, kind, runner)
-    return CachedSignal(store, kind, documents)
+    _write_missing(store, target_format, runner)
+    return CachedSignal(store, target_format, documents)
 
 
 def open_targets(
@@ -152,12 +154,12 @@ def open_targets(
     """Opens what :func:`cache_targets` wrote, or runs the teacher when ``objective.targets`` is ``online``.
 
     Args:
-        documents: the same, in the same order, as were cached.
-        teacher: needed for ``online``; for cached targets it is only checked against, when given.
+        documents: the cached documents, in the same order.
+        teacher: required for ``online``; with cached targets, only checked to be the same teacher.
 
     Raises:
-        RecipeError: these targets cannot serve this objective.
-        IntegrityError: nothing is cached there, not all is, or it was made from something else.
+        RecipeError: these targets cannot be used with this objective.
+        IntegrityError: the directory has no targets, not all of them, or targets of something else.
     """
     require_supported(objective)
     if objective.targets == "online":
@@ -169,18 +171,19 @@ def open_targets(
         inputs["teacher"] = model_digest(teacher)
     store.require(inputs)
     if objective.targets == "hidden":
-        kind: TargetFormat = HiddenFormat(load_head(store.directory / HEAD_FILE, store.facts))
+        target_format: TargetFormat = HiddenFormat(load_head(store.directory / HEAD_FILE, store.metadata))
     elif objective.targets == "topk":
-        kind = TopKFormat(objective, store.inputs["vocab_size"])
+        target_format = TopKFormat(objective, store.inputs["vocab_size"])
     else:
-        kind = SampledFormat(objective, store.inputs["vocab_size"], store.inputs["seed"])
-    store.require(kind.inputs())
+        target_format = SampledFormat(objective, store.inputs["vocab_size"], store.inputs["seed"])
+    store.require(target_format.inputs())
+    # A missing or damaged shard is reported now, not in the middle of training.
     for shard in range(len(store.shards)):
         store.shard(shard)
-    return CachedSignal(store, kind, documents)
+    return CachedSignal(store, target_format, documents)
 
 
-def _kind(objective: Objective, vocab_size: int, seed: int, runner: ForwardPass) -> TargetFormat:
+def _format(objective: Objective, vocab_size: int, seed: int, runner: ForwardPass) -> TargetFormat:
     if objective.targets == "hidden":
         return HiddenFormat(runner.head)
     if objective.targets == "topk":
@@ -188,20 +191,21 @@ def _kind(objective: Objective, vocab_size: int, seed: int, runner: ForwardPass)
     return SampledFormat(objective, vocab_size, seed)
 
 
-def _write_missing(store: TargetStore, kind: TargetFormat, runner: ForwardPass) -> None:
-    missing = store.missing()
-    tokens = [sum(store.places[i].tokens for i in documents) for documents in store.shards]
+def _write_missing(store: TargetStore, target_format: TargetFormat, runner: ForwardPass) -> None:
+    missing = store.missing_shards()
+    tokens = [sum(store.locations[i].tokens for i in documents) for documents in store.shards]
     remaining = sum(tokens[shard] for shard in missing)
     with console.progress("targets", sum(tokens), "tokens", done=sum(tokens) - remaining) as progress:
         for shard in missing:
             documents = store.shards[shard]
             with torch.no_grad():
-                store.write(shard, kind.encode(runner.hidden(documents), runner.head, documents))
+                hidden = runner.hidden(documents)
+                store.write(shard, target_format.encode(hidden, runner.head, documents))
             progress.advance(tokens[shard])
 
 
-def _among(document: Document, positions: np.ndarray) -> torch.Tensor:
-    """Where ``positions`` stand among the document's kept ones."""
-    places = np.searchsorted(document.predicting, positions)
-    assert np.array_equal(document.predicting[places], positions), "only predicting positions are kept"
-    return torch.from_numpy(places)
+def _row_numbers(document: Document, positions: np.ndarray) -> torch.Tensor:
+    """The document's stored row for each of ``positions``."""
+    numbers = np.searchsorted(document.predicting, positions)
+    assert np.array_equal(document.predicting[numbers], positions), "only predicting positions are stored"
+    return torch.from_numpy(numbers)

@@ -1,9 +1,9 @@
-"""Cached targets on disk: an index that is written first, then shards that are each written whole.
+"""Cached targets on disk: an index that is written first, then shards that are each written atomically.
 
-A directory holds ``index.json`` (what was cached and where each document stands),
-``shard-00000.safetensors`` and so on, and for hidden states ``head.safetensors``. A shard
-that is there is complete, so a killed run goes on with the first that is missing. What the
-tensors in a shard mean is not known here.
+A directory holds ``index.json`` (what was cached, and each document's location),
+``shard-00000.safetensors`` and so on, and for hidden states ``head.safetensors``. Every shard that exists is
+complete, so a killed run resumes with the first missing one. The tensors in a shard are defined in
+:mod:`.formats`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from stillhouse.files import atomic_write, read_json, write_json
 
 FORMAT = 1
 SHARD_TOKENS = 16384
-"""Fewest tokens of a shard; at most one shard's work is lost when a run is killed."""
-MOST_SHARDS = 256
+"""Smallest shard, in tokens; at most one shard's work is lost when a run is killed."""
+MAX_SHARDS = 256
 """A large corpus has larger shards, not more open files."""
 
 
 @dataclass(frozen=True)
 class DocumentLocation:
-    """Where a document's rows stand: rows ``start`` to ``start + counted`` of a shard."""
+    """The location of a document's rows: ``start`` to ``start + counted`` of a shard."""
 
     id: str
     tokens: int
@@ -43,43 +43,48 @@ class TargetStore:
     """A directory of cached targets.
 
     Args:
-        directory: where the index is, or will be.
-        inputs: what the targets were made from; equal inputs give equal targets.
-        facts: what a reader needs besides.
-        places: one for each document, in the documents' order.
+        directory: of the index.
+        inputs: what the targets were computed from; equal inputs give equal targets.
+        metadata: what else a reader needs.
+        locations: one for each document, in the documents' order.
     """
 
     def __init__(
-        self, directory: Path, inputs: dict[str, Any], facts: dict[str, Any], places: list[DocumentLocation]
+        self,
+        directory: Path,
+        inputs: dict[str, Any],
+        metadata: dict[str, Any],
+        locations: list[DocumentLocation],
     ) -> None:
         self.directory = directory
-        self.inputs, self.facts, self.places = inputs, facts, places
-        self.shards: list[list[int]] = [[] for _ in range(1 + max((p.shard for p in places), default=-1))]
-        for document in sorted(range(len(places)), key=lambda i: (places[i].shard, places[i].start)):
-            self.shards[places[document].shard].append(document)
+        self.inputs, self.metadata, self.locations = inputs, metadata, locations
+        shard_count = 1 + max((location.shard for location in locations), default=-1)
+        self.shards: list[list[int]] = [[] for _ in range(shard_count)]
+        for document in sorted(range(len(locations)), key=lambda i: (locations[i].shard, locations[i].start)):
+            self.shards[locations[document].shard].append(document)
         self._open: dict[int, Any] = {}
 
     @classmethod
     def start(
-        cls, directory: Path, inputs: dict[str, Any], facts: dict[str, Any], documents: Sequence[Document]
+        cls, directory: Path, inputs: dict[str, Any], metadata: dict[str, Any], documents: Sequence[Document]
     ) -> TargetStore:
-        """Begins a store, or goes on with the one that is there.
+        """Creates a store, or opens the existing one to resume it.
 
         Raises:
-            IntegrityError: one is there that was made from other inputs.
+            IntegrityError: the existing store was made from other inputs.
         """
         if (directory / "index.json").exists():
             store = cls.load(directory)
             store.require(inputs)
-            for half in directory.glob(".*.tmp"):  # what a killed run was writing
-                half.unlink()
+            for partial in directory.glob(".*.tmp"):  # left by a killed run
+                partial.unlink()
             return store
-        store = cls(directory, inputs, facts, plan_places(documents))
+        store = cls(directory, inputs, metadata, plan_locations(documents))
         index = {
             "format": FORMAT,
             "inputs": inputs,
-            "facts": facts,
-            "documents": [asdict(p) for p in store.places],
+            "facts": metadata,
+            "documents": [asdict(location) for location in store.locations],
         }
         write_json(directory / "index.json", index)
         return store
@@ -89,7 +94,7 @@ class TargetStore:
         """Opens the store in ``directory``, finished or not.
 
         Raises:
-            IntegrityError: there is none, or its index cannot be read.
+            IntegrityError: the directory has no store, or its index cannot be read.
         """
         path = directory / "index.json"
         try:
@@ -97,36 +102,38 @@ class TargetStore:
         except FileNotFoundError as error:
             raise IntegrityError(f"no cached targets in {directory}") from error
         except ValueError as error:
-            raise IntegrityError(f"{path} is damaged: {error}", hint=_anew(directory)) from error
+            raise IntegrityError(f"{path} is damaged: {error}", hint=_recache_hint(directory)) from error
         if index["format"] != FORMAT:
-            raise IntegrityError(f"{path} has format {index['format']}, not {FORMAT}", hint=_anew(directory))
+            raise IntegrityError(
+                f"{path} has format {index['format']}, not {FORMAT}", hint=_recache_hint(directory)
+            )
         return cls(
             directory,
             index["inputs"],
             index["facts"],
-            [DocumentLocation(**place) for place in index["documents"]],
+            [DocumentLocation(**location) for location in index["documents"]],
         )
 
     def require(self, inputs: Mapping[str, Any]) -> None:
-        """Refuses when any of ``inputs`` is not what the store was made from.
+        """Checks that the store was made from ``inputs``.
 
         Raises:
-            IntegrityError: names what differs.
+            IntegrityError: names the input that differs.
         """
         for name, value in inputs.items():
             if self.inputs.get(name) != value:
                 raise IntegrityError(
-                    f"the targets in {self.directory} were cached with another {_WORDS.get(name, name)}: "
+                    f"the targets in {self.directory} were cached with another {_LABELS.get(name, name)}: "
                     f"{self.inputs.get(name)}, and now it is {value}",
-                    hint=_anew(self.directory),
+                    hint=_recache_hint(self.directory),
                 )
 
-    def missing(self) -> list[int]:
-        """Shards that are not written yet."""
+    def missing_shards(self) -> list[int]:
+        """Numbers of the shards that are not written yet."""
         return [shard for shard in range(len(self.shards)) if not self._path(shard).exists()]
 
     def write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
-        """Writes a shard, whole or not at all."""
+        """Writes a shard atomically."""
         atomic_write(self._path(shard), save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     def shard(self, number: int) -> Any:
@@ -142,7 +149,7 @@ class TargetStore:
             except FileNotFoundError as error:
                 raise IntegrityError(
                     f"{path} is missing: the targets are not all cached",
-                    hint="Run the same command again; caching goes on where it stopped.",
+                    hint="Run the same command again; caching resumes where it stopped.",
                 ) from error
             except SafetensorError as error:
                 raise IntegrityError(
@@ -154,7 +161,7 @@ class TargetStore:
         return self.directory / f"shard-{shard:05d}.safetensors"
 
 
-_WORDS = {
+_LABELS = {
     "documents": "corpus, tokenizer or loss mask",
     "kind": "objective.targets",
     "top_k": "objective.top_k",
@@ -163,20 +170,20 @@ _WORDS = {
 }
 
 
-def _anew(directory: Path) -> str:
-    return f"Delete {directory} to cache them anew, or take another run name to keep them."
+def _recache_hint(directory: Path) -> str:
+    return f"Delete {directory} to cache them again, or choose another run name to keep them."
 
 
-def plan_places(documents: Sequence[Document]) -> list[DocumentLocation]:
-    """Puts documents of like length into shards of like size, longest first."""
-    size = max(SHARD_TOKENS, sum(map(len, documents)) // MOST_SHARDS)
-    places: dict[int, DocumentLocation] = {}
+def plan_locations(documents: Sequence[Document]) -> list[DocumentLocation]:
+    """Assigns documents of similar length to shards of similar size, longest first."""
+    size = max(SHARD_TOKENS, sum(map(len, documents)) // MAX_SHARDS)
+    locations: dict[int, DocumentLocation] = {}
     shard = tokens = start = 0
     for index in sorted(range(len(documents)), key=lambda i: (-len(documents[i]), i)):
         document = documents[index]
         if tokens >= size:
             shard, tokens, start = shard + 1, 0, 0
-        places[index] = DocumentLocation(document.id, len(document), document.counted, shard, start)
+        locations[index] = DocumentLocation(document.id, len(document), document.counted, shard, start)
         tokens += len(document)
         start += document.counted
-    return [places[index] for index in range(len(documents))]
+    return [locations[index] for index in range(len(documents))]

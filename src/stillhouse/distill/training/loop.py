@@ -25,14 +25,14 @@ from torch import Tensor
 from stillhouse.console import console
 from stillhouse.distill.data.batches import Step, plan_steps
 from stillhouse.distill.data.documents import Document, documents_hash
-from stillhouse.distill.forward.forward_pass import model_digest
+from stillhouse.distill.forward.forward_pass import model_digest, require_context
 from stillhouse.distill.training.checkpoint import CheckpointManager, generator_states
 from stillhouse.distill.training.learner import Learner
 from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.distill.training.optimizer import frozen_embeddings
 from stillhouse.distill.training.runtime import choose_device, memory_errors, reproducible, uninterrupted
 from stillhouse.distill.training.tracking import MetricsLog, open_tracker
-from stillhouse.errors import ContextLengthError, EmptyCorpusError, NonFiniteLossError
+from stillhouse.errors import EmptyCorpusError, NonFiniteLossError
 from stillhouse.recipe import Objective, Train
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def train(
     """
     if not documents:
         raise EmptyCorpusError("there is no document to train on")
-    _require_context(model, documents)
+    require_context(model, documents, role="student")
     plan = plan_steps([len(document) for document in documents], settings, seed=seed)
     # Before the model moves and training changes it: the identity includes a digest of the initial weights.
     checkpoints = CheckpointManager(
@@ -235,16 +235,6 @@ def _identity(
         "documents": documents_hash(documents),
         "weights at the start": model_digest(model),
     }
-
-
-def _require_context(model: PreTrainedModel, documents: Sequence[Document]) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(documents, key=len)
-    if context is not None and len(longest) > context:
-        raise ContextLengthError(
-            f"document {longest.id} has {len(longest)} tokens, and the student reads at most {context}",
-            hint=f"Set train.max_length to {context} or less.",
-        )
 
 
 def _non_finite(
