@@ -39,8 +39,8 @@ def evaluate(
 ) -> None:
     """Measure a model: divergence from its teacher, perplexity, speed.
 
-    The text is finished exchanges (--data).
-    With a run's directory alone, the results of that run are printed.
+    Measures on conversations with answers (--data).
+    With a run's directory alone, prints the results of that run.
 
     Parameters
     ----------
