@@ -61,7 +61,9 @@ class _RenderProcess:
         """The reply: `text`, or `error`, with the `line` where the template is malformed."""
         with self._lock:
             if self._process is None:
-                self._process = ChildProcess(["-m", __name__], env=import_path(), shutdown_s=SHUTDOWN_S)
+                self._process = ChildProcess(
+                    ["-m", __name__, str(CPU_S)], env=import_path(), shutdown_s=SHUTDOWN_S
+                )
                 self._process.send(self._source)
             self._process.send(variables)
             try:
@@ -74,16 +76,20 @@ class _RenderProcess:
 
 
 def main() -> None:
-    """The child process: reads the template's source, then variables, one JSON line each."""
+    """The child process: reads the template's source, then variables, one JSON line each.
+
+    Its argument is the processor time of one rendering, in seconds.
+    """
     import resource
     import signal
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    cpu_s = float(sys.argv[1])
     source = json.loads(sys.stdin.readline())
     for line in sys.stdin:
         variables = json.loads(line)
         # SIGPROF kills the process, even in the middle of a C call, where no Python handler would run.
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
         reply = _rendered(source, variables)
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), flush=True)
