@@ -104,7 +104,7 @@ def with_another_page(bundle, directory):
 
 def test_a_page_that_says_something_else_is_noticed_though_its_hash_fits(bundle, tmp_path):
     copy = with_another_page(bundle, tmp_path / "evidence")
-    assert verify_bundle(copy).differences == ["report.html does not say what the evidence says"]
+    assert verify_bundle(copy).differences == ["report.html does not match the evidence"]
 
 
 def test_a_page_made_by_other_code_may_be_worded_otherwise_and_a_note_says_so(bundle, tmp_path, monkeypatch):

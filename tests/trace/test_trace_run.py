@@ -82,7 +82,7 @@ def test_asked_again_the_models_say_the_same_bit_for_bit(finished):
     result = verify_bundle(directory)
     rerun_bundle(directory, result)
     assert result.differences == []
-    assert result.notes == ["not signed: whoever has the files could have changed all of them together"]
+    assert result.notes == ["not signed: anyone with the files could have changed all of them together"]
 
 
 def test_the_same_command_asks_nothing_twice(finished, log, tiny_teacher, monkeypatch):

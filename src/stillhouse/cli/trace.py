@@ -145,7 +145,7 @@ def verify(
     if rerun and not result.differences:
         rerun_bundle(directory, result)
     require_verified(directory, result)
-    console.data(result.facts())
+    console.data(result.to_json())
     for note in result.notes:
         console.warn(note)
     if not console.json:

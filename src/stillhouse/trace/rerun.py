@@ -1,11 +1,11 @@
-"""Asks the models again, and compares what they say with the transcripts of a bundle.
+"""Queries the models again and compares their answers with the transcripts of a bundle.
 
-Where every model runs on this machine, its weights have the recorded fingerprint and the versions of the
-libraries are the recorded ones, the answers must be the same, bit for bit, and anything else is a difference.
-Elsewhere (an API, another processor, another version of torch) numbers may differ in their last digits: the
-largest difference is told, with what the findings would have been, and is no difference of the bundle.
+If every model runs on this machine with the recorded fingerprint and the recorded library versions, the
+answers must be equal bit for bit, and anything else is a difference. Otherwise (an API, another processor,
+another version of torch) numbers may differ in their last digits: the largest deviation and the resulting
+findings are reported as notes, not as differences of the bundle.
 
-The log has to be where the plan says.
+The log must be at the path in the plan.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ from stillhouse.trace.suspects.base import Suspect
 from stillhouse.trace.suspects.open import open_suspect
 from stillhouse.trace.verify import BundleVerification
 
-SAME = ("torch", "transformers", "tokenizers", "numpy", "platform", "machine")
-"""What has to be as recorded for answers to be the same, bit for bit."""
+EXACT_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "platform", "machine")
+"""Entries of the environment that must be as recorded for answers to be equal bit for bit."""
 
 
 def rerun_bundle(directory: Path, result: BundleVerification) -> None:
-    """Adds what differs to ``result``, as differences or as notes.
+    """Adds deviations to ``result``, as differences or as notes.
 
     Raises:
         IntegrityError: a model or a log is not the recorded one.
-        StillhouseError: it is not there.
+        StillhouseError: a model or a log is missing.
     """
     plan, evidence = load_plan(directory / PLAN), result.evidence
     _require_recorded(plan, evidence)
     local = all(parse_reference(reference).kind != "api" for reference in _references(plan))
     here = environment()
-    others = [name for name in SAME if here.get(name) != evidence.environment.get(name)]
+    others = [name for name in EXACT_VERSIONS if here.get(name) != evidence.environment.get(name)]
     exact = local and not others
     if not exact:
-        why = "an API was asked" if not local else f"other {', '.join(others)} than recorded"
-        result.notes.append(f"asked again, but not to be equal bit for bit: {why}")
+        why = "an API answers" if not local else f"other {', '.join(others)} than recorded"
+        result.notes.append(f"queried again, without expecting bitwise equality: {why}")
     suspect = open_suspect(str(plan.suspect), api_key_env=plan.api_key_env, seed=plan.seed)
     try:
         for teacher, recorded in zip(plan.teachers, evidence.teachers, strict=True):
-            for part in recorded.tests:
-                if part.transcript is not None:
-                    _compare(directory, plan, teacher, part, suspect, result, exact=exact)
+            for record in recorded.tests:
+                if record.transcript is not None:
+                    _compare(directory, plan, teacher, record, suspect, result, exact=exact)
     finally:
         suspect.close()
 
 
 def _references(plan: TracePlan) -> list[str]:
-    found = [plan.suspect, *plan.references, *(teacher.model for teacher in plan.teachers)]
-    return [reference for reference in found if reference is not None]
+    references = [plan.suspect, *plan.references, *(teacher.model for teacher in plan.teachers)]
+    return [reference for reference in references if reference is not None]
 
 
 def _require_recorded(plan: TracePlan, evidence: Evidence) -> None:
@@ -71,7 +71,7 @@ def _require_recorded(plan: TracePlan, evidence: Evidence) -> None:
     for model in models:
         if fingerprint_of(model.reference) != model.fingerprint:
             raise IntegrityError(
-                f"{model.reference} is not the model that was asked: its fingerprint differs"
+                f"{model.reference} is not the model that was queried: its fingerprint differs"
             )
     for teacher, recorded in zip(plan.teachers, evidence.teachers, strict=True):
         if log_hash(teacher.log) != recorded.log.sha256:
@@ -82,67 +82,70 @@ def _compare(
     directory: Path,
     plan: TracePlan,
     teacher: TeacherPlan,
-    part: PlannedTestRecord,
+    record: PlannedTestRecord,
     suspect: Suspect,
     result: BundleVerification,
     *,
     exact: bool,
 ) -> None:
-    assert part.transcript is not None
+    """Observes one test again and compares its transcript, and the resamples if it draws them."""
+    assert record.transcript is not None
+    detector = DETECTORS[record.test]
     with tempfile.TemporaryDirectory() as scratch:
-        again = Path(scratch) / "again.parquet"
-        case = Case(plan, teacher, read_teacher_log(teacher), suspect, Path(scratch))
-        write_observation(DETECTORS[part.test], case, again)
-        if (drawn := Path(scratch) / RESAMPLES / f"{teacher.name}.parquet").exists():
+        path = Path(scratch) / "transcript.parquet"
+        write_observation(
+            detector, Case(plan, teacher, read_teacher_log(teacher), suspect, Path(scratch)), path
+        )
+        if (resamples := Path(scratch) / RESAMPLES / f"{teacher.name}.parquet").exists():
             _compare_tables(
                 f"{RESAMPLES}/{teacher.name}.parquet",
-                read_transcript(directory / RESAMPLES / drawn.name),
-                read_transcript(drawn),
+                read_transcript(directory / RESAMPLES / resamples.name),
+                read_transcript(resamples),
                 result,
                 exact=exact,
             )
-        table = read_transcript(again)
-    before = read_transcript(directory / part.transcript)
-    if _compare_tables(part.transcript, before, table, result, exact=exact):
+        transcript = read_transcript(path)
+    recorded = read_transcript(directory / record.transcript)
+    if _compare_tables(record.transcript, recorded, transcript, result, exact=exact):
         return
     secrets = {name: (directory / OPENED / name).read_bytes() for name in secret_files(plan)}
-    finding, _ = judge_transcript(DETECTORS[part.test], table, plan, teacher, secrets)
-    then = part.finding.e_value if part.finding else None
+    finding, _ = judge_transcript(detector, transcript, plan, teacher, secrets)
+    recorded_e = record.finding.e_value if record.finding else None
     result.notes.append(
-        f"{teacher.name}, {part.test}: E = {format_scientific(finding.e_value)} from the new answers, "
-        f"{format_scientific(then)} from the recorded ones"
+        f"{teacher.name}, {record.test}: E = {format_scientific(finding.e_value)} from the new answers, "
+        f"{format_scientific(recorded_e)} from the recorded ones"
     )
 
 
 def _compare_tables(
-    name: str, before: pa.Table, after: pa.Table, result: BundleVerification, *, exact: bool
+    name: str, recorded: pa.Table, new: pa.Table, result: BundleVerification, *, exact: bool
 ) -> bool:
-    """Whether two tables are equal; says where they are not."""
-    found = table_difference(before, after)
-    if found is None:
+    """Whether two tables are equal; adds to ``result`` how they are not."""
+    difference = table_difference(recorded, new)
+    if difference is None:
         return True
-    (result.differences if exact else result.notes).append(f"{name}: asked again, {found}")
+    (result.differences if exact else result.notes).append(f"{name}: queried again, {difference}")
     return False
 
 
-def table_difference(before: pa.Table, after: pa.Table) -> str | None:
-    """How two tables differ, in words: rows, columns, texts, or the largest difference of numbers."""
-    if before.column_names != after.column_names:
+def table_difference(recorded: pa.Table, new: pa.Table) -> str | None:
+    """How two tables differ: in columns, rows, texts, or by the largest difference of numbers."""
+    if recorded.column_names != new.column_names:
         return "the columns differ"
-    if len(before) != len(after):
-        return f"there are {len(after):,} rows instead of {len(before):,}"
-    told = []
-    for column in before.column_names:
-        one, other = before[column].combine_chunks(), after[column].combine_chunks()
+    if len(recorded) != len(new):
+        return f"there are {len(new):,} rows instead of {len(recorded):,}"
+    differences = []
+    for column in recorded.column_names:
+        one, other = recorded[column].combine_chunks(), new[column].combine_chunks()
         if one.equals(other):
             continue
-        rows = [a != b for a, b in zip(one.to_pylist(), other.to_pylist(), strict=True)]
-        changed = f"{column} differs in {sum(rows):,} of {len(rows):,} rows"
+        changed = [a != b for a, b in zip(one.to_pylist(), other.to_pylist(), strict=True)]
+        difference = f"{column} differs in {sum(changed):,} of {len(changed):,} rows"
         if pa.types.is_floating(one.type):
             gaps = np.abs(_floats(one) - _floats(other))
-            changed += f", at most by {np.nanmax(gaps, initial=0.0):.2g}"
-        told.append(changed)
-    return "; ".join(told) or None
+            difference += f", at most by {np.nanmax(gaps, initial=0.0):.2g}"
+        differences.append(difference)
+    return "; ".join(differences) or None
 
 
 def _floats(column: pa.Array) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""A trace from plan to bundle: commit, ask, judge, write down, sign.
+"""Runs a trace from plan to bundle: commits, observes, judges, writes and signs.
 
-A trace that was killed goes on where it was: what was asked is in its transcripts, and nothing is asked
-twice. The verdict is computed once, at the end, from all of them.
+A trace that was interrupted resumes: transcripts and journals hold every answer, and nothing is asked twice.
+The verdict is computed once, at the end, from all transcripts.
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ if TYPE_CHECKING:
     from stillhouse.trace.suspects.base import Suspect
 
 JOURNAL = "answers.journal"
-"""What an API has answered so far; the transcripts hold it in the end."""
+"""Answers of an API so far; in the end the transcripts hold them."""
 LIBRARIES = ("numpy", "scipy", "pyarrow", "tokenizers")
-"""Whose versions the arithmetic and the transcripts depend on, beside torch and transformers."""
+"""Libraries that the transcripts and the arithmetic depend on, besides torch and transformers."""
 
 
 def run_trace(
     plan: TracePlan, directory: Path, *, key: Ed25519PrivateKey | None = None, command: str = ""
 ) -> Evidence:
-    """Carries out a resolved plan, or goes on with it, and writes the bundle.
+    """Runs or resumes a trace by its resolved plan, and writes the bundle.
 
     Args:
         key: signs the evidence.
-        command: what was typed, for the record.
+        command: the command line, for the record.
 
     Raises:
         IntegrityError: the directory holds commitments to something else.
-        StillhouseError: a model, a log or a secret is not there or not usable.
+        StillhouseError: a model, a log or a secret is missing or unusable.
     """
     from stillhouse.trace.suspects.open import open_suspect
 
@@ -99,15 +99,15 @@ def run_trace(
 
 
 def access_to(plan: TracePlan, teacher: TeacherPlan, suspect: Suspect) -> Access:
-    """What there is to work with for one teacher."""
-    place = None if teacher.model is None else parse_reference(teacher.model)
-    has_weights = place is not None and place.kind != "api"
+    """The access that the plan and the suspect provide for tests about one teacher."""
+    reference = None if teacher.model is None else parse_reference(teacher.model)
+    has_weights = reference is not None and reference.kind != "api"
     return Access(
         suspect=frozenset(what for what in ("generate", "logprobs", "weights") if getattr(suspect.can, what)),
         teacher=teacher_access(
             teacher,
             has_weights=has_weights,
-            has_sampler=has_weights and place is not None and not place.is_gguf,
+            has_sampler=has_weights and reference is not None and not reference.is_gguf,
             marked_resamples=_resamples_are_marked(plan, teacher),
         ),
         references=len(plan.references),
@@ -115,17 +115,17 @@ def access_to(plan: TracePlan, teacher: TeacherPlan, suspect: Suspect) -> Access
 
 
 def _resamples_are_marked(plan: TracePlan, teacher: TeacherPlan) -> bool:
-    """Whether a file of resamples carries the mark that the plan's key puts on."""
+    """Whether the file of resamples carries the watermark of the plan's key."""
     if teacher.resamples is None or teacher.watermark_key is None:
         return False
     key, marks = read_mark_key(teacher.watermark_key), read_marks(teacher.resamples)
-    if plan.tests.radioactivity is None:  # then only the key is known
+    if plan.tests.radioactivity is None:  # the plan then knows the key, but not the scheme and its parameters
         return any(mark["key"] == key_fingerprint(key) for mark in marks)
     return planned_mark(plan.tests.radioactivity, key).public_parameters in marks
 
 
 def read_teacher_log(teacher: TeacherPlan) -> Log:
-    """What was delivered to the tested and the placebo accounts."""
+    """The outputs delivered to the tested and the placebo accounts."""
     return read_log(teacher.log, (*teacher.accounts, *teacher.placebo_accounts))
 
 
@@ -138,13 +138,13 @@ def _observe_all(
             continue
         path = directory / transcript_path(teacher.name, test)
         if path.exists():
-            console.info(f"{test} ({teacher.name}): was asked before")
+            console.info(f"{test} ({teacher.name}): already observed")
             continue
         write_observation(DETECTORS[test], Case(plan, teacher, log, suspect, directory), path)
 
 
 def write_observation(detector: Detector, case: Case, path: Path) -> None:
-    """Asks what a test asks and writes its transcript to ``path``."""
+    """Runs a detector's ``observe`` and writes the transcript to ``path``."""
     begun = now()
     table = detector.observe(case)
     write_transcript(path, table, begun, now())
@@ -177,20 +177,19 @@ def _conclude(
         alpha=plan.alpha,
         share=plan.share,
         seed=plan.seed,
-        commitments=commitments_part(directory, commitments, judged),
+        commitments=commitments_record(directory, commitments, judged),
         environment=environment(),
         command=command,
         files={},
     )
-    evidence = Evidence.model_validate_json(
-        evidence_text(evidence)
-    )  # keys in the order in which they lie there
+    # `verify` renders the page from the file, where keys are sorted, so the page is rendered in that order.
+    evidence = Evidence.model_validate_json(evidence_text(evidence))
     atomic_write(directory / REPORT, render_page(evidence, (directory / PLAN).read_text("utf-8")))
     return write_evidence(directory, evidence, key)
 
 
 def _open_secrets(plan: TracePlan, directory: Path) -> dict[str, bytes]:
-    """Copies the secret files into the bundle, so that commitments can be checked; their contents."""
+    """Copies the secret files into the bundle, so that commitments can be checked; returns their contents."""
     contents = {}
     for name, path in secret_files(plan).items():
         opened = directory / OPENED / name
@@ -200,10 +199,10 @@ def _open_secrets(plan: TracePlan, directory: Path) -> dict[str, bytes]:
     return contents
 
 
-def commitments_part(
+def commitments_record(
     directory: Path, commitments: Commitments, judged: Mapping[str, TeacherJudgement]
 ) -> CommitmentsRecord:
-    """Whether the commitments came first, by the times that they and the transcripts carry."""
+    """Compares the times of the commitments and of the first query."""
     paths = [part.transcript for found in judged.values() for part in found.tests if part.transcript]
     times = [time for path in paths if (time := started(read_transcript(directory / path)))]
     first = min(times, default=None)
@@ -227,9 +226,9 @@ def commitments_part(
 
 
 def environment() -> dict[str, str]:
-    """What it ran on."""
-    found = {name: metadata.version(name) for name in LIBRARIES}
-    return versions() | found | {"machine": platform.machine(), "processors": str(os.cpu_count())}
+    """Versions of the libraries, and the machine."""
+    libraries = {name: metadata.version(name) for name in LIBRARIES}
+    return versions() | libraries | {"machine": platform.machine(), "processors": str(os.cpu_count())}
 
 
 def _model(

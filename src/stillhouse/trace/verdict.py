@@ -1,17 +1,21 @@
-"""Several findings, one verdict: how evidence adds up, and the words for what it shows.
+"""Verdicts: merges the findings about each teacher and decides which claims they support.
 
-Within a level the e-values are merged by their weighted arithmetic mean, with weights from the plan: the only
-admissible way to merge e-values whose dependence nobody knows (Wang 2024, arXiv:2409.19888). A test that was
-planned and could not be finished counts as 1, whatever the reason, so that nothing is gained by refusing.
+Within a level, e-values are merged by their weighted arithmetic mean, with weights from the plan: the only
+admissible way to merge e-values whose dependence is unknown (Wang 2024, arXiv:2409.19888). A planned test
+that could not be finished counts as 1, whatever the reason, so that a suspect gains nothing by refusing.
 
-The levels are nested: who was trained on outputs delivered to these accounts (L2) was exposed to the
-teacher's outputs (L1). So evidence at L2 counts towards L1 too, and L2 is claimed only where L1 is (closed
-testing). With several teachers each has its ladder, and a rung is claimed at an e-value of ``hard`` times the
-number of ladders still open: Holm's procedure on p = 1/E, carried up the ladders (a sequentially rejective
-graph: Bretz, Maurer, Brannath and Posch 2009, Statistics in Medicine 28). The probability that any claim is
-false is then at most 1/``hard``, over all teachers and both levels together.
+The levels are nested: a model that was trained on outputs delivered to these accounts (L2) was exposed to the
+teacher's outputs (L1). So evidence at L2 counts towards L1 too, and L2 is claimed only if L1 is (closed
+testing). With several teachers, a claim needs an e-value of ``hard`` times the number of teachers that still
+have an undecided claim: Holm's procedure on p = 1/E, applied level by level (a sequentially rejective graph:
+Bretz, Maurer, Brannath and Posch 2009, Statistics in Medicine 28). The probability that any claim is false is
+then at most 1/``hard``, over all teachers and both levels together.
 
-No verdict says how likely it is that somebody did something: that needs a prior, which is not ours to have.
+No verdict states how likely it is that somebody did something: that needs a prior, which a trace does not
+have.
+
+All texts of a verdict are recorded in ``evidence.json`` and compared by `still trace verify`; changing one
+makes older bundles differ.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ NOT_SHOWN = (
 
 @dataclass(frozen=True)
 class WeightedFinding:
-    """A planned test's finding and its pre-registered weight; without a finding it could not be finished."""
+    """A planned test's finding, or None if it could not be finished, with its pre-registered weight."""
 
     test: str
     level: str
@@ -65,27 +69,27 @@ class WeightedFinding:
 
     @property
     def e_value(self) -> float:
-        """1 where there is none: evidence of nothing."""
-        found = self.finding
-        return 1.0 if found is None or found.e_value is None else found.e_value
+        """The finding's e-value; 1, which is no evidence, if it has none."""
+        finding = self.finding
+        return 1.0 if finding is None or finding.e_value is None else finding.e_value
 
 
 @dataclass(frozen=True)
 class ClaimEvidence:
-    """What there is for one claim about one teacher."""
+    """The evidence for one claim about one teacher."""
 
     level: ClaimLevel
     e_value: float
     tests: tuple[str, ...]
-    """Whose e-values were merged."""
+    """The tests whose e-values were merged."""
     needed: float
-    """The e-value that the claim took, or would have taken."""
+    """The e-value that the claim required, or would have required."""
     claimed: bool
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said about one teacher, in words that were fixed in advance."""
+    """The conclusion about one teacher, in words that were fixed in advance."""
 
     outcome: Outcome
     level: ClaimLevel | None
@@ -100,92 +104,93 @@ def only_about_texts(tests: Iterable[str]) -> bool:
 
 
 def claim(level: ClaimLevel, tests: Sequence[str]) -> str:
-    """What evidence by ``tests`` is evidence of."""
+    """The claim that evidence from ``tests`` supports."""
     return (CLAIMS_OF_TEXTS if only_about_texts(tests) else CLAIMS)[level]
 
 
 def null(level: ClaimLevel, tests: Sequence[str]) -> str:
-    """What is not so where the claim is: follows "if it"."""
+    """The null hypothesis of the claim, as a clause that follows "if it"."""
     return (NULLS_OF_TEXTS if only_about_texts(tests) else NULLS)[level]
 
 
 def merge_evidence(
     tests: Sequence[WeightedFinding], level: ClaimLevel
 ) -> tuple[float, tuple[str, ...]] | None:
-    """The e-value for a claim and the tests in it; None where no test bears on it."""
-    bearing = [t for t in tests if t.weight > 0 and (t.level == "L2" or t.level == level)]
-    if not bearing:
+    """The merged e-value for a claim and its tests; None if no test is relevant to it."""
+    relevant = [t for t in tests if t.weight > 0 and t.level in ("L2", level)]
+    if not relevant:
         return None
-    e_value = weighted_mean([t.e_value for t in bearing], [t.weight for t in bearing])
-    return float(e_value), tuple(t.test for t in bearing)
+    e_value = weighted_mean([t.e_value for t in relevant], [t.weight for t in relevant])
+    return float(e_value), tuple(t.test for t in relevant)
 
 
 def decide_claims(
     teachers: Mapping[str, Sequence[WeightedFinding]], hard: float
 ) -> dict[str, list[ClaimEvidence]]:
-    """Which rungs each teacher's evidence reaches, all teachers considered together.
+    """Decides the claims about all teachers together.
 
     Args:
         hard: the e-value of hard evidence.
 
     Returns:
-        For each teacher its rungs from the lowest up, those that any test bears on.
+        For each teacher the claims that any test is relevant to, from the lowest level up.
     """
     evidence: dict[str, dict[ClaimLevel, tuple[float, tuple[str, ...]]]] = {
-        name: {rung: found for rung in CLAIM_LEVELS if (found := merge_evidence(tests, rung))}
+        name: {level: merged for level in CLAIM_LEVELS if (merged := merge_evidence(tests, level))}
         for name, tests in teachers.items()
     }
-    ahead = {name: list(rungs) for name, rungs in evidence.items() if rungs}
+    undecided = {name: list(levels) for name, levels in evidence.items() if levels}
     claimed: dict[tuple[str, ClaimLevel], float] = {}
-    moving = True
-    while moving:
-        moving = False
-        for name, rungs in list(ahead.items()):
-            needed = hard * len(ahead)
-            if evidence[name][rungs[0]][0] < needed:
+    progress = True
+    while progress:
+        progress = False
+        for name, levels in list(undecided.items()):
+            needed = hard * len(undecided)
+            if evidence[name][levels[0]][0] < needed:
                 continue
-            moving = True
-            claimed[name, rungs.pop(0)] = needed
-            if not rungs:
-                del ahead[name]
+            progress = True
+            claimed[name, levels.pop(0)] = needed
+            # A teacher whose claims are all made no longer counts, which lowers the threshold of the others.
+            if not levels:
+                del undecided[name]
     return {
         name: [
             ClaimEvidence(
-                level=rung,
+                level=level,
                 e_value=e_value,
                 tests=tests,
-                needed=claimed.get((name, rung), hard * max(1, len(ahead))),
-                claimed=(name, rung) in claimed,
+                needed=claimed.get((name, level), hard * max(1, len(undecided))),
+                claimed=(name, level) in claimed,
             )
-            for rung, (e_value, tests) in rungs.items()
+            for level, (e_value, tests) in by_level.items()
         ]
-        for name, rungs in evidence.items()
+        for name, by_level in evidence.items()
     }
 
 
 def weights_claims(teachers: Mapping[str, Sequence[WeightedFinding]], hard: float) -> dict[str, str]:
-    """What is said of teachers whose weights are those that the suspect was made from, by name.
+    """The sentence about each teacher whose weights the suspect was made from, by name.
 
-    A claim of its own, beside the ladder. Tests of it are merged by their mean, and each of several teachers
-    needs that many times more.
+    A claim separate from L1 and L2. Its tests are merged by their mean, and with several teachers each needs
+    that many times more.
     """
-    found = {}
+    merged = {}
     for name, tests in teachers.items():
         e_values = [t.e_value for t in tests if t.level == WEIGHTS]
         if e_values:
-            found[name] = float(weighted_mean(e_values, [1.0] * len(e_values)))
-    needed = hard * len(found)
+            merged[name] = float(weighted_mean(e_values, [1.0] * len(e_values)))
+    needed = hard * len(merged)
     return {
         name: f"Apart from that, there is hard evidence that {CLAIM_OF_WEIGHTS} "
         f"(E = {format_scientific(e_value)}, and {format_scientific(needed)} is called hard). "
         "That shows nothing of what either was trained on."
-        for name, e_value in found.items()
+        for name, e_value in merged.items()
         if e_value >= needed
     }
 
 
 def verdict(
-    rungs: Sequence[ClaimEvidence],
+    claims: Sequence[ClaimEvidence],
     tests: Sequence[WeightedFinding],
     *,
     share: float,
@@ -195,71 +200,77 @@ def verdict(
     """The verdict on one teacher.
 
     Args:
-        rungs: its part of :func:`decide_claims`.
-        tests: what they were made of; their effects hold the bound and the power.
+        claims: its entry of :func:`decide_claims`.
+        tests: their findings; the effects hold the bound and the power.
         share: the smallest share of the log that would matter.
-        alpha: one minus the confidence of the bound.
-        of_weights: its part of :func:`weights_claims`, which ends the sentence.
+        alpha: one minus the confidence level of the bound.
+        of_weights: its entry of :func:`weights_claims`, which is appended to the sentence.
     """
-    found = _on_the_ladder(rungs, tests, share, alpha)
-    return replace(found, sentence=f"{found.sentence} {of_weights}") if of_weights else found
+    conclusion = _without_weights(claims, tests, share, alpha)
+    if of_weights is None:
+        return conclusion
+    return replace(conclusion, sentence=f"{conclusion.sentence} {of_weights}")
 
 
-def _on_the_ladder(
-    rungs: Sequence[ClaimEvidence], tests: Sequence[WeightedFinding], share: float, alpha: float
+def _without_weights(
+    claims: Sequence[ClaimEvidence], tests: Sequence[WeightedFinding], share: float, alpha: float
 ) -> Verdict:
-    if claimed := [rung for rung in rungs if rung.claimed]:
-        return _hard(claimed[-1])
-    most = _effect(tests, "f_high")
-    if most is not None and most <= share:
+    """Hard evidence if any claim is made; else a bound if it is small enough; else inconclusive."""
+    if made := [evidence for evidence in claims if evidence.claimed]:
+        return _hard(made[-1])
+    bound = _effect(tests, "f_high")
+    if bound is not None and bound <= share:
         return Verdict(
             "bound",
             None,
-            f"Bound: f below {most:.2g}",
-            f"With {format_percent(1 - alpha)} confidence less than {format_percent(most)} of the log was "
+            f"Bound: f below {bound:.2g}",
+            f"With {format_percent(1 - alpha)} confidence less than {format_percent(bound)} of the log was "
             "used, if outputs that are used leave the trace that they left in the surrogate model. "
             "This is a bound and no more; it says nothing of outputs outside this log.",
         )
-    power = _effect(tests, "power")
-    if not rungs:
-        why = "No test could be run that bears on a claim."
+    return _inconclusive(claims, _effect(tests, "power"), share)
+
+
+def _inconclusive(claims: Sequence[ClaimEvidence], power: float | None, share: float) -> Verdict:
+    if not claims:
+        strength = "No test could be run that bears on a claim."
     else:
-        best = max(rungs, key=lambda rung: rung.e_value)
-        why = (
+        best = max(claims, key=lambda evidence: evidence.e_value)
+        strength = (
             f"The evidence is E = {format_scientific(best.e_value)}, "
             f"and {format_scientific(best.needed)} is called hard."
         )
-    told = "power unknown" if power is None else f"power {format_percent(power)}"
     if power is None:
-        then = "How likely these tests were to find use at all is unknown without a surrogate model."
+        headline = "Inconclusive (power unknown)"
+        chance = "How likely these tests were to find use at all is unknown without a surrogate model."
     else:
-        then = (
+        headline = f"Inconclusive (power {format_percent(power)})"
+        chance = (
             f"Had {format_percent(share)} of the log been used, these tests would have given hard evidence "
             f"with a probability of about {format_percent(power)}."
         )
-    return Verdict(
-        "inconclusive", None, f"Inconclusive ({told})", f"{why} {then} Nothing is shown, either way."
-    )
+    return Verdict("inconclusive", None, headline, f"{strength} {chance} Nothing is shown, either way.")
 
 
-def _hard(rung: ClaimEvidence) -> Verdict:
+def _hard(evidence: ClaimEvidence) -> Verdict:
+    level, tests, needed = evidence.level, evidence.tests, format_scientific(evidence.needed)
     return Verdict(
         "hard",
-        rung.level,
-        f"Hard evidence at level {rung.level}",
-        f"The evidence is that {claim(rung.level, rung.tests)}. "
-        f"If it {null(rung.level, rung.tests)}, and the assumptions hold, "
-        f"evidence of E ≥ {format_scientific(rung.needed)} would come up in at most one of "
-        f"{format_scientific(rung.needed)} such traces; here E = {format_scientific(rung.e_value)}. "
+        level,
+        f"Hard evidence at level {level}",
+        f"The evidence is that {claim(level, tests)}. "
+        f"If it {null(level, tests)}, and the assumptions hold, "
+        f"evidence of E ≥ {needed} would come up in at most one of {needed} such "
+        f"traces; here E = {format_scientific(evidence.e_value)}. "
         "The explanations that remain are listed with each test.",
     )
 
 
 def _effect(tests: Sequence[WeightedFinding], name: str) -> float | None:
     """The smallest bound, or the largest power, that a test at L2 reports."""
-    found = [
+    values = [
         value
         for t in tests
         if t.level == "L2" and t.finding is not None and (value := t.finding.effect.get(name)) is not None
     ]
-    return (max if name == "power" else min)(found, default=None)
+    return (max if name == "power" else min)(values, default=None)

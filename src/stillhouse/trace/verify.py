@@ -1,9 +1,9 @@
-"""Is a bundle what it says? Reruns the arithmetic from the transcripts, without any model.
+"""Verifies a bundle by recomputing everything from the transcripts, without any model.
 
-Checked are the signature, the hash of every file, the commitments, and every number: each judge is called
-again on its transcript with the parameters that follow from the plan, the placebos and the combination too,
-and what comes out is compared with what is written, field by field. That transcripts hold what the models
-said is checked by asking them again (`--rerun`, :mod:`.rerun`).
+Checks the signature, the hash of every file, the commitments, and every number. It calls each judge again on
+its transcript with the parameters that follow from the plan, recomputes placebos and verdicts, and compares
+the results with the evidence, field by field. Whether the transcripts hold what the models answered is
+checked by querying them again (`--rerun`, :mod:`stillhouse.trace.rerun`).
 """
 
 from __future__ import annotations
@@ -36,33 +36,41 @@ from stillhouse.trace.bundle.files import (
     recorded_files,
     signature_difference,
 )
-from stillhouse.trace.bundle.schema import Commitments, Evidence
+from stillhouse.trace.bundle.schema import (
+    Commitments,
+    Evidence,
+    LevelRecord,
+    PlannedTestRecord,
+    VerdictRecord,
+)
 from stillhouse.trace.judge import judge_all
 from stillhouse.trace.plan import TracePlan, load_plan
 from stillhouse.trace.report.page import render_page
-from stillhouse.trace.run import commitments_part
+from stillhouse.trace.run import commitments_record
 
+PLAN_FIELDS = ("hard", "alpha", "share", "seed", "name", "question")
+"""Fields of the evidence that repeat the plan."""
 TOLERANCE = 1e-9
-"""Relative difference of two computations of one number, on another machine and with other versions of numpy
-and scipy, that counts as none."""
+"""Accepted relative difference of a number: other machines and other versions of numpy and scipy round
+differently."""
 
 
 @dataclass
 class BundleVerification:
-    """The outcome of a check."""
+    """The result of verifying a bundle."""
 
     evidence: Evidence
     checked: int
-    """Files whose content was compared."""
+    """Number of files whose content was compared."""
     numbers: int = 0
-    """Numbers that were computed again."""
+    """Number of recomputed numbers."""
     differences: list[str] = field(default_factory=list)
-    """One line each."""
+    """Differences between evidence and recomputation, one line each."""
     notes: list[str] = field(default_factory=list)
-    """What a reader should know, and no difference."""
+    """Remarks for the reader that are not differences."""
 
-    def facts(self) -> dict[str, Any]:
-        """What `--json` prints."""
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
         verdicts = {teacher.name: teacher.verdict.headline for teacher in self.evidence.teachers}
         return {
             "checked": self.checked,
@@ -75,20 +83,20 @@ class BundleVerification:
 
 
 def verify_bundle(directory: Path, *, public_key: str | None = None) -> BundleVerification:
-    """Checks a bundle.
+    """Verifies a bundle.
 
     Args:
-        public_key: hexadecimal; the evidence has to be signed by it.
+        public_key: hexadecimal; the key that the evidence must be signed with.
 
     Raises:
-        IntegrityError: there is no evidence, or it cannot be read as such.
+        IntegrityError: the evidence is missing or invalid.
     """
     evidence = read_evidence(directory)
     result = BundleVerification(evidence, len(evidence.files) + 1)
-    if found := signature_difference(directory, evidence, public_key):
-        result.differences.append(found)
+    if difference := signature_difference(directory, evidence, public_key):
+        result.differences.append(difference)
     elif evidence.signed_by is None:
-        result.notes.append("not signed: whoever has the files could have changed all of them together")
+        result.notes.append("not signed: anyone with the files could have changed all of them together")
     result.differences += _file_differences(directory, evidence)
     try:
         plan = load_plan(directory / PLAN)
@@ -99,39 +107,39 @@ def verify_bundle(directory: Path, *, public_key: str | None = None) -> BundleVe
     result.differences += _commitment_differences(directory, evidence, plan, commitments)
     if commitments.code != code_hash():
         result.notes.append(
-            f"the code here is not the code that was committed (version {commitments.version}); its numbers "
-            "are compared all the same"
+            f"this code is not the committed code (version {commitments.version}); the numbers are compared "
+            "anyway"
         )
     if not evidence.commitments.in_time:
         result.notes.append(evidence.commitments.words)
     _compare_numbers(directory, evidence, plan, commitments, result)
-    if not result.differences and not _says_the_same(directory, evidence):
+    if not result.differences and not _report_matches(directory, evidence):
         if commitments.code == code_hash():
-            result.differences.append(f"{REPORT} does not say what the evidence says")
+            result.differences.append(f"{REPORT} does not match the evidence")
         else:  # the wording of the page may have changed between versions
             result.notes.append(f"{REPORT} was made by other code and is not compared; trust {EVIDENCE}")
     return result
 
 
-def _says_the_same(directory: Path, evidence: Evidence) -> bool:
-    """Whether the page is the one that is made from the evidence, which has been found sound."""
+def _report_matches(directory: Path, evidence: Evidence) -> bool:
+    """Whether the page is the one that the evidence renders to."""
     plan, page = ((directory / name).read_text("utf-8") for name in (PLAN, REPORT))
-    return _without_pictures(render_page(evidence, plan)) == _without_pictures(page)
+    return _without_plots(render_page(evidence, plan)) == _without_plots(page)
 
 
-def _without_pictures(page: str) -> str:
-    """Another version of the drawing library draws other bytes of the same numbers."""
+def _without_plots(page: str) -> str:
+    # Another version of matplotlib renders the same numbers to other bytes.
     return re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
 
 
 def _file_differences(directory: Path, evidence: Evidence) -> Iterator[str]:
-    there = set(recorded_files(directory))
+    present = set(recorded_files(directory))
     for path, digest in evidence.files.items():
-        if path not in there:
+        if path not in present:
             yield f"{path} is missing"
         elif sha256_file(directory / path) != digest:
             yield f"{path} has other content than recorded"
-    for path in sorted(there - set(evidence.files)):
+    for path in sorted(present - set(evidence.files)):
         yield f"{path} is not recorded in the evidence"
 
 
@@ -171,61 +179,58 @@ def _compare_numbers(
         secrets = {name: (directory / OPENED / name).read_bytes() for name in secret_files(plan)}
         judged = judge_all(directory, plan, access, secrets)
     except (StillhouseError, OSError) as error:
-        result.differences.append(f"the findings cannot be computed again: {error}")
+        result.differences.append(f"the findings cannot be recomputed: {error}")
         return
-    except Exception as error:  # a judge on a table that was tampered with may fail in any way
-        result.differences.append(
-            f"the findings cannot be computed again: {type(error).__name__}: {error}"[:300]
-        )
+    except Exception as error:  # a judge may fail in any way on a manipulated table
+        result.differences.append(f"the findings cannot be recomputed: {type(error).__name__}: {error}"[:300])
         return
-    written: dict[str, Any] = {
-        "hard": evidence.hard,
-        "alpha": evidence.alpha,
-        "share": evidence.share,
-        "seed": evidence.seed,
-        "name": evidence.name,
-        "question": evidence.question,
-        "commitments": evidence.commitments.model_dump(),
-    }
-    again: dict[str, Any] = {key: getattr(plan, key) for key in written if key != "commitments"}
-    again["commitments"] = commitments_part(directory, commitments, judged).model_dump()
+    written: dict[str, Any] = {key: getattr(evidence, key) for key in PLAN_FIELDS}
+    recomputed: dict[str, Any] = {key: getattr(plan, key) for key in PLAN_FIELDS}
+    written["commitments"] = evidence.commitments.model_dump()
+    recomputed["commitments"] = commitments_record(directory, commitments, judged).model_dump()
     for teacher in evidence.teachers:
-        found = judged[teacher.name]
-        written[teacher.name] = {
-            "tests": {part.test: part.model_dump() for part in teacher.tests},
-            "rungs": [part.model_dump() for part in teacher.rungs],
-            "verdict": teacher.verdict.model_dump(),
-        }
-        again[teacher.name] = {
-            "tests": {part.test: part.model_dump() for part in found.tests},
-            "rungs": [part.model_dump() for part in found.claims],
-            "verdict": found.verdict.model_dump(),
-        }
-    result.differences += _differences(written, again, "")
-    result.numbers = _count_numbers(again)
+        judgement = judged[teacher.name]
+        written[teacher.name] = _comparable(teacher.tests, teacher.rungs, teacher.verdict)
+        recomputed[teacher.name] = _comparable(judgement.tests, judgement.claims, judgement.verdict)
+    result.differences += _differences(written, recomputed, "")
+    result.numbers = _count_numbers(recomputed)
 
 
-def _differences(written: Any, again: Any, place: str) -> Iterator[str]:
-    """Where two values differ, one line each; see :data:`TOLERANCE`."""
-    if isinstance(written, dict) and isinstance(again, dict):
-        for key in {**written, **again}:
-            inner = f"{place}.{key}".lstrip(".")
-            if key in written and key in again:
-                yield from _differences(written[key], again[key], inner)
+def _comparable(
+    tests: list[PlannedTestRecord], claims: list[LevelRecord], verdict: VerdictRecord
+) -> dict[str, Any]:
+    """Records as plain values; tests by name, so that a difference names its test."""
+    return {
+        "tests": {test.test: test.model_dump() for test in tests},
+        "rungs": [claim.model_dump() for claim in claims],
+        "verdict": verdict.model_dump(),
+    }
+
+
+def _differences(written: Any, recomputed: Any, path: str) -> Iterator[str]:
+    """The differences of two values, one line each; see :data:`TOLERANCE`."""
+    if isinstance(written, dict) and isinstance(recomputed, dict):
+        for key in {**written, **recomputed}:
+            inner = f"{path}.{key}".lstrip(".")
+            if key in written and key in recomputed:
+                yield from _differences(written[key], recomputed[key], inner)
             else:
                 yield f"{inner} is {'written, and is not computed' if key in written else 'missing'}"
-    elif isinstance(written, list) and isinstance(again, list) and len(written) == len(again):
-        for number, (one, other) in enumerate(zip(written, again, strict=True)):
-            yield from _differences(one, other, f"{place}[{number}]")
-    elif not _same(written, again):
-        yield f"{place} is written as {_short(written)}, and the transcripts give {_short(again)}"
+    elif isinstance(written, list) and isinstance(recomputed, list) and len(written) == len(recomputed):
+        for number, (one, other) in enumerate(zip(written, recomputed, strict=True)):
+            yield from _differences(one, other, f"{path}[{number}]")
+    elif not _same(written, recomputed):
+        yield f"{path} is written as {_short(written)}, and the transcripts give {_short(recomputed)}"
 
 
-def _same(written: Any, again: Any) -> bool:
-    numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in (written, again)]
-    if all(numbers):
-        return math.isclose(written, again, rel_tol=TOLERANCE, abs_tol=1e-300)
-    return type(written) is type(again) and written == again
+def _same(written: Any, recomputed: Any) -> bool:
+    if _is_number(written) and _is_number(recomputed):
+        return math.isclose(written, recomputed, rel_tol=TOLERANCE, abs_tol=1e-300)
+    return type(written) is type(recomputed) and written == recomputed
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:
@@ -238,14 +243,14 @@ def _count_numbers(value: Any) -> int:
         return sum(map(_count_numbers, value.values()))
     if isinstance(value, list):
         return sum(map(_count_numbers, value))
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return _is_number(value)
 
 
 def require_verified(directory: Path, result: BundleVerification, most: int = 20) -> None:
-    """Refuses a bundle with differences.
+    """Raises if a bundle has differences.
 
     Raises:
-        IntegrityError: names the first of them.
+        IntegrityError: lists the first ``most`` differences.
     """
     if not result.differences:
         return
@@ -255,5 +260,5 @@ def require_verified(directory: Path, result: BundleVerification, most: int = 20
     error = IntegrityError(
         "\n".join(shown), hint="This is not the evidence that was written; do not rely on it."
     )
-    error.report = result.facts()
+    error.report = result.to_json()
     raise error
