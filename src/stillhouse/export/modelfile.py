@@ -18,7 +18,7 @@ from stillhouse.errors import ModelError
 from stillhouse.export.source import Source
 from stillhouse.models import ChatTemplate, Message
 
-Template = Literal["modelfile", "file", "none"]
+TemplateLocation = Literal["modelfile", "file", "none"]
 _NO_TEMPLATE = {
     "file": "Ollama's template language cannot express the chat template; the one in the GGUF file applies.",
     "none": "The model has no chat template: it continues the text of the prompt.",
@@ -55,7 +55,7 @@ class FixedTextTemplate:
         return self.start + "".join(parts) + self.answer * add_generation_prompt
 
 
-def modelfile(source: Source, gguf_name: str, *, add_bos: bool) -> tuple[str, Template]:
+def modelfile(source: Source, gguf_name: str, *, add_bos: bool) -> tuple[str, TemplateLocation]:
     """The Modelfile's text, and where the chat template is.
 
     Args:
@@ -63,7 +63,7 @@ def modelfile(source: Source, gguf_name: str, *, add_bos: bool) -> tuple[str, Te
         add_bos: whether the runtime adds the start token itself.
     """
     turns = as_fixed_texts(source.template) if source.template.declared else None
-    where: Template = "modelfile" if turns else "file" if source.template.declared else "none"
+    where: TemplateLocation = "modelfile" if turns else "file" if source.template.declared else "none"
     lines = [f"FROM ./{gguf_name}"]
     if turns is None:
         lines.append(f"# {_NO_TEMPLATE[where]}")

@@ -99,7 +99,7 @@ def _source(
     ignored = (*_NOT_WEIGHTS, "lm_head.weight")
     unknown = [key for key in readers.keys() - shapes.keys() if not key.endswith(ignored)]
     if unknown:
-        raise ModelError(f"{path}: the weights {min(unknown)} have no place in a {config.model_type} model")
+        raise ModelError(f"{path}: a {config.model_type} model has no weights {min(unknown)}")
     require_rows(path, tokenizer, config.get_text_config().vocab_size)
     # A dict keeps the order: the tokenizer's end token comes first, since GGUF holds one only.
     candidates = dict.fromkeys([tokenizer.eos_token_id, *sorted(template.end_token_ids(tokenizer)), *ends])

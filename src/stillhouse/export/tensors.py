@@ -32,7 +32,7 @@ def exported_tensors(source: Source, architecture: Architecture) -> Iterator[Exp
     """Every tensor of the file, embeddings first, then layer by layer.
 
     Raises:
-        ModelError: a parameter has no place in the architecture, or (when read) is not finite or has
+        ModelError: the architecture has no tensor for a parameter, or (when read) is not finite or has
             another shape than the configuration says.
     """
     import gguf
@@ -44,7 +44,7 @@ def exported_tensors(source: Source, architecture: Architecture) -> Iterator[Exp
     for key, shape in source.shapes.items():
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if name is None:
-            raise ModelError(f"the weights {key} have no place in a {architecture.name} GGUF file")
+            raise ModelError(f"a {architecture.name} GGUF file has no tensor for the weights {key}")
         yield ExportedTensor(name, shape, _reader(source, architecture, key, name))
 
 

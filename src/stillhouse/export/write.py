@@ -20,7 +20,7 @@ from stillhouse.console import console
 from stillhouse.errors import MissingExtraError, StorageError, UsageError
 from stillhouse.export.check import check_file
 from stillhouse.export.header import add_header, architecture_of
-from stillhouse.export.modelfile import Template, modelfile, readme
+from stillhouse.export.modelfile import TemplateLocation, modelfile, readme
 from stillhouse.export.quantise import QUANTISATIONS, quantise, require_type, stored_bytes, tensor_types
 from stillhouse.export.source import STUDENT, Source, open_source
 from stillhouse.export.tensors import ExportedTensor, exported_tensors
@@ -39,7 +39,7 @@ class ExportedFile:
     path: Path
     bytes: int
     modelfile: Path
-    template: Template
+    template: TemplateLocation
     """Where the chat template is: in the Modelfile, too; in the GGUF file only; or none exists."""
     checked_with_llama_cpp: bool
     """Whether llama.cpp loaded the file and tokenized the sample texts alike (False without xllamacpp)."""

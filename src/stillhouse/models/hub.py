@@ -12,8 +12,7 @@ SMALL = ["config.json", "*.safetensors.index.json", "tokenizer*.json", "*.jinja"
 
 
 def fetch(reference: Reference, patterns: list[str]) -> Path:
-    """The local directory with the files of ``reference`` that match ``patterns``, from the cache if
-    possible.
+    """The local directory with the files of ``reference`` that match ``patterns``. Uses the cache first.
 
     Raises:
         ModelNotFoundError: offline and not in the cache, no such model, or no access.

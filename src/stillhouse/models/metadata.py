@@ -1,7 +1,6 @@
 """Describes a model from its configuration files and headers, without weights and without torch.
 
-Hub models are looked up in the local cache, or downloaded without their weights. An API has no files to
-describe.
+Hub models come from the local cache, or are downloaded without their weights. An API has no files.
 """
 
 from __future__ import annotations

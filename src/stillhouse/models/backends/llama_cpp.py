@@ -85,8 +85,7 @@ class LlamaCppModel:
             on_chunk: called in that thread with each of llama.cpp's chunks (also those of the prompt's
                 progress), or with the error that ends the answer; returns True to stop it.
             top_logprobs: how many likeliest tokens to tell with each; None tells nothing.
-            schema: JSON schema that the answer must follow. Validate it first: llama.cpp ignores an invalid
-                one.
+            schema: JSON schema that the answer must follow. llama.cpp ignores an invalid one: validate it.
             preserved_tokens: special tokens that stay in the text.
         """
         body = _body(list(ids), sampling, cache=self._cache_prompts)
@@ -277,8 +276,7 @@ def requested_threads() -> int | None:
 
 
 def _body(ids: list[int], sampling: Sampling, *, cache: bool) -> dict[str, Any]:
-    """The request for llama.cpp. Samplers that :class:`Sampling` does not have are off, whatever their
-    default."""
+    """The request for llama.cpp. Samplers without a field in :class:`Sampling` are off."""
     # Greedy needs top-k only, which leaves one token before any sampler sorts the whole vocabulary.
     greedy = sampling.temperature == 0
     return {

@@ -5,8 +5,7 @@ arguments, are the format that the model was trained on. No template is recognis
 
 Two formats are supported: one JSON object between two delimiters
 (`<tool_call>{"name": …, "arguments": …}</tool_call>`, as in Qwen, Hermes and SmolLM3), and an answer that is
-one such object (Llama 3.1, with `parameters`). Lists of calls, XML, and a name outside of the JSON are not
-supported.
+one such object (Llama 3.1, with `parameters`). Lists of calls, XML, and names outside of the JSON are not.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def transformers_name(architecture: Architecture, name: str) -> str | None:
             prefix = "" if layer is None else f"model.layers.{layer}."
             return f"{prefix}{names[module]}.{suffix}"
     raise ModelError(
-        f"the tensor {name!r} has no place in a {architecture.name} model",
+        f"a {architecture.name} model has no tensor {name!r}",
         hint="The file is of a variant that is not supported; use the original safetensors.",
     )
 

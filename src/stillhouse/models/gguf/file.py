@@ -198,8 +198,8 @@ class _HeaderReader:
     def tensor(self) -> TensorInfo:
         name, dimensions = self.string(), self.number("I")
         if not 1 <= dimensions <= _MAX_DIMS:
-            self.fail(f"says that tensor {name!r} has {dimensions} dimensions")
+            self.fail(f"declares tensor {name!r} with {dimensions} dimensions")
         shape = tuple(self.number("Q") for _ in range(dimensions))[::-1]
         if 0 in shape:
-            self.fail(f"says that tensor {name!r} is empty")
+            self.fail(f"declares that tensor {name!r} is empty")
         return TensorInfo(name, shape, self.number("I"), self.number("Q"))

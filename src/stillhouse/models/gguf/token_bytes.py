@@ -66,8 +66,7 @@ def _from_sentencepiece(token: str) -> bytes:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 characters stand for their own bytes, U+0100 and later for the
-    others."""
+    """GPT-2's alphabet: printable Latin-1 characters are their own bytes, U+0100 and later the others."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -275,8 +275,7 @@ def _add_tokens(backend: Tokenizer, tokens: list[str], added: dict[int, bool]) -
 
 
 def _add_bos(backend: Tokenizer, file: GgufFile, tokens: list[str], specials: dict[str, int]) -> None:
-    """Makes plain text begin with the start token where the header says so (chat templates write their
-    own)."""
+    """Adds the start token to plain text where the header says so (chat templates write their own)."""
     from tokenizers import processors
 
     kind = file.require("tokenizer.ggml.model")

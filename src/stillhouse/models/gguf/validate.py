@@ -23,8 +23,7 @@ def validate_for_llama_cpp(file: GgufFile) -> None:
     """Refuses a file on which llama.cpp would end the process.
 
     Raises:
-        ModelError: an impossible number, more layers than there are tensors for, or a tensor that ends after
-            the file.
+        ModelError: an impossible number, more layers than there are tensors for, or a truncated tensor.
     """
     prefix = f"{file.architecture}."
     for key, value in file.metadata.items():

@@ -174,8 +174,7 @@ class _PromptQueue:
         for group in groups:
             memory.copy(slot, range(slot + 1, slot + len(group)), len(group[0].prompt))
             slot += len(group)
-        # Samples of the last prompt that found no slot start from the spare slot later, without a second
-        # pass.
+        # The samples of the last prompt that found no slot will start from the spare slot.
         unfinished = bool(self.waiting) and self.waiting[0][0].prompt == entered[-1].prompt
         if unfinished:
             memory.copy(slot - 1, [memory.spare], len(entered[-1].prompt))

@@ -68,8 +68,7 @@ class Constraint:
         return self._matcher.is_stopped()
 
     def allowed_tokens(self) -> np.ndarray:
-        """Which tokens can come next [V], end tokens where the answer can end. All of them after a
-        failure."""
+        """Which tokens can come next [V]; end tokens where the answer can end. After a failure, all."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._failed():
             return np.ones(self._width, bool)

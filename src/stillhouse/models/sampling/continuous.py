@@ -177,8 +177,7 @@ class ContinuousSampler:
             ids = sequence.prompt[sequence._read : sequence._read + budget]
             logits_NV = self._decoder.extend(ids, self._entrance, sequence._read, every=sequence.score_prompt)
             if sequence.score_prompt:
-                # The logits after a token score the next one: the prompt's last row scores none of its
-                # tokens.
+                # The logits after a token score the next one, so those after the last score nothing.
                 targets = sequence.prompt[sequence._read + 1 : sequence._read + 1 + len(ids)]
                 sequence.prompt_logprobs += _logprobs(
                     logits_NV[: len(targets)], targets, sequence.top_logprobs or 0

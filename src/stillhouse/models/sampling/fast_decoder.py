@@ -158,8 +158,7 @@ class _FastLayer:
         self.gated = gated(mlp.gate_proj, mlp.up_proj, dtype)
         self.down = added(mlp.down_proj, dtype)
         self.one_by_one = layer.input_layernorm.weight.device.type == "cpu" and dtype != torch.float32
-        """Whether query heads that share keys are faster as heads of their own than as queries of one
-        head."""
+        """Whether query heads that share keys are faster as separate heads than as queries of one head."""
 
     def __call__(
         self, hidden_NE: torch.Tensor, cos_N1D: torch.Tensor, sin_N1D: torch.Tensor, attend: Callable
@@ -209,8 +208,7 @@ class _FastLayer:
         return torch.cat(outputs)
 
     def attend_more(self, heads: torch.Tensor, slot: int, past: int, mask_NT: torch.Tensor) -> torch.Tensor:
-        """Attention of N tokens to themselves and to the ``past`` tokens before them in ``slot``, [N, HG,
-        D]."""
+        """Attention of N tokens to themselves and the ``past`` tokens before them in ``slot``, [N, HG, D]."""
         kv = heads.shape[1] // (self.groups + 2)
         own, total = heads.transpose(0, 1), mask_NT.shape[1]
         self.memory.write(self.number, (slot, slice(None), slice(past, total)), own[-2 * kv :])

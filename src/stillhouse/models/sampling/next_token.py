@@ -170,8 +170,7 @@ def _sample_columns(weights_BK: torch.Tensor, uniforms_B: torch.Tensor) -> torch
 
 
 def _kept(likeliest_BK: torch.Tensor, settings: Sequence[Sampling]) -> torch.Tensor:
-    """Which of the probabilities, in descending order, remain after top-k, top-p and min-p; the first
-    always."""
+    """Which probabilities, in descending order, top-k, top-p and min-p keep; always the first."""
 
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=likeliest_BK.device)[:, None]
@@ -181,8 +180,7 @@ def _kept(likeliest_BK: torch.Tensor, settings: Sequence[Sampling]) -> torch.Ten
     top_p = column([setting.top_p for setting in settings])
     has_k = column([float(setting.top_k > 0) for setting in settings])
     weights_BK = likeliest_BK.double() * (ranks_K < top_k)
-    # Without top-k, p is a share of the whole vocabulary, of which these columns may be a part: not of their
-    # sum.
+    # Without top-k, p is a share of the whole vocabulary, and these columns can be only some of it.
     total_B1 = torch.where(has_k > 0, weights_BK.sum(1, keepdim=True), 1.0)
     before_BK = weights_BK.cumsum(1) - weights_BK
     # A token stays if those before it do not reach p. Rounding can put the last ones past 1, so 1 keeps all.
