@@ -1,4 +1,4 @@
-"""Tiny students of every architecture with tokenizers of both kinds, and llama.cpp to ask about them."""
+"""Tiny students of every architecture with tokenizers of both kinds, and llama.cpp as an oracle."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXT = " ".join(WORDS) + " 12 1234 don't naïve café x**2 \n\n\t  "
 
 
 def byte_level(pre: str = "gpt-2") -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer that cuts text as GGUF's ``pre`` does, with a special and a plain mark."""
+    """A byte-level BPE tokenizer with GGUF's pre-tokenizer ``pre``, a special and a plain added token."""
     cut, normalizer, options = pre_tokenizer(pre)
     tokenizer = Tokenizer(models.BPE(**options))
     tokenizer.pre_tokenizer, tokenizer.decoder = cut, decoders.ByteLevel()
@@ -49,7 +49,7 @@ def byte_level(pre: str = "gpt-2") -> PreTrainedTokenizerFast:
 
 
 def sentencepiece(*, prefix: bool = True) -> PreTrainedTokenizerFast:
-    """What transformers makes of a SentencePiece BPE model: every pair that makes a token, best first."""
+    """A SentencePiece BPE model as transformers converts it: every pair that forms a token, best first."""
     words = sorted({f"▁{word}" for word in [*WORDS, "12", "don't"]}, key=lambda word: (len(word), word))
     pieces = dict.fromkeys(
         word[:end] for end in range(2, max(map(len, words)) + 1) for word in words if end <= len(word)
@@ -68,7 +68,7 @@ def sentencepiece(*, prefix: bool = True) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(model)
     spaces = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
-    if not prefix:  # as Gemma's: there is no space left to split at
+    if not prefix:  # as Gemma's: no space is left to split at
         tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -88,7 +88,7 @@ def _fast(tokenizer: Tokenizer, **roles: str) -> PreTrainedTokenizerFast:
 def save(
     directory: Path, architecture: str, tokenizer: PreTrainedTokenizerFast | None = None, **changes: Any
 ) -> Any:
-    """Writes a random model of that architecture; returns it."""
+    """Saves a random model of that architecture; returns it."""
     tokenizer = tokenizer or byte_level()
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     rows = max(tokenizer.get_vocab().values()) + 3  # rows beyond the tokenizer, as padded models have
@@ -99,7 +99,7 @@ def save(
 
 
 class LlamaCpp:
-    """llama.cpp on a GGUF file: its logits and its tokens."""
+    """llama.cpp with a GGUF file: its logits and tokens."""
 
     def __init__(self, path: Path) -> None:
         xllamacpp = pytest.importorskip("xllamacpp")
@@ -112,25 +112,25 @@ class LlamaCpp:
         self.server = start_llama_server(params)
 
     def logprobs(self, ids: list[int], vocab_size: int) -> torch.Tensor:
-        """Log-probabilities [V] of what follows ``ids``.
+        """Log-probabilities [V] of the token after ``ids``.
 
-        They are told with the answer's text only, so an answer of plain text is forced: the bias changes
-        what is drawn and not the probabilities, which are of the model's own logits.
+        llama.cpp reports them only with text, so a bias forces an answer of plain text. The bias changes the
+        sampled token but not the probabilities, which are those of the model's own logits.
         """
         (plain,) = self.ids("x")[-1:]
         body = {"prompt": ids, "n_predict": 1, "n_probs": vocab_size, "logit_bias": [[plain, 1000.0]]}
         answer = self.server.handle_completions({**body, "cache_prompt": False, "stream": False})
-        found = torch.full((vocab_size,), -torch.inf)
+        logprobs = torch.full((vocab_size,), -torch.inf)
         for item in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
-            found[item["id"]] = item["logprob"]
-        return found
+            logprobs[item["id"]] = item["logprob"]
+        return logprobs
 
     def greedy(self, ids: list[int], count: int, vocab_size: int) -> list[int]:
         """The likeliest tokens that follow ``ids``, one after the other."""
-        found = list(ids)
+        continued = list(ids)
         for _ in range(count):
-            found.append(int(self.logprobs(found, vocab_size).argmax()))
-        return found[len(ids) :]
+            continued.append(int(self.logprobs(continued, vocab_size).argmax()))
+        return continued[len(ids) :]
 
     def ids(self, text: str, *, add_special: bool = False) -> list[int]:
         """The tokens of ``text``."""

@@ -1,4 +1,4 @@
-"""`still export`: what it writes, what it refuses, and what an accident leaves behind."""
+"""`still export`: what it writes, what it refuses, and what remains after a failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def model(tmp_path):
-    """A Llama's directory."""
+    """The directory of a tiny Llama."""
     save(tmp_path / "model", "llama")
     return tmp_path / "model"
 
@@ -35,8 +35,8 @@ def model(tmp_path):
 def test_a_finished_run_becomes_a_file_that_answers(tmp_path, model):
     run = tmp_path / "runs" / "first"
     shutil.copytree(model, run / "student")
-    done = still("export", run, "--to", "gguf", "--quantize", "q8_0", "f16", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = still("export", run, "--to", "gguf", "--quantize", "q8_0", "f16", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     assert sorted(file.name for file in (run / "gguf").iterdir()) == [
         "README.md",
         "first-f16.Modelfile",
@@ -44,23 +44,23 @@ def test_a_finished_run_becomes_a_file_that_answers(tmp_path, model):
         "first-q8_0.Modelfile",
         "first-q8_0.gguf",
     ]
-    assert "first-f16.gguf" in done.stdout and "ollama create" in done.stderr
+    assert "first-f16.gguf" in result.stdout and "ollama create" in result.stderr
     original = load_weights(str(model)).model
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         expected = original(ids).logits[0, -1].log_softmax(-1)
     for name, error in (("f16", 0.05), ("q8_0", 0.5)):
-        found = LlamaCpp(run / "gguf" / f"first-{name}.gguf").logprobs(ids[0].tolist(), len(expected))
-        assert (found - expected).abs().max() < error
+        logprobs = LlamaCpp(run / "gguf" / f"first-{name}.gguf").logprobs(ids[0].tolist(), len(expected))
+        assert (logprobs - expected).abs().max() < error
 
 
 def test_machines_get_json(tmp_path, model, capsys):
     out = tmp_path / "given.gguf"
     assert main(["export", str(model), "--to", "gguf", "--out", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["files"][0]["path"] == str(out)
-    assert told["files"][0]["bytes"] == out.stat().st_size
-    assert told["files"][0]["type"] == "q8_0"
+    output = json.loads(capsys.readouterr().out)
+    assert output["files"][0]["path"] == str(out)
+    assert output["files"][0]["bytes"] == out.stat().st_size
+    assert output["files"][0]["type"] == "q8_0"
 
 
 def test_nothing_is_overwritten_unasked(model, capsys):
@@ -157,11 +157,11 @@ def test_an_adapter_is_merged_into_its_base(tmp_path, model):
     adapted.save_pretrained(tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(model)
-    (done,) = export_gguf(tmp_path / "adapter", ["f32"])
+    (export,) = export_gguf(tmp_path / "adapter", ["f32"])
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
-        expected, found = adapted(input_ids=ids).logits, load_weights(str(done.path)).model(ids).logits
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        expected, logits = adapted(input_ids=ids).logits, load_weights(str(export.path)).model(ids).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
     config["base_model_name_or_path"] = "somebody/elsewhere"
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
@@ -172,13 +172,13 @@ def test_an_adapter_is_merged_into_its_base(tmp_path, model):
         export_gguf(tmp_path / "adapter", ["f16"])
 
 
-def test_a_place_that_may_not_be_written_is_named(tmp_path, model):
-    place = tmp_path / "locked"
-    place.mkdir(mode=0o555)
+def test_a_directory_without_write_permission_is_named(tmp_path, model):
+    directory = tmp_path / "locked"
+    directory.mkdir(mode=0o555)
     if os.geteuid() == 0:
-        place = Path("/proc/self/here")  # nobody writes there, not even the superuser
-    with pytest.raises(StorageError, match=place.name):
-        export_gguf(model, ["f16"], place)
+        directory = Path("/proc/self/here")  # not even the superuser can write there
+    with pytest.raises(StorageError, match=directory.name):
+        export_gguf(model, ["f16"], directory)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["before", "while writing"])
@@ -222,33 +222,33 @@ def test_kill_9_leaves_no_half_file_under_the_name(tmp_path, model):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert [file.name for file in out.iterdir() if not file.name.startswith(".")] == []
-    (done,) = export_gguf(model, ["f32"], out)  # the same command makes the file
-    assert done.path.read_bytes()[:4] == b"GGUF"
+    (export,) = export_gguf(model, ["f32"], out)  # the same command now succeeds
+    assert export.path.read_bytes()[:4] == b"GGUF"
 
 
 def test_an_interrupted_replacement_keeps_the_old_file(model, monkeypatch):
-    (done,) = export_gguf(model, ["f32"])
-    before = done.path.read_bytes()
+    (export,) = export_gguf(model, ["f32"])
+    before = export.path.read_bytes()
     monkeypatch.setattr(write, "check_file", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_gguf(model, ["f32"], replace=True)
-    assert done.path.read_bytes() == before
+    assert export.path.read_bytes() == before
 
 
 @pytest.mark.slow
 def test_smollm2_survives(tmp_path):
-    """The real model: under 0.01 nats/token in q8_0, and llama.cpp says what transformers says."""
+    """The real model: under 0.01 nats/token in q8_0, and llama.cpp agrees with transformers."""
     weights = load_weights("embedded:smollm2")
     weights.model.save_pretrained(tmp_path / "model")
     weights.tokenizer.chat_template = weights.template.source
     weights.tokenizer.save_pretrained(tmp_path / "model")
-    (done,) = export_gguf(tmp_path / "model", ["q8_0"])
-    assert done.template == "modelfile"
+    (export,) = export_gguf(tmp_path / "model", ["q8_0"])
+    assert export.template == "modelfile"
     text = (ROOT / "LICENSE").read_text()
     ids = torch.tensor([weights.tokenizer.encode(text)[:200]])
-    exported = load_weights(str(done.path)).model
+    exported = load_weights(str(export.path)).model
     with torch.no_grad():
         p, q = (model(ids).logits[0].log_softmax(-1) for model in (weights.model, exported))
     assert (p.exp() * (p - q)).sum(-1).mean() < 0.01
-    theirs = LlamaCpp(done.path).logprobs(ids[0, :120].tolist(), p.shape[-1])
+    theirs = LlamaCpp(export.path).logprobs(ids[0, :120].tolist(), p.shape[-1])
     assert (p[119].exp() * (p[119] - theirs)).sum() < 0.01

@@ -1,4 +1,5 @@
-"""Modelfiles: the Go template, run by a small interpreter of Ollama's language, against the model's own."""
+"""Modelfiles: the Go template, run by a small interpreter of Ollama's language, against the model's own
+template."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% 
 
 
 def ollama(modelfile: str, messages: list[dict[str, str]]) -> str:
-    """What Ollama would make of a conversation with this Modelfile: `range .Messages`, `if eq .Role`."""
+    """A conversation as Ollama renders it with this Modelfile: `range .Messages`, `if eq .Role`."""
     template = re.search(r'^TEMPLATE """(.*?)"""$', modelfile, re.MULTILINE | re.DOTALL)
     system = re.search(r'^SYSTEM """(.*?)"""$', modelfile, re.MULTILINE | re.DOTALL)
     assert template is not None
@@ -54,44 +55,44 @@ def exported(tmp_path, template, **roles):
         setattr(tokenizer, role, token)
     tokenizer.chat_template = template
     save(tmp_path / "model", "llama", tokenizer)
-    (done,) = export_gguf(tmp_path / "model", ["f32"])
-    return done
+    (export,) = export_gguf(tmp_path / "model", ["f32"])
+    return export
 
 
 @pytest.mark.parametrize("template", [CHATML, WITH_DEFAULT, LLAMA2_LIKE, FOLDS], ids=str)
 def test_ollama_would_write_the_prompt_that_the_model_learned(tmp_path, template):
-    done = exported(tmp_path, template)
+    export = exported(tmp_path, template)
     _, own = load_tokenizer(str(tmp_path / "model"))
     conversations = [
         [("user", "What is 2+2?")],
         [("system", "Be brief."), ("user", " 2+2?\n"), ("assistant", "4"), ("user", "and 3+3?")],
         [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")],
     ]
-    assert done.template == "modelfile"
+    assert export.template == "modelfile"
     for turns in conversations:
         messages = [{"role": role, "content": content} for role, content in turns]
         expected = own.render(messages, add_generation_prompt=True)
-        assert ollama(done.modelfile.read_text(), messages) == expected
+        assert ollama(export.modelfile.read_text(), messages) == expected
 
 
 def test_the_start_token_is_not_written_twice(tmp_path):
-    """Where the runtime puts it before every text, the template must not."""
+    """Where the runtime adds it to every text, the template must not."""
     tokenizer = byte_level()
     tokenizer.bos_token, tokenizer.chat_template = "<|endoftext|>", LLAMA2_LIKE
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
     save(tmp_path / "model", "llama", tokenizer)
-    (done,) = export_gguf(tmp_path / "model", ["f32"])
-    assert done.template == "modelfile"
-    assert "<|endoftext|>" not in done.modelfile.read_text().partition("PARAMETER")[0]
+    (export,) = export_gguf(tmp_path / "model", ["f32"])
+    assert export.template == "modelfile"
+    assert "<|endoftext|>" not in export.modelfile.read_text().partition("PARAMETER")[0]
 
 
 @pytest.mark.parametrize("template", [TRIMS, FORGETS, NO_SYSTEM], ids=["trims", "forgets", "no system"])
 def test_a_template_that_says_more_is_left_to_the_file(tmp_path, template):
-    done = exported(tmp_path, template)
-    assert done.template == "file"
-    assert "TEMPLATE" not in done.modelfile.read_text()
+    export = exported(tmp_path, template)
+    assert export.template == "file"
+    assert "TEMPLATE" not in export.modelfile.read_text()
 
 
 def test_what_go_would_take_for_its_own_signs_is_left_to_the_file():
@@ -103,16 +104,16 @@ def test_from_stop_and_license(tmp_path):
     tokenizer.eos_token = "<|endoftext|>"
     save(tmp_path / "model", "llama", tokenizer)
     (tmp_path / "model" / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# Mine\n")
-    (done,) = export_gguf(tmp_path / "model", ["q8_0"])
-    lines = done.modelfile.read_text().splitlines()
-    assert lines[0] == f"FROM ./{done.path.name}"
+    (export,) = export_gguf(tmp_path / "model", ["q8_0"])
+    lines = export.modelfile.read_text().splitlines()
+    assert lines[0] == f"FROM ./{export.path.name}"
     assert 'PARAMETER stop "<|endoftext|>"' in lines and 'PARAMETER stop "<|im_end|>"' in lines
     assert 'LICENSE "apache-2.0"' in lines
-    assert (done.path.parent / "README.md").read_text().endswith("# Mine\n")
+    assert (export.path.parent / "README.md").read_text().endswith("# Mine\n")
 
 
 def test_a_model_without_a_template_gets_none(tmp_path):
-    done = exported(tmp_path, None)
-    assert done.template == "none"
-    assert "TEMPLATE" not in done.modelfile.read_text()
-    assert "tokenizer.chat_template" not in read_gguf(done.path).metadata
+    export = exported(tmp_path, None)
+    assert export.template == "none"
+    assert "TEMPLATE" not in export.modelfile.read_text()
+    assert "tokenizer.chat_template" not in read_gguf(export.path).metadata

@@ -1,4 +1,4 @@
-"""The vocabulary of an exported file: every id, and the tokens that llama.cpp makes of text.
+"""The vocabulary of an exported file: every id, and llama.cpp's tokens of texts.
 
 STILLHOUSE_TOKENIZERS names directories with real tokenizers (see tests/distill/data/test_real_tokenizers.py).
 """
@@ -28,8 +28,8 @@ OWN_NAMES = [name for name in KNOWN if name not in _ALIASES]
 
 def exported(tmp_path, tokenizer, architecture="llama"):
     save(tmp_path / "model", architecture, tokenizer)
-    (done,) = export_gguf(tmp_path / "model", ["f32"])
-    return done.path
+    (export,) = export_gguf(tmp_path / "model", ["f32"])
+    return export.path
 
 
 @pytest.mark.parametrize("pre", OWN_NAMES)
@@ -86,7 +86,7 @@ def test_types_special_ids_and_rows_beyond_the_tokenizer(tmp_path):
     assert header["tokenizer.chat_template"] == tokenizer.chat_template
 
 
-def test_an_end_of_turn_that_is_not_the_end_token_is_told(tmp_path):
+def test_an_end_of_turn_that_is_not_the_end_token_is_written(tmp_path):
     tokenizer = byte_level()
     tokenizer.eos_token = "<|endoftext|>"
     header = read_gguf(exported(tmp_path, tokenizer)).metadata
@@ -128,7 +128,7 @@ def test_text_handling_that_llama_cpp_has_no_name_for_is_refused(tmp_path, chang
 
 
 def test_merges_that_scores_cannot_say_are_refused(tmp_path):
-    """A BPE model with byte fallback that was trained as such lacks pairs that SentencePiece would join."""
+    """A BPE model with byte fallback that was trained as such lacks pairs that SentencePiece joins."""
     tokens = ["<unk>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "a", "b", "ab", "ba", "aba"]
     vocab = {token: number for number, token in enumerate(tokens)}
     model = models.BPE(
@@ -155,28 +155,30 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
         export_gguf(tmp_path / "model", ["f32"])
 
 
-@pytest.mark.parametrize("asked", [True, False], ids=["llama.cpp", "read back"])
-def test_a_file_that_cuts_text_otherwise_is_not_kept(tmp_path, monkeypatch, asked):
-    """Were the name of the cut wrong, the file would load everywhere and answer a little worse."""
+@pytest.mark.parametrize("by_llama_cpp", [True, False], ids=["llama.cpp", "read back"])
+def test_a_file_that_tokenizes_text_differently_is_not_kept(tmp_path, monkeypatch, by_llama_cpp):
+    """With a wrong pre-tokenizer name the file would load everywhere and answer a little worse."""
     save(tmp_path / "model", "llama", byte_level("llama-bpe"))
     monkeypatch.setattr("stillhouse.export.tokenizer.pre_tokenizer_name", lambda backend: "smollm")
-    if asked:
+    if by_llama_cpp:
         monkeypatch.setattr(check, "tokenizer_difference", lambda a, b: None)
         monkeypatch.setattr(
             check, "tokenizer_from_gguf", lambda file: load_tokenizer(str(tmp_path / "model"))[0]
         )
-    with pytest.raises(TokenizerMismatchError, match=r"in llama\.cpp" if asked else "not carried over"):
+    with pytest.raises(
+        TokenizerMismatchError, match=r"in llama\.cpp" if by_llama_cpp else "not carried over"
+    ):
         export_gguf(tmp_path / "model", ["f32"])
     assert list((tmp_path / "model" / "gguf").iterdir()) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", GIVEN, ids=str)
-def test_real_tokenizers_give_the_same_ids(tmp_path, place):
-    tokenizer, _ = load_tokenizer(str(place))
+@pytest.mark.parametrize("directory", GIVEN, ids=str)
+def test_real_tokenizers_give_the_same_ids(tmp_path, directory):
+    tokenizer, _ = load_tokenizer(str(directory))
     save(tmp_path / "model", "llama", tokenizer, num_hidden_layers=1)
-    (done,) = export_gguf(tmp_path / "model", ["q4_0"])
-    llama = LlamaCpp(done.path)
+    (export,) = export_gguf(tmp_path / "model", ["q4_0"])
+    llama = LlamaCpp(export.path)
     files = sorted(Path(__file__).parents[2].glob("src/stillhouse/r*/*.py"))
     for text in [*SAMPLES, *(file.read_text("utf-8") for file in files)]:
         same = unicodedata.normalize("NFC", text)

@@ -69,33 +69,33 @@ def test_the_file_computes_what_the_model_computes(tmp_path, case):
     if "layer_types" in changes:
         changes = {**changes, "num_hidden_layers": len(changes["layer_types"])}
     model = save(tmp_path / "model", architecture, tokenizer, **changes)
-    (done,) = export_gguf(tmp_path / "model", ["f32"])
+    (export,) = export_gguf(tmp_path / "model", ["f32"])
     ids = ids_of(model)
     with torch.no_grad():
         expected = model(ids).logits
     if case not in OURS_CANNOT_READ:
-        loaded = load_weights(str(done.path))
+        loaded = load_weights(str(export.path))
         with torch.no_grad():
-            found = loaded.model(ids).logits
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            logits = loaded.model(ids).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         assert loaded.model.config.tie_word_embeddings == model.config.tie_word_embeddings
 
-    llama = LlamaCpp(done.path)
+    llama = LlamaCpp(export.path)
     for length in (1, 7, 40):  # Gemma's window is 8 tokens
         wanted = expected[0, length - 1].log_softmax(-1)
         theirs = llama.logprobs(ids[0, :length].tolist(), model.config.vocab_size)
         # llama.cpp looks Gemma's GELU up in a table of float16.
         torch.testing.assert_close(theirs, wanted, rtol=0, atol=0.1 if "gemma" in case else 0.01)
     written = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
-    found = llama.greedy(ids[0].tolist(), 12, model.config.vocab_size)
-    assert found == written[0, ids.shape[1] :].tolist()
+    continuation = llama.greedy(ids[0].tolist(), 12, model.config.vocab_size)
+    assert continuation == written[0, ids.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 def test_float32_is_bit_exact(tmp_path, architecture):
     model = save(tmp_path / "model", architecture)
-    (done,) = export_gguf(tmp_path / "model", ["f32"])
-    loaded = load_weights(str(done.path)).model.state_dict()
+    (export,) = export_gguf(tmp_path / "model", ["f32"])
+    loaded = load_weights(str(export.path)).model.state_dict()
     original = model.state_dict()
     assert loaded.keys() == original.keys()
     assert [name for name in original if not torch.equal(original[name], loaded[name])] == []
@@ -104,8 +104,8 @@ def test_float32_is_bit_exact(tmp_path, architecture):
 def test_bfloat16_students_lose_nothing_in_bf16(tmp_path):
     model = save(tmp_path / "model", "llama").bfloat16()
     model.save_pretrained(tmp_path / "model")
-    (done,) = export_gguf(tmp_path / "model", ["bf16"])
-    loaded = load_weights(str(done.path)).model.state_dict()
+    (export,) = export_gguf(tmp_path / "model", ["bf16"])
+    loaded = load_weights(str(export.path)).model.state_dict()
     assert all(torch.equal(value.float(), loaded[name]) for name, value in model.state_dict().items())
 
 

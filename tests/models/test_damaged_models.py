@@ -1,4 +1,4 @@
-"""Directories and GGUF files that lie: each is refused with an error of ours, and nothing outside is read."""
+"""Inconsistent directories and GGUF files: each raises an error of ours, and nothing outside is read."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_names_that_no_system_knows_are_not_found(text):
         parse_reference(text)
 
 
-def lying(path, monkeypatch, changes: dict, **options) -> str:
+def write_with_header(path, monkeypatch, changes: dict, **options) -> str:
     """A GGUF file whose header has ``changes``: key -> (value, type)."""
     original = gguf.GGUFWriter.add_key_value
 
@@ -123,9 +123,13 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize(("key", "lie"), [(key, lie) for key, lies in NUMBERS.items() for lie in lies])
-def test_a_size_that_the_file_belies_is_refused_before_anything_is_built(tmp_path, monkeypatch, key, lie):
-    path = lying(tmp_path / "lie.gguf", monkeypatch, {key: lie})
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in NUMBERS.items() for value in values]
+)
+def test_a_size_that_contradicts_the_file_is_refused_before_anything_is_built(
+    tmp_path, monkeypatch, key, value
+):
+    path = write_with_header(tmp_path / "inconsistent.gguf", monkeypatch, {key: value})
     with pytest.raises(ModelError, match=r"cannot be|lacks"):
         load_weights(path)
 
@@ -143,7 +147,7 @@ FIELDS = [
 
 @pytest.mark.parametrize(("key", "value", "kind"), FIELDS)
 def test_a_tokenizer_field_of_another_type_is_an_error(tmp_path, monkeypatch, key, value, kind):
-    path = lying(tmp_path / "lie.gguf", monkeypatch, {key: (value, kind)}, template="x")
+    path = write_with_header(tmp_path / "inconsistent.gguf", monkeypatch, {key: (value, kind)}, template="x")
     with pytest.raises(ModelError):
         load_tokenizer(path)
 
@@ -154,12 +158,14 @@ SENTENCEPIECE = {"tokenizer.ggml.model": ("llama", KIND.STRING)}
 def test_scores_are_held_against_the_tokens(tmp_path, monkeypatch):
     extra = {"tokenizer.ggml.scores": [0.0]}
     with pytest.raises(ModelError, match="1 scores"):
-        load_tokenizer(lying(tmp_path / "lie.gguf", monkeypatch, SENTENCEPIECE, extra=extra))
+        load_tokenizer(
+            write_with_header(tmp_path / "inconsistent.gguf", monkeypatch, SENTENCEPIECE, extra=extra)
+        )
 
 
 def test_an_unknown_token_beyond_the_list_is_none(tmp_path, monkeypatch):
     extra = {"tokenizer.ggml.scores": [0.0] * len(TOKENS), "tokenizer.ggml.unknown_token_id": 999_999}
-    path = lying(tmp_path / "lie.gguf", monkeypatch, SENTENCEPIECE, extra=extra)
+    path = write_with_header(tmp_path / "inconsistent.gguf", monkeypatch, SENTENCEPIECE, extra=extra)
     assert load_tokenizer(path)[0].unk_token is None
 
 
@@ -180,10 +186,12 @@ def test_a_count_of_parts_that_is_text_is_an_error(tmp_path):
         read_gguf(path)
 
 
-@pytest.mark.parametrize("lie", [("x", KIND.STRING), (0, KIND.UINT32)])
-def test_slots_of_a_file_whose_sizes_make_no_sense(tmp_path, monkeypatch, lie):
-    path = tmp_path / "lie.gguf"
-    lying(path, monkeypatch, {"llama.attention.head_count": lie, "llama.attention.head_count_kv": lie})
+@pytest.mark.parametrize("heads", [("x", KIND.STRING), (0, KIND.UINT32)])
+def test_slots_of_a_file_with_invalid_sizes(tmp_path, monkeypatch, heads):
+    path = tmp_path / "inconsistent.gguf"
+    write_with_header(
+        path, monkeypatch, {"llama.attention.head_count": heads, "llama.attention.head_count_kv": heads}
+    )
     with pytest.raises(ModelError, match="sizes in its header are invalid"):
         slot_context(read_gguf(path))
 

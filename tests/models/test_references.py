@@ -1,4 +1,4 @@
-"""References, facts from headers, and the cost of asking."""
+"""References, metadata from headers, and their import time."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_an_unknown_backend_is_a_usage_error(tiny_teacher):
         open_model(str(tiny_teacher), backend="llama.cpp")
 
 
-def test_asking_costs_no_torch():
-    """The front door and describe() stay free of the heavy packages."""
+def test_describing_a_model_imports_no_torch():
+    """The package and describe() import no heavy packages."""
     code = (
         "import sys, json, stillhouse.models as m; m.parse_reference; first = sorted(sys.modules);"
         "m.describe('embedded:smollm2'); print(json.dumps([first, sorted(sys.modules)]))"

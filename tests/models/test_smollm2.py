@@ -55,4 +55,4 @@ def test_weights_are_bit_equal_to_transformers_loader(tmp_path):
     ids = torch.arange(100, 140)[None]
     with torch.no_grad():
         assert torch.equal(weights.model(ids).logits, theirs(ids).logits)
-    weights.model.save_pretrained(tmp_path)  # no marks of quantisation are in the way
+    weights.model.save_pretrained(tmp_path)  # fails where marks of quantisation are left

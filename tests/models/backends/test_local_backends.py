@@ -1,4 +1,4 @@
-"""torch and llama.cpp on tiny models: the same interface, templates applied, seeds obeyed."""
+"""torch and llama.cpp on tiny models: the same interface, templates and seeds."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def test_order_seeds_and_lengths(path, backend):
     first, _ = ask(path, backend, requests)
     again, _ = ask(path, backend, requests)
     assert [reply.text for reply in first] == [reply.text for reply in again]
-    for reply, asked in zip(first, requests, strict=True):
-        assert reply.completion_tokens <= asked.sampling.max_tokens
+    for reply, sent in zip(first, requests, strict=True):
+        assert reply.completion_tokens <= sent.sampling.max_tokens
         assert reply.finish_reason in ("stop", "length")
         if reply.finish_reason == "length":
-            assert reply.completion_tokens == asked.sampling.max_tokens
+            assert reply.completion_tokens == sent.sampling.max_tokens
     assert len({reply.text for reply in first}) > 1
 
 
@@ -127,7 +127,7 @@ def test_llama_cpp_prints_nothing(path, capfd):
 
 
 def test_a_sliding_window_model_answers_through_transformers(tmp_path):
-    place = write_gguf(
+    path = write_gguf(
         tmp_path / "gemma.gguf",
         tokens=TOKENS,
         types=TYPES,
@@ -136,15 +136,15 @@ def test_a_sliding_window_model_answers_through_transformers(tmp_path):
         model=tiny_model("gemma3", len(TOKENS)),
         architecture="gemma3",
     )
-    asked = [request("the Hi", seed=1), request("Hi", seed=2), request("Hi", temperature=0)]
-    first, _ = ask(place, "torch", asked)
-    again, _ = ask(place, "torch", asked[::-1])
+    requests = [request("the Hi", seed=1), request("Hi", seed=2), request("Hi", temperature=0)]
+    first, _ = ask(path, "torch", requests)
+    again, _ = ask(path, "torch", requests[::-1])
     assert [r.text for r in first] == [r.text for r in again[::-1]]
 
 
 def test_a_model_without_a_template_is_warned_about(tmp_path, capfd):
-    place = write_gguf(tmp_path / "base.gguf", tokens=TOKENS, types=TYPES, special={"eos": len(TOKENS) - 1})
-    [reply], _ = ask(place, "torch", [request("Hi", max_tokens=2)])
+    path = write_gguf(tmp_path / "base.gguf", tokens=TOKENS, types=TYPES, special={"eos": len(TOKENS) - 1})
+    [reply], _ = ask(path, "torch", [request("Hi", max_tokens=2)])
     assert isinstance(reply, Reply)
     assert "no chat template" in capfd.readouterr().err
 

@@ -21,7 +21,7 @@ from stillhouse.models.backends.retry import TemporaryError
 
 
 def ask(teacher, *prompts, timeout_s=20.0, retries=4, sampling=None, history=()):
-    """The results for ``prompts``, asked in one call, and how often the server pushed back."""
+    """The results of one call with ``prompts``, and how often the server pushed back."""
     sampling = sampling or Sampling(seed=1, max_tokens=64)
 
     async def run(url):
@@ -100,7 +100,7 @@ def test_a_hanging_request_is_given_up_and_tried_again():
 
 @pytest.mark.parametrize(("fault", "least"), [("429", 1.0), ("429date", 0.9)])
 def test_retry_after_is_obeyed(fault, least):
-    # A date has whole seconds, so it may ask for up to a second less than meant.
+    # A date has whole seconds, so the pause can be up to a second shorter than intended.
     teacher = Teacher(retry_after="1" if fault == "429" else "2")
     ask(teacher, f"ask [fault:{fault}x1]")
     (_, first), (_, second) = teacher.arrivals
@@ -151,7 +151,7 @@ def test_a_refused_request_is_not_tried_again(fault):
 
 
 def parsed(body: dict | str) -> Reply:
-    """What the client makes of a body that came with status 200."""
+    """The client's result for a body with status 200."""
     client = open_model(f"api:http://127.0.0.1:9/v1#{MODEL}")
     assert isinstance(client, ApiModel)
     request = Request("1", [{"role": "user", "content": "hi"}], Sampling(max_tokens=5))
@@ -235,7 +235,7 @@ def test_a_remote_api_needs_a_key(monkeypatch):
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
 def test_no_proxy_sees_what_is_meant_for_this_machine(monkeypatch, variable):
-    """The proxy is one where nobody listens: whoever asks it gets no answer."""
+    """Nothing listens at the proxy's address: a request through it fails."""
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""The schedule of tries, on a clock of its own."""
+"""The schedule of retries, on a fake clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOW = datetime.datetime(2026, 11, 23, 12, 0, 0, tzinfo=datetime.UTC)
 
 
 def run(failures, retries=5):
-    """The outcome of a call that first fails in these ways, and how long it slept in between."""
+    """The outcome of a call that first fails in these ways, and its pauses."""
     slept, left = [], list(failures)
 
     async def call():

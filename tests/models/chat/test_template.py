@@ -21,7 +21,7 @@ from stillhouse.errors import ModelError
 from stillhouse.models import ChatTemplate, compare_templates
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
-# name -> template, what is written between the prompt and the answer, what ends a turn
+# name -> template, text between prompt and answer, end of a turn
 STYLES = {
     "chatml": (CHATML, "", "<|im_end|>"),
     "smollm2": (SMOLLM2, "", "<|im_end|>"),
@@ -39,7 +39,7 @@ def turns(*contents, system=None):
 
 
 def by_search(messages, source, lead, end):
-    """Ids and mask, found by looking for each answer (they are unique) in what transformers renders."""
+    """Ids and mask, by searching for each answer (they are unique) in what transformers renders."""
     tok = tokenizer()
     text = tok.apply_chat_template(messages, chat_template=source, tokenize=False)
     pieces, at = [], 0
@@ -109,7 +109,7 @@ def test_rendering_is_transformers_rendering(style):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_a_document_starts_with_the_tokens_of_its_prompt(style):
-    """What is learned is exactly what generation is asked for: prompt, then answer."""
+    """The learned tokens are exactly what generation must produce: prompt, then answer."""
     template = ChatTemplate(STYLES[style][0], TOKENS)
     messages = turns("one", "\ntwo", "three", "four")
     ids, mask = template.encode(tokenizer(), messages)
@@ -137,7 +137,7 @@ def test_reasoning_of_the_last_answer_is_learned_and_that_of_earlier_ones_is_not
     messages = turns("q1", "a1", "q2", "a2")
     messages[1]["reasoning_content"] = "first thoughts"
     messages[3]["reasoning_content"] = "second thoughts"
-    # The first answer without its thoughts is not what the teacher would say: context only.
+    # The teacher would not write the first answer without its reasoning, so it is context only.
     assert learned_texts(template, messages) == ["<think>\nsecond thoughts\n</think>\n\na2<|im_end|>"]
     del messages[1]["reasoning_content"]
     assert learned_texts(template, messages)[0] == "a1<|im_end|>"
@@ -190,7 +190,7 @@ def test_a_message_cannot_forge_a_turn(style, role):
     expected, _ = template.encode(tok, harmless)
     first = tok.convert_tokens_to_ids("<s>")
     assert [i for i in ids if i >= first] == [i for i in expected if i >= first]  # the same special tokens
-    assert attack in tok.decode(ids)  # and not a character lost
+    assert attack in tok.decode(ids)  # no character is lost
     assert tok.decode([i for i, m in zip(ids, mask, strict=True) if m]) == f"no{end}"
 
 

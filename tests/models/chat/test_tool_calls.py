@@ -1,4 +1,4 @@
-"""The form of a call is learned from the template, and what tools say cannot forge a turn."""
+"""Tool-call formats are detected from the template, and the text of tools cannot forge a turn."""
 
 import json
 
@@ -15,7 +15,7 @@ HERMES = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments")
 
 
 def thinking(source):
-    """Qwen 3's way: the last answer is written with thoughts, which the prompt leaves out."""
+    """As Qwen 3: the last answer is rendered with a reasoning block, which the prompt leaves out."""
     return source.replace(
         "{{- '<|im_start|>assistant\\n' + message.content }}",
         "{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' + message.content }}",
@@ -50,10 +50,10 @@ def test_references_inside_a_tool_s_schema_still_lead_there():
     call = form["anyOf"][1]["properties"]
     assert call["name"] == {"const": "draw"}
     target = call["arguments"]["properties"]["colour"]["$ref"]
-    found = form
+    node = form
     for step in target.removeprefix("#/").split("/"):
-        found = found[int(step)] if isinstance(found, list) else found[step]
-    assert found == {"enum": ["red", "blue"]}
+        node = node[int(step)] if isinstance(node, list) else node[step]
+    assert node == {"enum": ["red", "blue"]}
     assert validated_schema(form)["anyOf"] == form["anyOf"]
 
 
@@ -77,7 +77,7 @@ def test_what_a_tool_or_a_call_says_is_plain_text():
     assert ends(evil) == ends("harmless") > 0
 
 
-def test_an_answer_may_be_begun():
+def test_a_prompt_can_contain_the_beginning_of_the_answer():
     words, template = tokenizer(), ChatTemplate(QWEN_TOOLS, SPECIAL)
     messages = [{"role": "user", "content": "Hi"}]
     whole = template.encode_prompt(words, messages)

@@ -1,9 +1,9 @@
-"""GGUF files that lie in one place each, and a program that opens them.
+"""GGUF files with one corrupted field each, and a program that opens them.
 
     python invalid_gguf.py FILE SEED FIRST LAST
 
-writes lies FIRST to LAST - 1 of FILE to a file beside it, one after the other, opens each with llama.cpp as
-the server does, lets it say two tokens, and prints a line of JSON before and after each.
+writes the corruptions FIRST to LAST - 1 of FILE to a file next to it, one after the other, opens each with
+llama.cpp as the server does, generates two tokens, and prints a line of JSON before and after each.
 """
 
 import asyncio
@@ -20,31 +20,31 @@ REALS = [0.0, -1.0, 1e-40, 1e30, float("inf"), float("-inf"), float("nan")]
 
 
 def fields(data):
-    """Every number of the header as (what it is, place, struct's letter); also where the tensors begin."""
-    found, at = [], 0
+    """Every number of the header as (name, offset, struct's letter), and the offset of the tensors."""
+    numbers, offset = [], 0
 
-    def number(what, code):
-        nonlocal at
-        found.append((what, at, code))
-        (value,) = struct.unpack_from(f"<{code}", data, at)
-        at += struct.calcsize(f"<{code}")
+    def number(name, code):
+        nonlocal offset
+        numbers.append((name, offset, code))
+        (value,) = struct.unpack_from(f"<{code}", data, offset)
+        offset += struct.calcsize(f"<{code}")
         return value
 
-    def string(what):
-        nonlocal at
-        length = number(f"{what} length", "Q")
-        at += length
-        return data[at - length : at].decode()
+    def string(name):
+        nonlocal offset
+        length = number(f"{name} length", "Q")
+        offset += length
+        return data[offset - length : offset].decode()
 
-    def value(what, kind):
+    def value(name, kind):
         if kind == 8:
-            string(what)
+            string(name)
         elif kind == 9:
-            inner = number(f"{what} item type", "I")
-            for _ in range(number(f"{what} count", "Q")):
-                value(f"{what} item", inner)
+            inner = number(f"{name} item type", "I")
+            for _ in range(number(f"{name} count", "Q")):
+                value(f"{name} item", inner)
         else:
-            number(what, SCALARS[kind])
+            number(name, SCALARS[kind])
 
     number("magic", "I")
     number("version", "I")
@@ -58,25 +58,25 @@ def fields(data):
             number("dimension", "Q")
         number("tensor type", "I")
         number("tensor offset", "Q")
-    return found, at
+    return numbers, offset
 
 
-def lie(data, seed):
-    """``data`` with one lie, and what it is."""
+def corrupt(data, seed):
+    """``data`` with one corrupted field, and its description."""
     chance = random.Random(seed)
-    found, end = fields(data)
+    numbers, end = fields(data)
     kind = chance.choice(["number"] * 8 + ["cut", "byte"])
     if kind == "cut":
         length = chance.choice([chance.randrange(end), chance.randrange(end, len(data))])
         return data[:length], f"cut to {length} of {len(data)} bytes"
-    lied = bytearray(data)
+    corrupted = bytearray(data)
     if kind == "byte":
-        place = chance.randrange(end)
-        lied[place] = chance.randrange(256)
-        return bytes(lied), f"byte {place} is {lied[place]}"
-    what = chance.choice(sorted({what for what, _, _ in found}))
-    _, place, code = chance.choice([field for field in found if field[0] == what])
-    (true,) = struct.unpack_from(f"<{code}", data, place)
+        offset = chance.randrange(end)
+        corrupted[offset] = chance.randrange(256)
+        return bytes(corrupted), f"byte {offset} is {corrupted[offset]}"
+    name = chance.choice(sorted({name for name, _, _ in numbers}))
+    _, offset, code = chance.choice([field for field in numbers if field[0] == name])
+    (true,) = struct.unpack_from(f"<{code}", data, offset)
     if code in "fd":
         value = chance.choice([*REALS, -true, 1000 * true])
     else:
@@ -85,12 +85,12 @@ def lie(data, seed):
         value %= 2**bits
         if code.islower() and value >= 2 ** (bits - 1):
             value -= 2**bits
-    struct.pack_into(f"<{code}", lied, place, value)
-    return bytes(lied), f"{what} is {value}, not {true}"
+    struct.pack_into(f"<{code}", corrupted, offset, value)
+    return bytes(corrupted), f"{name} is {value}, not {true}"
 
 
-def opened(path):
-    """What becomes of the file: an error of ours, or a token."""
+def try_to_open(path):
+    """The outcome of opening the file: an error of ours, or a token."""
     from stillhouse.errors import StillhouseError
     from stillhouse.models import Request, Sampling
     from stillhouse.models.backends.llama_cpp import open_llama_cpp
@@ -101,23 +101,23 @@ def opened(path):
         return f"refused: {error}"
     request = Request("0", [{"role": "user", "content": "Hi"}], Sampling(max_tokens=2))
 
-    async def said():
+    async def answer():
         (reply,) = await model.generate([request])
         await model.close()
         return reply
 
-    reply = asyncio.run(said())
+    reply = asyncio.run(answer())
     return f"refused: {reply}" if isinstance(reply, StillhouseError) else "answered"
 
 
 def main(file, seed, first, last):
     data = Path(file).read_bytes()
-    path = Path(file).with_suffix(".lie.gguf")
+    path = Path(file).with_suffix(".corrupt.gguf")
     for number in range(int(first), int(last)):
-        lied, what = lie(data, f"{seed}:{number}")
-        path.write_bytes(lied)
-        print(json.dumps([number, what]), flush=True)
-        print(json.dumps([number, opened(path)]), flush=True)
+        corrupted, description = corrupt(data, f"{seed}:{number}")
+        path.write_bytes(corrupted)
+        print(json.dumps([number, description]), flush=True)
+        print(json.dumps([number, try_to_open(path)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ TEXTS = [
 
 
 def r1_header(path, **changes):
-    """A header like that of R1-Distill-Qwen: special tokens of DeepSeek's in Qwen's vocabulary."""
+    """A header like that of R1-Distill-Qwen: DeepSeek's special tokens in Qwen's vocabulary."""
     tokens, types = vocabulary(R1, padding=5)
     first = len(BYTES) + len(MERGES)
     special = {"bos": first + 3, "eos": first, "padding": first + 4}
@@ -51,7 +51,7 @@ def r1_header(path, **changes):
 
 
 class Llama:
-    """llama.cpp's tokenizer, asked over its loopback port."""
+    """llama.cpp's tokenizer, through its loopback port."""
 
     def __init__(self, path):
         xllamacpp = pytest.importorskip("xllamacpp")
@@ -87,7 +87,7 @@ def test_an_r1_distill_header_keeps_its_ids(tmp_path):
 
 
 def test_what_transformers_makes_of_that_header_is_caught(tmp_path):
-    """The silent failure that this room exists to catch; if transformers is mended, this test says so."""
+    """The silent failure that our own conversion prevents. This test fails once transformers is fixed."""
     path, _ = r1_header(tmp_path / "r1.gguf")
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     assert len(theirs.encode("<｜User｜>", add_special_tokens=False)) > 1
@@ -114,7 +114,7 @@ def test_any_text_survives_and_agrees_with_llama_cpp(tmp_path):
     path, _ = r1_header(tmp_path / "r1.gguf")
     tokenizer, llama = tokenizer_from_gguf(read_gguf(path)), Llama(path)
 
-    # NFC, which Qwen's tokenizer applies and llama.cpp does not, is left out by keeping to one form.
+    # Qwen's tokenizer applies NFC and llama.cpp does not, so the texts are in NFC already.
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.text(st.characters(max_codepoint=0x24F, exclude_characters="\x00"), max_size=40))
     def agree(text):
@@ -152,7 +152,7 @@ def test_a_merge_of_unknown_tokens_is_refused(tmp_path):
 
 
 def test_a_marker_declared_as_normal_text_is_still_one_token(tmp_path):
-    """Older converters call DeepSeek's markers normal tokens; no merge can make them."""
+    """Older converters declare DeepSeek's markers normal tokens, which no merge can produce."""
     tokens, types = vocabulary(R1 | {"<｜User｜>": NORMAL})
     path = write_gguf(tmp_path / "t.gguf", tokens=tokens, types=types, pre="qwen2")
     tokenizer, _ = load_tokenizer(str(path))
@@ -171,18 +171,18 @@ def test_padding_rows_do_not_make_another_tokenizer(tmp_path):
 
 
 def test_differences_are_named(tmp_path):
-    def made(name, **options):
+    def write(name, **options):
         tokens, types = vocabulary(options.pop("added", None))
         return load_tokenizer(str(write_gguf(tmp_path / name, tokens=tokens, types=types, **options)))[0]
 
-    plain = made("plain.gguf")
+    plain = write("plain.gguf")
     assert tokenizer_difference(plain, plain) is None
-    more = made("more.gguf", added={"<|im_start|>": CONTROL, "<|im_end|>": CONTROL, "<think>": USER_DEFINED})
+    more = write("more.gguf", added={"<|im_start|>": CONTROL, "<|im_end|>": CONTROL, "<think>": USER_DEFINED})
     assert "<think>" in str(tokenizer_difference(plain, more))
-    swapped = made("swapped.gguf", added={"<|im_end|>": CONTROL, "<|im_start|>": CONTROL})
+    swapped = write("swapped.gguf", added={"<|im_end|>": CONTROL, "<|im_start|>": CONTROL})
     assert "<|im_" in str(tokenizer_difference(plain, swapped))
-    assert "merges" in str(tokenizer_difference(plain, made("merges.gguf", merges=MERGES[::-1])))
-    assert "split the text" in str(tokenizer_difference(plain, made("pre.gguf", pre="llama-bpe")))
+    assert "merges" in str(tokenizer_difference(plain, write("merges.gguf", merges=MERGES[::-1])))
+    assert "split the text" in str(tokenizer_difference(plain, write("pre.gguf", pre="llama-bpe")))
 
 
 SPM_WORDS = [

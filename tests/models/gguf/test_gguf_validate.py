@@ -1,4 +1,4 @@
-"""A GGUF header with one lie in it: hundreds of them, and none ends the process that opens it."""
+"""Hundreds of GGUF headers with one corrupted field each: none ends the process that opens it."""
 
 import collections
 import json
@@ -19,15 +19,15 @@ from stillhouse.models.gguf.validate import validate_for_llama_cpp
 
 pytest.importorskip("xllamacpp")
 
-LIES = 300
+CORRUPTIONS = 300
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory):
+def valid(tmp_path_factory):
     tokens, types = vocabulary()
     return write_gguf(
-        tmp_path_factory.mktemp("lies") / "honest.gguf",
+        tmp_path_factory.mktemp("gguf") / "valid.gguf",
         tokens=tokens,
         types=types,
         special={"bos": len(tokens) - 2, "eos": len(tokens) - 1},
@@ -36,49 +36,51 @@ def honest(tmp_path_factory):
     )
 
 
-def test_the_walk_over_a_header_finds_what_the_gguf_package_finds(honest):
-    reader = gguf.GGUFReader(honest)
-    found, end = invalid_gguf.fields(honest.read_bytes())
-    assert sum(what == "tensor offset" for what, _, _ in found) == len(reader.tensors)
+def test_the_walk_over_a_header_finds_what_the_gguf_package_finds(valid):
+    reader = gguf.GGUFReader(valid)
+    numbers, end = invalid_gguf.fields(valid.read_bytes())
+    assert sum(name == "tensor offset" for name, _, _ in numbers) == len(reader.tensors)
     assert end <= reader.data_offset < end + 32
-    data = honest.read_bytes()
-    (place,) = [place for what, place, _ in found if what == "llama.block_count"]
-    assert struct.unpack_from("<I", data, place)[0] == reader.fields["llama.block_count"].contents() == 2
+    data = valid.read_bytes()
+    (offset,) = [offset for name, offset, _ in numbers if name == "llama.block_count"]
+    assert struct.unpack_from("<I", data, offset)[0] == reader.fields["llama.block_count"].contents() == 2
 
 
-def test_an_honest_file_answers(honest):
-    assert invalid_gguf.opened(honest) == "answered"
+def test_an_valid_file_answers(valid):
+    assert invalid_gguf.try_to_open(valid) == "answered"
 
 
 @pytest.mark.slow
-def test_no_lie_ends_the_process(honest):
-    done = subprocess.run(
-        [sys.executable, invalid_gguf.__file__, honest, "2026", "0", str(LIES)],
+def test_no_corrupted_field_ends_the_process(valid):
+    result = subprocess.run(
+        [sys.executable, invalid_gguf.__file__, valid, "2026", "0", str(CORRUPTIONS)],
         capture_output=True,
         text=True,
         timeout=280,
         env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         check=False,
     )
-    said = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "[" and line[1:2].isdigit()]
-    assert done.returncode == 0, (
-        said[-1:],
-        done.stderr[-2000:],
-    )  # a signal, or no error of ours
-    assert [number for number, _ in said] == [number for number in range(LIES) for _ in range(2)]
-    outcomes = collections.Counter(outcome.partition(":")[0] for _, outcome in said[1::2])
-    assert outcomes["refused"] > LIES // 2  # the rest lie about what nobody needs
+    lines = [
+        json.loads(line) for line in result.stdout.splitlines() if line[:1] == "[" and line[1:2].isdigit()
+    ]
+    assert result.returncode == 0, (
+        lines[-1:],
+        result.stderr[-2000:],
+    )  # a signal, or an error that is not ours
+    assert [number for number, _ in lines] == [number for number in range(CORRUPTIONS) for _ in range(2)]
+    outcomes = collections.Counter(outcome.partition(":")[0] for _, outcome in lines[1::2])
+    assert outcomes["refused"] > CORRUPTIONS // 2  # the rest corrupt fields that nothing needs
 
 
-def lying(honest, **lies):
-    """A copy whose fields say something else: name -> new value."""
-    data = bytearray(honest.read_bytes())
-    for what, place, code in invalid_gguf.fields(data)[0]:
-        if what.replace(".", "_").replace(" ", "_") in lies:
-            value = lies.pop(what.replace(".", "_").replace(" ", "_"))
-            struct.pack_into(f"<{code}", data, place, value)
-    assert not lies
-    path = Path(honest).with_name("one.gguf")
+def with_fields(valid, **values):
+    """A copy with other fields: name -> new value."""
+    data = bytearray(valid.read_bytes())
+    for name, offset, code in invalid_gguf.fields(data)[0]:
+        if name.replace(".", "_").replace(" ", "_") in values:
+            value = values.pop(name.replace(".", "_").replace(" ", "_"))
+            struct.pack_into(f"<{code}", data, offset, value)
+    assert not values
+    path = Path(valid).with_name("one.gguf")
     path.write_bytes(data)
     return path
 
@@ -103,16 +105,16 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("lies", "message"), REFUSED, ids=str)
-def test_a_lie_is_named(honest, lies, message):
-    path = lying(honest, **lies)
+@pytest.mark.parametrize(("values", "message"), REFUSED, ids=str)
+def test_an_invalid_field_is_named(valid, values, message):
+    path = with_fields(valid, **values)
     with pytest.raises(ModelError, match=message):
         validate_for_llama_cpp(read_gguf(path))
 
 
 @pytest.mark.parametrize("length", [0, 3, 8, 23, 200, 5000, -1])
-def test_a_file_that_is_cut_off_is_refused(honest, length):
-    path = honest.with_name("cut.gguf")
-    path.write_bytes(honest.read_bytes()[:length])
+def test_a_file_that_is_cut_off_is_refused(valid, length):
+    path = valid.with_name("cut.gguf")
+    path.write_bytes(valid.read_bytes()[:length])
     with pytest.raises(ModelError, match=r"empty|cut off"):
         validate_for_llama_cpp(read_gguf(path))

@@ -42,10 +42,10 @@ def test_the_model_that_was_written_comes_back(tmp_path, architecture):
     loaded = load_weights(str(path)).model
     ids = torch.randint(0, len(TOKENS), (2, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected, found = original(ids).logits, loaded(ids).logits
+        expected, logits = original(ids).logits, loaded(ids).logits
     # Gemma's norms are stored plus one, which rounds; the others are the same bits.
     tolerance = 1e-4 if architecture == "gemma3" else 0
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
     assert loaded.training is False
 
 
@@ -113,7 +113,7 @@ def test_a_cut_off_file_is_an_error_wherever_it_is_cut(tmp_path):
 
 
 def test_a_damaged_header_never_crashes(tmp_path):
-    """Each of 300 single-byte damages of the header loads, or is refused with an error of ours."""
+    """Each of 300 headers with one damaged byte loads, or raises an error of ours."""
     path = tmp_path / "tiny.gguf"
     write(path)
     data = path.read_bytes()
@@ -127,7 +127,7 @@ def test_a_damaged_header_never_crashes(tmp_path):
             continue
 
 
-def test_a_lying_tensor_count_is_refused(tmp_path):
+def test_a_wrong_tensor_count_is_refused(tmp_path):
     path = tmp_path / "tiny.gguf"
     write(path)
     data = bytearray(path.read_bytes())
@@ -154,13 +154,13 @@ def test_a_missing_tensor_is_named(tmp_path):
 
 def test_pickles_are_refused_and_never_opened(tmp_path, tiny_teacher):
     for name in ("pytorch_model.bin", "model.pt", "weights.ckpt"):
-        place = tmp_path / name.replace(".", "_")
-        place.mkdir()
+        directory = tmp_path / name.replace(".", "_")
+        directory.mkdir()
         for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(tiny_teacher / file, place)
-        (place / name).write_bytes(b"\x80\x04cos\nsystem\n(S'exit 1'\ntR.")
+            shutil.copy(tiny_teacher / file, directory)
+        (directory / name).write_bytes(b"\x80\x04cos\nsystem\n(S'exit 1'\ntR.")
         with pytest.raises(ModelError, match="pickle") as caught:
-            load_weights(str(place))
+            load_weights(str(directory))
         assert "safetensors" in (caught.value.hint or "")
 
 

@@ -161,7 +161,7 @@ def permuted(weight_OI: np.ndarray, heads: int) -> np.ndarray:
 
 
 def tiny_model(architecture: str, vocab_size: int, **changes: Any) -> Any:
-    """A random transformers model whose GGUF name is ``architecture``."""
+    """A random transformers model of GGUF's ``architecture``."""
     from transformers import (
         Gemma2Config,
         Gemma2ForCausalLM,

@@ -1,4 +1,4 @@
-"""The batched sampler against transformers.generate, an obvious nucleus, and the distribution itself."""
+"""The batched sampler against transformers.generate, a simple nucleus, and the distribution itself."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_draws_follow_the_tempered_distribution():
 
 
 def allowed(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
-    """The tokens that may be drawn, one at a time from the likeliest down."""
+    """The tokens that the settings keep, found one at a time from the likeliest down."""
     order = sorted(range(len(logits)), key=lambda token: -logits[token])
     if top_k:
         order = order[:top_k]
@@ -109,7 +109,7 @@ def allowed(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (7, 1.0), (20, 0.6), (0, 0.999), (1, 0.5)])
 def test_only_the_nucleus_is_drawn_and_all_of_it(top_k, top_p):
     rng = np.random.default_rng(1)
-    logits = rng.normal(size=1500).astype(np.float32) * 3  # wider than the first 512 that are tried
+    logits = rng.normal(size=1500).astype(np.float32) * 3  # a nucleus wider than the first 512 tokens
     settings = [Sampling(top_k=top_k, top_p=top_p)] * 4000
     uniforms = torch.from_numpy(np.linspace(0, 1, 4000, endpoint=False))
     drawn = set(draw(torch.from_numpy(logits).expand(4000, -1), settings, uniforms).tolist())
@@ -159,7 +159,7 @@ def test_equal_prompts_are_prefilled_once_even_where_slots_are_short(monkeypatch
     monkeypatch.setattr(FastDecoder, "prefill", counted)
     together = sample(model, prompts, settings, ends={5}, slots=3)
     assert [a.ids for a in together] == [a.ids for a in alone]
-    # the first prompt's start is also the trial against the module
+    # the beginning of the first prompt is also compared with the module
     assert sorted(prefilled) == sorted([tuple(PROMPTS[0]), tuple(PROMPTS[0]), tuple(PROMPTS[2])])
 
 
@@ -197,7 +197,7 @@ def test_a_stopped_answer_leaves_and_the_others_go_on():
     settings = [Sampling(max_tokens=20, seed=n) for n in range(6)]
     free = sample(model, PROMPTS, settings, ends=set())
     cut = sample(
-        model, PROMPTS, settings, ends=set(), stopped=lambda place, ids: place == 1 and len(ids) == 4
+        model, PROMPTS, settings, ends=set(), stopped=lambda index, ids: index == 1 and len(ids) == 4
     )
     assert cut[1].ids == free[1].ids[:4]
     assert [a.finish_reason for a in cut] == ["length", "stop", *["length"] * 4]

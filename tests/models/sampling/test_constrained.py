@@ -1,4 +1,4 @@
-"""Answers by a JSON schema follow it with any tokenizer, end only where they may, and bind nobody else."""
+"""Constrained answers follow their JSON schema with any tokenizer, and do not affect other sequences."""
 
 import json
 import re
@@ -24,7 +24,7 @@ PERSON = {
     "required": ["name", "age", "kind"],
     "additionalProperties": False,
 }
-WIDTH = 49_152 + 64  # a model may have more columns than its tokenizer has tokens
+WIDTH = 49_152 + 64  # a model can have more columns than its tokenizer has tokens
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ def smollm2():
 
 
 def is_person(text):
-    found = json.loads(text)
+    person = json.loads(text)
     return (
-        list(found) == ["name", "age", "kind"]
-        and isinstance(found["name"], str) and len(found["name"]) <= 6
-        and type(found["age"]) is int and 0 <= found["age"] <= 120
-        and found["kind"] in ("cat", "dog")
+        list(person) == ["name", "age", "kind"]
+        and isinstance(person["name"], str) and len(person["name"]) <= 6
+        and type(person["age"]) is int and 0 <= person["age"] <= 120
+        and person["kind"] in ("cat", "dog")
     )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_scores_are_the_model_s_own(tiny):
     assert [one.logprob.logprob for one in drawn] == pytest.approx(wanted, abs=1e-3)
     assert any(
         one.logprob.top[0][0] != one.id for one in drawn
-    )  # the model alone would have said other things
+    )  # the model alone would have sampled other tokens
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', '{"a":1}', '{\n  "a": 1\n}', '{"a": "naïve 東京 🙂"}', "{}"])
@@ -116,9 +116,9 @@ def test_what_satisfies_the_schema_is_allowed_to_its_end_with_the_tokenizer_s_ow
     tokenizer, constraints = smollm2
     constraint = constraints.create(validated_schema({"type": "object"}))
     ids = tokenizer.encode(text, add_special_tokens=False)
-    for place, token in enumerate(ids):
+    for position, token in enumerate(ids):
         allowed_V = constraint.allowed_tokens()
-        assert allowed_V.shape == (WIDTH,) and allowed_V[token], place
+        assert allowed_V.shape == (WIDTH,) and allowed_V[token], position
         assert not allowed_V[[0, 2]].any()  # no end in mid-object
         constraint.consume(token)
     assert constraint.finished and constraint.failure is None
@@ -130,9 +130,9 @@ def test_an_answer_may_end_only_where_the_schema_lets_it(smollm2):
     assert not constraint.allowed_tokens()[[0, 2]].any()
     constraint.consume(tokenizer.encode("7", add_special_tokens=False)[0])
     allowed_V = constraint.allowed_tokens()
-    assert allowed_V[[0, 2]].all() and not constraint.finished  # 7 is whole, and 71 may follow
-    said = {tokenizer.decode([token]) for token in np.flatnonzero(allowed_V) if token not in (0, 2)}
-    assert all(re.fullmatch(r"[0-9]+", word) for word in said)
+    assert allowed_V[[0, 2]].all() and not constraint.finished  # 7 is complete, and can become 71
+    allowed = {tokenizer.decode([token]) for token in np.flatnonzero(allowed_V) if token not in (0, 2)}
+    assert all(re.fullmatch(r"[0-9]+", word) for word in allowed)
 
 
 def test_whitespace_is_bounded(smollm2):
@@ -152,7 +152,7 @@ def test_whitespace_is_bounded(smollm2):
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "message"),
     [
         ({"type": "strin"}, "strin"),
         ({"$ref": "#/nope"}, "/nope"),
@@ -165,8 +165,8 @@ def test_whitespace_is_bounded(smollm2):
         ({"type": "object", "required": ["z"], "additionalProperties": False}, "'z'"),
     ],
 )
-def test_a_schema_that_cannot_be_followed_says_why(schema, said):
-    with pytest.raises(SchemaError, match=re.escape(said)):
+def test_a_schema_that_cannot_be_followed_says_why(schema, message):
+    with pytest.raises(SchemaError, match=re.escape(message)):
         validated_schema(schema)
 
 

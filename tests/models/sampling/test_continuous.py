@@ -1,4 +1,4 @@
-"""Sequences that come at any time give what they would give alone, and a known prefix is not read again."""
+"""Sequences that arrive at any time give the same tokens as alone, and a known prefix is not read again."""
 
 import dataclasses
 
@@ -20,14 +20,14 @@ SIZES = {
 @pytest.fixture(scope="module", params=["lean", "module"])
 def model(request):
     torch.manual_seed(5)
-    made = LlamaForCausalLM(LlamaConfig(**SIZES)) if request.param == "lean" else GemmaForCausalLM(
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)) if request.param == "lean" else GemmaForCausalLM(
         GemmaConfig(**SIZES)
     )  # fmt: skip
     with torch.no_grad():
-        for weight in made.parameters():
+        for weight in model.parameters():
             if weight.dim() > 1:
                 weight.mul_(4)  # so that answers differ from each other
-    return made.eval()
+    return model.eval()
 
 
 def prompt(length, seed):
@@ -87,7 +87,7 @@ def test_a_prefix_of_an_ended_or_running_sequence_is_copied_and_changes_nothing(
     sampler.add(third)
     finish(sampler)
     assert first.cached_tokens == 0
-    assert second.cached_tokens == 40 + 12 - 1  # the last token was drawn, never read
+    assert second.cached_tokens == 40 + 12 - 1  # the last token was sampled, never read
     assert third.cached_tokens == 45
     for one in (first, second, third):
         assert one.ids == alone(model, one.prompt, one.sampling)
@@ -103,7 +103,7 @@ def test_kept_sequences_make_room_for_the_newest(model):
         one = LiveSequence(prompt(20, seed), Sampling(temperature=0, max_tokens=2))
         sampler.add(one)
         finish(sampler)
-    assert one.cached_tokens == 0  # two others came in between
+    assert one.cached_tokens == 0  # two others replaced its prefix
 
 
 def test_a_long_prompt_is_read_in_chunks_while_others_go_on(model):
@@ -139,7 +139,10 @@ def test_a_cancelled_sequence_frees_its_slot(model, when):
 
 def test_scores_are_the_model_s_own_log_probabilities(model):
     ids = prompt(30, 7)
-    for first in (None, ids):  # the second finds the first's memory, and reads it again for its scores
+    for first in (
+        None,
+        ids,
+    ):  # the second could copy the first's prefix, but reads it again for its log-probabilities
         sampler = ContinuousSampler(model, set(), slots=2, capacity=100, kept=2)
         if first:
             sampler.add(LiveSequence(first, Sampling(temperature=0, max_tokens=2)))
@@ -151,11 +154,11 @@ def test_scores_are_the_model_s_own_log_probabilities(model):
             logp_TV = model(torch.tensor([[*ids, *one.ids]])).logits[0].log_softmax(-1)
         scores = [*one.prompt_logprobs, *(d.logprob for d in drawn if d.sequence is one)]
         assert [score.id for score in scores] == [*ids[1:], *one.ids]
-        for place, score in enumerate(scores):
-            assert score.logprob == pytest.approx(logp_TV[place, score.id].item(), abs=2e-4)
-            values, _ = logp_TV[place].topk(3)
+        for position, score in enumerate(scores):
+            assert score.logprob == pytest.approx(logp_TV[position, score.id].item(), abs=2e-4)
+            values, _ = logp_TV[position].topk(3)
             assert [value for _, value in score.top] == pytest.approx(values.tolist(), abs=2e-4)
-            assert logp_TV[place, score.top[0][0]].item() == pytest.approx(values[0].item(), abs=2e-4)
+            assert logp_TV[position, score.top[0][0]].item() == pytest.approx(values[0].item(), abs=2e-4)
 
 
 def test_prompts_that_cannot_fit_are_the_caller_s_mistake(model):
