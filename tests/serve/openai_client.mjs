@@ -7,10 +7,10 @@
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
-const [address, place, model] = process.argv.slice(2);
-const { default: OpenAI } = await import(pathToFileURL(join(place, "index.mjs")));
+const [address, packageDirectory, model] = process.argv.slice(2);
+const { default: OpenAI } = await import(pathToFileURL(join(packageDirectory, "index.mjs")));
 const client = new OpenAI({ baseURL: `${address}/v1`, apiKey: "none", maxRetries: 0 });
-const asked = {
+const request = {
   model,
   messages: [{ role: "user", content: "Say hello." }],
   max_tokens: 12,
@@ -20,13 +20,13 @@ const told = { models: [] };
 
 for await (const one of client.models.list()) told.models.push(one.id);
 
-const whole = await client.chat.completions.create({ ...asked, logprobs: true, top_logprobs: 2 });
+const whole = await client.chat.completions.create({ ...request, logprobs: true, top_logprobs: 2 });
 told.whole = whole.choices[0].message.content;
 told.usage = whole.usage;
 told.logprobs = whole.choices[0].logprobs.content.length;
 
 const stream = await client.chat.completions.create({
-  ...asked,
+  ...request,
   stream: true,
   stream_options: { include_usage: true },
 });
@@ -36,10 +36,10 @@ for await (const chunk of stream) {
   told.streamed_usage = chunk.usage ?? told.streamed_usage;
 }
 
-const helper = client.chat.completions.stream(asked);
+const helper = client.chat.completions.stream(request);
 told.helper = await helper.finalContent();
 
-const left = await client.chat.completions.create({ ...asked, max_tokens: 400, stream: true });
+const left = await client.chat.completions.create({ ...request, max_tokens: 400, stream: true });
 for await (const _ of left) break; // aborts the request
 
 const text = await client.completions.create({ model, prompt: ["The sea", "One,"], max_tokens: 3, temperature: 0 });
@@ -49,7 +49,7 @@ const vectors = await client.embeddings.create({ model, input: ["a cat", "a dog"
 told.lengths = vectors.data.map((row) => Math.hypot(...row.embedding));
 
 told.errors = [];
-for (const wrong of [{ ...asked, model: "gone" }, { ...asked, temperature: 9 }]) {
+for (const wrong of [{ ...request, model: "gone" }, { ...request, temperature: 9 }]) {
   try {
     await client.chat.completions.create(wrong);
   } catch (error) {

@@ -1,6 +1,6 @@
 """The official JavaScript client.
 
-Skipped where node or its package is missing. To have it:
+Skipped if node or the package is missing. To install the package:
 
     npm install --prefix DIRECTORY openai
     STILLHOUSE_NPM=DIRECTORY python -m pytest tests/serve/test_openai_client_js.py
