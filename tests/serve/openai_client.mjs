@@ -16,44 +16,44 @@ const request = {
   max_tokens: 12,
   temperature: 0,
 };
-const told = { models: [] };
+const results = { models: [] };
 
-for await (const one of client.models.list()) told.models.push(one.id);
+for await (const entry of client.models.list()) results.models.push(entry.id);
 
 const whole = await client.chat.completions.create({ ...request, logprobs: true, top_logprobs: 2 });
-told.whole = whole.choices[0].message.content;
-told.usage = whole.usage;
-told.logprobs = whole.choices[0].logprobs.content.length;
+results.whole = whole.choices[0].message.content;
+results.usage = whole.usage;
+results.logprobs = whole.choices[0].logprobs.content.length;
 
 const stream = await client.chat.completions.create({
   ...request,
   stream: true,
   stream_options: { include_usage: true },
 });
-told.streamed = "";
+results.streamed = "";
 for await (const chunk of stream) {
-  told.streamed += chunk.choices[0]?.delta?.content ?? "";
-  told.streamed_usage = chunk.usage ?? told.streamed_usage;
+  results.streamed += chunk.choices[0]?.delta?.content ?? "";
+  results.streamed_usage = chunk.usage ?? results.streamed_usage;
 }
 
 const helper = client.chat.completions.stream(request);
-told.helper = await helper.finalContent();
+results.helper = await helper.finalContent();
 
 const left = await client.chat.completions.create({ ...request, max_tokens: 400, stream: true });
 for await (const _ of left) break; // aborts the request
 
 const text = await client.completions.create({ model, prompt: ["The sea", "One,"], max_tokens: 3, temperature: 0 });
-told.completions = text.choices.map((choice) => choice.index);
+results.completions = text.choices.map((choice) => choice.index);
 
 const vectors = await client.embeddings.create({ model, input: ["a cat", "a dog"] });
-told.lengths = vectors.data.map((row) => Math.hypot(...row.embedding));
+results.lengths = vectors.data.map((row) => Math.hypot(...row.embedding));
 
-told.errors = [];
+results.errors = [];
 for (const wrong of [{ ...request, model: "gone" }, { ...request, temperature: 9 }]) {
   try {
     await client.chat.completions.create(wrong);
   } catch (error) {
-    told.errors.push([error.constructor.name, error.status, error.param, error.code]);
+    results.errors.push([error.constructor.name, error.status, error.param, error.code]);
   }
 }
-console.log(JSON.stringify(told));
+console.log(JSON.stringify(results));
