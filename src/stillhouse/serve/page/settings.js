@@ -5,7 +5,7 @@ import { make } from "./dom.js";
 /** An empty field is not sent, so all defaults are the server's. */
 const FIELDS = [
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: "any", hint: "0 always picks the likeliest token" },
-  { name: "top_p", label: "Top p", min: 0.001, max: 1, step: "any", hint: "only the likeliest tokens whose probabilities add up to this" },
+  { name: "top_p", label: "Top p", min: 0.001, max: 1, step: "any", hint: "only the likeliest tokens that together have this probability" },
   { name: "top_k", label: "Top k", min: 0, max: 1_000_000, step: 1, hint: "only this many of the likeliest tokens; 0 for all" },
   { name: "min_p", label: "Min p", min: 0, max: 1, step: "any", hint: "no token less likely than this fraction of the likeliest" },
   { name: "max_tokens", label: "Max tokens", min: 1, step: 1, hint: "the length at which an answer is cut off" },
