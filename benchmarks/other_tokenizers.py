@@ -209,7 +209,10 @@ def other_classes(
 
 def inside(q: SpanPredictions, p: SpanPredictions, several_C: Tensor, objective: Objective) -> Tensor:
     """The divergence at the beginning of each span, and the text's cross-entropy inside it."""
-    student, teacher = Distribution.from_logp(q.beginnings(p)), Distribution.from_logp(p.beginnings(q))
+    student, teacher = (
+        Distribution.from_logp(q.first_token_logp(p)),
+        Distribution.from_logp(p.first_token_logp(q)),
+    )
     return loss_and_gradient(student, teacher, objective)[0] - q.rest_C
 
 

@@ -1,4 +1,4 @@
-"""Several teachers as what students are held against: each document's own, or their average.
+"""The reference of several teachers: each document's own teacher, or the average of several.
 
 Shapes: N counted tokens of a document, V vocabulary.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class EnsembleReference:
-    """References of several teachers, each over some of the documents.
+    """The references of several teachers, each over some of the documents, as one reference.
 
     Args:
-        documents: all of them.
-        members: a reference, which of the documents (in order) it is over, and its weight there; at each
+        documents: all documents.
+        members: each member's reference, the numbers of its documents in order, and its weight there; at each
             document the weights sum to 1.
     """
 
@@ -32,18 +32,18 @@ class EnsembleReference:
     ) -> None:
         self.documents: Sequence[Document] = list(documents)
         self.vocab_size = min(reference.vocab_size for reference, _, _ in members)
-        self._speakers: list[list[tuple[ReferenceModel, int, float]]] = [[] for _ in documents]
+        self._members_of: list[list[tuple[ReferenceModel, int, float]]] = [[] for _ in documents]
         for reference, indices, weight in members:
-            for place, index in enumerate(indices):
-                self._speakers[index].append((reference, place, weight))
+            for own_index, index in enumerate(indices):
+                self._members_of[index].append((reference, own_index, weight))
 
     def logp(self, index: int, positions: slice, vocab: int) -> Tensor:
-        """Of the weighted mean of the distributions, float32 [N, V]."""
-        said = [
-            reference.logp(place, positions, vocab).cpu() + math.log(weight)
-            for reference, place, weight in self._speakers[index]
+        """Log-probabilities of the weighted mean of the distributions, float32 [N, V]."""
+        weighted = [
+            reference.logp(own_index, positions, vocab).cpu() + math.log(weight)
+            for reference, own_index, weight in self._members_of[index]
         ]
-        return torch.stack(said).logsumexp(dim=0)
+        return torch.stack(weighted).logsumexp(dim=0)
 
     def measures(self) -> Measures:
         return own_measures(self)

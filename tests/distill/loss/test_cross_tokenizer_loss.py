@@ -78,7 +78,7 @@ def outcomes(table, tokens, counts, observed, other_first):
     """
     merged = {counts.get(observed[0], observed[0]), other_first}
     begins: dict[str, float] = {}
-    goes_on = {"as observed": 0.0, "otherwise": 0.0}
+    continuation = {"as observed": 0.0, "otherwise": 0.0}
     for text in itertools.product(range(len(tokens)), repeat=3):
         spelled = tuple(tokens[n] for n in text)
         p = math.prod(table[spelled[:k]][text[k]] for k in range(3))
@@ -86,11 +86,11 @@ def outcomes(table, tokens, counts, observed, other_first):
         name = "like the span" if first in merged else first
         begins[name] = begins.get(name, 0) + p
         if spelled[: len(observed)] == observed:
-            goes_on["as observed"] += p
+            continuation["as observed"] += p
         elif first in merged:
-            goes_on["otherwise"] += p
-    likely = sum(goes_on.values())
-    return begins, {name: p / likely for name, p in goes_on.items()}
+            continuation["otherwise"] += p
+    likely = sum(continuation.values())
+    return begins, {name: p / likely for name, p in continuation.items()}
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_gradients_are_those_of_finite_differences(objective):
 def test_chunks_change_nothing(objective, monkeypatch):
     hidden_ND, head, labels_N, rows = random_case()
     results = []
-    for entries in (module.MOST_ENTRIES, 1, 20):
-        monkeypatch.setattr(module, "MOST_ENTRIES", entries)
+    for entries in (module.MAX_CHUNK_ENTRIES, 1, 20):
+        monkeypatch.setattr(module, "MAX_CHUNK_ENTRIES", entries)
         inputs = [x.clone().requires_grad_() for x in (hidden_ND, head.weight_VD)]
         loss = span_loss(inputs[0], replace(head, weight_VD=inputs[1]), labels_N, rows, objective)
         results.append((loss.detach(), *torch.autograd.grad(loss, inputs)))

@@ -1,14 +1,13 @@
-"""The loss from hidden states, without the logits of the batch ever existing.
+"""The fused loss: from hidden states to loss and gradients, without the logits of the whole batch.
 
-A vocabulary is large and a hidden state is small: for 49,152 ids and 576 channels the logits
-are 85 times the hidden states. Here the student's head (and the teacher's) are applied to a
-chunk of rows, the divergence's gradient is computed at once in closed form, multiplied back
-through the head, and the chunk is forgotten. Automatic differentiation sees one operation whose
-gradients are ready when the loss is.
+A vocabulary is large and a hidden state is small: for 49,152 ids and 576 channels the logits are 85 times the
+size of the hidden states. Here the heads of student and teacher are applied to a chunk of rows, the gradient
+of the divergence is computed in closed form and multiplied back through the head, and the chunk is freed. To
+automatic differentiation it is one operation, whose gradients are computed together with the loss.
 
-Inside a chunk, everything between the matrix products works on a tile of a few rows that stays in
-the processor's cache, in float32 (float64 for float64); the products run in the dtype of the hidden
-states. Second derivatives are not available.
+Inside a chunk, everything between the matrix products works on a tile of a few rows that stays in the CPU's
+cache, in float32 (float64 for float64); the products run in the dtype of the hidden states. Second
+derivatives are not available.
 
 Shapes: N rows (counted tokens), D hidden size, V the student's vocabulary, S the ids both sides
 have, C rows of a chunk, n rows of a tile.
@@ -39,7 +38,7 @@ from stillhouse.objectives import Distribution
 from stillhouse.recipe import Objective
 
 TILE_ENTRIES_CPU = 2**20
-"""Entries of a float32 tile on a processor: 4 MB, of which the last cache holds several."""
+"""Entries of a float32 tile on a CPU: 4 MB, so that the last-level cache holds several."""
 
 
 def fused_loss(
@@ -56,34 +55,35 @@ def fused_loss(
 ) -> Tensor:
     """The objective, summed over rows, as a float32 (float64 for float64) scalar to call ``backward`` on.
 
-    Divide it by the number of counted tokens of the whole optimizer step, never by the vocabulary.
+    Divide it by the number of counted tokens of the whole optimizer step, never by the vocabulary size.
 
-    Row r is a position whose next token is to be learned: ``hidden_ND[r]`` is the student's last hidden state
-    there, ``labels_N[r]`` the token that follows it, ``teacher_rows`` row r what the teacher said there.
+    Row r is a position whose next token is learned: ``hidden_ND[r]`` is the student's last hidden state
+    there, ``labels_N[r]`` the next token, and row r of ``teacher_rows`` the teacher's distribution of it.
 
     The two vocabularies may be padded to different sizes. The divergence is then between the distributions
-    over the ids that both have, each normalised over those; cross-entropy is over all of the student's.
+    over the ids that both have, each normalised over those; cross-entropy is over all of the student's ids.
 
     Args:
         hidden_ND: after the final norm; its dtype is the compute dtype.
         head: the student's; weight and bias get gradients if they require them, in their own dtype and summed
             in float32.
-        labels_N: int64, each below the student's vocabulary; used by cross-entropy only.
-        teacher_rows: may be None when the objective is cross-entropy alone.
+        labels_N: int64, each below the student's vocabulary size; used by cross-entropy only.
+        teacher_rows: may be None if the objective is cross-entropy alone.
         chunk: rows of one matrix product.
-        weights_N: factors of the rows; None is 1 for each.
+        weights_N: factors of the rows; None means 1 for each.
         policy: adds the policy loss of the rows' labels, which are then sampled tokens.
-        teacher_weight: factor of the objective; with 0 the policy loss stands alone and no row is needed.
+        teacher_weight: factor of the objective; with 0 only the policy loss is computed, without teacher.
 
     Raises:
-        RecipeError: cached targets cover ids that the student does not have.
+        RecipeError: the cached targets cover ids that the student does not have.
     """
     assert policy is not None or teacher_weight == 1.0
     if objective.needs_teacher and teacher_weight:
         assert teacher_rows is not None
         assert len(teacher_rows) == len(hidden_ND)
-        cut = isinstance(teacher_rows, TopKRows | SampledRows)
-        if cut and teacher_rows.vocab_size > head.vocab_size:
+        # Dense rows can be cut to the student's ids here; a stored list of ids cannot.
+        truncated = isinstance(teacher_rows, TopKRows | SampledRows)
+        if truncated and teacher_rows.vocab_size > head.vocab_size:
             raise RecipeError(
                 f"targets are cached over {teacher_rows.vocab_size} ids; the student has {head.vocab_size}",
                 hint="Cache them again for this student, or use `targets: hidden`.",
@@ -101,7 +101,7 @@ def fused_loss(
 
 @dataclass(frozen=True, eq=False)
 class _FusedLossInputs:
-    """What :class:`_FusedLoss` needs besides the tensors that get gradients."""
+    """Arguments of :class:`_FusedLoss` that get no gradient."""
 
     head: LMHead
     labels_N: Tensor
@@ -132,32 +132,33 @@ class _FusedLoss(PrecomputedGradients):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _FusedLossInputs
     ) -> Tensor:
-        wanted = [task.differentiate and needed for needed in ctx.needs_input_grad[:3]]
-        loss, *gradients = _chunked(hidden_ND, weight_VD, bias_V, task, wanted)
+        # Inside forward() gradients are always disabled, so the caller's mode is an argument.
+        needed = [task.differentiate and needs for needs in ctx.needs_input_grad[:3]]
+        loss, *gradients = _chunked(hidden_ND, weight_VD, bias_V, task, needed)
         ctx.save_for_backward(*gradients)
         return loss
 
 
 def _chunked(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _FusedLossInputs, wanted: list[bool]
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, task: _FusedLossInputs, needed: list[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss, and its gradients by hidden states, weight and bias (None where not wanted)."""
+    """The loss, and its gradients by hidden states, weight and bias (None where not needed)."""
     compute, wide = hidden_ND.dtype, reduction_dtype(hidden_ND.dtype)
-    used = _student_ids(task)
-    matrix_VD = weight_VD[:used].to(compute)
-    offset_V = None if bias_V is None else bias_V[:used].to(compute)
+    used = _used_ids(task)
+    compute_weight_VD = weight_VD[:used].to(compute)
+    compute_bias_V = None if bias_V is None else bias_V[:used].to(compute)
     loss = hidden_ND.new_zeros((), dtype=wide)
-    by_hidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
-    by_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if wanted[1] else None
-    by_bias_V = torch.zeros_like(bias_V, dtype=wide) if wanted[2] and bias_V is not None else None
+    by_hidden_ND = torch.empty_like(hidden_ND) if needed[0] else None
+    by_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if needed[1] else None
+    by_bias_V = torch.zeros_like(bias_V, dtype=wide) if needed[2] and bias_V is not None else None
 
     for start in range(0, len(hidden_ND), task.chunk):
         rows = slice(start, min(start + task.chunk, len(hidden_ND)))
-        raw_CV = F.linear(hidden_ND[rows], matrix_VD, offset_V)
-        loss += _chunk_loss(raw_CV, rows, task, differentiate=any(wanted))
-        slope_CV = raw_CV  # _chunk_loss has put the derivative there
+        raw_CV = F.linear(hidden_ND[rows], compute_weight_VD, compute_bias_V)
+        loss += _chunk_loss(raw_CV, rows, task, differentiate=any(needed))
+        slope_CV = raw_CV  # _chunk_loss overwrote the logits with their derivative, to save a [C, V] buffer
         if by_hidden_ND is not None:
-            torch.mm(slope_CV, matrix_VD, out=by_hidden_ND[rows])
+            torch.mm(slope_CV, compute_weight_VD, out=by_hidden_ND[rows])
         if by_weight_VD is not None:
             _add_product(by_weight_VD[:used], slope_CV, hidden_ND[rows])
         if by_bias_V is not None:
@@ -167,15 +168,15 @@ def _chunked(
     return loss, by_hidden_ND, by_weight, by_bias
 
 
-def _student_ids(task: _FusedLossInputs) -> int:
-    """How many of the student's ids matter: all for cross-entropy, else those the teacher has too."""
+def _used_ids(task: _FusedLossInputs) -> int:
+    """The number of student ids in the loss: all for cross-entropy, else those that the teacher has too."""
     if task.objective.cross_entropy_weight > 0 or task.teacher_rows is None or task.policy is not None:
         return task.head.vocab_size
     return min(task.head.vocab_size, task.teacher_rows.vocab_size)
 
 
 def _add_product(total_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
-    """total += slopeᵀ hidden; in place where the dtypes are one, else the sum over chunks is the wide one."""
+    """total += slopeᵀ hidden; in place if the dtypes are equal, else summed over chunks in the wider one."""
     if total_VD.dtype == slope_CV.dtype:
         total_VD.addmm_(slope_CV.T, hidden_CD)
     else:
@@ -183,21 +184,22 @@ def _add_product(total_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
 
 
 def _chunk_loss(raw_CV: Tensor, rows: slice, task: _FusedLossInputs, *, differentiate: bool) -> Tensor:
-    """The loss of one chunk; ``raw_CV`` (before factor and cap) becomes its derivative, tile by tile."""
+    """The loss of one chunk; overwrites ``raw_CV`` (before factor and cap) with its derivative by tiles."""
     teacher_CS = None
     signal = task.teacher_rows
     if task.teacher_weight and task.objective.needs_teacher and isinstance(signal, DenseRows | MixedRows):
         teacher_CS = signal.raw_logits(rows, min(task.head.vocab_size, signal.vocab_size))
+    # On a GPU a chunk is one tile: few large kernels beat cache locality there.
     tile = len(raw_CV) if raw_CV.is_cuda else max(1, TILE_ENTRIES_CPU // raw_CV.shape[1])
     losses = []
     for start in range(0, len(raw_CV), tile):
-        inside = slice(start, min(start + tile, len(raw_CV)))
-        whole = slice(rows.start + inside.start, rows.start + inside.stop)
-        raw_nV = raw_CV[inside]
-        teacher_nS = None if teacher_CS is None else teacher_CS[inside]
-        loss_n, slope_nV = _tile(raw_nV, teacher_nS, whole, task)
+        in_chunk = slice(start, min(start + tile, len(raw_CV)))
+        in_batch = slice(rows.start + in_chunk.start, rows.start + in_chunk.stop)
+        raw_nV = raw_CV[in_chunk]
+        teacher_nS = None if teacher_CS is None else teacher_CS[in_chunk]
+        loss_n, slope_nV = _tile(raw_nV, teacher_nS, in_batch, task)
         if task.weights_N is not None:
-            weights_n = task.weights_N[whole].to(loss_n.dtype)
+            weights_n = task.weights_N[in_batch].to(loss_n.dtype)
             loss_n, slope_nV = loss_n * weights_n, slope_nV.mul_(weights_n[:, None])
         losses.append(loss_n.sum())
         if differentiate:
@@ -215,11 +217,13 @@ def _tile(
     else:
         loss_n, slope_nV = policy_gradient(logits_nV, task.labels_N[rows], task.policy, rows)
         if task.teacher_weight:
-            taught_n, taught_nS = _objective(logits_nV, teacher_nS, rows, task)
-            task.policy.record(teacher=taught_n)
-            loss_n = loss_n + task.teacher_weight * taught_n
-            slope_nV[:, : taught_nS.shape[1]].add_(taught_nS, alpha=task.teacher_weight)
+            # Second, because _objective may overwrite the logits.
+            objective_n, objective_nS = _objective(logits_nV, teacher_nS, rows, task)
+            task.policy.record(teacher=objective_n)
+            loss_n = loss_n + task.teacher_weight * objective_n
+            slope_nV[:, : objective_nS.shape[1]].add_(objective_nS, alpha=task.teacher_weight)
     if task.head.softcap is not None:
+        # d softcap(x)/dx = 1 − tanh²(x / c). The logits are recomputed: the loss has overwritten them.
         capped_nV = task.head.finish_logits(raw_nV.to(slope_nV.dtype))
         slope_nV = slope_nV * (1 - (capped_nV / task.head.softcap) ** 2)
     return loss_n, slope_nV if task.head.scale == 1.0 else slope_nV * task.head.scale
@@ -228,7 +232,7 @@ def _tile(
 def _objective(
     logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _FusedLossInputs
 ) -> tuple[Tensor, Tensor]:
-    """The recipe's objective on a tile, [n], and its derivative by the logits; they may be overwritten."""
+    """The recipe's objective on a tile, [n], and its derivative by the logits, which may be overwritten."""
     share = task.objective.cross_entropy_weight
     if share == 0:
         loss_n, slope_nV = _divergence(logits_nV, teacher_nS, rows, task)
@@ -245,9 +249,9 @@ def _objective(
 def _divergence(
     logits_nV: Tensor, teacher_nS: Tensor | None, rows: slice, task: _FusedLossInputs
 ) -> tuple[Tensor, Tensor]:
-    """T² times the divergence, [n], and its derivative by the logits of the ids both sides have, [n, S].
+    """T² times the divergence, [n], and its derivative by the logits of the ids that both sides have, [n, S].
 
-    Logits are overwritten. The derivative by z = logits / T is multiplied by T² / T.
+    Overwrites the logits. The derivative by z = logits / T is multiplied by T² / T.
     """
     signal, objective = task.teacher_rows, task.objective
     temperature = objective.temperature

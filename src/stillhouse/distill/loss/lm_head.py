@@ -1,8 +1,8 @@
-"""The last step of a language model: from a hidden state to logits.
+"""The LM head: from a hidden state to logits.
 
-Kept apart from the model so that logits can be made for a few tokens at a time. It
-knows a matrix, a bias, a constant factor and a soft cap; :func:`lm_head_of` refuses a
-model whose logits are made in any other way.
+Separate from the model, so that logits can be computed for a few tokens at a time. A head has a matrix, a
+bias, a constant factor and a soft cap; :func:`lm_head_of` refuses a model that computes its logits in any
+other way.
 
 Shapes: N tokens, D hidden size, V vocabulary (padding included).
 """
@@ -43,7 +43,7 @@ class LMHead:
         return self.weight_VD.shape[0]
 
     def to(self, device: torch.device) -> LMHead:
-        """The head on ``device``; itself when it is there already."""
+        """The head on ``device``; the same object if it is there already."""
         if self.weight_VD.device == device:
             return self
         bias_V = None if self.bias_V is None else self.bias_V.to(device)
@@ -58,13 +58,13 @@ class LMHead:
     def logits(self, hidden_ND: Tensor, vocab_size: int | None = None) -> Tensor:
         """Logits of the first ``vocab_size`` ids (default: all), in float32 at least, [N, V].
 
-        The product runs in the dtype of ``hidden_ND``; only what follows it is wider.
+        The product runs in the dtype of ``hidden_ND``, all later steps in the wider one.
         """
         raw_NV = self.raw_logits(hidden_ND, vocab_size)
         return self.finish_logits(raw_NV.to(torch.promote_types(raw_NV.dtype, torch.float32)))
 
     def finish_logits(self, raw_NV: Tensor) -> Tensor:
-        """What follows the matrix and the bias: the factor, then the cap."""
+        """Applies the factor, then the cap, to the product and bias of :meth:`raw_logits`."""
         if self.scale != 1.0:
             raw_NV = raw_NV * self.scale
         if self.softcap is not None:
@@ -73,14 +73,14 @@ class LMHead:
 
 
 def lm_head_of(model: PreTrainedModel) -> LMHead:
-    """The head of a causal language model of transformers, with the model's own parameters.
+    """The head of a causal language model from transformers, with the model's own parameters.
 
     Raises:
-        ModelError: the logits it makes are not those of the model itself on a few tokens.
+        ModelError: its logits differ from the model's on a few tokens.
     """
     layer = model.get_output_embeddings()
     if layer is None:
-        raise ModelError(f"{type(model).__name__} has no output layer: it is no language model")
+        raise ModelError(f"{type(model).__name__} has no output layer, so it is not a language model")
     config = model.config.get_text_config()
     divisor = getattr(config, "logits_scaling", None)
     head = LMHead(
@@ -95,6 +95,7 @@ def lm_head_of(model: PreTrainedModel) -> LMHead:
 
 @torch.no_grad()
 def _require_exact(model: PreTrainedModel, head: LMHead) -> None:
+    """Checks the head against the model, since a configuration can have fields that this module ignores."""
     was_training = model.training
     model.eval()
     ids = torch.arange(4, device=head.weight_VD.device)[None] % head.vocab_size
