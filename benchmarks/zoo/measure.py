@@ -80,7 +80,7 @@ def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray
 def redrawn_canaries(table: pa.Table, redraws: int, seed: int) -> list[float]:
     """p-values [R] of a transcript of canaries with the one that was given out chosen anew in every set."""
     sets = len(set(table["set"].to_pylist()))
-    return _redrawn_sums(canaries.values(per_token(table).reshape(sets, -1)), redraws, seed)
+    return _redrawn_sums(canaries.rank_values(per_token(table).reshape(sets, -1)), redraws, seed)
 
 
 def redrawn_versions(table: pa.Table, redraws: int, seed: int) -> list[float]:

@@ -1,1 +1,1 @@
-"""The tests of a trace, one file each."""
+"""The detectors of a trace, one file or package each; see :mod:`stillhouse.trace.detectors.base`."""

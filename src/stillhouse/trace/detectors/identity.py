@@ -1,12 +1,12 @@
-"""Who the suspect says it is, in ten languages: an exhibit, never a test.
+"""Identity: asks the suspect who it is, in ten languages. An exhibit, never a test.
 
-Models take other models' names because the web is full of their conversations: 7 of 27 models confused their
-identity in one survey (Li et al. 2024, arXiv:2411.10683), and base models, which were distilled from nobody,
-do it more than instruct ones. There is no null distribution for that, so there is no p-value; answers are
-counted and shown.
+Models use other models' names because the web is full of their conversations: 7 of 27 models confused their
+identity in one survey (Li et al. 2024, arXiv:2411.10683), and base models, which were not distilled, do so
+more often than instruct models. There is no null distribution for this and so no p-value; answers are counted
+and shown.
 
-A claim is a sentence that names a vendor's model or the vendor and holds no word of denial in the question's
-language. That is a rule for counting, simple enough to check by reading the transcript, and it errs.
+A claim is a sentence that names a vendor or its model and contains no negation in the question's language.
+This rule is simple enough to check by reading the transcript, and it makes errors.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SCHEMA = pa.schema(
     [
         ("question", pa.string()),
         ("language", pa.string()),
-        ("text", pa.string()),  # the answer; null where there was none
-        ("error", pa.string()),  # why not
+        ("text", pa.string()),  # the answer; null with an error
+        ("error", pa.string()),
     ]
 )
 CONFUSED, SURVEYED = 7, 27
-"""Models that confused their identity, of those surveyed (arXiv:2411.10683: 25.9%)."""
+"""Models that confused their identity, of those surveyed: 25.9% (arXiv:2411.10683)."""
 NO_NULL = (
     "None. How often a model that was trained on nobody's outputs takes another's name is not known and "
     "differs with its data, so there is no p-value: of 27 models surveyed, 7 (25.9%) confused their identity."
@@ -113,9 +113,9 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
         "سياسات الاستخدام الخاصة بمن يجب عليك اتباعها؟",
     ),
 }
-"""Identity and policy, the same four in each language."""
+"""Questions about identity and policy, the same four in each language."""
 
-_DENIALS: Mapping[str, str] = {
+_NEGATIONS: Mapping[str, str] = {
     "en": r"\bnot\b|n['’]t\b|\bno\b|\bnever\b|\bunlike\b",
     "de": r"\bnicht\b|\bkein",
     "fr": r"\bne\b|\bn['’]|\bpas\b",
@@ -144,19 +144,19 @@ VENDORS: Mapping[str, str] = {
     "Yandex": r"Yandex|Яндекс",
     "Hugging Face": r"Hugging ?Face|SmolLM",
 }
-"""What names a vendor, by regular expression. Case matters: Spanish *llama* is no model, nor *meta*.
-ASCII boundaries, because Japanese and Korean put their particles right after a name."""
+"""Regular expressions for the names of vendors and their models. Case-sensitive: Spanish *llama* and *meta*
+are words. With ASCII word boundaries, because Japanese and Korean append particles to a name."""
 _SENTENCE = re.compile(r"[^.!?。！？؟\n]+(?:\.\d[^.!?。！？؟\n]*)*")
 
 
 def observe(ask: GenerateFn, languages: Sequence[str] = (), *, max_tokens: int = 200) -> pa.Table:
-    """Asks every question once, greedily, without a system prompt.
+    """Asks every question once, with greedy decoding and without a system prompt.
 
     Args:
-        languages: codes of :data:`QUESTIONS`; none means all.
+        languages: codes of :data:`QUESTIONS`; an empty list selects all.
 
     Raises:
-        UsageError: a language that no question is written in.
+        UsageError: there are no questions in one of the languages.
     """
     if unknown := [code for code in languages if code not in QUESTIONS]:
         raise UsageError(
@@ -180,7 +180,7 @@ def observe(ask: GenerateFn, languages: Sequence[str] = (), *, max_tokens: int =
 
 
 def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
-    """Counts answers by the vendors that they claim and deny; no p-value, and no parameters."""
+    """Counts the vendors that answers claim and deny; no p-value and no parameters."""
     rows = [row for row in transcript.to_pylist() if row["text"] is not None]
     failed = transcript.num_rows - len(rows)
     if not rows:
@@ -226,12 +226,12 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
 
 
 def vendors_named(text: str, language: str) -> tuple[set[str], set[str]]:
-    """Vendors that an answer claims, and those that it only denies; by the rule in the module's docstring."""
+    """Vendors that an answer claims and vendors that it only denies, by the rule of the module docstring."""
     claimed, denied = set[str](), set[str]()
     for sentence in _SENTENCE.findall(text):
-        found = {vendor for vendor, names in VENDORS.items() if re.search(names, sentence, re.ASCII)}
-        negated = re.search(_DENIALS[language], sentence, re.IGNORECASE)
-        (denied if negated else claimed).update(found)
+        vendors = {vendor for vendor, names in VENDORS.items() if re.search(names, sentence, re.ASCII)}
+        negated = re.search(_NEGATIONS[language], sentence, re.IGNORECASE)
+        (denied if negated else claimed).update(vendors)
     return claimed, denied - claimed
 
 

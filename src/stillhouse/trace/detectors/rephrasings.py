@@ -1,11 +1,10 @@
-"""Your text in their model: the published version of each text against versions that nobody saw. (L2)
+"""Rephrasings: compares the published version of each text with versions that were held back (L2).
 
-After STAMP (Rastogi et al. 2025, arXiv:2504.13416), for a writer who wants to know whether a model was
-trained on what was published. Of each text there are K + 1 versions, rephrasings by one generator with the
-same settings (the original may be among them only if it took part in the draw like the rest), and one of them
-was published.
+After STAMP (Rastogi et al. 2025, arXiv:2504.13416), for authors who want to know whether a model was trained
+on their published texts. Each text has K + 1 versions, rephrasings by one generator with the same settings
+(the original may be one of them only if it took part in the draw), and one of them was published.
 
-What the numbers mean depends on who chose:
+The meaning of the numbers depends on how that one was chosen:
 
 - *drawn by lot* (:func:`draw_version`, under a key committed to before publication): under the null, every
   version could as well have been the published one, whatever the model finds likely. The rank test is exact.
@@ -46,7 +45,7 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("version", pa.int32()),  # 0 is the published one
-        ("place", pa.int32()),  # where it stood among the versions when one of them was drawn
+        ("place", pa.int32()),  # its index among the versions at the time of the draw
         ("draw_key", pa.string()),  # hexadecimal; null where the author chose
         ("text", pa.string()),
         ("tokens", pa.int32()),
@@ -64,15 +63,15 @@ class TextVersions:
     id: str
     versions: tuple[str, ...]
     published: int
-    """Which of them was."""
+    """Index of the published one."""
     draw_key: str | None = None
-    """The key under which :func:`draw_version` chose it, hexadecimal; None where the author chose."""
+    """The key under which :func:`draw_version` chose it, hexadecimal; None if the author chose."""
 
 
 def draw_version(key: bytes, id: str, versions: int) -> int:
-    """Which of ``versions`` to publish: a fair choice that only the key determines, HMAC-SHA256 of the id.
+    """The index of the version to publish: uniform, determined by the key as HMAC-SHA256 of the id.
 
-    Commit to the key and to the versions in their order before anything is published.
+    Commit to the key and to the versions in their order before publishing anything.
 
     Raises:
         UsageError: the key is shorter than 16 bytes.
@@ -86,14 +85,14 @@ def draw_version(key: bytes, id: str, versions: int) -> int:
 
 
 def read_versions(path: str | Path, *, chosen: bool = True) -> list[TextVersions]:
-    """Texts from JSON lines: objects with `id`, `versions`, `published` and perhaps `draw_key`.
+    """Reads texts from JSON lines: objects with `id`, `versions`, `published` and optionally `draw_key`.
 
     Args:
-        chosen: False where none has been published yet: only `id` and `versions` are read, and blank lines
-            do not count.
+        chosen: False if no version has been chosen yet: reads only `id` and `versions`, and skips blank
+            lines.
 
     Raises:
-        CorpusError: the file cannot be read, or a line is no such object.
+        CorpusError: the file cannot be read, or a line is not such an object.
     """
     try:
         lines = Path(path).read_text("utf-8").splitlines()
@@ -112,7 +111,7 @@ def read_versions(path: str | Path, *, chosen: bool = True) -> list[TextVersions
 
 
 def draw_versions(texts: Sequence[TextVersions], key: bytes) -> list[TextVersions]:
-    """The texts with the version of each that the lot chooses; see :func:`draw_version`."""
+    """Chooses a version of each text; see :func:`draw_version`."""
     return [
         replace(text, published=draw_version(key, text.id, len(text.versions)), draw_key=key.hex())
         for text in texts
@@ -120,33 +119,33 @@ def draw_versions(texts: Sequence[TextVersions], key: bytes) -> list[TextVersion
 
 
 def write_versions(path: str | Path, texts: Sequence[TextVersions]) -> None:
-    """JSON lines, a text each, readable by their owner only: they hold the key.
+    """Writes JSON lines, one text each, readable by their owner only: they hold the key.
 
     Raises:
-        UsageError: the file exists; what decided a publication must not be lost.
+        UsageError: the file exists; the key of a publication must not be lost.
     """
-    there = UsageError(f"{path} exists, and drawn texts are never overwritten", hint="Name another --out.")
-    write_secret_lines(path, map(asdict, texts), if_exists=there)
+    exists = UsageError(f"{path} exists, and drawn texts are never overwritten", hint="Name another --out.")
+    write_secret_lines(path, map(asdict, texts), if_exists=exists)
 
 
 def observe(suspect: Suspect, texts: Sequence[TextVersions], *, reference: Suspect | None = None) -> pa.Table:
-    """Log-likelihoods of every version, by the suspect and perhaps by a model that cannot have read any.
+    """Log-likelihoods of every version, by the suspect and optionally by a reference model.
 
     Args:
-        reference: takes away what makes a version likely to any model; more is found with it, and its score
-            is used for all versions or none.
+        reference: a model that cannot have read any version. Subtracting its score removes what makes a text
+            likely to any model and increases power; it is used for all versions or none.
     """
     rows = []
     for text in texts:
-        order = sorted(range(len(text.versions)), key=lambda place: (place != text.published, place))
+        order = sorted(range(len(text.versions)), key=lambda index: (index != text.published, index))
         rows += [
-            (text.id, version, place, text.draw_key, text.versions[place])
-            for version, place in enumerate(order)
+            (text.id, version, index, text.draw_key, text.versions[index])
+            for version, index in enumerate(order)
         ]
-    ids, versions, places, keys, bodies = zip(*rows, strict=True)
+    ids, versions, indices, keys, bodies = zip(*rows, strict=True)
     tokens, logliks = score_blind(suspect, bodies)
     references = [None] * len(bodies) if reference is None else score_blind(reference, bodies)[1]
-    columns = [ids, versions, places, keys, bodies, tokens, logliks, references]
+    columns = [ids, versions, indices, keys, bodies, tokens, logliks, references]
     return pa.Table.from_arrays(
         [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA
     )
@@ -192,7 +191,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
 def paired_t(scores_NK1: np.ndarray) -> tuple[float, float]:
     """STAMP's one-sided paired t-test of column 0 against the mean of the others: p and the mean difference.
 
-    Asymptotic. With one text, or with differences that are all the same, there is no test: p = 1.
+    Asymptotic. Returns p = 1 for a single text and for differences that are all equal.
     """
     gain_N = scores_NK1[:, 0] - np.nanmean(scores_NK1[:, 1:], axis=1)
     n, spread = len(gain_N), float(gain_N.std(ddof=1)) if len(gain_N) > 1 else 0.0
@@ -204,17 +203,17 @@ def paired_t(scores_NK1: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Table:
-    """N texts that can be compared, the published version in column 0; NaN where there is no version."""
+    """N comparable texts, the published version in column 0; NaN for missing versions."""
 
     scores_NK1: np.ndarray
     tokens_NK1: np.ndarray
     left_out: int
-    """Texts whose published version, or all of whose others, have no score."""
+    """Texts without a score of the published version or of any other version."""
     with_reference: bool
     drawn: int
-    """Texts whose published version is the one that their key draws."""
+    """Texts whose published version is the one that their key determines."""
     keyed: int
-    """Texts that come with a key."""
+    """Texts with a key."""
     texts: int
 
     def drawn_by_lot(self) -> bool:

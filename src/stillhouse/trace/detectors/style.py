@@ -1,23 +1,23 @@
-"""Whom the suspect sounds like, among candidate teachers or none of them: level L0, never hard evidence.
+"""Style: attributes the suspect's style to a candidate teacher or to none (level L0, never hard evidence).
 
-Every model answers the same prompts. The style of a model is how often it uses each run of one to three words
-or marks (multinomial naive Bayes). For a model m and a candidate c the score is the log-likelihood ratio, in
-nats a run,
+Every model answers the same prompts. The style of a model is its frequency of each run of one to three words
+or punctuation marks (multinomial naive Bayes). For a model m and a candidate c the score is the
+log-likelihood ratio, in nats per run,
 
     s(m, c) = mean over m's answers of log P(run | c) − mean over other models o of log P(run | o)
 
-where every distribution comes from answers to *other* prompts (cross-fitting), so that no topic can be
-recognised. The other models are the suspect and the references without m, one by one and not pooled: a pool
-is larger and smoother than any model, and a model of few mannerisms would seem to be like all candidates.
+where every distribution comes from answers to *other* prompts (cross-fitting), so that the topic of a prompt
+does not count. The other models are the suspect and the references without m, one by one and not pooled: a
+pool is larger and smoother than any single model, and a model with few mannerisms would resemble every
+candidate.
 
 Then the suspect's score is ranked among those of the references (conformal p-value):
 
     p = (1 + #{references scoring at least as high}) / (references + 1)
 
-It cannot be smaller than 1 / (references + 1), and it rests on the assumption that a suspect that used
-nobody's outputs is one more draw from the population of the references. That cannot be verified: models of
-the same age learn the same phrases from each other's traces on the web. So a style may point somewhere; it is
-never proof.
+It is at least 1 / (references + 1), and it assumes that a suspect that was trained on no candidate's outputs
+is exchangeable with the references. That cannot be verified: models of the same age learn the same phrases
+from each other's texts on the web. So style can be a lead but never proof.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SCHEMA = pa.schema(
         ("model", pa.string()),
         ("group", pa.string()),  # suspect, candidate or reference
         ("prompt_id", pa.string()),
-        ("text", pa.string()),  # null where there was no answer
+        ("text", pa.string()),  # null without an answer
     ]
 )
 NULL = (
@@ -69,9 +69,9 @@ FOLDS = 5
 FEWEST_PROMPTS = 10
 ANSWERS = Sampling(max_tokens=256)
 MOST_RUNS = 20_000
-"""Different runs of words that are counted: those that occur in the most answers."""
+"""Number of distinct runs that count: those that occur in the most answers."""
 PRIOR = 0.5
-"""Added to every count."""
+"""Pseudocount added to every count."""
 _MARK = re.compile(r"\w+|[^\w\s]|\n+")
 
 
@@ -80,12 +80,12 @@ def observe(
     prompts: Mapping[str, Sequence[Message]],
     sampling: Sampling = ANSWERS,
 ) -> pa.Table:
-    """Every model's answer to every prompt.
+    """Collects every model's answer to every prompt.
 
     Args:
-        models: by name; one of them the suspect. Answers of a candidate that a log already holds need no
-            model: a `GenerateFn` may look them up.
-        prompts: conversations to be answered, by id.
+        models: by name; one of them is the suspect. For a candidate whose answers a log already holds, the
+            `GenerateFn` may look them up.
+        prompts: conversations by id.
     """
     rows = []
     for name, (group, ask) in models.items():
@@ -96,12 +96,12 @@ def observe(
 
 
 def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
-    """Ranks the suspect's likeness to its nearest candidate among the references'; `seed` makes the folds.
+    """Ranks the suspect's similarity to its nearest candidate among that of the references.
 
-    `alpha` decides between a candidate's name and "none of them" in the words of the statistic.
+    `seed` assigns prompts to folds; `alpha` is the p-value below which the nearest candidate is named.
     """
     answers = _answers(transcript)
-    if (reason := answers.lacking()) is not None:
+    if (reason := answers.insufficient()) is not None:
         return Finding(NAME, LEVEL, NULL, 0, parameters=dict(parameters), reason=reason)
     scores_MC = likelihood_ratios(answers, int(parameters["seed"]))
     spread_C = scores_MC.std(axis=0)
@@ -156,7 +156,7 @@ def conformal_p(scores_M: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Answers:
+class StyleAnswers:
     """Texts by model and prompt."""
 
     texts: Mapping[str, Mapping[str, str]]
@@ -164,11 +164,11 @@ class Answers:
     """The suspect, then the references."""
     candidates: tuple[str, ...]
     prompts: tuple[str, ...]
-    """Those that every model answered."""
+    """Prompts that every model answered."""
     left_out: int
 
-    def lacking(self) -> str | None:
-        """What there is too little of, if anything."""
+    def insufficient(self) -> str | None:
+        """Why there are too few models or prompts; None if there are enough."""
         if not self.candidates or not self.tested or len(self.tested) < 3:
             return (
                 "Style needs the suspect, at least one candidate teacher, and at least two reference models."
@@ -181,20 +181,22 @@ class Answers:
         return None
 
 
-def likelihood_ratios(answers: Answers, seed: int) -> np.ndarray:
-    """s(m, c) of the module's docstring, [M tested, C candidates].
+def likelihood_ratios(answers: StyleAnswers, seed: int) -> np.ndarray:
+    """The scores s(m, c) of the module docstring, [M tested models, C candidates].
 
-    Shapes: F folds of prompts, R different runs.
+    Shapes: F folds of prompts, R distinct runs.
     """
     runs = {(name, id): _runs(answers.texts[name][id]) for name in answers.texts for id in answers.prompts}
-    common = Counter(run for found in runs.values() for run in found)
-    place = {run: column for column, (run, _) in enumerate(sorted(common.items(), key=_rarity)[:MOST_RUNS])}
+    answers_with = Counter(run for counter in runs.values() for run in counter)
+    # Ties are broken by the run itself, so that the columns do not depend on the order of the models.
+    most_common = sorted(answers_with.items(), key=lambda item: (-item[1], item[0]))[:MOST_RUNS]
+    column_of = {run: column for column, (run, _) in enumerate(most_common)}
     folds = {id: _fold(id, seed) for id in answers.prompts}
-    counts = {name: np.zeros((FOLDS, len(place))) for name in answers.texts}
-    for (name, id), found in runs.items():
-        for run, count in found.items():
-            if run in place:
-                counts[name][folds[id], place[run]] += count
+    counts = {name: np.zeros((FOLDS, len(column_of))) for name in answers.texts}
+    for (name, id), counter in runs.items():
+        for run, count in counter.items():
+            if run in column_of:
+                counts[name][folds[id], column_of[run]] += count
     sizes_M = np.array([max(counts[name].sum(), 1) for name in answers.tested])
 
     def loglik_M(teacher: str) -> np.ndarray:
@@ -208,39 +210,35 @@ def likelihood_ratios(answers: Answers, seed: int) -> np.ndarray:
 
 
 def _held_out_logps(counts_FR: np.ndarray) -> np.ndarray:
-    """For each fold the log-probabilities of runs, from the counts of all other folds."""
+    """Log-probabilities of runs for each fold, from the counts of all other folds."""
     rest_FR = counts_FR.sum(axis=0) - counts_FR + PRIOR
     return np.log(rest_FR / rest_FR.sum(axis=1, keepdims=True))
 
 
 def _runs(text: str) -> Counter[str]:
-    """Runs of one to three words or marks, as written: case, punctuation and line ends are style."""
+    """Runs of one to three words or marks as written: case, punctuation and line breaks are style."""
     marks = _MARK.findall(text)
     return Counter(" ".join(marks[i : i + n]) for n in (1, 2, 3) for i in range(len(marks) - n + 1))
-
-
-def _rarity(item: tuple[str, int]) -> tuple[int, str]:
-    return -item[1], item[0]
 
 
 def _fold(prompt_id: str, seed: int) -> int:
     return int(sha256_json([seed, prompt_id])[:8], 16) % FOLDS
 
 
-def _answers(transcript: pa.Table) -> Answers:
+def _answers(transcript: pa.Table) -> StyleAnswers:
     texts: dict[str, dict[str, str]] = {}
     groups: dict[str, str] = {}
-    asked: dict[str, None] = {}
+    prompt_ids: dict[str, None] = {}
     for row in transcript.to_pylist():
         groups[row["model"]] = row["group"]
-        asked[row["prompt_id"]] = None
+        prompt_ids[row["prompt_id"]] = None
         answered = texts.setdefault(row["model"], {})
         if row["text"] is not None and row["text"].strip():
             answered[row["prompt_id"]] = row["text"]
-    prompts = tuple(id for id in asked if all(id in answered for answered in texts.values()))
+    prompts = tuple(id for id in prompt_ids if all(id in answered for answered in texts.values()))
     of = {group: tuple(sorted(n for n in groups if groups[n] == group)) for group in Group.__args__}
     tested = (*of["suspect"], *of["reference"]) if len(of["suspect"]) == 1 else ()
-    return Answers(texts, tested, of["candidate"], prompts, len(asked) - len(prompts))
+    return StyleAnswers(texts, tested, of["candidate"], prompts, len(prompt_ids) - len(prompts))
 
 
 def _unmet_requirement(plan: TracePlan, access: Access) -> str | None:

@@ -1,14 +1,14 @@
-"""Was the suspect made from the weights of a model whose training order we know? (weights)
+"""Training order: tests whether the suspect descends from a model whose training order is known (weights).
 
-After "palimpsestic memorisation" (Kuditipudi et al. 2025, arXiv:2510.19796): what a model read last it
-remembers best, and its descendants inherit that. If the training texts were shuffled, their order is
-independent of any model that does not descend from ours, so that
+After "palimpsestic memorisation" (Kuditipudi et al. 2025, arXiv:2510.19796): a model remembers best what it
+read last, and its descendants inherit this. If the training texts were shuffled, their order is independent
+of any model that does not descend from the trained one, so that
 
     later in training ↔ likelier to the suspect than to a reference model
 
-shows descent. The paper takes Spearman's correlation; here it is Kendall's count of concordant pairs, whose
-distribution under a random order is known exactly: the sum of independent uniform variables on {0, …, i},
-i < n.
+shows descent. The paper uses Spearman's correlation. This test uses Kendall's count of concordant pairs,
+whose distribution under a random order is known exactly: the sum of independent uniform variables on
+{0, …, i}, i < n.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEVEL: Level = "weights"
 
 SCHEMA = pa.schema(
     [
-        ("place", pa.int64()),  # in training: 0 was read first
+        ("place", pa.int64()),  # position in training, from 0
         ("text", pa.string()),
         ("tokens", pa.int32()),
         ("loglik", pa.float64()),
@@ -52,17 +52,18 @@ RIVALS = (
     "the suspect was trained on outputs of our model that quote what it read last",
 )
 EXACT = 500
-"""Texts up to which the distribution is computed term by term."""
+"""Largest number of texts for which the distribution is computed exactly."""
 _ROUNDING = 1e-9
-"""Below this the term by term computation has lost its digits, and the bound stands in its place."""
+"""Below this probability the exact computation has lost its digits, and the bound replaces it."""
 
 
 def observe(suspect: Suspect, texts: Sequence[str], *, reference: Suspect | None = None) -> pa.Table:
-    """Log-likelihoods of training texts.
+    """Log-likelihoods of training texts, by the suspect and optionally by a reference model.
 
     Args:
-        texts: in the order of training, first to last; a sample of them will do.
-        reference: a model that does not descend from ours; takes away what makes a text hard for any model.
+        texts: in the order of training, first to last; a sample is enough.
+        reference: a model that does not descend from the trained one. Subtracting its score removes what
+            makes a text likely to any model.
     """
     tokens, logliks = score_blind(suspect, texts)
     references = [None] * len(texts) if reference is None else score_blind(reference, texts)[1]
@@ -73,7 +74,7 @@ def observe(suspect: Suspect, texts: Sequence[str], *, reference: Suspect | None
 
 
 def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
-    """Counts the pairs of texts of which the later one is likelier; `seed` breaks ties."""
+    """Counts the pairs of texts whose later one is likelier; `seed` breaks ties."""
     with_reference = transcript.num_rows > 0 and transcript["reference_loglik"].null_count == 0
     score_N = per_token(transcript) - (per_token(transcript, "reference_loglik") if with_reference else 0.0)
     known_N = np.isfinite(score_N)
@@ -122,25 +123,25 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         ),
         rivals=RIVALS,
         parameters=dict(parameters),
-        series={"score_by_tenth": [float(part.mean()) for part in np.array_split(score_N, min(10, n))]},
+        series={"score_by_tenth": [float(tenth.mean()) for tenth in np.array_split(score_N, min(10, n))]},
     )
 
 
 def concordant_pairs(score_N: np.ndarray, seed: int) -> int:
-    """Pairs i < j with score i < score j; ties are ordered by chance, as the null would."""
+    """Number of pairs i < j with score i < score j; ties are ordered at random, as under the null."""
     from scipy.stats import kendalltau
 
     n = len(score_N)
     rank_N = np.empty(n, np.int64)
     rank_N[np.lexsort((np.random.default_rng(seed).random(n), score_N))] = np.arange(n)
-    found: Any = kendalltau(np.arange(n), rank_N, method="asymptotic")
-    return round((float(found.statistic) + 1) * n * (n - 1) / 4)
+    tau: Any = kendalltau(np.arange(n), rank_N, method="asymptotic")
+    return round((float(tau.statistic) + 1) * n * (n - 1) / 4)
 
 
 def concordant_log_p(concordant: int, n: int) -> float:
     """log P(at least ``concordant`` concordant pairs) in a uniformly random order of ``n``.
 
-    Exact up to :data:`EXACT` texts, as long as floating point can tell; otherwise Chernoff's bound, which is
+    Exact up to :data:`EXACT` texts within floating-point precision; otherwise Chernoff's bound, which is
     never too small (and about z times too large at z standard deviations).
     """
     assert 0 <= concordant <= n * (n - 1) // 2

@@ -1,8 +1,8 @@
-"""What transcripts of several tests have in common: the reason where they are empty, scores asked blind.
+"""Helpers for transcripts: empty ones with a reason, and log-likelihoods measured blind.
 
-`observe` writes tables and never findings, also where it cannot look (a tokenizer that differs, an API that
-gives no log-probabilities). The reason travels in the table's metadata, through parquet and back, so that
-whoever judges the bundle again reads the same sentence.
+`observe` returns a table and never a finding, even if it cannot observe anything (another tokenizer, an API
+without log-probabilities). The reason is kept in the table's metadata, through parquet and back, so that
+judging the bundle again reports the same sentence.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _KEY = b"reason"
 
 
 def empty_transcript(schema: pa.Schema, reason: str) -> pa.Table:
-    """A transcript of ``schema`` without rows, and why: what is missing, and what would help."""
+    """A transcript without rows and the reason: what is missing, and what would help."""
     return schema.empty_table().replace_schema_metadata({_KEY: reason.encode()})
 
 
 def empty_reason(transcript: pa.Table) -> str | None:
-    """The reason of a transcript made by :func:`refused`; None for any other."""
+    """The reason of a transcript from :func:`empty_transcript`; None for any other."""
     reason = (transcript.schema.metadata or {}).get(_KEY)
     return None if reason is None else reason.decode()
 
 
 def score_blind(model: Suspect, texts: Sequence[str]) -> tuple[list[int], list[float | None]]:
-    """Tokens and log-likelihood (None where there is none) of each text, asked in alphabetical order.
+    """Tokens and log-likelihood of each text; None for a missing log-likelihood.
 
-    So whoever answers cannot tell by the order which texts are the ones in question.
+    Texts are sent in alphabetical order, so that the order does not reveal which ones are under test.
     """
     order = sorted(range(len(texts)), key=texts.__getitem__)
     answers = model.loglik([()] * len(texts), [texts[i] for i in order])
@@ -47,7 +47,7 @@ def score_blind(model: Suspect, texts: Sequence[str]) -> tuple[list[int], list[f
 
 
 def per_token(transcript: pa.Table, column: str = "loglik") -> np.ndarray:
-    """Nats a token, a row each; NaN where there is no log-likelihood or no token."""
+    """Log-likelihood per token of each row, in nats; NaN without a log-likelihood or tokens."""
     loglik = transcript[column].to_numpy().astype(np.float64)
     tokens = transcript["tokens"].to_numpy().astype(np.float64)
     return np.divide(loglik, tokens, out=np.full(len(tokens), np.nan), where=tokens > 0)

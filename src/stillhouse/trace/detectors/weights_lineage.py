@@ -1,24 +1,25 @@
-"""Is the suspect a fine-tune of the teacher's own weights? After Zhu et al. 2025, arXiv:2502.12292.
+"""Weights lineage: tests whether the suspect is a fine-tune of the teacher's own weights.
 
-Nothing in a transformer tells one hidden unit of an MLP from another before training: the units' initial
-weights are drawn alike, and training treats them alike. So the *order* of the teacher's units is as good as a
-shuffle to anything that came from another initialisation, however similar the two models' data are. The same
-holds for the order of the channels of the residual stream, and for the *sign* of each unit: flip its row in
-`up_proj` and its column in `down_proj`, and the model computes the same function. Three tests follow,
-independent under the null and each with an exact distribution:
+After Zhu et al. 2025, arXiv:2502.12292. Before training, nothing distinguishes one hidden unit of a
+transformer's MLP from another: their initial weights have the same distribution, and training treats them
+alike. So the *order* of the teacher's units is a random shuffle to any model from another initialisation,
+however similar the two models' data are. The same holds for the order of the channels of the residual stream,
+and for the *sign* of each unit: flipping its row in `up_proj` and its column in `down_proj` leaves the
+function of the model unchanged. Three tests follow, independent under the null and each with an exact
+distribution:
 
-- units: match the units of each layer by what they do (assignment on the absolute Spearman correlation of the
-  outputs of `up_proj` on the same text); how often is unit i matched with unit i?
-- signs: how many of all matched pairs have the same sign? This looks at no order, and stays exact and
-  sensitive when someone has permuted the units, rotated the residual stream, or cut layers or units away;
-- channels: match the columns of the embedding; how many channels are matched with themselves?
+- units: match the units of each layer by their behaviour (assignment on the absolute Spearman correlation of
+  the outputs of `up_proj` on the same text), and count the units i that are matched with unit i.
+- signs: count the matched pairs with the same sign. This does not depend on the order, and stays exact and
+  sensitive after someone permutes the units, rotates the residual stream, or prunes layers or units.
+- channels: match the columns of the embedding, and count the channels that are matched with themselves.
 
-The null needs the symmetry of *one* of the two models only: our own, whose training we know. And it stays
-exactly true of a suspect that was trained on the teacher's outputs, since no output changes with the order
+The null needs the symmetry of only *one* of the two models: the teacher, whose training is known. It also
+holds exactly for a suspect that was trained on the teacher's outputs, because no output depends on the order
 or the signs.
 
-Not seen: a suspect whose owner has permuted units *and* channels *and* flipped signs at random. The
-similarity of matched units, which is reported without a p-value, would still show it to a reader.
+The test does not detect a suspect whose owner permuted units *and* channels *and* flipped signs at random.
+The similarity of matched units, which is reported without a p-value, would still reveal it to a reader.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ SCHEMA = pa.schema(
         ("family", pa.string()),  # units or channels
         ("teacher_layer", pa.int32()),  # −1 for channels
         ("suspect_layer", pa.int32()),
-        ("teacher_width", pa.int32()),  # units or channels in all; the narrower side is matched whole
+        ("teacher_width", pa.int32()),  # number of units or channels; the narrower side is matched whole
         ("suspect_width", pa.int32()),
         ("teacher_index", pa.int32()),
         ("suspect_index", pa.int32()),
-        ("similarity", pa.float32()),  # of the matched pair, with its sign
+        ("similarity", pa.float32()),  # of the matched pair, signed
     ]
 )
 
@@ -81,11 +82,11 @@ def observe(suspect: Weights, teacher: Weights, texts: Sequence[str], *, tokens:
     Holds ``tokens`` activations of every unit of both models in memory (0.4 GB for 30 layers of 1,536 units).
 
     Args:
-        texts: any text; both models read its first ``tokens`` tokens, in pieces of at most 256.
-        tokens: more make the matching of units surer (the noise of a correlation is 1/√tokens).
+        texts: any texts; both models read their first ``tokens`` tokens, at most 256 of each text.
+        tokens: more tokens make the matching more reliable (the noise of a correlation is 1/√tokens).
 
     Returns:
-        One row a matched pair, as in `SCHEMA`; none, and the reason, where the models cannot be compared.
+        One row per matched pair, as in `SCHEMA`; no rows and a reason if the models cannot be compared.
     """
     if difference := tokenizer_difference(teacher.tokenizer, suspect.tokenizer):
         return empty_transcript(
@@ -100,12 +101,12 @@ def observe(suspect: Weights, teacher: Weights, texts: Sequence[str], *, tokens:
                 f"The {role} ({model.config.model_type}) has no layers with mlp.gate_proj and mlp.up_proj, "
                 "and the symmetry of signs is that of gated MLPs as in llama, mistral, qwen or gemma.",
             )
-    pieces = _pieces(teacher, texts, tokens)
-    if sum(map(len, pieces)) < 64:
+    sequences = _encode_prefix(teacher, texts, tokens)
+    if sum(map(len, sequences)) < 64:
         return empty_transcript(
             SCHEMA, "The texts have fewer than 64 tokens: too little to tell units apart by."
         )
-    ours, theirs = _activations(teacher.model, pieces), _activations(suspect.model, pieces)
+    ours, theirs = _activations(teacher.model, sequences), _activations(suspect.model, sequences)
     tables = []
     for teacher_layer, suspect_layer in _layer_pairs(ours, theirs):
         matched = _match(ours[teacher_layer].T @ theirs[suspect_layer])
@@ -115,7 +116,7 @@ def observe(suspect: Weights, teacher: Weights, texts: Sequence[str], *, tokens:
 
 
 def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
-    """Counts units and channels that kept their place and units that kept their sign; takes no parameters."""
+    """Counts units and channels that kept their index and units that kept their sign; takes no parameters."""
     reason = empty_reason(transcript)
     if reason is None and transcript.num_rows == 0:
         reason = "The transcript holds no matched pair."
@@ -198,14 +199,14 @@ class _Matching:
     same_width: bool
 
     def in_place(self) -> tuple[int, int]:
-        """How many of how many kept their index; (0, 0) where an index means nothing."""
+        """How many kept their index, and of how many; (0, 0) if the widths differ."""
         if not self.same_width:
             return 0, 0
         return int((self.teacher_index == self.suspect_index).sum()), len(self.teacher_index)
 
 
 def _matched(transcript: pa.Table) -> tuple[list[_Matching], _Matching]:
-    """The units' matchings, a layer each, and the channels'."""
+    """The matchings of the units of each layer, and of the channels."""
     columns = {name: transcript[name].to_numpy() for name in SCHEMA.names if name != "family"}
 
     def matching(rows: np.ndarray) -> _Matching:
@@ -250,10 +251,8 @@ def _rows(
 
 
 def _match(similarity_TS: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
-    """The one-to-one pairing with the greatest sum of |similarity|, which no sign and no order can sway.
-
-    The assignment sees the teacher's units shuffled: it breaks ties (units that say nothing) by position.
-    """
+    """The one-to-one pairing with the greatest sum of |similarity|, independent of signs and order."""
+    # The solver breaks ties (between dead units) by position, which would favour unit i with unit i.
     shuffle = np.random.default_rng(0).permutation(len(similarity_TS))
     rows, suspect_I = linear_sum_assignment(np.abs(similarity_TS[shuffle]), maximize=True)
     teacher_I = shuffle[rows]
@@ -261,11 +260,11 @@ def _match(similarity_TS: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _layer_pairs(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Which layer answers to which: the same number, or with unequal depths the most similar, each once."""
+    """Pairs of layers: by index, or by greatest similarity, one to one, if the depths differ."""
     if len(ours) == len(theirs):
         return [(layer, layer) for layer in range(len(ours))]
-    likeness = np.array([[np.abs(a.T @ b).max(axis=0).mean() for b in theirs] for a in ours])
-    rows, columns = linear_sum_assignment(likeness, maximize=True)
+    similarity = np.array([[np.abs(a.T @ b).max(axis=0).mean() for b in theirs] for a in ours])
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
@@ -276,46 +275,47 @@ def _up_projections(model: PreTrainedModel) -> list[nn.Module]:
     return [modules[name] for name in ups] if gated else []
 
 
-def _pieces(teacher: Weights, texts: Sequence[str], tokens: int) -> list[list[int]]:
-    pieces: list[list[int]] = []
+def _encode_prefix(teacher: Weights, texts: Sequence[str], tokens: int) -> list[list[int]]:
+    """Token ids of the first texts: at most 256 of each and ``tokens`` in total."""
+    sequences: list[list[int]] = []
     left = tokens
     for text in texts:
         ids = teacher.tokenizer.encode(text, add_special_tokens=False)[: min(left, 256)]
         if len(ids) > 1:
-            pieces.append(ids)
+            sequences.append(ids)
             left -= len(ids)
         if left <= 1:
             break
-    return pieces
+    return sequences
 
 
-def _activations(model: PreTrainedModel, pieces: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """What each unit says on each token, as unit vectors of centred ranks: an array [N, I] a layer.
-
-    Ranks, so that the few tokens on which models put activations a thousand times larger do not decide.
-    """
+def _activations(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Activations of each unit on each token as unit vectors of centred ranks: one array [N, I] per layer."""
     import torch
 
     layers = _up_projections(model)
-    said: list[list[np.ndarray]] = [[] for _ in layers]
+    outputs: list[list[np.ndarray]] = [[] for _ in layers]
 
-    def listen(kept: list[np.ndarray]) -> Callable[[nn.Module, Any, Tensor], None]:
+    def record_to(kept: list[np.ndarray]) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda _module, _inputs, output: kept.append(output[0].float().cpu().numpy())
 
-    handles = [layer.register_forward_hook(listen(kept)) for layer, kept in zip(layers, said, strict=True)]
+    handles = [
+        layer.register_forward_hook(record_to(kept)) for layer, kept in zip(layers, outputs, strict=True)
+    ]
     try:
         with torch.no_grad():
-            for ids in pieces:
+            for ids in sequences:
                 decoder = getattr(model, model.base_model_prefix)
                 decoder(torch.tensor([list(ids)], device=model.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return [_unit_vectors(np.asarray(rankdata(np.concatenate(kept), axis=0))) for kept in said]
+    # Ranks, because models have activations a thousand times larger on a few tokens, which would dominate.
+    return [_unit_vectors(np.asarray(rankdata(np.concatenate(kept), axis=0))) for kept in outputs]
 
 
 def _channel_similarity(teacher: PreTrainedModel, suspect: PreTrainedModel) -> np.ndarray:
-    """[D, D'] correlations of the embeddings' columns over the tokens that both have."""
+    """Correlations [D, D'] of the embeddings' columns over their common tokens."""
     ours, theirs = (
         cast("nn.Embedding", model.get_input_embeddings()).weight.detach().float().cpu().numpy()
         for model in (teacher, suspect)
