@@ -1,7 +1,7 @@
-"""Writing files so that a crash at any moment leaves the old or the new one, never half.
+"""Atomic file writes: a crash at any moment leaves the old file or the new one, never half of it.
 
-Every write of a whole file goes through here. A full disk or a missing permission
-becomes a :class:`~stillhouse.errors.StorageError` that names the path.
+Every write of a whole file goes through here. A full disk or a missing permission becomes a
+:class:`~stillhouse.errors.StorageError` that names the path.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from stillhouse.errors import StillhouseError, StorageError
 
 LOCK = ".lock"
-"""Held (flock) by the process that writes in a directory."""
-_NO_PLACE = (
+"""File that the process writing in a directory holds (flock)."""
+_INVALID_PATH = (
     errno.ENOTDIR,
     errno.EEXIST,
     errno.EISDIR,
@@ -33,7 +33,7 @@ _NO_PLACE = (
 
 @contextlib.contextmanager
 def storage_errors(path: str | Path) -> Iterator[None]:
-    """Turns the operating system's refusals while writing ``path`` into clear errors."""
+    """Converts the operating system's errors while writing ``path`` into clear messages."""
     try:
         yield
     except StorageError:
@@ -42,21 +42,21 @@ def storage_errors(path: str | Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 f"the disk is full: could not write {path}",
-                hint="Free some space and run the same command again; it goes on where it stopped.",
+                hint="Free some space and run the same command again; it resumes where it stopped.",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
                 f"no permission to write {path}",
-                hint="Choose another place with --out, or mend the permissions.",
+                hint="Choose another directory with --out, or correct the permissions.",
             ) from error
-        if error.errno in _NO_PLACE:
+        if error.errno in _INVALID_PATH:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
         raise
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it replaces ``path``, else it vanishes."""
+    """Yields a temporary path beside ``path``; it replaces ``path`` on success and is removed otherwise."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     with storage_errors(target):
@@ -72,10 +72,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yields a new directory beside ``path``; on success it takes its place, else it vanishes.
+    """Yields a new directory beside ``path``, which replaces ``path`` on success and is removed otherwise.
 
-    A directory that was there before is first set aside: a crash between the two renames leaves
-    nothing at ``path``, never a mixture.
+    An existing directory is renamed first: a crash between the two renames leaves nothing at ``path``, never
+    a mixture.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -98,7 +98,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def atomic_write(path: str | Path, data: str | bytes) -> None:
-    """Writes ``data`` to ``path``: all of it or nothing."""
+    """Writes ``data`` to ``path`` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
@@ -107,14 +107,14 @@ def write_secret(path: str | Path, data: str | bytes, *, if_exists: StillhouseEr
     """Writes a file that only its owner may read.
 
     Args:
-        if_exists: raised where there is such a file already; None writes over it.
+        if_exists: raised if the file exists; None overwrites it.
     """
     target = Path(path)
-    how = os.O_TRUNC if if_exists is None else os.O_EXCL
+    mode = os.O_TRUNC if if_exists is None else os.O_EXCL
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | how, 0o600)
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | mode, 0o600)
         except FileExistsError as error:
             raise if_exists or error from error
         with open(descriptor, "wb") as file:
@@ -138,18 +138,18 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_json_lines(path: str | Path) -> list[Any]:
-    """Reads a file with a JSON value on each line."""
+    """Reads a file of JSON lines."""
     return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
 def take_lock(directory: Path) -> int:
-    """Makes the directory and locks it for one process; closing the returned descriptor unlocks it.
+    """Creates ``directory`` and locks it for one process; closing the returned descriptor unlocks it.
 
-    The system unlocks it too when the process dies.
+    The system also unlocks it when the process dies.
 
     Raises:
-        StorageError: another process holds it (or this one, through another descriptor), or the directory
-            cannot be made or written.
+        StorageError: another process holds the lock (or this one, through another descriptor), or the
+            directory cannot be created or written.
     """
     with storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -160,6 +160,6 @@ def take_lock(directory: Path) -> int:
         os.close(lock)
         raise StorageError(
             f"another process is writing to {directory}",
-            hint="Wait until it ends, or give this run a directory of its own.",
+            hint="Wait until it ends, or use another directory for this run.",
         ) from error
     return lock

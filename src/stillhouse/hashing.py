@@ -1,4 +1,4 @@
-"""Hashes of files, text and JSON: how Stillhouse names exactly what it saw."""
+"""SHA-256 of files, text and JSON, and seeds derived from text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_text(text: str) -> str:
-    """The SHA-256 of ``text`` in UTF-8; lone surrogates are kept, not refused."""
+    """The SHA-256 of ``text`` in UTF-8; lone surrogates are allowed."""
     return sha256_bytes(text.encode("utf-8", "surrogatepass"))
 
 
@@ -24,7 +24,7 @@ def canonical_json(value: Any) -> str:
 
 
 def seed_from(text: str) -> int:
-    """A seed of 31 bits that names what is drawn: the same text, the same seed."""
+    """A 31-bit seed derived from ``text``, e.g. a description of what is sampled."""
     return int(sha256_text(text)[:8], 16) & 0x7FFFFFFF
 
 

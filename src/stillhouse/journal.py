@@ -1,8 +1,8 @@
-"""The journal: finished rows as JSON lines, each handed to the system before the next is taken.
+"""An append-only journal of JSON lines that survives the death of the process.
 
-A line that was written survives the death of the process (not a power cut: the system
-may hold the last seconds in memory). A torn last line, from a process that died while
-writing it, is no row: readers skip it and the next writer cuts it off.
+A written line is with the operating system, which may hold the last seconds in memory: a power cut can lose
+them. A torn last line, from a process that died while writing it, does not count: readers skip it, and the
+next writer removes it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Journal:
             os.ftruncate(self._file, self._length)
 
     def append(self, value: dict[str, Any]) -> None:
-        """Writes one line. A text's lone surrogates become ``?``: parquet could not hold them.
+        """Writes one line. Lone surrogates become ``?``, since parquet cannot hold them.
 
         Raises:
             StorageError: the disk is full; the journal is then as it was before.
@@ -38,7 +38,7 @@ class Journal:
         try:
             with storage_errors(self.path):
                 written = 0
-                while written < len(line):
+                while written < len(line):  # os.write may write less than it is given
                     written += os.write(self._file, line[written:])
         except OSError:
             os.ftruncate(self._file, self._length)
@@ -46,15 +46,15 @@ class Journal:
         self._length += len(line)
 
     def close(self) -> None:
-        """Closes the file and leaves it in place."""
+        """Closes the file."""
         os.close(self._file)
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a journal, without a torn last line; nothing where there is no file.
+    """Streams the rows of a journal without a torn last line; none if there is no file.
 
     Raises:
-        CorpusError: a line that is whole is not a JSON object; the message names file and line.
+        CorpusError: a whole line is not a JSON object; the message names file and line.
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -70,12 +70,12 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _end_of_last_line(file: int) -> int:
-    """The offset just after the last newline, looked for from the end."""
+    """The offset after the last newline, searched from the end of the file."""
     end = os.fstat(file).st_size
     while end:
         start = max(0, end - 65536)
-        found = os.pread(file, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        position = os.pread(file, end - start, start).rfind(b"\n")
+        if position >= 0:
+            return start + position + 1
         end = start
     return 0

@@ -1,4 +1,4 @@
-"""What was said: prompts, the schema, the store on disk, collecting, and filters."""
+"""The corpus of a run: prompts, schema, storage, collection and filters."""
 
 import lazy_loader
 

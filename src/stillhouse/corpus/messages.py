@@ -1,7 +1,6 @@
-"""Conversations as lists of messages: what was asked, what was answered, what was thought.
+"""Conversations as lists of messages: role, content, and an assistant's `reasoning_content`.
 
-Only text is kept: role, content, and an assistant's `reasoning_content`. Tool calls
-and images are outside this schema and are refused where prompts are read.
+Only text is stored. Tool calls and images do not fit this schema; reading prompts refuses them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def assistant_message(text: str, reasoning: str | None) -> Message:
-    """The assistant's turn; thoughts inside the text are taken out unless they came apart from it."""
+    """An assistant message; splits reasoning off the text if it is not given separately."""
     from stillhouse.models import split_reasoning
 
     if reasoning is None:
@@ -26,10 +25,10 @@ def assistant_message(text: str, reasoning: str | None) -> Message:
 
 
 def user_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """All that the user said, turns joined by newlines; system prompts are boilerplate and stay out."""
+    """The user's messages joined by newlines, without system prompts, which are boilerplate."""
     return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
 def answer_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The last answer without its reasoning; empty where the assistant did not speak last."""
+    """The last answer without its reasoning; empty if the last message is not the assistant's."""
     return messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""

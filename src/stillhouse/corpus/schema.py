@@ -1,6 +1,6 @@
-"""The columns of a corpus, and the way between rows (plain dicts) and Arrow.
+"""The columns of a corpus, and conversion between rows (plain dicts) and Arrow.
 
-A row is one finished exchange with its lineage. Columns that nobody knew are None.
+A row is one finished exchange with its provenance. Unknown values are None.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ SCHEMA = pa.schema(
 )
 
 REJECT_SCHEMA = pa.schema([*SCHEMA, ("reason", pa.string()), ("detail", pa.string())])
-"""A row that was turned away, why (a few fixed words), and what exactly was found."""
+"""A rejected row with its reason (a fixed phrase) and details."""
 
 
 def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table; a column that a row does not have is null."""
+    """Rows as an Arrow table; missing columns are null."""
     return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 def to_rows(batch: pa.RecordBatch | pa.Table) -> list[Row]:
-    """Arrow rows as dicts; messages carry `reasoning_content` only where there is one."""
+    """Arrow rows as dicts; messages have `reasoning_content` only if it is not null."""
     rows: list[Row] = batch.to_pylist()
     for row in rows:
         for message in row.get("messages") or ():

@@ -300,7 +300,7 @@ def test_a_dead_server_stops_collecting_soon(tmp_path):
 @pytest.mark.parametrize("count", [5, 400])
 def test_a_teacher_that_says_nothing_is_an_error(tmp_path, count):
     teacher = FakeTeacher(lambda r: "  \n")
-    with pytest.raises(EmptyCorpusError, match=r"fake:teacher answered \d+ prompts, each time with nothing"):
+    with pytest.raises(EmptyCorpusError, match=r"fake:teacher answered \d+ prompts, each with an empty text"):
         run_collect(teacher, make_prompts(count), Corpus(tmp_path))
     assert len(asked(teacher)) < 40
 

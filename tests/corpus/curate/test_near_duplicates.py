@@ -6,7 +6,12 @@ import random
 
 import pytest
 
-from stillhouse.corpus.curate.near_duplicates import MISS, PERMUTATIONS, NearDuplicates, rows_per_band
+from stillhouse.corpus.curate.near_duplicates import (
+    MISS_PROBABILITY,
+    PERMUTATIONS,
+    NearDuplicates,
+    rows_per_band,
+)
 
 
 def jaccard(a: str, b: str) -> float:
@@ -74,7 +79,9 @@ def test_bands_miss_at_most_what_is_stated(threshold):
         agree = [draw.random() < threshold for _ in range(PERMUTATIONS)]
         bands = (agree[start : start + rows] for start in range(0, PERMUTATIONS, rows))
         missed += not any(all(band) for band in bands)
-    assert missed <= trials * MISS + 4 * (trials * MISS) ** 0.5  # four standard deviations
+    assert (
+        missed <= trials * MISS_PROBABILITY + 4 * (trials * MISS_PROBABILITY) ** 0.5
+    )  # four standard deviations
 
 
 def test_signatures_agree_as_often_as_texts_are_similar():

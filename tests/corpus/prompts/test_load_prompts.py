@@ -162,8 +162,8 @@ def test_limit_draws_the_same_prompts_whatever_their_order(tmp_path):
         ),
         ("p.jsonl", '{"quest": "a"}\n', r"p\.jsonl:1: no column holds a prompt; .*columns: quest"),
         ("p.jsonl", '{"prompt": 3}\n', r"p\.jsonl:1: prompt must be text or a list of messages, found 3"),
-        ("p.jsonl", '{"prompt": "  "}\n', r"p\.jsonl:1: prompt has no user turn with text"),
-        ("p.jsonl", '{"messages": []}\n', r"p\.jsonl:1: messages has no user turn"),
+        ("p.jsonl", '{"prompt": "  "}\n', r"p\.jsonl:1: prompt has no user message with text"),
+        ("p.jsonl", '{"messages": []}\n', r"p\.jsonl:1: messages has no user message"),
         ("p.jsonl", '{"messages": ["hi"]}\n', r"p\.jsonl:1: messages\[0\] must be an object .* found 'hi'"),
         (
             "p.jsonl",
@@ -197,7 +197,7 @@ def test_limit_draws_the_same_prompts_whatever_their_order(tmp_path):
             '{"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]}\n',
             r"messages\[0\] calls a tool",
         ),
-        ("p.jsonl", '{"instruction": [], "input": "x"}\n', r"instruction has no user turn"),
+        ("p.jsonl", '{"instruction": [], "input": "x"}\n', r"instruction has no user message"),
         ("p.jsonl", "[" * 100_000, r"p\.jsonl:1: not readable as JSON"),
         ("p.jsonl", '{"prompt": ' + "1" * 5000 + "}", r"p\.jsonl:1: not readable as JSON"),
         ("p.json", '[{"prompt": "a"},\n {"prompt" "b"}]', r"p\.json:2: not JSON"),
@@ -262,7 +262,7 @@ def test_times_in_parquet_are_no_tags_and_need_not_exist_in_python(tmp_path):
     [
         ("p.json", '{"prompt": "a"}\n{"prompt": "b"}\n', "ends in .jsonl"),
         ("p.json", '{"prompt": "a"}\n', "ends in .jsonl"),
-        ("p.csv", "prompt\n" + "a" * 131_073 + "\n", "as .jsonl or .parquet"),
+        ("p.csv", "prompt\n" + "a" * 131_073 + "\n", "Use .jsonl or .parquet"),
     ],
 )
 def test_a_file_under_the_wrong_name_or_kind_says_which_is_right(tmp_path, name, content, hint):
@@ -282,14 +282,14 @@ def test_names_that_no_system_knows(name):
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_empty_files(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(EmptyCorpusError, match="holds no prompt"):
+    with pytest.raises(EmptyCorpusError, match="contains no prompt"):
         load_prompts(str(tmp_path / name))
 
 
 def test_missing_file_directory_and_foreign_bytes(tmp_path):
-    with pytest.raises(CorpusError, match=r"nothing\.jsonl: there is no such file"):
+    with pytest.raises(CorpusError, match=r"nothing\.jsonl: no such file"):
         load_prompts(str(tmp_path / "nothing.jsonl"))
-    with pytest.raises(CorpusError, match=r"nothing\.parquet: there is no such file"):
+    with pytest.raises(CorpusError, match=r"nothing\.parquet: no such file"):
         load_prompts(str(tmp_path / "nothing.parquet"))
     (tmp_path / "d.jsonl").mkdir()
     with pytest.raises(CorpusError, match="is a directory"):
@@ -315,7 +315,7 @@ def test_absent_package_says_how_to_get_it(monkeypatch):
 
 
 def test_unknown_package():
-    with pytest.raises(CorpusError, match="no package of prompts is called 'gsm8k'"):
+    with pytest.raises(CorpusError, match="no package of prompts named 'gsm8k'"):
         load_prompts("package:gsm8k")
 
 

@@ -1,1 +1,1 @@
-"""Ask the teacher: requests in parallel, budget, failures, resuming."""
+"""Collecting answers from a teacher: parallel requests, budget, failures, resuming."""

@@ -1,8 +1,8 @@
-"""What collecting may cost, and what it has cost: dollars and tokens.
+"""The budget of a collection: limits on dollars and tokens, and what was spent.
 
-A request is let go only when, should it use all that was set aside for it, the limits
-still hold. So what was spent exceeds a limit at most by what the estimate of prompt
-tokens falls short for requests in flight; completions never take more than `max_tokens`.
+A request starts only if the limits still hold after it has used everything reserved for it. Spending
+therefore exceeds a limit at most by the error in the estimated prompt tokens of the requests in flight;
+completions never take more than `max_tokens`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from stillhouse.models import Request
 
 MESSAGE_TOKENS = 16
-"""Set aside for each message's marks in the chat template."""
+"""Tokens reserved for the chat template's marks around each message."""
 BYTES_PER_TOKEN = 2
-"""Set aside a token for so many bytes of prompt: twice what English needs (about 4 bytes a token)."""
+"""Bytes of prompt for which one token is reserved: half of what English needs (about 4 bytes a token)."""
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """What one call may use at most."""
+    """An upper bound on what one call uses."""
 
     tokens: int
     cost_usd: float
 
 
 class Budget:
-    """Limits, what is spent, and what is set aside for requests in flight."""
+    """Limits, spending so far, and reserves for requests in flight."""
 
     def __init__(self, settings: Collect, teacher: Teacher) -> None:
         self.max_cost, self.max_tokens = settings.max_cost, settings.max_total_tokens
@@ -43,18 +43,18 @@ class Budget:
         self._held = Reserve(0, 0.0)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """US dollars for these tokens; None where the recipe names no prices."""
+        """US dollars for these tokens; None if the recipe names no prices."""
         if not self.priced:
             return None
         return self._cost(prompt_tokens, completion_tokens)
 
     @property
     def spent_usd(self) -> float | None:
-        """US dollars spent on this teacher's answers; None where the recipe names no prices."""
+        """US dollars spent on this teacher's answers; None if the recipe names no prices."""
         return self.cost(self.prompt_tokens, self.completion_tokens)
 
     def estimate(self, requests: Sequence[Request]) -> Reserve:
-        """What the requests may use at most."""
+        """An upper bound on what the requests use."""
         prompt = sum(
             MESSAGE_TOKENS + len(message["content"].encode()) // BYTES_PER_TOKEN
             for request in requests
@@ -64,7 +64,7 @@ class Budget:
         return Reserve(prompt + completion, self._cost(prompt, completion))
 
     def exceeded_by(self, reserve: Reserve) -> str | None:
-        """The recipe's key of the limit that spending ``reserve`` on top might break, or None."""
+        """The recipe key of the limit that spending ``reserve`` as well could break, or None."""
         tokens = self.prompt_tokens + self.completion_tokens + self._held.tokens + reserve.tokens
         if self.max_tokens is not None and tokens + self._others_tokens > self.max_tokens:
             return "max_total_tokens"
@@ -75,20 +75,20 @@ class Budget:
         return None
 
     def hold(self, reserve: Reserve) -> None:
-        """Sets ``reserve`` aside for a call that starts."""
+        """Holds ``reserve`` for a call that starts."""
         self._held = Reserve(self._held.tokens + reserve.tokens, self._held.cost_usd + reserve.cost_usd)
 
     def release(self, reserve: Reserve) -> None:
-        """The call ended: what it used has been counted by :meth:`spend`."""
+        """Releases the reserve of a call that ended; :meth:`spend` counts what it used."""
         self.hold(Reserve(-reserve.tokens, -reserve.cost_usd))
 
     def spend(self, row: Row) -> None:
-        """Counts the tokens of a stored row."""
+        """Counts the tokens of a stored row of this teacher."""
         self.prompt_tokens += row["prompt_tokens"] or 0
         self.completion_tokens += row["completion_tokens"] or 0
 
-    def spent_by_others(self, row: Row) -> None:
-        """Counts a row of another teacher, at what it cost: the limits are for all teachers together."""
+    def spend_by_other_teacher(self, row: Row) -> None:
+        """Counts a row of another teacher at its own cost: the limits are for all teachers together."""
         self._others_tokens += (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0)
         self._others_usd += row["cost_usd"] or 0.0
 

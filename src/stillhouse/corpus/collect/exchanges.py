@@ -1,7 +1,7 @@
-"""What is to be asked: one exchange for each prompt and sample, with an id that says exactly what.
+"""Exchanges to collect: one for each prompt and sample, with an id that covers all that decides the answer.
 
-The id hashes prompt, sample number, teacher and sampling. Whatever changes the answer
-changes the id, so an answer is never taken for that of another recipe.
+The id hashes prompt, sample number, teacher and sampling. Whatever changes the answer changes the id, so an
+answer is never used for another recipe.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from stillhouse.models import Message, Model, Reply
 
 IMPORTED = "imported"
-"""The teacher of an exchange that came finished from a file: nobody was asked."""
+"""The teacher of an exchange that a file already contains: no model is asked."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One question to the teacher, or one finished exchange."""
+    """One request to the teacher, or one finished exchange from a file."""
 
     id: str
     split: str
     prompt: Prompt
     sample: int
     request: Request
-    kept: list[Message]
-    """The conversation as the corpus keeps it: without a context that is the teacher's alone."""
+    messages: list[Message]
+    """The conversation as the corpus stores it: without a private context of the teacher."""
 
     @property
     def is_finished(self) -> bool:
@@ -49,9 +49,8 @@ def plan_exchanges(
 ) -> list[Exchange]:
     """Every exchange of a collection: first sample 0 of every prompt, then sample 1, and so on.
 
-    Held-out prompts are asked once each, whatever `samples` is: intervals count prompts,
-    and a second answer to the same prompt would be no new one. A prompt that comes
-    twice counts once.
+    A held-out prompt is asked once, whatever `samples` is: intervals count prompts, so a second answer
+    would add nothing. A prompt that occurs twice counts once, with its first split.
     """
     unique = {prompt.id: (split, prompt) for split, prompt in reversed(list(prompts))}
     ordered = list(reversed(unique.values()))
@@ -74,10 +73,10 @@ def _exchange(
         "max_tokens": settings.max_tokens,
         "top_logprobs": settings.top_logprobs,
     }
-    asked = IMPORTED if prompt.is_finished else [fingerprint, context.key, sampling, seed]
-    id = sha256_json([prompt.id, sample, asked])[:32]
-    drawn = seed_from(f"sample {seed} {id}")
-    request = Request(id, context.for_teacher(prompt.messages), Sampling(**sampling, seed=drawn))
+    source = IMPORTED if prompt.is_finished else [fingerprint, context.key, sampling, seed]
+    id = sha256_json([prompt.id, sample, source])[:32]
+    sample_seed = seed_from(f"sample {seed} {id}")
+    request = Request(id, context.for_teacher(prompt.messages), Sampling(**sampling, seed=sample_seed))
     return Exchange(id, split, prompt, sample, request, context.for_student(prompt.messages))
 
 
@@ -89,7 +88,7 @@ def question_row(exchange: Exchange, model: Model, terms: str) -> Row:
         "prompt_id": exchange.prompt.id,
         "sample": exchange.sample,
         "split": exchange.split,
-        "messages": exchange.kept,
+        "messages": exchange.messages,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
@@ -106,7 +105,7 @@ def question_row(exchange: Exchange, model: Model, terms: str) -> Row:
 
 
 def answer_row(question: Row, reply: Reply, cost_usd: float | None) -> Row:
-    """The finished row: the question with the teacher's answer and what it took."""
+    """The finished row: the question with the teacher's answer, its tokens and cost."""
     return question | {
         "messages": [*question["messages"], assistant_message(reply.text, reply.reasoning)],
         "finish_reason": reply.finish_reason,
@@ -119,7 +118,7 @@ def answer_row(question: Row, reply: Reply, cost_usd: float | None) -> Row:
 
 
 def imported_row(exchange: Exchange, terms: str) -> Row:
-    """The row of an exchange that came finished: as it was, with no sampling that anybody knows."""
+    """The row of a finished exchange from a file; its sampling is unknown."""
     return {
         "id": exchange.id,
         "prompt_id": exchange.prompt.id,

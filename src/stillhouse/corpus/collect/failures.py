@@ -1,7 +1,7 @@
-"""Requests that a teacher could not answer: written down beside the corpus, a line each.
+"""Failed requests, stored beside the corpus, one JSON line each.
 
-A final failure (the prompt is longer than the context) is not asked again; any other
-(the server was down) is, by the next run. The latest line for a request counts.
+A final failure (the prompt is longer than the context) is not asked again. Any other (the server was down)
+is asked again by the next run. The latest line of a request counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Failures:
         self.path = directory / "failures.jsonl"
 
     def add(self, row: Row, error: StillhouseError) -> str:
-        """Writes down that the request of ``row`` failed; returns the reason in a few fixed words."""
+        """Records that the request of ``row`` failed; returns the reason, one of a few fixed phrases."""
         reason = _reason(error)
         journal = Journal(self.path)
         try:
@@ -43,7 +43,7 @@ class Failures:
         return {line["id"]: line for line in lines}
 
     def final(self) -> set[str]:
-        """Ids of requests that are not to be asked again."""
+        """Ids of requests that must not be asked again."""
         return {id for id, line in self.latest().items() if line["final"]}
 
 

@@ -1,9 +1,8 @@
-"""Asks a teacher, as fast as it lets itself be asked, and stores every answer at once.
+"""Collects a teacher's answers with as many parallel requests as it accepts, and stores each at once.
 
-An answer is in the corpus's journal before the next event is looked at: whatever kills
-the process costs at most the requests in flight, and a later run asks only for what is
-missing. Waiting and trying again belong to the model (:mod:`stillhouse.models`); what
-fails here has failed for good, or until the next run.
+An answer is in the corpus's journal before the next event is handled: killing the process costs at most the
+requests in flight, and a later run asks only for what is missing. The model (:mod:`stillhouse.models`) waits
+and retries; a request that fails here has failed for good, or until the next run.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ if TYPE_CHECKING:
     from stillhouse.models import Model, Reply
 
 FAILURES_IN_A_ROW = 20
-"""API requests that fail one after another (each after its retries) before collecting stops."""
-SILENT_ANSWERS = 20
-"""Answers without a word, and none with one, after which collecting stops."""
+"""Consecutive failed API requests (each after its retries) that stop the collection."""
+EMPTY_ANSWERS = 20
+"""Empty answers that stop the collection, if no answer before them had text or thoughts."""
 
 
 @dataclass(frozen=True)
 class CollectSummary:
-    """What collecting did. Tokens and cost are of all of the teacher's rows, earlier runs included."""
+    """The result of a collection. Tokens and cost count all rows of the teacher, earlier runs included."""
 
     asked: int
     """Exchanges that the recipe asks for."""
     finished_before: int
-    """Of those, in the corpus already (or finally failed) when this run began."""
+    """Of those, the ones that were in the corpus (or had finally failed) when this run began."""
     collected: int
     """Answers that this run stored."""
     imported: int
@@ -56,16 +55,16 @@ class CollectSummary:
     failed: dict[str, int]
     """Requests of this run without an answer, by reason."""
     set_aside: int
-    """Rows of an earlier recipe that this one does not ask for."""
+    """Rows of an earlier recipe that this one does not ask for, moved to ``set_aside/``."""
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float | None
-    """None where the recipe names no prices."""
+    """None if the recipe names no prices."""
     seconds: float
     lowest_concurrency: int
-    """The fewest calls under way at once that the teacher's pushing back led to."""
+    """The smallest limit on calls in flight that the teacher's rate limiting led to."""
     stopped_by: str | None
-    """The limit that ended collecting early (`max_cost`, `max_total_tokens`), or None."""
+    """The limit that ended the collection early (`max_cost`, `max_total_tokens`), or None."""
 
 
 async def collect_answers(
@@ -79,23 +78,22 @@ async def collect_answers(
     seed: int,
     other_prompts: Collection[str] = (),
 ) -> CollectSummary:
-    """Asks ``model`` every (split, prompt) that ``corpus`` does not answer yet; seals the corpus.
+    """Asks ``model`` every (split, prompt) that ``corpus`` does not answer yet, and seals the corpus.
 
-    Afterwards the corpus holds the answers that these arguments ask for and no others;
-    rows of earlier recipes are in its ``set_aside/``. At most ``settings.concurrency``
-    requests are under way; a model that takes several in one call gets as many of them as
-    it can take. Which requests share a call depends on the list of prompts, not on what
-    was finished before.
+    Afterwards the corpus holds exactly the answers that these arguments ask for; rows of earlier recipes are
+    in its ``set_aside/``. At most ``settings.concurrency`` requests are in flight; a model that batches gets
+    as many in one call as it can take. Which requests share a call depends on the list of prompts, not on
+    what was finished before.
 
     Args:
-        other_prompts: ids of prompts that other teachers answer into the same corpus; their rows are left
-            alone, and count for the limits.
+        other_prompts: ids of prompts that other teachers answer in the same corpus; their rows stay, and
+            count towards the limits.
 
     Raises:
-        AuthenticationError: the key was refused; nothing more is asked.
-        ApiError: :data:`FAILURES_IN_A_ROW` requests failed one after another.
-        EmptyCorpusError: the teacher answered every prompt with nothing, or none at all.
-        StorageError: the disk is full; what was stored stays.
+        AuthenticationError: the key was refused; no further request is sent.
+        ApiError: :data:`FAILURES_IN_A_ROW` consecutive requests failed.
+        EmptyCorpusError: the teacher answered no prompt, or every prompt with an empty text.
+        StorageError: the disk is full; stored answers stay.
     """
     exchanges = plan_exchanges(prompts, model, settings, teacher, seed)
     started = time.monotonic()
@@ -124,7 +122,7 @@ async def collect_answers(
 
 
 class _Collection:
-    """One collection under way."""
+    """The state of one collection."""
 
     def __init__(
         self,
@@ -145,12 +143,12 @@ class _Collection:
         self.finished_before = self.collected = self.imported = 0
         self.failed: Counter[str] = Counter()
         self.stopped_by: str | None = None
-        self._stored = self._silent = self._failed_in_a_row = 0
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._stored = self._empty = self._failed_in_a_row = 0
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._pushbacks = model.pushbacks
 
     async def collect(self, exchanges: list[Exchange]) -> None:
-        """Takes what comes finished and asks for what is missing."""
+        """Imports finished exchanges and asks for missing ones."""
         done = self._count_stored()
         for exchange in exchanges:
             if exchange.is_finished and exchange.id not in done:
@@ -167,12 +165,12 @@ class _Collection:
             await self._ask(_batches(questions, self.batch_size, done), progress)
 
     def _count_stored(self) -> set[str]:
-        """Ids that need not be asked for again; counts what their answers cost."""
+        """Ids that must not be asked again; counts the cost of their answers."""
         done = self.failures.final()
         columns = ["id", "prompt_id", "prompt_tokens", "completion_tokens", "cost_usd"]
         for row in self.corpus.rows(columns=columns):
             if row["prompt_id"] in self.other_prompts:
-                self.budget.spent_by_others(row)
+                self.budget.spend_by_other_teacher(row)
                 continue
             done.add(row["id"])
             self.budget.spend(row)
@@ -184,9 +182,10 @@ class _Collection:
             while batches and self.stopped_by is None:
                 reserve = self.budget.estimate([exchange.request for exchange in batches[0]])
                 limit = self.budget.exceeded_by(reserve)
-                if len(self._under_way) >= self.concurrency.limit or (limit and self._under_way):
-                    await self._settle()
+                if len(self._in_flight) >= self.concurrency.limit or (limit and self._in_flight):
+                    await self._wait_for_call()  # which also releases what it reserved beyond its real cost
                 elif limit and len(batches[0]) > 1:
+                    # The whole batch does not fit in the budget, but a part of it may.
                     batch = batches.popleft()
                     batches.extendleft([batch[len(batch) // 2 :], batch[: len(batch) // 2]])
                 elif limit:
@@ -194,17 +193,17 @@ class _Collection:
                 else:
                     self.budget.hold(reserve)
                     call = self._call(batches.popleft(), reserve, progress)
-                    self._under_way.add(asyncio.create_task(call))
-            while self._under_way:
-                await self._settle()
+                    self._in_flight.add(asyncio.create_task(call))
+            while self._in_flight:
+                await self._wait_for_call()
         finally:
-            for task in self._under_way:
+            for task in self._in_flight:
                 task.cancel()
-            await asyncio.gather(*self._under_way, return_exceptions=True)
+            await asyncio.gather(*self._in_flight, return_exceptions=True)
 
-    async def _settle(self) -> None:
-        """Waits until a call ends; what it raised is raised here."""
-        done, self._under_way = await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+    async def _wait_for_call(self) -> None:
+        """Waits until a call ends; raises its exception."""
+        done, self._in_flight = await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
         for error in [task.exception() for task in done]:
             if error is not None:
                 raise error
@@ -219,12 +218,12 @@ class _Collection:
                 self._store_failure(exchange, result)
             else:
                 self._store_answer(exchange, result)
-        spent = {"spent": self.budget.spent_usd} if self.budget.priced else {}
-        progress.advance(len(batch), **spent)
+        cost = {"spent": self.budget.spent_usd} if self.budget.priced else {}
+        progress.advance(len(batch), **cost)
         pushed_back = self.model.pushbacks > self._pushbacks
         self._pushbacks = self.model.pushbacks
         failed = any(isinstance(result, ApiError) for result in results)
-        self.concurrency.call_ended(overloaded=pushed_back or failed, in_flight=len(self._under_way) - 1)
+        self.concurrency.call_ended(overloaded=pushed_back or failed, in_flight=len(self._in_flight) - 1)
 
     def _store_answer(self, exchange: Exchange, reply: Reply) -> None:
         cost = self.budget.cost(reply.prompt_tokens, reply.completion_tokens)
@@ -235,8 +234,8 @@ class _Collection:
         self._stored += 1
         self._failed_in_a_row = 0
         answer = row["messages"][-1]
-        self._silent += not (answer["content"].strip() or answer.get("reasoning_content"))
-        if self._silent == SILENT_ANSWERS:
+        self._empty += not (answer["content"].strip() or answer.get("reasoning_content"))
+        if self._empty == EMPTY_ANSWERS:
             self.require_an_answer()
 
     def _store_failure(self, exchange: Exchange, error: StillhouseError) -> None:
@@ -249,26 +248,27 @@ class _Collection:
             raise ApiError(
                 f"{self.model.reference}: {FAILURES_IN_A_ROW} requests failed one after another; "
                 f"the last: {error}",
-                hint="What was answered is kept; run the same command again when the server is well.",
+                hint="The answers so far are kept; run the same command again when the server works.",
             ) from error
 
     def require_an_answer(self) -> None:
-        """Refuses a teacher that has not said a word to any prompt, in this run or before."""
+        """Raises if the teacher has never given an answer with text or thoughts, in this run or before."""
         if self._stored == 0 and self.failed:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in self.failed.items())
             raise EmptyCorpusError(
                 f"{self.model.reference} answered none of {self.failed.total()} prompts: {reasons}",
-                hint=f"Each failure is written down in {self.failures.path}.",
+                hint=f"Each failure is recorded in {self.failures.path}.",
             )
-        if self._silent and self._silent == self._stored:
+        if self._empty and self._empty == self._stored:
             raise EmptyCorpusError(
-                f"{self.model.reference} answered {self._silent} prompts, each time with nothing",
+                f"{self.model.reference} answered {self._empty} prompts, each with an empty text",
                 hint="Check the model's chat template, collect.max_tokens and the server's log.",
             )
 
 
 def _batches(exchanges: list[Exchange], size: int, done: set[str]) -> deque[list[Exchange]]:
-    """Groups of ``size`` less ``done``: a resumed run forms the same batches as an undisturbed one."""
+    """Batches of ``size`` without the exchanges in ``done``."""
+    # Grouped first, then thinned: a resumed run forms the same batches as an uninterrupted one.
     groups = (exchanges[start : start + size] for start in range(0, len(exchanges), size))
     missing = ([exchange for exchange in group if exchange.id not in done] for group in groups)
     return deque(group for group in missing if group)

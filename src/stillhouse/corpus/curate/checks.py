@@ -1,4 +1,7 @@
-"""One check a function: a row in, None or (reason, what was found) out. No check changes a row."""
+"""The checks of the filter: each takes a row and returns None, or a reason and details to reject it.
+
+No check changes a row.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from stillhouse.corpus.prompts.prompt import Prompt
 from stillhouse.corpus.schema import Row
 from stillhouse.recipe import Filter
 
-Found = tuple[str, str] | None
-Check = Callable[[Row], Found]
+Rejection = tuple[str, str]
+"""Reason (a fixed phrase) and details."""
+Check = Callable[[Row], Rejection | None]
 
 EMPTY = "empty"
 TRUNCATED = "truncated"
@@ -25,12 +29,12 @@ NEAR_DUPLICATE = "near duplicate"
 
 
 def empty_check(settings: Filter) -> Check:
-    """An answer without text, thoughts alone included.
+    """Rejects an answer without text, thoughts alone included.
 
     Thoughts that were cut off are left to `truncated`: a recipe that keeps cut-off answers keeps these.
     """
 
-    def check(row: Row) -> Found:
+    def check(row: Row) -> Rejection | None:
         if answer_text(row["messages"]).strip():
             return None
         cut_off = row["finish_reason"] == "length" and bool(row["messages"][-1].get("reasoning_content"))
@@ -39,17 +43,17 @@ def empty_check(settings: Filter) -> Check:
     return check
 
 
-def check_truncated(row: Row) -> Found:
-    """An answer cut off by `max_tokens` or the context."""
+def check_truncated(row: Row) -> Rejection | None:
+    """Rejects an answer that `max_tokens` or the context cut off."""
     if row["finish_reason"] != "length":
         return None
     return TRUNCATED, f"cut off after {row['completion_tokens']} tokens"
 
 
 def length_check(settings: Filter) -> Check:
-    """An answer with fewer or more characters than the recipe allows."""
+    """Rejects an answer with fewer or more characters than the recipe allows."""
 
-    def check(row: Row) -> Found:
+    def check(row: Row) -> Rejection | None:
         count = len(answer_text(row["messages"]).strip())
         if 0 < count < settings.min_chars:
             return TOO_SHORT, f"{count} characters"
@@ -60,26 +64,26 @@ def length_check(settings: Filter) -> Check:
     return check
 
 
-def check_refusal(row: Row) -> Found:
-    """An answer that declines to answer (see :mod:`~stillhouse.corpus.curate.refusals`)."""
+def check_refusal(row: Row) -> Rejection | None:
+    """Rejects a refusal (see :mod:`~stillhouse.corpus.curate.refusals`)."""
     answer = answer_text(row["messages"])
     return (REFUSAL, answer.strip()[:100]) if is_refusal(answer) else None
 
 
 def contamination_check(held_out: list[Prompt], n: int) -> Check:
-    """A prompt that shares a word n-gram with a held-out one, or an answer that quotes ``n`` words of one."""
+    """Rejects prompts that share a word n-gram with a held-out prompt, and answers that quote one."""
     texts = [user_text(prompt.messages) for prompt in held_out]
     in_prompts = set().union(*(ngrams(text, n) for text in texts))
     quotations = Quotations(texts, n)
 
-    def check(row: Row) -> Found:
+    def check(row: Row) -> Rejection | None:
         shared = in_prompts & ngrams(user_text(row["messages"]), n)
         if shared:
             return CONTAMINATION, f"the prompt shares {min(shared)!r} with a held-out prompt"
         for message in row["messages"]:
             if message["role"] == "assistant":
-                said = f"{message.get('reasoning_content') or ''}\n{message['content']}"
-                quoted = quotations.first_in(said)
+                text = f"{message.get('reasoning_content') or ''}\n{message['content']}"
+                quoted = quotations.first_in(text)
                 if quoted is not None:
                     return CONTAMINATION, f"the answer quotes {quoted!r} from a held-out prompt"
         return None
@@ -88,9 +92,12 @@ def contamination_check(held_out: list[Prompt], n: int) -> Check:
 
 
 def near_duplicate_check(index: NearDuplicates) -> Check:
-    """An answer that nearly repeats an earlier one. One that passes joins the index: the last check."""
+    """Rejects an answer that nearly repeats an earlier one.
 
-    def check(row: Row) -> Found:
+    An answer that passes joins the index, so this check comes last.
+    """
+
+    def check(row: Row) -> Rejection | None:
         earlier = index.find_or_add(row["id"], row["prompt_id"], answer_text(row["messages"]))
         return (NEAR_DUPLICATE, f"like {earlier}") if earlier is not None else None
 

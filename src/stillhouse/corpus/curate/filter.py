@@ -1,8 +1,8 @@
-"""Keeps what is worth learning from, in an order of its own, and every reject with its reason.
+"""Filters a corpus; every reject is stored with its reason.
 
-The result depends on the rows alone, not on the order in which they were collected: rows
-are taken sorted by prompt and sample. Held-out rows measure the student and are not
-learned from, so only empty, cut-off, too short and too long answers are taken from them.
+Rows are filtered sorted by prompt and sample, so the result does not depend on the order of collection.
+Held-out rows measure the student and are not trained on, so only empty, cut-off, too short and too long
+answers are removed from them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.corpus.collect.failures import Failures
-from stillhouse.corpus.curate import checks as filters
+from stillhouse.corpus.curate import checks
 from stillhouse.corpus.curate.checks import Check
 from stillhouse.corpus.curate.near_duplicates import NearDuplicates
 from stillhouse.corpus.prompts.prompt import Prompt
@@ -28,14 +28,14 @@ HELD_OUT_OVERLAP = "prompt overlaps a held-out one"
 
 @dataclass(frozen=True)
 class FilterSummary:
-    """How many exchanges were kept and turned away."""
+    """How many exchanges were kept and rejected."""
 
     kept: int
     """Exchanges to train on."""
     held_out: int
     """Exchanges to measure with."""
     rejected: dict[str, int]
-    """By reason; a check that was made and found nothing has 0."""
+    """By reason; 0 for a check that ran and rejected nothing."""
 
 
 def filter_corpus(
@@ -47,39 +47,39 @@ def filter_corpus(
     dropped: Sequence[Prompt] = (),
     rejects: Path | None = None,
 ) -> FilterSummary:
-    """Writes the rows of ``source`` that pass to ``target``, anew, sorted by prompt id and sample.
+    """Replaces ``target`` with the rows of ``source`` that pass, sorted by prompt id and sample.
 
     Args:
-        held_out: prompts that measure the student; what overlaps them is not trained on.
+        held_out: prompts that measure the student; rows that overlap them are not trained on.
         dropped: prompts that were not asked because they overlap; they join the rejects.
         rejects: directory of the rejects, a corpus with two more columns, `reason` and `detail`
-            (default: ``rejects`` beside ``target``). Requests that failed are there too.
+            (default: ``rejects`` beside ``target``). Failed requests join them too.
 
     Raises:
         CorpusError: a shard of ``source`` is damaged.
         StorageError: the disk is full; ``source`` is untouched and the command can be run again.
     """
-    turned_away = Corpus(rejects or target.directory.parent / "rejects", schema=REJECT_SCHEMA)
-    turned_away.replace(())
+    rejected = Corpus(rejects or target.directory.parent / "rejects", schema=REJECT_SCHEMA)
+    rejected.replace(())  # those of an earlier run
     counts: dict[str, int] = {}
 
     def reject(row: Row, reason: str, detail: str) -> None:
         counts[reason] = counts.get(reason, 0) + 1
-        turned_away.append(row | {"reason": reason, "detail": detail})
+        rejected.append(row | {"reason": reason, "detail": detail})
 
     with contextlib.ExitStack() as stack:
-        stack.callback(turned_away.seal)
-        directory = turned_away.directory
+        stack.callback(rejected.seal)
+        directory = rejected.directory
         for_all = _checks_for_all(settings, counts)
         for_training = _checks_for_training(settings, held_out, counts, directory, stack)
         kept = {"train": 0, "held_out": 0}
 
         def passing() -> Iterator[Row]:
-            for row in sorted_rows(source.rows(), _place, source.schema, directory):
-                checks = for_all if row["split"] == "held_out" else [*for_all, *for_training]
-                found = next(filter(None, (check(row) for check in checks)), None)
-                if found:
-                    reject(row, *found)
+            for row in sorted_rows(source.rows(), _order, source.schema, directory):
+                applied = for_all if row["split"] == "held_out" else [*for_all, *for_training]
+                rejection = next(filter(None, (check(row) for check in applied)), None)
+                if rejection:
+                    reject(row, *rejection)
                 else:
                     kept[row["split"]] += 1
                     yield row if settings.thoughts else _without_thoughts(row)
@@ -90,26 +90,27 @@ def filter_corpus(
 
 
 def _without_thoughts(row: Row) -> Row:
-    """The row with the answers alone."""
-    turns = [{k: v for k, v in turn.items() if k != "reasoning_content"} for turn in row["messages"]]
-    return row | {"messages": turns}
+    """The row without the reasoning of its answers."""
+    messages = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in row["messages"]]
+    return row | {"messages": messages}
 
 
-def _place(row: Row) -> tuple[str, int, str]:
+def _order(row: Row) -> tuple[str, int, str]:
     return row["prompt_id"], row["sample"], row["id"]
 
 
 def _checks_for_all(settings: Filter, counts: dict[str, int]) -> list[Check]:
-    checks = [filters.empty_check(settings)]
-    counts[filters.EMPTY] = 0
+    """The checks on training and held-out rows."""
+    selected = [checks.empty_check(settings)]
+    counts[checks.EMPTY] = 0
     if settings.truncated:
-        checks.append(filters.check_truncated)
-        counts[filters.TRUNCATED] = 0
-    checks.append(filters.length_check(settings))
-    counts[filters.TOO_SHORT] = 0
+        selected.append(checks.check_truncated)
+        counts[checks.TRUNCATED] = 0
+    selected.append(checks.length_check(settings))
+    counts[checks.TOO_SHORT] = 0
     if settings.max_chars is not None:
-        counts[filters.TOO_LONG] = 0
-    return checks
+        counts[checks.TOO_LONG] = 0
+    return selected
 
 
 def _checks_for_training(
@@ -119,23 +120,23 @@ def _checks_for_training(
     directory: Path,
     stack: contextlib.ExitStack,
 ) -> list[Check]:
-    """The checks on rows that are learned from, the cheap ones first and the one that remembers last."""
-    checks: list[Check] = []
+    """The checks on training rows: cheap ones first; the near-duplicate check, which remembers, last."""
+    selected: list[Check] = []
     if settings.refusals:
-        checks.append(filters.check_refusal)
-        counts[filters.REFUSAL] = 0
+        selected.append(checks.check_refusal)
+        counts[checks.REFUSAL] = 0
     if settings.contamination_ngram is not None:
-        checks.append(filters.contamination_check(held_out, settings.contamination_ngram))
-        counts[filters.CONTAMINATION] = 0
+        selected.append(checks.contamination_check(held_out, settings.contamination_ngram))
+        counts[checks.CONTAMINATION] = 0
     if settings.near_duplicates is not None:
         index = stack.enter_context(contextlib.closing(NearDuplicates(settings.near_duplicates, directory)))
-        checks.append(filters.near_duplicate_check(index))
-        counts[filters.NEAR_DUPLICATE] = 0
-    return checks
+        selected.append(checks.near_duplicate_check(index))
+        counts[checks.NEAR_DUPLICATE] = 0
+    return selected
 
 
 def _add_unanswered(source: Corpus, dropped: Sequence[Prompt], reject: Any) -> None:
-    """Adds requests that failed, and prompts that were never asked, to the rejects."""
+    """Adds failed requests, and prompts that were never asked, to the rejects."""
     answered = source.ids()
     for id, line in sorted(Failures(source.directory).latest().items()):
         if id not in answered:

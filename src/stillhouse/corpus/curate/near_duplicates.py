@@ -1,15 +1,13 @@
-"""Answers that say nearly the same: MinHash finds candidates, exact sets decide.
+"""Near-duplicate answers: MinHash finds candidates, exact sets decide.
 
-Similarity is the Jaccard index of two answers' sets of word 3-grams. MinHash signatures
-in bands (rensa; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4) find
-candidates; each is then compared exactly, so nothing is dropped that is less similar
-than the threshold, and a pair at the threshold is missed with a chance of at most
-:data:`MISS`. Short answers ("Yes.", "The answer is B.") to different prompts are no
-duplicates of each other: below :data:`SHORT_WORDS` words only the same words to the same
-prompt count, and below :data:`SHINGLE_WORDS` only the same characters.
+Similarity is the Jaccard index of two answers' sets of word 3-grams. MinHash signatures in bands (rensa;
+Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4) find candidates. Each candidate is compared
+exactly: no answer below the threshold is dropped, and a pair at the threshold is missed with a probability of
+at most :data:`MISS_PROBABILITY`. Short answers ("Yes.", "The answer is B.") to different prompts are not
+duplicates: below :data:`SHORT_WORDS` words only the same words to the same prompt count, and below
+:data:`SHINGLE_WORDS` only the same characters.
 
-The index grows with the answers it holds: about 2 kB in memory each, and their sets in a
-temporary file.
+The index takes about 2 kB of memory for each answer; the sets are in a temporary file.
 """
 
 from __future__ import annotations
@@ -25,30 +23,30 @@ from stillhouse.corpus.ngrams import words
 SHINGLE_WORDS = 3
 SHORT_WORDS = 20
 PERMUTATIONS = 128
-MISS = 1e-3
-"""Chance that a pair exactly at the threshold is not found."""
+MISS_PROBABILITY = 1e-3
+"""Largest probability that a pair exactly at the threshold is missed."""
 
 
 def shingles(text: str) -> set[str]:
     """The word 3-grams of a text of at least 3 words."""
-    found = words(text)
-    return {" ".join(found[i : i + SHINGLE_WORDS]) for i in range(len(found) - SHINGLE_WORDS + 1)}
+    tokens = words(text)
+    return {" ".join(tokens[i : i + SHINGLE_WORDS]) for i in range(len(tokens) - SHINGLE_WORDS + 1)}
 
 
 def rows_per_band(threshold: float) -> int:
-    """The most selective banding that misses a pair at ``threshold`` with a chance of at most ``MISS``.
+    """Rows a band of the most selective banding that misses a pair at ``threshold`` rarely enough.
 
-    With r rows a band and b = PERMUTATIONS / r bands, a pair of similarity s becomes a
-    candidate with probability 1 - (1 - s^r)^b.
+    With r rows a band and b = PERMUTATIONS / r bands, a pair of similarity s becomes a candidate with
+    probability 1 - (1 - s^r)^b; a miss may have :data:`MISS_PROBABILITY`.
     """
     for rows in (32, 16, 8, 4, 2):
-        if (1 - threshold**rows) ** (PERMUTATIONS // rows) <= MISS:
+        if (1 - threshold**rows) ** (PERMUTATIONS // rows) <= MISS_PROBABILITY:
             return rows
     return 1
 
 
 class NearDuplicates:
-    """The answers seen so far; close it to remove its temporary file."""
+    """An index of the answers so far; :meth:`close` removes its temporary file."""
 
     def __init__(self, threshold: float, directory: Path) -> None:
         self.threshold = threshold
@@ -61,12 +59,12 @@ class NearDuplicates:
         self._short: dict[tuple[str, str], str] = {}
 
     def find_or_add(self, id: str, prompt_id: str, answer: str) -> str | None:
-        """The id of an earlier answer that this one nearly repeats; else None, and this one is added."""
-        found = words(answer)
-        if len(found) < SHORT_WORDS:
-            # "5" and "-5", or two emoji, have the same words and are two answers
-            said = " ".join(found) if len(found) >= SHINGLE_WORDS else answer.strip()
-            earlier = self._short.setdefault((prompt_id, said), id)
+        """Returns the id of an earlier answer that this one nearly repeats; or None, and adds this one."""
+        answer_words = words(answer)
+        if len(answer_words) < SHORT_WORDS:
+            # "5" and "-5", or two emoji, have the same words but are different answers.
+            text = " ".join(answer_words) if len(answer_words) >= SHINGLE_WORDS else answer.strip()
+            earlier = self._short.setdefault((prompt_id, text), id)
             return None if earlier == id else earlier
         tokens = [sorted(shingles(answer))]
         signature = RMinHash.from_token_sets(tokens, num_perm=PERMUTATIONS, seed=0)[0]

@@ -1,10 +1,9 @@
-"""Does an answer decline to answer? Patterns on its first words, in seven languages.
+"""Detects refusals by patterns on the first words of an answer, in seven languages.
 
-Only the opening is looked at: refusals announce themselves, and "I cannot" later in an
-answer is mostly part of it. What this cannot know: a refusal in words not listed, one
-that comes after an introduction, or an answer that properly quotes or role-plays a
-refusal at its start. ``tests/corpus/curate/test_refusals.py`` holds the sentences it was
-tried on and the errors it is known to make.
+Only the opening counts: a refusal starts with itself, and "I cannot" later in an answer is mostly part of the
+answer. Not detected are refusals in other words and refusals after an introduction; an answer that quotes or
+role-plays a refusal at its start counts as one. ``tests/corpus/curate/test_refusals.py`` lists the sentences
+that it was tested on and its known errors.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import re
 
 OPENING_CHARS = 240
 
-_WHO = r"(?:i|we)"
-_HARDLY = r"(?:\ (?:just|simply|really|kindly|respectfully|also))?"
+_PRONOUN = r"(?:i|we)"
+_ADVERB = r"(?:\ (?:just|simply|really|kindly|respectfully|also))?"
 _CANNOT = r"""(?:
     \ ?(?:can\ ?not | can't | could\ ?not | couldn't | won't | will\ not)
   | (?:'m|\ am|'re|\ are)(?:\ \w+)?\ (?:unable\ to | not\ (?:able\ to|comfortable|permitted|allowed))
@@ -32,12 +31,12 @@ _SORRY = r"""(?:
 )"""
 _AN_AI = r"an?\ (?:ai|artificial\ intelligence|(?:large\ )?language\ model)"
 _PATTERNS = (
-    rf"{_SORRY} [^.!?\n]{{0,60}}? \b{_WHO}{_HARDLY}{_CANNOT}\b",
-    rf"(?:no[,.]\ )? {_WHO}{_HARDLY}{_CANNOT} (?:\ \w+){{0,3}}? \ {_VERB}\b(?!\ but\b)",
-    rf"{_WHO}{_HARDLY}\ (?:(?:must|have\ to)\ )?(?:respectfully\ )?(?:decline|refuse)\b",
-    rf"{_WHO}(?:'m|\ am|'re|\ are)\ not\ (?:comfortable|permitted|allowed)\b",
-    rf"{_WHO}\ (?:don't|do\ not)\ feel\ comfortable\b",
-    rf"as\ {_AN_AI} [^.!?\n]{{0,80}} \b{_WHO}{_HARDLY}{_CANNOT}\b",
+    rf"{_SORRY} [^.!?\n]{{0,60}}? \b{_PRONOUN}{_ADVERB}{_CANNOT}\b",
+    rf"(?:no[,.]\ )? {_PRONOUN}{_ADVERB}{_CANNOT} (?:\ \w+){{0,3}}? \ {_VERB}\b(?!\ but\b)",
+    rf"{_PRONOUN}{_ADVERB}\ (?:(?:must|have\ to)\ )?(?:respectfully\ )?(?:decline|refuse)\b",
+    rf"{_PRONOUN}(?:'m|\ am|'re|\ are)\ not\ (?:comfortable|permitted|allowed)\b",
+    rf"{_PRONOUN}\ (?:don't|do\ not)\ feel\ comfortable\b",
+    rf"as\ {_AN_AI} [^.!?\n]{{0,80}} \b{_PRONOUN}{_ADVERB}{_CANNOT}\b",
     rf"(?:i'm|i\ am)\ (?:just\ |only\ )?{_AN_AI} [^.!?\n]{{0,60}} \b(?:can\ ?not|can't|unable|not\ able)\b",
     r"(?:this|that|your)\ (?:request|question|topic|content)\ (?:violates|(?:goes|is)\ against|cannot\ be)",
     r"it\ (?:is|would\ be)\ (?:not\ appropriate|inappropriate|unethical|illegal)\ for\ me\ to\b",
@@ -56,6 +55,6 @@ _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 
 
 def is_refusal(answer: str) -> bool:
-    """Whether the opening of ``answer`` declines to answer."""
+    """Whether ``answer`` opens with a refusal."""
     opening = answer.lstrip("\"'*_ \t\r\n\u200b\u200c\u200d\u2060\ufeff")[:OPENING_CHARS]
     return _REFUSAL.match(opening.translate(_QUOTES)) is not None

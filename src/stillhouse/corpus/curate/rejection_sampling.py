@@ -1,8 +1,8 @@
-"""Rejection sampling: every kept answer is scored, and of each prompt the best ones are learned from.
+"""Rejection sampling: scores every kept answer and selects the best of each prompt for training.
 
-As in STaR (Zelikman et al. 2022, arXiv:2203.14465) and RFT (Yuan et al. 2023,
-arXiv:2308.01825): sample several answers, learn from verified ones. Rates are over the answers
-that the filter kept, so a filter that drops repeated answers (`near_duplicates`) shifts them.
+As in STaR (Zelikman et al. 2022, arXiv:2203.14465) and RFT (Yuan et al. 2023, arXiv:2308.01825): sample
+several answers, train on verified ones. Rates are over the answers that the filter kept, so a filter that
+drops repeated answers (`near_duplicates`) shifts them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from stillhouse.corpus.schema import REJECT_SCHEMA, Row
 from stillhouse.corpus.store.corpus import Corpus
 from stillhouse.corpus.store.layout import journal_path, numbers, shard_path
-from stillhouse.corpus.store.shards import write_shard
+from stillhouse.corpus.store.shards import read_shard, write_shard
 from stillhouse.recipe import Select
 from stillhouse.stats import Mean, majority, mean_over_prompts, pass_at_k
 from stillhouse.verifiers import Answer, Score, Verifiers
@@ -42,28 +42,28 @@ SCORES = pa.schema(
 
 @dataclass(frozen=True)
 class SelectSummary:
-    """What was scored and selected. Means are over prompts, with intervals clustered by prompt."""
+    """Counts and rates of a selection. Means are over prompts, with intervals clustered by prompt."""
 
     scored: int
     selected: int
-    """Training exchanges that later stages learn from."""
+    """Training exchanges that later stages use."""
     held_out: int
-    """Held-out exchanges, all of which go on: they measure, and are not learned from."""
+    """Held-out exchanges. All are kept, since they measure and are not trained on."""
     prompts: int
     solved: int
     """Prompts with at least one answer of `min_reward`."""
     share_selected: float
-    """The yield: selected of scored."""
+    """The yield: selected / scored."""
     k: int
-    """Answers that were asked for each prompt."""
+    """Answers that the recipe asks for, for each prompt."""
     pass_at_1: dict[str, Any] | None
     pass_at_k: dict[str, Any] | None
-    """Over prompts with at least k answers left by the filter."""
+    """Over prompts of which the filter left at least k answers."""
     consensus_at_k: dict[str, Any] | None
-    """Majority vote of all answers of a prompt (those with at least k)."""
+    """Majority vote of all answers to a prompt, over the same prompts."""
     rejected: dict[str, int]
     failures: dict[str, int]
-    """Verdicts that were not reached, by kind of verifier."""
+    """Answers that a verifier could not score, by kind of verifier."""
 
 
 def select_corpus(
@@ -76,15 +76,15 @@ def select_corpus(
     rejects: Path | None = None,
     on_scored: Any = None,
 ) -> SelectSummary:
-    """Writes the selected rows of ``source`` (sorted by prompt, as the filter leaves them) to ``target``.
+    """Replaces ``target`` with the selected rows of ``source`` (sorted by prompt, as the filter leaves them).
 
-    Beside ``target`` it writes ``scores.parquet`` (:data:`SCORES`), and adds what it turns away to
-    ``rejects``, after removing what an earlier selection added there.
+    Writes ``scores.parquet`` (:data:`SCORES`) beside ``target``, and replaces what an earlier selection added
+    to ``rejects``.
     """
-    turned_away = Corpus(rejects or target.directory.parent / "rejects", schema=REJECT_SCHEMA)
-    forget_earlier(turned_away)
+    rejected = Corpus(rejects or target.directory.parent / "rejects", schema=REJECT_SCHEMA)
+    remove_earlier_rejects(rejected)
     tally = _Tally(settings, samples)
-    scores: list[Row] = []
+    score_rows: list[Row] = []
 
     def passing() -> Iterator[Row]:
         for _, rows in itertools.groupby(source.rows(), key=_prompt):
@@ -94,24 +94,24 @@ def select_corpus(
                 yield from group
                 continue
             answers = [answer_of(row) for row in group]
-            judged = verifiers.score(answers)
-            scores.extend(_score_rows(group, judged, settings.min_reward))
-            tally.add(judged, [verifiers.vote(answer) for answer in answers])
-            chosen = choose(group, judged, settings)
-            yield from (row for row in group if row["id"] in chosen)
-            for row, score in zip(group, judged, strict=True):
-                if row["id"] not in chosen:
+            group_scores = verifiers.score(answers)
+            score_rows.extend(_score_rows(group, group_scores, settings.min_reward))
+            tally.add(group_scores, [verifiers.vote(answer) for answer in answers])
+            selected = select_ids(group, group_scores, settings)
+            yield from (row for row in group if row["id"] in selected)
+            for row, score in zip(group, group_scores, strict=True):
+                if row["id"] not in selected:
                     reason = LOW_REWARD if score.value < settings.min_reward else SURPLUS
                     tally.rejected[reason] += 1
-                    turned_away.append(row | {"reason": reason, "detail": score.detail})
+                    rejected.append(row | {"reason": reason, "detail": score.detail})
             if on_scored:
                 on_scored(len(group))
 
     try:
         target.replace(passing())
     finally:
-        turned_away.seal()
-    write_shard(target.directory.parent / "scores.parquet", scores, SCORES)
+        rejected.seal()
+    write_shard(target.directory.parent / "scores.parquet", score_rows, SCORES)
     return tally.summary(dict(verifiers.failures))
 
 
@@ -121,8 +121,8 @@ def read_pass_rates(selected: Corpus) -> dict[str, float]:
     return dict(zip(table["prompt_id"].to_pylist(), table["pass_rate"].to_pylist(), strict=True))
 
 
-def choose(rows: Sequence[Row], scores: Sequence[Score], settings: Select) -> set[str]:
-    """Ids of the rows of one prompt that are learned from; the shorter first where the recipe says so."""
+def select_ids(rows: Sequence[Row], scores: Sequence[Score], settings: Select) -> set[str]:
+    """Ids of the selected rows of one prompt; the recipe decides whether shorter answers come first."""
     good = [row for row, score in zip(rows, scores, strict=True) if score.value >= settings.min_reward]
     if settings.prefer == "shorter":
         good.sort(key=_length)
@@ -130,7 +130,7 @@ def choose(rows: Sequence[Row], scores: Sequence[Score], settings: Select) -> se
 
 
 def answer_of(row: Row) -> Answer:
-    """The last turn of an exchange, its text and its thoughts apart, with the prompt's tags."""
+    """The last message of a row as an answer, text and reasoning apart, with the prompt's tags."""
     last = row["messages"][-1]
     return Answer(
         last["content"],
@@ -140,13 +140,13 @@ def answer_of(row: Row) -> Answer:
     )
 
 
-def forget_earlier(rejects: Corpus) -> None:
-    """Removes the shards that an earlier selection added; the filter's are sealed before, and stay."""
+def remove_earlier_rejects(rejects: Corpus) -> None:
+    """Removes the shards that an earlier selection added; the filter sealed its own before, and they stay."""
     for number in numbers(rejects.directory):
         shard = shard_path(rejects.directory, number)
         if shard.exists():
-            part = Corpus(rejects.directory, schema=REJECT_SCHEMA)._read(number, ["reason"])
-            if any(row["reason"] not in (LOW_REWARD, SURPLUS) for row in part):
+            reasons = {row["reason"] for row in read_shard(shard, REJECT_SCHEMA, ["reason"])}
+            if not reasons <= {LOW_REWARD, SURPLUS}:
                 continue
             shard.unlink()
         else:
@@ -162,32 +162,32 @@ def _length(row: Row) -> int:
     return row["completion_tokens"] or len(last["content"]) + len(last.get("reasoning_content") or "")
 
 
-def _score_rows(rows: Sequence[Row], scores: Sequence[Score], least: float) -> Iterable[Row]:
-    rate = sum(score.value >= least for score in scores) / len(scores)
+def _score_rows(rows: Sequence[Row], scores: Sequence[Score], min_reward: float) -> Iterable[Row]:
+    rate = sum(score.value >= min_reward for score in scores) / len(scores)
     for row, score in zip(rows, scores, strict=True):
-        place = {"id": row["id"], "prompt_id": row["prompt_id"], "pass_rate": rate}
-        yield place | {"reward": score.value, "failed": score.failed, "detail": score.detail}
+        ids = {"id": row["id"], "prompt_id": row["prompt_id"], "pass_rate": rate}
+        yield ids | {"reward": score.value, "failed": score.failed, "detail": score.detail}
 
 
 class _Tally:
-    """Counts while prompts go by."""
+    """Counts and rates, updated one prompt at a time."""
 
     def __init__(self, settings: Select, samples: int) -> None:
-        self.least, self.k = settings.min_reward, samples
+        self.min_reward, self.k = settings.min_reward, samples
         self.held_out = self.scored = self.solved = 0
         self.rejected = {LOW_REWARD: 0, SURPLUS: 0}
-        self._first: list[float] = []
-        self._any: list[float] = []
-        self._vote: list[float] = []
+        self._pass_at_1: list[float] = []
+        self._pass_at_k: list[float] = []
+        self._consensus: list[float] = []
 
     def add(self, scores: Sequence[Score], votes: Sequence[str | None]) -> None:
-        right = sum(score.value >= self.least for score in scores)
+        correct = sum(score.value >= self.min_reward for score in scores)
         self.scored += len(scores)
-        self.solved += right > 0
-        self._first.append(pass_at_k(len(scores), right, 1))
+        self.solved += correct > 0
+        self._pass_at_1.append(pass_at_k(len(scores), correct, 1))
         if len(scores) >= self.k:
-            self._any.append(pass_at_k(len(scores), right, self.k))
-            self._vote.append(majority(votes, [score.value for score in scores], self.least))
+            self._pass_at_k.append(pass_at_k(len(scores), correct, self.k))
+            self._consensus.append(majority(votes, [score.value for score in scores], self.min_reward))
 
     def summary(self, failures: dict[str, int]) -> SelectSummary:
         selected = self.scored - sum(self.rejected.values())
@@ -195,18 +195,18 @@ class _Tally:
             scored=self.scored,
             selected=selected,
             held_out=self.held_out,
-            prompts=len(self._first),
+            prompts=len(self._pass_at_1),
             solved=self.solved,
             share_selected=selected / self.scored if self.scored else 0.0,
             k=self.k,
-            pass_at_1=_estimate(self._first),
-            pass_at_k=_estimate(self._any),
-            consensus_at_k=_estimate(self._vote),
+            pass_at_1=_estimate(self._pass_at_1),
+            pass_at_k=_estimate(self._pass_at_k),
+            consensus_at_k=_estimate(self._consensus),
             rejected=self.rejected,
             failures=failures,
         )
 
 
 def _estimate(values: Sequence[float]) -> dict[str, Any] | None:
-    found: Mean | None = mean_over_prompts(values) if values else None
-    return None if found is None else asdict(found)
+    mean: Mean | None = mean_over_prompts(values) if values else None
+    return None if mean is None else asdict(mean)

@@ -1,13 +1,13 @@
-"""A record's columns as a conversation.
+"""Converts a record's columns to a conversation.
 
     messages                    a list of {role, content, reasoning_content?}
     conversations               ShareGPT's list of {from, value}
     prompt (+ completion)       text, or lists of messages; a completion makes a finished exchange
     question | instruction | text   text; `input`, where there is one, follows it after an empty line
 
-The first of these that a record has is taken, or the column that the caller names. The
-other columns that hold plain values become tags: a gold `answer` beside a `question` is
-material for a verifier, not something the teacher said.
+The first of these columns that a record has is used, or the one that the caller names. Other columns with
+plain values become tags: a gold `answer` beside a `question` is for a verifier and is never taken for the
+teacher's answer.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ ROLES = {
 def conversation(
     record: Mapping[str, Any], column: str | None, where: str
 ) -> tuple[list[Message], dict[str, Any]]:
-    """The messages of a record and its remaining plain columns.
+    """The messages of a record, and its other plain columns as tags.
 
     Raises:
-        CorpusError: no column fits, or what it holds is no conversation; the message starts with ``where``.
+        CorpusError: there is no such column, or it holds no conversation; the message starts with ``where``.
     """
     name = _column(record, column, where)
     messages = _messages(record[name], where, name, "user")
@@ -61,21 +61,20 @@ def conversation(
 
 
 def _column(record: Mapping[str, Any], column: str | None, where: str) -> str:
-    wanted = (column,) if column else COLUMNS
-    for name in wanted:
+    for name in (column,) if column else COLUMNS:
         if record.get(name) is not None:
             return name
-    found = ", ".join(record) or "none"
+    present = ", ".join(record) or "none"
     if column:
-        raise CorpusError(f"{where}: there is no column {column!r}; columns: {found}")
+        raise CorpusError(f"{where}: there is no column {column!r}; columns: {present}")
     raise CorpusError(
-        f"{where}: no column holds a prompt; looked for {', '.join(COLUMNS)}; columns: {found}",
+        f"{where}: no column holds a prompt; looked for {', '.join(COLUMNS)}; columns: {present}",
         hint="Name the column with prompts.column.",
     )
 
 
 def _messages(value: Any, where: str, name: str, role: str) -> list[Message]:
-    """Text as one turn of ``role``, or a list of turns."""
+    """Text as one message of ``role``, or a list of messages."""
     if isinstance(value, str) and name in ("messages", "conversations"):
         value = _list(value, where, name)
     if isinstance(value, str):
@@ -87,7 +86,7 @@ def _messages(value: Any, where: str, name: str, role: str) -> list[Message]:
 
 
 def _list(text: str, where: str, name: str) -> list[Any]:
-    """The list of turns that CSV and some parquet files keep as JSON in a column."""
+    """Parses the list of messages that CSV and some parquet files hold as JSON text."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -98,31 +97,31 @@ def _list(text: str, where: str, name: str) -> list[Any]:
 def _message(item: Any, where: str, name: str) -> Message:
     if not isinstance(item, Mapping):
         raise CorpusError(f"{where}: {name} must be an object with role and content, found {item!r:.60}")
-    said_by = item.get("role", item.get("from"))
+    role = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
-    if not isinstance(said_by, str) or said_by not in ROLES:
-        raise CorpusError(f"{where}: {name} has the role {said_by!r}; known are {', '.join(ROLES)}")
+    if not isinstance(role, str) or role not in ROLES:
+        raise CorpusError(f"{where}: {name} has the role {role!r}; known are {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise CorpusError(f"{where}: the content of {name} must be text, found {content!r:.60}")
     if item.get("tool_calls") or item.get("function_call"):
         raise CorpusError(f"{where}: {name} calls a tool; tool calls are not supported")
-    if ROLES[said_by] == "assistant":
+    if ROLES[role] == "assistant":
         reasoning = item.get("reasoning_content")
         if not isinstance(reasoning, str | None):
             raise CorpusError(
                 f"{where}: the reasoning_content of {name} must be text, found {reasoning!r:.60}"
             )
         return assistant_message(_clean(content), reasoning and _clean(reasoning))
-    return {"role": ROLES[said_by], "content": _clean(content)}
+    return {"role": ROLES[role], "content": _clean(content)}
 
 
 def _clean(text: str) -> str:
-    """``text`` with lone surrogates (half an emoji) as ``?``: no tokenizer and no parquet can hold them."""
+    """``text`` with lone surrogates (half an emoji) as ``?``: tokenizers and parquet cannot hold them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _check(messages: list[Message], where: str, name: str) -> None:
     if not any(message["role"] == "user" and message["content"].strip() for message in messages):
-        raise CorpusError(f"{where}: {name} has no user turn with text")
+        raise CorpusError(f"{where}: {name} has no user message with text")
     if messages[-1]["role"] == "system":
-        raise CorpusError(f"{where}: {name} ends with a system prompt; nobody is asked anything")
+        raise CorpusError(f"{where}: {name} ends with a system prompt, so it asks nothing")

@@ -1,8 +1,8 @@
-"""What a teacher is shown before every conversation: a system prompt and worked examples.
+"""The teacher's context: a system prompt and worked examples before every conversation.
 
-A shared context is the student's too. A private one is the teacher's alone, and what it changes in
-the answers is what the student has to learn without it: context distillation (Askell et al. 2021,
-arXiv:2112.00861, section 2.1; Snell, Klein & Zhong 2022, arXiv:2209.15189).
+The student reads a shared context too. A private one is for the teacher only, and the student learns to
+answer as if it had read it: context distillation (Askell et al. 2021, arXiv:2112.00861, section 2.1; Snell,
+Klein & Zhong 2022, arXiv:2209.15189).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from stillhouse.models import Message
 
 FILE = "file:"
-"""Before the name of a text file that holds the system prompt."""
+"""Prefix of the path of a text file that holds the system prompt."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """A teacher's system prompt and examples, read and ready."""
+    """A teacher's system prompt and examples."""
 
     system: str | None = None
     examples: tuple[Message, ...] = ()
-    """Turns of finished conversations, one after another."""
+    """Messages of finished conversations, one after another."""
     private: bool = False
-    """Whether only the teacher reads them."""
+    """Whether only the teacher reads the context."""
 
     def __bool__(self) -> bool:
         return self.system is not None or bool(self.examples)
 
     def for_teacher(self, messages: Sequence[Message]) -> list[Message]:
-        """The conversation as the teacher reads it; a system prompt of its own stands in for this one."""
+        """The conversation as the teacher reads it; its own system prompt, if any, replaces the context's."""
         own = list(messages[:1]) if messages[0]["role"] == "system" else []
         system: list[Message] = own
         if not own and self.system is not None:
@@ -45,18 +45,18 @@ class Context:
         return [*system, *self.examples, *messages[len(own) :]]
 
     def for_student(self, messages: Sequence[Message]) -> list[Message]:
-        """The conversation as the student reads it, and as the corpus keeps it."""
+        """The conversation as the student reads it and the corpus stores it."""
         return list(messages) if self.private else self.for_teacher(messages)
 
     @property
     def key(self) -> Any:
-        """What an exchange's id is made from, so that no answer is taken for one under another context."""
+        """The context's part of an exchange's id: another context gives other ids."""
         if self.examples or self.private:
             return [self.system, list(self.examples), self.private]
         return self.system
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data that :meth:`from_json` reads."""
+        """The context as plain data, the inverse of :meth:`from_json`."""
         return asdict(self)
 
     @classmethod
@@ -65,10 +65,10 @@ class Context:
 
 
 def load_context(teacher: Teacher) -> Context:
-    """Reads what ``teacher`` is shown.
+    """Reads the context of ``teacher``.
 
     Raises:
-        CorpusError: a file is missing or malformed, or an example is no finished conversation.
+        CorpusError: a file is missing or malformed, or an example is not a finished conversation.
     """
     system, examples = teacher.system, []
     if system is not None and system.startswith(FILE):
@@ -77,7 +77,7 @@ def load_context(teacher: Teacher) -> Context:
         if not example.is_finished or example.messages[0]["role"] == "system":
             raise CorpusError(
                 f"{teacher.examples}: an example is a conversation that ends with an answer and has no "
-                f"system prompt; this is none: {example.messages[-1]['content'][:60]!r}",
+                f"system prompt; this one is not: {example.messages[-1]['content'][:60]!r}",
                 hint="Give each line `prompt` and `completion`, or `messages`; the system prompt is "
                 "teacher.system.",
             )

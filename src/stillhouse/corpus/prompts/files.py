@@ -1,6 +1,6 @@
-"""Files of prompts as records (dicts), each with the place where it stands (``file:line``).
+"""Reads files of prompts as records (dicts), each with its location (``file:line``).
 
-Nothing here knows what a column means; that is :mod:`~stillhouse.corpus.prompts.columns`.
+What the columns mean is up to :mod:`~stillhouse.corpus.prompts.columns`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from stillhouse.errors import CorpusError
 
 Record = tuple[str, dict[str, Any]]
+"""Location and columns."""
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -29,7 +30,7 @@ def read_records(path: Path) -> Iterator[Record]:
             f"{path}: prompts are read from {', '.join(sorted(_READERS))} files, not from {path.suffix!r}"
         )
     if "\0" in str(path):
-        raise CorpusError(f"{str(path)!r} is no name of a file")
+        raise CorpusError(f"{str(path)!r} is not a file name")
     with _file_errors(path):
         yield from reader(path)
 
@@ -46,7 +47,7 @@ def _json(path: Path) -> Iterator[Record]:
     text = path.read_text("utf-8-sig")
     if not text.strip():
         return
-    hint = "A file with a record on each line is read under a name that ends in .jsonl."
+    hint = "A file with one record a line must have a name that ends in .jsonl."
     try:
         value = _parse(text, str(path))
     except CorpusError as error:
@@ -66,7 +67,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 
     number = 0
     with reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
-        # times and dates are never tags, and not all of them exist in Python
+        # Times and dates are never tags, and Python cannot represent all of them.
         kept = [i for i, field in enumerate(file.schema_arrow) if not pa.types.is_temporal(field.type)]
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             for record in batch.select(kept).to_pylist():
@@ -82,13 +83,13 @@ def _csv(path: Path) -> Iterator[Record]:
                 where = f"{path}:{reader.line_num}"
                 if None in record or None in record.values():
                     raise CorpusError(
-                        f"{where}: expected {len(reader.fieldnames or ())} fields as in the head"
+                        f"{where}: expected {len(reader.fieldnames or ())} fields as in the header"
                     )
                 yield where, dict(record)
         except csv.Error as error:
             raise CorpusError(
                 f"{path}:{reader.reader.line_num}: {error}",
-                hint="Give texts of this length, or with quotes of their own, as .jsonl or .parquet.",
+                hint="Use .jsonl or .parquet for texts of this length, or with quotation marks.",
             ) from error
 
 
@@ -112,10 +113,10 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = where if error.lineno == 1 else f"{where}:{error.lineno}"
-        found = " ".join(error.doc[error.pos : error.pos + 30].split()) or "the end"
+        location = where if error.lineno == 1 else f"{where}:{error.lineno}"
+        snippet = " ".join(error.doc[error.pos : error.pos + 30].split()) or "the end"
         raise CorpusError(
-            f"{place}: not JSON: {error.msg} at column {error.colno}, found {found!r}"
+            f"{location}: not JSON: {error.msg} at column {error.colno}, found {snippet!r}"
         ) from error
     except (ValueError, RecursionError) as error:  # thousands of digits or of nested lists
         raise CorpusError(f"{where}: not readable as JSON: {error}") from error
@@ -137,7 +138,7 @@ def _file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise CorpusError(f"{path}: there is no such file") from error
+        raise CorpusError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise CorpusError(f"{path} is a directory, not a file of prompts") from error
     except PermissionError as error:

@@ -1,7 +1,7 @@
-"""Prompts: what the teacher is asked, and finished exchanges that need no asking.
+"""Loads prompts from files, packages and generators.
 
-A file becomes a list of prompts, exact duplicates dropped. A conversation that already
-ends with an assistant's turn is a finished exchange, and is imported as it is.
+Exact duplicates are dropped. A conversation that ends with an assistant message is a finished exchange, which
+is imported instead of asked.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def load_prompts(
 
     Args:
         column: column that holds the prompt (default: see :mod:`~stillhouse.corpus.prompts.columns`).
-        limit: keep this many, drawn by ``seed`` from the prompts' ids; their order stays the file's.
+        limit: number of prompts to keep, drawn by ``seed`` from their ids; the order stays.
 
     Raises:
         CorpusError: the file is missing or malformed; the message names file and line.
-        EmptyCorpusError: it holds no prompt.
+        EmptyCorpusError: it contains no prompt.
         MissingExtraError: the package is not installed.
     """
     unique: dict[str, Prompt] = {}
@@ -42,9 +42,9 @@ def load_prompts(
         prompt = Prompt(sha256_json(messages)[:32], messages, source, tags)
         unique.setdefault(prompt.id, prompt)
     if not unique:
-        raise EmptyCorpusError(f"{source} holds no prompt")
-    chosen = unique.keys() if limit is None else draw_ids(unique, limit, seed)
-    return [prompt for id, prompt in unique.items() if id in chosen]
+        raise EmptyCorpusError(f"{source} contains no prompt")
+    selected = unique.keys() if limit is None else draw_ids(unique, limit, seed)
+    return [prompt for id, prompt in unique.items() if id in selected]
 
 
 def _records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -54,8 +54,8 @@ def _records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         name = source.removeprefix("package:")
         if name not in PACKAGES:
             raise CorpusError(
-                f"no package of prompts is called {name!r}",
-                hint=f"There is {', '.join(f'package:{known}' for known in PACKAGES)}; or name a file.",
+                f"there is no package of prompts named {name!r}",
+                hint=f"Use {', '.join(f'package:{known}' for known in PACKAGES)}, or a file.",
             )
         return packaged_records(name)
     return read_records(Path(source))

@@ -1,4 +1,4 @@
-"""Prompts that come inside Python packages, read without importing the package.
+"""Prompts inside installed Python packages, read without importing the package.
 
 ``mmlu``: the worked examples of lm-eval's MMLU tasks (`mmlu/flan_cot_fewshot`), questions
 from MMLU (Hendrycks et al. 2021, MIT licence) over 57 subjects.
@@ -19,14 +19,14 @@ PACKAGES = ("mmlu",)
 
 
 class _LmEvalTaskLoader(yaml.SafeLoader):
-    """YAML in which tags such as ``!function`` mean nothing: they name code, and no code is wanted."""
+    """Reads tags such as ``!function``, which name code, as None."""
 
 
 _LmEvalTaskLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
 def packaged_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The questions of a package in :data:`PACKAGES`, each with the place where it stands.
+    """The questions of a package in :data:`PACKAGES`, each with its location.
 
     Raises:
         MissingExtraError: the package is not installed.
@@ -57,4 +57,4 @@ def _questions(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 },
             )
     except (KeyError, TypeError) as error:
-        raise CorpusError(f"{path}: this version of lm-eval keeps its questions in another form") from error
+        raise CorpusError(f"{path}: this version of lm-eval stores its questions in another form") from error

@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation for the teacher to continue, or one that is finished."""
+    """A conversation for the teacher to continue, or a finished one."""
 
     id: str
     """SHA-256 of the messages in canonical JSON, 32 hex digits."""
     messages: list[Message]
     source: str
-    """The file or package it came from."""
+    """The file or package of the prompt."""
     tags: dict[str, Any] = field(default_factory=dict)
     """The record's other columns, e.g. a reference answer for a verifier."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether the assistant spoke last: nothing is left to ask."""
+        """Whether the last message is the assistant's, so that nothing is left to ask."""
         return self.messages[-1]["role"] == "assistant"
 
     @property
     def question(self) -> list[Message]:
-        """The conversation up to the answer, where there is one."""
+        """The conversation without its answer, if it has one."""
         return list(self.messages[:-1] if self.is_finished else self.messages)

@@ -1,8 +1,7 @@
-"""A corpus: exchanges in a directory, for one writer and any number of readers.
+"""A corpus on disk: exchanges in a directory, with one writer and any number of readers.
 
 Readers stream and hold one batch of rows; a writer also holds the ids of all rows. See
-:mod:`~stillhouse.corpus.store.layout` for the files. This file does not decide which rows
-belong together, and does not sort.
+:mod:`~stillhouse.corpus.store.layout` for the files. Rows stay in the order in which they were stored.
 """
 
 from __future__ import annotations
@@ -30,15 +29,16 @@ from stillhouse.files import storage_errors, take_lock
 from stillhouse.journal import read_journal
 
 SHARD_ROWS = 4096
+"""Rows of a shard."""
 
 
 class Corpus:
     """Exchanges in a directory.
 
     Args:
-        directory: where the shards are; made by the first write.
+        directory: of the shards; created by the first write.
         schema: columns of a row.
-        shard_rows: rows after which the journal is sealed into a shard.
+        shard_rows: rows after which the journal becomes a shard.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Corpus:
         return count
 
     def rows(self, split: str | None = None, *, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """Streams the rows in the order in which they were stored, the journal's last.
+        """Streams the rows in the order in which they were stored, those of the journal last.
 
         Args:
             split: only rows of this split.
@@ -80,7 +80,7 @@ class Corpus:
                     yield row
 
     def ids(self) -> set[str]:
-        """Ids of all rows: exchanges that need not be asked for again."""
+        """Ids of all rows."""
         return {row["id"] for row in self.rows(columns=["id"])}
 
     def shards(self) -> list[Path]:
@@ -92,14 +92,15 @@ class Corpus:
         try:
             yield from read_shard(shard_path(self.directory, number), self.schema, names)
         except FileNotFoundError:
-            part = pa.schema([self.schema.field(name) for name in names])
-            for group in batched(read_journal(journal_path(self.directory, number)), BATCH_ROWS):
-                yield from to_rows(to_table(group, part))
+            # No shard of this number yet, so its rows are in the journal.
+            schema = pa.schema([self.schema.field(name) for name in names])
+            for batch in batched(read_journal(journal_path(self.directory, number)), BATCH_ROWS):
+                yield from to_rows(to_table(batch, schema))
 
     def _numbers(self) -> list[int]:
         try:
             incomplete = incomplete_mark(self.directory).exists()
-            found = numbers(self.directory)
+            stored = numbers(self.directory)
         except PermissionError as error:
             raise CorpusError(f"no permission to read {self.directory}") from error
         except OSError as error:
@@ -107,14 +108,14 @@ class Corpus:
         if incomplete:
             raise CorpusError(
                 f"{self.directory} is only half written: the process that wrote it stopped",
-                hint="Run the same command again; it writes the directory anew.",
+                hint="Run the same command again; it rewrites the directory.",
             )
-        return found
+        return stored
 
     # Writing
 
     def lock(self) -> Writer:
-        """Becomes the one writer until :meth:`seal` or :meth:`close`; goes on with a killed writer's journal.
+        """Takes the writer's lock until :meth:`seal` or :meth:`close`; resumes a killed writer's journal.
 
         Raises:
             StorageError: another process is writing to this corpus, or the directory cannot be written.
@@ -126,11 +127,11 @@ class Corpus:
         return self._writer
 
     def append(self, row: Row) -> None:
-        """Stores a row for good before it returns; the first call takes the lock.
+        """Stores a row durably before it returns; the first call takes the lock.
 
         Raises:
-            StorageError: another process is writing to this corpus, the disk is full, or the directory may
-                not be written; nothing stored before is lost.
+            StorageError: another process is writing to this corpus, the disk is full, or there is no
+                permission; earlier rows are not lost.
         """
         writer = self.lock()
         assert row["id"] not in self._ids, f"row {row['id']} is in the corpus already"
@@ -143,7 +144,7 @@ class Corpus:
         self._ids.add(row["id"])
 
     def seal(self) -> None:
-        """Turns the journal into a shard and gives the lock back; the next append takes it again.
+        """Turns the journal into a shard and releases the lock; the next append takes it again.
 
         Raises:
             StorageError: the disk is full; the journal still holds every row.
@@ -157,15 +158,15 @@ class Corpus:
             self.close()
 
     def close(self) -> None:
-        """Gives the lock back and leaves the journal as it is."""
+        """Releases the lock and leaves the journal as it is."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def replace(self, rows: Iterable[Row]) -> int:
-        """Writes the corpus anew from ``rows``, straight into shards; returns how many there are.
+        """Replaces the corpus with ``rows``, written directly to shards; returns their number.
 
-        Until it ends, readers are refused: a half-written corpus is never taken for a whole one.
+        Until it ends, readers get an error, so that nobody uses a half-written corpus.
         """
         lock = take_lock(self.directory)
         try:
@@ -174,8 +175,8 @@ class Corpus:
                 remove_leftovers(self.directory)
                 clear(self.directory)
             count = 0
-            for number, group in enumerate(_runs(rows, self.shard_rows)):
-                count += write_shard(shard_path(self.directory, number), group, self.schema)
+            for number, chunk in enumerate(_chunks(rows, self.shard_rows)):
+                count += write_shard(shard_path(self.directory, number), chunk, self.schema)
             with storage_errors(self.directory):
                 incomplete_mark(self.directory).unlink()
             return count
@@ -183,13 +184,13 @@ class Corpus:
             os.close(lock)
 
     def replace_shard(self, path: Path, rows: Iterable[Row]) -> None:
-        """Writes one sealed shard anew with ``rows``, all or nothing; the lock must be held."""
+        """Replaces the rows of one sealed shard atomically; the lock must be held."""
         assert self._writer is not None, "replace_shard without the lock"
         write_shard(path, rows, self.schema)
 
 
-def _runs(rows: Iterable[Row], size: int) -> Iterator[Iterator[Row]]:
-    """``rows`` in runs of ``size``, each to be used up before the next is taken."""
-    left = iter(rows)
-    for first in left:
-        yield chain([first], islice(left, size - 1))
+def _chunks(rows: Iterable[Row], size: int) -> Iterator[Iterator[Row]]:
+    """Lazy chunks of ``size`` rows; each must be exhausted before the next."""
+    remaining = iter(rows)
+    for first in remaining:
+        yield chain([first], islice(remaining, size - 1))

@@ -1,4 +1,4 @@
-"""Sorting more rows than fit in memory: sorted runs on disk, merged (Knuth, TAOCP 3, 5.4)."""
+"""External merge sort for more rows than fit in memory (Knuth, TAOCP 3, section 5.4)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from stillhouse.corpus.schema import Row
 from stillhouse.corpus.store.shards import batched, read_shard, write_shard
 
 RUN_ROWS = 4096
-"""Rows that are sorted in memory at once."""
+"""Rows sorted in memory at once."""
 MERGE_ROWS = 32
-"""Rows of each run that are in memory while runs are merged."""
+"""Rows of each run in memory during the merge."""
 
 
 def sorted_rows(
@@ -27,11 +27,12 @@ def sorted_rows(
     *,
     run_rows: int = RUN_ROWS,
 ) -> Iterator[Row]:
-    """Streams ``rows`` in the order of ``key``; at most ``run_rows``, or :data:`MERGE_ROWS` of each run,
-    are in memory.
+    """Streams ``rows`` in the order of ``key``.
+
+    At most ``run_rows`` rows, or :data:`MERGE_ROWS` of each run, are in memory.
 
     Args:
-        directory: where runs are written meanwhile; it must exist.
+        directory: an existing directory for temporary files.
     """
     with tempfile.TemporaryDirectory(prefix=".sort-", dir=directory) as folder:
         runs: list[Path] = []
@@ -43,5 +44,5 @@ def sorted_rows(
             path = Path(folder) / f"run-{len(runs)}.parquet"
             write_shard(path, group, schema, group_rows=MERGE_ROWS)
             runs.append(path)
-            del group  # before the next one is read
+            del group  # before the next one is built: one run in memory, not two
         yield from heapq.merge(*(read_shard(path, schema, batch_rows=MERGE_ROWS) for path in runs), key=key)

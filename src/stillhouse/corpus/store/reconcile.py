@@ -1,10 +1,9 @@
-"""Makes a corpus hold what a recipe asks for, and nothing else, without throwing answers away.
+"""Makes a corpus hold exactly the rows that a recipe asks for, without deleting answers.
 
-When the recipe changed since the last collection (another temperature, fewer prompts,
-another split), rows that it does not ask for move to ``set_aside/`` in the corpus's
-directory, and come back when a later recipe asks for them. Each shard is replaced in one
-step, after its rows were set aside; a death in between leaves a row in both places at
-most, and the corpus counts.
+If the recipe changed since the last collection (another temperature, fewer prompts, another split), rows that
+it does not ask for move to ``set_aside/`` in the corpus's directory, and return when a later recipe asks for
+them. Rows are copied there before their shard is replaced atomically: a crash in between leaves a row in both
+places at most, and then the corpus counts.
 """
 
 from __future__ import annotations
@@ -18,34 +17,37 @@ from stillhouse.corpus.store.shards import read_shard
 
 
 def reconcile(corpus: Corpus, wanted: Mapping[str, str], other_prompts: Collection[str] = ()) -> int:
-    """Brings ``corpus`` in line with ``wanted`` (split by exchange id); returns how many rows moved out.
+    """Moves unwanted rows out of ``corpus`` and wanted ones back into it; returns how many moved out.
 
-    Rows of the prompts ``other_prompts`` (ids) are another teacher's business and stay as they are.
+    Args:
+        wanted: the split of each exchange, by id.
+        other_prompts: ids of prompts of other teachers, whose rows stay as they are.
     """
-    aside = Corpus(corpus.directory / "set_aside")
+    unwanted = Corpus(corpus.directory / "set_aside")
     moved = 0
-    seen = corpus.rows(columns=["id", "split", "prompt_id"])
-    if any(wanted.get(row["id"]) != row["split"] and row["prompt_id"] not in other_prompts for row in seen):
-        corpus.lock().roll()
-        known = aside.ids()
+    stored = corpus.rows(columns=["id", "split", "prompt_id"])
+    if any(wanted.get(row["id"]) != row["split"] and row["prompt_id"] not in other_prompts for row in stored):
+        corpus.lock().roll()  # so that all rows are in shards
+        unwanted_ids = unwanted.ids()
         for path in corpus.shards():
-            moved += _clean_shard(corpus, path, wanted, other_prompts, aside, known)
-        aside.seal()
+            moved += _move_unwanted(corpus, path, wanted, other_prompts, unwanted, unwanted_ids)
+        unwanted.seal()
     present = corpus.ids()
-    for row in aside.rows():
+    for row in unwanted.rows():
         if row["id"] in wanted and row["id"] not in present:
             corpus.append(row | {"split": wanted[row["id"]]})
     return moved
 
 
-def _clean_shard(
+def _move_unwanted(
     corpus: Corpus,
     path: Path,
     wanted: Mapping[str, str],
     other_prompts: Collection[str],
-    aside: Corpus,
-    known: set[str],
+    unwanted: Corpus,
+    unwanted_ids: set[str],
 ) -> int:
+    """Moves the unwanted rows of one shard and corrects the split of the others; returns how many moved."""
     keep: list[Row] = []
     moved = 0
     changed = False
@@ -58,9 +60,9 @@ def _clean_shard(
             keep.append(row | {"split": wanted[row["id"]]})
             continue
         moved += 1
-        if row["id"] not in known:
-            aside.append(row)
-            known.add(row["id"])
+        if row["id"] not in unwanted_ids:
+            unwanted.append(row)
+            unwanted_ids.add(row["id"])
     if moved or changed:
         corpus.replace_shard(path, keep)
     return moved

@@ -1,4 +1,4 @@
-"""One parquet shard: written whole or not at all, read a batch at a time."""
+"""Parquet shards: written atomically, read a batch at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH_ROWS = 256
 def write_shard(
     path: Path, rows: Iterable[Row], schema: pa.Schema, *, group_rows: int = ROW_GROUP_ROWS
 ) -> int:
-    """Writes ``rows`` to ``path`` (zstd), a row group at a time, atomically; returns how many there were."""
+    """Writes ``rows`` to ``path`` atomically, zstd, a row group at a time; returns their number."""
     count = 0
     with (
         atomic_path(path) as temporary,
@@ -40,7 +40,7 @@ def read_shard(
     *,
     batch_rows: int = BATCH_ROWS,
 ) -> Iterator[Row]:
-    """The rows of a shard, decoded a batch at a time.
+    """Streams the rows of a shard, decoding a batch at a time.
 
     Raises:
         CorpusError: the file is damaged or lacks a column; the message names it.
@@ -53,23 +53,23 @@ def read_shard(
 
 @contextlib.contextmanager
 def open_shard(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
-    """Opens a shard and checks that every column of ``schema`` is there with its type."""
+    """Opens a shard and checks that it has every column of ``schema`` with its type."""
     with reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
-        found = file.schema_arrow
+        actual = file.schema_arrow
         for field in schema:
-            index = found.get_field_index(field.name)
+            index = actual.get_field_index(field.name)
             if index < 0:
                 raise CorpusError(f"{path} is not a shard of this corpus: it has no column {field.name!r}")
-            if found.field(index).type != field.type:
+            if actual.field(index).type != field.type:
                 raise CorpusError(
-                    f"{path}: column {field.name!r} holds {found.field(index).type}, not {field.type}"
+                    f"{path}: column {field.name!r} holds {actual.field(index).type}, not {field.type}"
                 )
         yield file
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what can go wrong while parquet is read into an error that names the file."""
+    """Converts errors while reading parquet into errors that name the file."""
     try:
         yield
     except FileNotFoundError:
@@ -79,12 +79,12 @@ def reading(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(
             f"{path} is not readable as parquet: {str(error).splitlines()[0]}",
-            hint="Restore the file from a copy, or remove it; what it held is then asked for again.",
+            hint="Restore the file from a copy, or remove it; its answers are then collected again.",
         ) from error
 
 
 def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """``rows`` in lists of ``size``, the last one shorter."""
+    """Lists of ``size`` rows; the last one may be shorter."""
     group: list[Row] = []
     for row in rows:
         group.append(row)

@@ -1,4 +1,4 @@
-"""The one writer of a corpus: rows go to the journal, full journals become shards."""
+"""The writer of a corpus: rows go to the journal, full journals become shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stillhouse.journal import Journal, read_journal
 
 
 class Writer:
-    """Holds the lock and the open journal; goes on where a killed writer stopped."""
+    """Holds the lock and the open journal; resumes where a killed writer stopped."""
 
     def __init__(self, directory: Path, schema: pa.Schema, shard_rows: int) -> None:
         self.directory, self.schema, self.shard_rows = directory, schema, shard_rows
@@ -31,7 +31,7 @@ class Writer:
             raise
 
     def append(self, row: Row) -> None:
-        """Stores a row; a full journal is sealed and the next one begun."""
+        """Stores a row; a full journal becomes a shard."""
         assert self._journal is not None
         self._journal.append(row)
         self._journal_rows += 1
@@ -39,12 +39,12 @@ class Writer:
             self.roll()
 
     def roll(self) -> None:
-        """Turns the journal into a shard and begins the next one."""
+        """Turns the journal into a shard and starts the next one."""
         self.seal()
         self._start_journal()
 
     def seal(self) -> None:
-        """Turns the journal into a shard; if that fails, the journal still has every row."""
+        """Turns the journal into a shard; if that fails, the journal keeps every row."""
         self._close_journal()
         path = journal_path(self.directory, self._number)
         if self._journal_rows:
@@ -54,16 +54,16 @@ class Writer:
             path.unlink()
 
     def close(self) -> None:
-        """Gives the lock back; the journal stays as it is."""
+        """Releases the lock; the journal stays as it is."""
         self._close_journal()
         os.close(self._lock)
 
     def _next_number(self) -> int:
-        """The unfinished journal's number, or one after the last shard."""
-        found = numbers(self.directory)
-        if not found:
+        """The number of the unfinished journal, or one more than the last shard's."""
+        stored = numbers(self.directory)
+        if not stored:
             return 0
-        return found[-1] + shard_path(self.directory, found[-1]).exists()
+        return stored[-1] + shard_path(self.directory, stored[-1]).exists()
 
     def _start_journal(self) -> None:
         path = journal_path(self.directory, self._number)
