@@ -1,4 +1,4 @@
-"""Is an answer right? Scores from 0 to 1, from verifiers that cannot stop a run."""
+"""Verifiers: score answers from 0 to 1; a failing verifier never stops a run."""
 
 import lazy_loader
 

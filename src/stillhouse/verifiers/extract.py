@@ -1,4 +1,4 @@
-"""What of a text counts as the answer."""
+"""Extracts the answer from a text, and reads numbers."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ NUMBER = re.compile(r"[-+\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-def extract(text: str, how: str) -> str | None:
-    """The part of ``text`` that ``recipe.Verifier.extract`` names, stripped; None where there is none.
+def extract(text: str, method: str) -> str | None:
+    """The answer in ``text``, stripped, or None if there is none.
 
-    ``answer_tag``, ``boxed`` and ``last_number`` take the last one.
+    Args:
+        method: a value of ``recipe.Verifier.extract``. ``answer_tag``, ``boxed`` and ``last_number`` use the
+            last occurrence.
     """
-    if how == "answer_tag":
-        found = _TAGGED.findall(text)
-        return found[-1].strip() if found else None
-    if how == "boxed":
+    if method == "answer_tag":
+        answers = _TAGGED.findall(text)
+        return answers[-1].strip() if answers else None
+    if method == "boxed":
         return _last_boxed(text)
-    if how == "last_line":
+    if method == "last_line":
         lines = text.strip().splitlines()
         return lines[-1].strip() if lines else None
-    if how == "last_number":
+    if method == "last_number":
         numbers = NUMBER.findall(text)
         return numbers[-1] if numbers else None
-    assert how == "whole", how
+    assert method == "whole", method
     return text.strip() or None
 
 
 def number(text: str) -> float | None:
-    """The number that ``text`` is (``1,000``, ``-2.5e3``, ``3/4``, ``50%``, ``$12``), or None."""
+    """Parses ``text`` as a number (``1,000``, ``-2.5e3``, ``3/4``, ``50%``, ``$12``); None if it is not one."""
     plain = text.strip().strip("$").replace(",", "").replace("\u2212", "-").strip()
     scale = 0.01 if plain.endswith("%") else 1.0
-    above, slash, below = plain.removesuffix("%").partition("/")
+    numerator, slash, denominator = plain.removesuffix("%").partition("/")
     try:
-        return scale * float(above) / (float(below) if slash else 1.0)
+        return scale * float(numerator) / (float(denominator) if slash else 1.0)
     except (ValueError, ZeroDivisionError):
         return None
 
@@ -44,9 +46,9 @@ def _last_boxed(text: str) -> str | None:
     if start < 0:
         return None
     begin = start + len(r"\boxed{")
-    depth = 1
-    for place in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    depth = 1  # a regular expression cannot match nested braces
+    for end in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:
-            return text[begin:place].strip()
+            return text[begin:end].strip()
     return None

@@ -1,4 +1,4 @@
-"""Verifiers that only look: exact match, numbers, and the form of the answer."""
+"""Verifiers without a child process: exact match, numbers, and the format of an answer."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from stillhouse.verifiers.extract import number
 from stillhouse.verifiers.types import Answer, Score, VerifierFailure
 
 
-def exact(said: str, reference: str) -> Score:
-    """1 for the same text, apart from blanks at the ends and the length of blanks within."""
-    same = " ".join(said.split()) == " ".join(reference.split())
-    return Score(1.0) if same else Score(0.0, f"{said[:80]!r} is not {reference[:80]!r}")
+def exact_match(answer: str, reference: str) -> Score:
+    """1 for the same text, apart from whitespace at the ends and the length of whitespace within."""
+    same = " ".join(answer.split()) == " ".join(reference.split())
+    return Score(1.0) if same else Score(0.0, f"{answer[:80]!r} is not {reference[:80]!r}")
 
 
-def numeric(said: str, reference: str, tolerance: float) -> Score:
+def numeric_match(answer: str, reference: str, tolerance: float) -> Score:
     """1 for a number that differs from the reference by at most ``tolerance``, relative to the reference.
 
     A reference of 0 has no relative difference; then ``tolerance`` is absolute.
     """
-    right = number(reference)
-    if right is None or not math.isfinite(right):
-        raise VerifierFailure(f"the reference {reference[:80]!r} is no number")
-    found = number(said)
-    if found is None or not math.isfinite(found):
-        return Score(0.0, f"{said[:80]!r} is no number")
-    allowed = tolerance * (abs(right) or 1.0)
-    return Score(1.0) if abs(found - right) <= allowed else Score(0.0, f"{found:g} is not {right:g}")
+    expected = number(reference)
+    if expected is None or not math.isfinite(expected):
+        raise VerifierFailure(f"the reference {reference[:80]!r} is not a number")
+    value = number(answer)
+    if value is None or not math.isfinite(value):
+        return Score(0.0, f"{answer[:80]!r} is not a number")
+    allowed = tolerance * (abs(expected) or 1.0)
+    return Score(1.0) if abs(value - expected) <= allowed else Score(0.0, f"{value:g} is not {expected:g}")
 
 
-def form(answer: Answer) -> Score:
-    """1 for thoughts between `<think>` and `</think>`, then an answer that is not empty, without such marks.
+def format_check(answer: Answer) -> Score:
+    """1 for thoughts between `<think>` and `</think>`, then an answer that is not empty and has no such tags.
 
-    Thoughts that came apart from the text (``reasoning``) had their marks already.
+    Reasoning that is separate from the text (``answer.reasoning``) counts as thoughts between tags.
     """
     thoughts, text = answer.reasoning, answer.text
     if thoughts is None:

@@ -1,4 +1,4 @@
-"""What verifiers take and give."""
+"""Input and output of verifiers: answers, scores and failures."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said, with what is known about the question."""
+    """An answer of a model, with the prompt's messages and tags."""
 
     text: str
-    """Without the thoughts, where those came apart."""
+    """Without the reasoning, if that is separate."""
     reasoning: str | None = None
-    """The thoughts, where they came apart from the text."""
+    """The reasoning, if it is separate from the text."""
     tags: Mapping[str, Any] = field(default_factory=dict)
-    """The prompt's other columns: the reference answer, the dataset's entry."""
+    """The prompt's other columns, e.g. the reference answer or the dataset's entry."""
     messages: Sequence[Mapping[str, Any]] = ()
     """The conversation before the answer."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A verdict from 0 (wrong) to 1 (right)."""
+    """A score from 0 (wrong) to 1 (right)."""
 
     value: float
     detail: str = ""
-    """What was found, for a reader."""
+    """The reason, for a person to read."""
     failed: bool = False
-    """The verifier itself came to no verdict (it crashed, hung, or said no finite number): the value is 0."""
+    """Whether the verifier itself failed (it crashed, hung, or returned no finite number); the value is then 0."""
 
 
 class VerifierFailure(Exception):
-    """A verifier came to no verdict about one answer; never leaves this room."""
+    """A verifier could not score an answer; never leaves this package."""
