@@ -140,7 +140,7 @@ def test_a_verifier_that_misbehaves_scores_nothing_and_goes_on():
 def test_the_child_that_hung_is_dead_and_another_was_started():
     verifier = Verifier(kind="function", function="verifiers.verifier_hooks:misbehave", timeout_s=1)
     with open_verifiers([verifier]) as verifiers:
-        child = verifiers._children[0]
+        child = verifiers._processes[0]
         first = child._process
         verifiers.score([Answer("hang"), Answer("good")])
         assert first is not None and not first.alive

@@ -1,22 +1,21 @@
-"""Runs Python that a model wrote against tests, in a child with little room.
+"""Runs Python that a model wrote, with its tests, in a restricted child process.
 
-What the child gets: a scratch directory as its working directory (removed afterwards), an
-empty standard input, an environment without this process's variables, limits on memory,
-processor time, processes and file sizes; where the kernel allows it to ordinary users, a
-network namespace with nothing in it, a process namespace that dies as a whole, and
-(Landlock) no right to write outside the scratch directory. When the time is over, its
-process group is killed. Every result says which of the three the kernel gave.
+The child has a scratch directory as its working directory (removed afterwards), an empty standard input, an
+environment without this process's variables, and limits on memory, processor time, processes and file sizes.
+If the kernel allows it to ordinary users, it also has an empty network namespace, a process namespace that
+dies as a whole, and (Landlock) no right to write outside the scratch directory. At the time-out its process
+group is killed. Every result reports which of these three protections the kernel gave.
 
-What this does NOT protect against:
+This does NOT protect against:
 
 - reading: the program can read every file that this process's user can read;
-- a hole in the kernel: the program runs on it directly, with no filter of system calls;
-- a program that sets out to deceive its tests: both share one interpreter, so code that
-  looks for the tests can change them. An early exit alone does not count as passing;
-- where a namespace or Landlock is refused (some containers), the network, and writing;
-- signals and side channels towards other processes of the same user without a namespace.
+- kernel vulnerabilities: there is no filter of system calls;
+- programs that deceive their tests: both share one interpreter, so code that looks for the tests can change
+  them. An early exit alone does not count as passing;
+- network access and writing where a namespace or Landlock is refused (some containers);
+- signals and side channels to other processes of the same user without a namespace.
 
-For text of a model that may be hostile, put the whole run into a virtual machine.
+If a model's code may be hostile, put the whole run into a virtual machine.
 """
 
 from __future__ import annotations
@@ -47,37 +46,38 @@ _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNOREC
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What became of a program."""
+class ProgramResult:
+    """The result of a program and its tests."""
 
     passed: bool
     detail: str
     protection: dict[str, bool]
-    """``network``, ``processes``, ``files``: whether the kernel gave that protection."""
+    """Whether the kernel gave the protections ``network``, ``processes`` and ``files``."""
 
 
 def run_tests(text: str, tests: str, settings: Verifier) -> Score:
-    """1 when the program in ``text`` and then its ``tests`` (statements, say asserts) end without error.
+    """1 if the program in ``text`` and then its ``tests`` (statements, e.g. asserts) end without an error.
 
-    The program is the last fenced block of code, or else what ``settings.extract`` names.
+    The program is the last fenced code block, or else what ``settings.extract`` extracts.
     """
     blocks = _FENCE.findall(text)
     code = blocks[-1] if blocks else extract(text, settings.extract)
     if code is None:
         return Score(0.0, "no code")
-    ran = run_python(code, tests, timeout_s=settings.timeout_s, memory_mb=settings.memory_mb)
-    lacking = tuple(name for name, given in ran.protection.items() if not given)
-    if lacking:
-        _warn(lacking)
-    return Score(float(ran.passed), ran.detail)
+    result = run_python(code, tests, timeout_s=settings.timeout_s, memory_mb=settings.memory_mb)
+    missing = tuple(name for name, active in result.protection.items() if not active)
+    if missing:
+        _warn(missing)
+    return Score(float(result.passed), result.detail)
 
 
-def run_python(code: str, tests: str, *, timeout_s: float, memory_mb: int) -> Ran:
+def run_python(code: str, tests: str, *, timeout_s: float, memory_mb: int) -> ProgramResult:
     """Runs ``code`` and then ``tests`` in one namespace, in a child that is gone afterwards.
 
     Raises:
-        VerifierFailure: the child could not be set up, or was killed because it was late.
+        VerifierFailure: the child could not be set up, or timed out.
     """
+    # The program may find the descriptor of the result; it cannot forge a result without the nonce.
     nonce = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="still-code-", ignore_cleanup_errors=True) as scratch:
         job = {
@@ -105,8 +105,8 @@ def run_python(code: str, tests: str, *, timeout_s: float, memory_mb: int) -> Ra
     return _judge(lines, nonce, late, timeout_s)
 
 
-def _judge(lines: list[bytes], nonce: str, late: bool, timeout_s: float) -> Ran:
-    """The first line says what protects, the second (with the nonce) how it ended."""
+def _judge(lines: list[bytes], nonce: str, late: bool, timeout_s: float) -> ProgramResult:
+    """The first line reports the protection, the second how the program ended; both have the nonce."""
     replies: list[dict[str, Any]] = []
     for line in lines:
         with contextlib.suppress(ValueError):
@@ -116,16 +116,16 @@ def _judge(lines: list[bytes], nonce: str, late: bool, timeout_s: float) -> Ran:
     if not replies:
         raise VerifierFailure("the sandbox did not start")
     if late:
-        raise VerifierFailure(f"no end within {timeout_s:g} s")
+        raise VerifierFailure(f"timed out after {timeout_s:g} s")
     protection = replies[0]["protection"]
     if len(replies) < 2:
-        return Ran(False, "the program left before its tests ended", protection)
+        return ProgramResult(False, "the program exited before its tests ended", protection)
     error = replies[1]["error"]
-    return Ran(error is None, error or "", protection)
+    return ProgramResult(error is None, error or "", protection)
 
 
 def _receive_two(child: ChildProcess, timeout_s: float) -> tuple[list[bytes], bool]:
-    """Up to two lines of the child, and whether time was over before it had written them or ended."""
+    """Up to two lines of the child, and whether it timed out before it wrote them or ended."""
     deadline = time.monotonic() + timeout_s
     lines: list[bytes] = []
     try:
@@ -139,6 +139,6 @@ def _receive_two(child: ChildProcess, timeout_s: float) -> tuple[list[bytes], bo
 
 
 @cache
-def _warn(lacking: tuple[str, ...]) -> None:
-    console.warn(f"the kernel gives the sandbox of `code` no protection of: {', '.join(lacking)}")
+def _warn(missing: tuple[str, ...]) -> None:
+    console.warn(f"the kernel gives the sandbox of `code` no protection of: {', '.join(missing)}")
     console.hint("See docs/verifiers.md; run this in a virtual machine if the model's code may be hostile.")

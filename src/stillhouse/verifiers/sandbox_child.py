@@ -1,7 +1,7 @@
-"""The child's side of :mod:`.sandbox`: gives up what it can, then runs the program and its tests.
+"""The child side of :mod:`.sandbox`: drops its rights, then runs the program and its tests.
 
-Run as a file with `python -I`, so it imports nothing of stillhouse. The job comes through
-standard input, the result goes through what was standard output; the program sees neither.
+It runs as a file with `python -I`, so it imports nothing of stillhouse. The job comes through standard input,
+the result goes to what was standard output; the program has neither.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 NOBODY = 65534
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 WRITES = sum(1 << bit for bit in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12))
-"""Landlock's first rights that change files: write, remove directory and file, make anything."""
+"""Landlock's rights of version 1 that change files: write, remove, create."""
 TRUNCATE = 1 << 14
 
 
 def isolate_processes(libc: ctypes.CDLL) -> dict[str, bool]:
-    """Own network and process namespaces. Root first becomes nobody by its real id: root has no limits."""
+    """Enters new network and process namespaces.
+
+    Root first takes the real user id of nobody, since limits on processes do not bind root.
+    """
     if os.getuid() == 0:
         with contextlib.suppress(OSError):
             os.setreuid(NOBODY, -1)
@@ -35,7 +38,7 @@ def isolate_processes(libc: ctypes.CDLL) -> dict[str, bool]:
 
 
 def forbid_writing(libc: ctypes.CDLL, scratch: str) -> bool:
-    """Landlock: from now on only files below ``scratch``, and /dev/null, can be changed."""
+    """Landlock: allows changes only to files below ``scratch`` and to /dev/null."""
     version = libc.syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     if version < 1:
         return False
@@ -44,10 +47,10 @@ def forbid_writing(libc: ctypes.CDLL, scratch: str) -> bool:
     if ruleset < 0:
         return False
     for path, allowed in ((scratch, rights), (os.devnull, rights & ((1 << 1) | TRUNCATE))):
-        place = os.open(path, os.O_PATH)
-        rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed, place))
+        descriptor = os.open(path, os.O_PATH)
+        rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed, descriptor))
         added = libc.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0)
-        os.close(place)
+        os.close(descriptor)
         if added != 0:
             return False
     restricted = libc.syscall(LANDLOCK_RESTRICT, ruleset, 0) == 0
@@ -56,20 +59,21 @@ def forbid_writing(libc: ctypes.CDLL, scratch: str) -> bool:
 
 
 def limit(job: dict, *, namespace: bool) -> None:
-    """Memory, processor time, processes, file size; no core file."""
-    already = 0 if namespace else own_threads()
-    for what, most in (
+    """Limits memory, processor time, processes and file size; no core file."""
+    # RLIMIT_NPROC counts all threads of the user, except in a new user namespace.
+    existing = 0 if namespace else own_threads()
+    for resource_kind, maximum in (
         (resource.RLIMIT_AS, job["memory"]),
         (resource.RLIMIT_CPU, job["cpu_s"]),
-        (resource.RLIMIT_NPROC, job["processes"] + already),
+        (resource.RLIMIT_NPROC, job["processes"] + existing),
         (resource.RLIMIT_FSIZE, job["file"]),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(what, (most, most))
+        resource.setrlimit(resource_kind, (maximum, maximum))
 
 
 def own_threads() -> int:
-    """Threads that this user runs already: outside a namespace they count against the limit."""
+    """The number of threads that this user runs already."""
     count = 0
     for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208
         with contextlib.suppress(OSError):
@@ -84,12 +88,14 @@ def main() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     result = os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
+    devnull = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
-        os.dup2(nothing, standard)
+        os.dup2(devnull, standard)
     protection = isolate_processes(libc)
     protection["files"] = forbid_writing(libc, job["scratch"])
-    if protection["processes"]:  # the first child of the namespace: all others in it die with it
+    if protection[
+        "processes"
+    ]:  # the namespace's first process: the kernel kills all others in it when it ends
         child = os.fork()
         if child:
             os.close(result)
@@ -101,15 +107,15 @@ def main() -> None:
 
 
 def run(job: dict, result: int, protection: dict[str, bool]) -> None:
-    """Says what protects, runs the program and its tests, says how they ended."""
+    """Reports the protection, runs the program and its tests, reports how they ended."""
     nonce, code, tests = job["nonce"], job["code"], job["tests"]
 
-    def say(**facts: object) -> None:
-        os.write(result, json.dumps({"nonce": nonce, **facts}).encode() + b"\n")
+    def report(**values: object) -> None:
+        os.write(result, json.dumps({"nonce": nonce, **values}).encode() + b"\n")
 
-    say(protection=protection)
-    job.clear()
-    me = os.getpid()
+    report(protection=protection)
+    job.clear()  # the program should not find the nonce by looking for the job
+    pid = os.getpid()
     namespace: dict[str, object] = {"__name__": "__main__"}
     error = None
     try:
@@ -117,8 +123,8 @@ def run(job: dict, result: int, protection: dict[str, bool]) -> None:
         exec(compile(tests, "<tests>", "exec"), namespace)
     except BaseException as problem:
         error = f"{type(problem).__name__}: {problem}"[:300]
-    if os.getpid() == me:
-        say(error=error)
+    if os.getpid() == pid:  # a process that the program forked gets here too
+        report(error=error)
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""All verifiers of a recipe, opened: answers in, the weighted mean of their scores out."""
+"""Scores answers with all verifiers of a recipe: the weighted mean of their scores."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 from stillhouse.errors import MissingExtraError, RecipeError
 from stillhouse.recipe import Verifier
 from stillhouse.verifiers.extract import extract
-from stillhouse.verifiers.plain import exact, form, numeric
+from stillhouse.verifiers.plain import exact_match, format_check, numeric_match
 from stillhouse.verifiers.sandbox import run_tests
 from stillhouse.verifiers.scorer_process import LoadError, ScorerProcess
 from stillhouse.verifiers.types import Answer, Score, VerifierFailure
 
 PACKAGES = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}
 VOTES = ("exact", "numeric", "math", "reasoning_gym")
-"""Kinds whose extracted answer can be counted in a majority vote."""
+"""Kinds whose extracted answer can take part in a majority vote."""
 
 
 class Verifiers:
-    """Open verifiers; close them (or use ``with``) to end their processes."""
+    """The open verifiers of a recipe; close them (or use ``with``) to end their processes."""
 
     def __init__(self, settings: Sequence[Verifier]) -> None:
         assert settings, "no verifier"
         self.failures: Counter[str] = Counter({verifier.kind: 0 for verifier in settings})
-        """Verdicts that were not reached, by kind."""
+        """Answers that a verifier could not score, by its kind."""
         self._settings = tuple(settings)
-        self._children: list[ScorerProcess] = []
+        self._processes: list[ScorerProcess] = []
         try:
             self._checks = [self._open(verifier) for verifier in settings]
         except BaseException:
@@ -45,19 +45,19 @@ class Verifiers:
         self.close()
 
     def close(self) -> None:
-        """Ends the children."""
-        for child in self._children:
-            child.close()
+        """Ends the child processes."""
+        for process in self._processes:
+            process.close()
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """One score for each answer: the mean by weight; ``failed`` where any verifier came to no verdict."""
+        """One score for each answer: the weighted mean; ``failed`` if any verifier failed."""
         return [self._mean(answer) for answer in answers]
 
     def vote(self, answer: Answer) -> str | None:
-        """What ``answer`` counts for in a majority vote: its extracted answer, blanks made even."""
+        """The vote of ``answer`` in a majority vote: its extracted answer with single spaces, or None."""
         verifier = next((v for v in self._settings if v.kind in VOTES), None)
-        found = extract(answer.text, verifier.extract if verifier else "whole")
-        return None if found is None else " ".join(found.split())
+        extracted = extract(answer.text, verifier.extract if verifier else "whole")
+        return None if extracted is None else " ".join(extracted.split())
 
     def _mean(self, answer: Answer) -> Score:
         scores = [self._one(v, check, answer) for v, check in zip(self._settings, self._checks, strict=True)]
@@ -73,36 +73,40 @@ class Verifiers:
         try:
             score = check(answer)
             if not math.isfinite(score.value):
-                raise VerifierFailure(f"said {score.value}, no finite number")
+                raise VerifierFailure(f"returned {score.value}, not a finite number")
         except Exception as error:
             self.failures[verifier.kind] += 1
-            what = str(error) if isinstance(error, VerifierFailure) else f"{type(error).__name__}: {error}"
-            return Score(0.0, what[:500], failed=True)
+            detail = str(error) if isinstance(error, VerifierFailure) else f"{type(error).__name__}: {error}"
+            return Score(0.0, detail[:500], failed=True)
         return Score(min(1.0, max(0.0, score.value)), score.detail, score.failed)
 
     def _open(self, verifier: Verifier) -> Callable[[Answer], Score]:
         kind = verifier.kind
         if kind == "format":
-            return form
+            return format_check
         if kind == "code":
             return lambda answer: run_tests(answer.text, _reference(answer, verifier), verifier)
         if kind == "exact":
-            return _looking(verifier, exact)
+            return _comparison(verifier, exact_match)
         if kind == "numeric":
-            return _looking(verifier, lambda said, right: numeric(said, right, verifier.tolerance))
-        child = _start(verifier)
-        self._children.append(child)
+            return _comparison(
+                verifier, lambda text, reference: numeric_match(text, reference, verifier.tolerance)
+            )
+        process = _start(verifier)
+        self._processes.append(process)
         if kind == "function":
-            return lambda answer: Score(child.score({"row": _row(answer)}, verifier.timeout_s))
+            return lambda answer: Score(process.score({"row": _row(answer)}, verifier.timeout_s))
         if kind == "reasoning_gym":
-            return _looking(
+            return _comparison(
                 verifier,
-                lambda said, tags: Score(child.score({"said": said, **tags}, verifier.timeout_s)),
+                lambda text, entry: Score(process.score({"answer": text, **entry}, verifier.timeout_s)),
                 _entry,
             )
-        return _looking(
+        return _comparison(
             verifier,
-            lambda said, right: Score(child.score({"said": said, "reference": right}, verifier.timeout_s)),
+            lambda text, reference: Score(
+                process.score({"answer": text, "reference": reference}, verifier.timeout_s)
+            ),
         )
 
 
@@ -118,11 +122,12 @@ def open_verifiers(settings: Sequence[Verifier]) -> Verifiers:
 
 
 def check_verifiers(settings: Sequence[Verifier]) -> None:
-    """Raises what :func:`open_verifiers` would raise, sooner: before anybody is asked and paid."""
+    """Raises the errors of :func:`open_verifiers` early, before a teacher is asked and paid."""
     _require_packages(settings)
-    own = [verifier for verifier in settings if verifier.kind == "function"]
-    if own:
-        open_verifiers(own).close()
+    # The other kinds load whenever their package is installed, which takes seconds (sympy).
+    functions = [verifier for verifier in settings if verifier.kind == "function"]
+    if functions:
+        open_verifiers(functions).close()
 
 
 def _require_packages(settings: Sequence[Verifier]) -> None:
@@ -136,28 +141,28 @@ def _require_packages(settings: Sequence[Verifier]) -> None:
 
 
 def _start(verifier: Verifier) -> ScorerProcess:
-    child = ScorerProcess(
+    process = ScorerProcess(
         {"kind": verifier.kind, "function": verifier.function, "timeout_s": verifier.timeout_s}
     )
     try:
-        child.start()
+        process.start()
     except LoadError as error:
-        what = verifier.function or verifier.kind
-        raise RecipeError(f"the verifier {what} does not load: {error}") from error
-    return child
+        name = verifier.function or verifier.kind
+        raise RecipeError(f"the verifier {name} does not load: {error}") from error
+    return process
 
 
-def _looking(
+def _comparison(
     verifier: Verifier,
-    judge: Callable[[str, Any], Score],
+    compare: Callable[[str, Any], Score],
     reference: Callable[[Answer, Verifier], Any] | None = None,
 ) -> Callable[[Answer], Score]:
-    """A check of the extracted answer against the reference."""
+    """A check that compares the extracted answer with the reference."""
 
     def check(answer: Answer) -> Score:
-        right = (reference or _reference)(answer, verifier)
-        said = extract(answer.text, verifier.extract)
-        return Score(0.0, f"no answer ({verifier.extract})") if said is None else judge(said, right)
+        expected = (reference or _reference)(answer, verifier)
+        text = extract(answer.text, verifier.extract)
+        return Score(0.0, f"no answer ({verifier.extract})") if text is None else compare(text, expected)
 
     return check
 
@@ -181,13 +186,13 @@ def _entry(answer: Answer, verifier: Verifier) -> dict[str, Any]:
 
 
 def _row(answer: Answer) -> dict[str, Any]:
-    """What a user's function is called with: the answer, and the conversation that it ends."""
-    said: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    """The argument of a user's function: the answer, its tags, and the whole conversation."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     if answer.reasoning:
-        said["reasoning_content"] = answer.reasoning
+        message["reasoning_content"] = answer.reasoning
     return {
         "text": answer.text,
         "reasoning": answer.reasoning,
         "tags": dict(answer.tags),
-        "messages": [*map(dict, answer.messages), said],
+        "messages": [*map(dict, answer.messages), message],
     }
