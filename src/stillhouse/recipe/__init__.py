@@ -1,4 +1,4 @@
-"""Configuration: the typed sections of a recipe, loading, validation and studies."""
+"""Recipes: typed configuration sections, loading, validation, and studies."""
 
 import lazy_loader
 

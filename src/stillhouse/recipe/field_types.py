@@ -1,4 +1,4 @@
-"""Ranges that values of a recipe's fields may have."""
+"""Types of recipe fields with their ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nearest right word to a wrong one, for every error that names a bad choice."""
+"""Did-you-mean suggestions: the valid choice nearest to a misspelt one."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import difflib
 from collections.abc import Iterable
 
 CUTOFF = 0.65
-"""Share of letters in common below which two words are strangers: `nope` and `openai` have 0.6."""
+"""Similarity (difflib) below which nothing is suggested: `nope` and `openai` have 0.6."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``word``, or None when none is near.
+    """The choice most similar to ``word``, or None if none is similar enough.
 
-    Capitals, ``-`` and ``_`` do not count. A dotted choice is also known by its last part: ``epoch`` is near
-    ``train.epochs``.
+    Case does not count, and ``-`` equals ``_``. A dotted choice also matches by its last component:
+    ``epoch`` is near ``train.epochs``.
     """
-    every = list(choices)
-    for form in (_form, _last_part):
-        by_form = {form(choice): choice for choice in reversed(every)}
-        found = difflib.get_close_matches(form(word), list(by_form), n=1, cutoff=CUTOFF)
-        if found:
-            return by_form[found[0]]
+    candidates = list(choices)
+    for normalise in (_normalised, _last_component):
+        by_form = {normalise(choice): choice for choice in reversed(candidates)}
+        matches = difflib.get_close_matches(normalise(word), list(by_form), n=1, cutoff=CUTOFF)
+        if matches:
+            return by_form[matches[0]]
     return None
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
-    """``Did you mean `epochs`?``, or None when no choice is near ``word``."""
+    """``Did you mean `epochs`?``, or None if no choice is near ``word``."""
     choice = nearest(word, choices)
     return None if choice is None else f"Did you mean `{choice}`?"
 
 
-def _form(word: str) -> str:
+def _normalised(word: str) -> str:
     return word.lower().replace("-", "_")
 
 
-def _last_part(word: str) -> str:
-    return _form(word).rpartition(".")[2]
+def _last_component(word: str) -> str:
+    return _normalised(word).rpartition(".")[2]

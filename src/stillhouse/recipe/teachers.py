@@ -1,8 +1,8 @@
-"""Which teacher teaches what, where a recipe has several, and the rules for that.
+"""Several teachers in one recipe: which one answers a prompt, how distributions are averaged, and the rules.
 
-Teachers have numbers: 0 is the main one (`teacher`), 1 the first of `teachers`, and so on. The
-first whose `route` fits a prompt's tags is alone responsible for it; for all other prompts it is
-the main teacher, whose distributions are averaged with those of the teachers that have no route.
+Teachers have numbers: 0 is the main teacher (`teacher`), 1 the first of `teachers`, and so on. A prompt
+belongs to the first teacher whose `route` matches its tags, which then teaches it alone. All other prompts
+belong to the main teacher, whose distributions are averaged with those of the teachers without a route.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Complaint = tuple[str, str]
 
 
 def all_teachers(recipe: Recipe) -> tuple[Teacher, ...]:
-    """The main teacher, and the others in the recipe's order."""
+    """The main teacher, then the others in the order of the recipe."""
     return (recipe.teacher, *recipe.teachers)
 
 
 def teacher_number(recipe: Recipe, tags: Mapping[str, Any]) -> int:
-    """The number of the teacher that answers a prompt with these tags; values are compared as text."""
+    """The number of the teacher to which a prompt with these tags belongs; values are compared as text."""
     for number, teacher in enumerate(recipe.teachers, start=1):
         if teacher.route and all(str(tags.get(key)) == str(value) for key, value in teacher.route.items()):
             return number
@@ -29,7 +29,7 @@ def teacher_number(recipe: Recipe, tags: Mapping[str, Any]) -> int:
 
 
 def teacher_shares(recipe: Recipe, number: int) -> dict[int, float]:
-    """Whose distributions teach the prompts of teacher ``number``, by number; the shares sum to 1."""
+    """Weights of the teachers' distributions for prompts of teacher ``number``, by number; they sum to 1."""
     if number:
         return {number: 1.0}
     members = {0: recipe.teacher} | {n: t for n, t in enumerate(recipe.teachers, start=1) if not t.route}
@@ -38,16 +38,19 @@ def teacher_shares(recipe: Recipe, number: int) -> dict[int, float]:
 
 
 def averages(recipe: Recipe) -> bool:
-    """Whether the main teacher's distributions are averaged with others'."""
+    """Whether the main teacher's distributions are averaged with those of others."""
     return len(teacher_shares(recipe, 0)) > 1
 
 
 def teacher_rules(recipe: Recipe) -> Iterator[Complaint]:
-    """What is wrong with the recipe's teachers, by dotted key."""
+    """Complaints about the recipe's teachers, by dotted key."""
     if recipe.teacher.route:
-        yield "teacher.route", "the main teacher has all prompts that are no other's; put it into `teachers`"
+        yield (
+            "teacher.route",
+            "the main teacher gets all prompts that match no route; move this teacher to `teachers`",
+        )
     if recipe.teachers and recipe.objective.joins_tokenizers:
-        yield "teachers", "with `uld` and `align: spans` there can be one teacher only"
+        yield "teachers", "`uld` and `align: spans` support one teacher only"
     routes: list[Any] = []
     for number, teacher in enumerate(recipe.teachers):
         key = f"teachers.{number}"
@@ -55,37 +58,40 @@ def teacher_rules(recipe: Recipe) -> Iterator[Complaint]:
         if not teacher.route:
             yield from _averaged(recipe, teacher, key)
         elif teacher.weight != Teacher.weight:
-            yield f"{key}.weight", "has no meaning with `route`: such a teacher is alone with its prompts"
+            yield f"{key}.weight", "has no effect with `route`: such a teacher teaches its prompts alone"
         elif teacher.route in routes:
-            yield f"{key}.route", "is that of an earlier teacher, which has these prompts"
+            yield f"{key}.route", "is also the route of an earlier teacher, which gets these prompts"
         routes.append(teacher.route)
     if not averages(recipe) and recipe.teacher.weight != Teacher.weight:
-        yield "teacher.weight", "has no meaning without one of `teachers` that has no `route`"
+        yield "teacher.weight", "has no effect unless one of `teachers` has no `route`"
     yield from _context(recipe.teacher, "teacher")
 
 
 def _averaged(recipe: Recipe, teacher: Teacher, key: str) -> Iterator[Complaint]:
-    """Rules for a teacher whose distributions are mixed with the main one's, and whose text nobody reads."""
+    """Rules for a teacher without a route: its distributions are averaged, and it answers nothing."""
     objective = recipe.objective
     if teacher.model.startswith("api:"):
-        yield f"{key}.model", "an API has no distributions to average: give it a `route`"
+        yield f"{key}.model", "an API has no distributions to average; give it a `route`"
     if not objective.needs_teacher:
         yield (
             key,
-            "without a `route` its distributions are averaged; `cross_entropy` reads none",
+            "without a `route` its distributions are averaged, but `cross_entropy` uses none",
         )
     elif objective.targets in ("topk", "sampled"):
         yield (
             "objective.targets",
-            f"`{objective.targets}` of several teachers cannot be averaged: use `hidden` or `online`",
+            f"`{objective.targets}` of several teachers cannot be averaged; use `hidden` or `online`",
         )
     if teacher.context == "shared" and (teacher.system is not None or teacher.examples is not None):
-        yield f"{key}.context", "the text is the main teacher's; what only this one sees must be `private`"
+        yield (
+            f"{key}.context",
+            "the text comes from the main teacher; what only this teacher sees must be `private`",
+        )
 
 
 def _context(teacher: Teacher, key: str) -> Iterator[Complaint]:
     if teacher.context == "private" and teacher.system is None and teacher.examples is None:
         yield (
             f"{key}.context",
-            "`private` needs something that only the teacher sees: `system` or `examples`",
+            "`private` needs `system` or `examples`, which only the teacher sees",
         )

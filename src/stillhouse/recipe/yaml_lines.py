@@ -1,9 +1,8 @@
-"""YAML in which every value knows the line it was written on.
+"""Reads YAML with the line of every value, and writes it.
 
-Scalars follow YAML 1.2's core schema (``no`` and ``on`` are words, ``1e-4`` is a
-number), with ``_`` allowed between digits. Anchors, aliases and ``<<`` merges work;
-keys given twice, tags such as ``!!python/name`` and values that contain themselves are
-refused. Dates stay text.
+Scalars follow the core schema of YAML 1.2 (``no`` and ``on`` are words, ``1e-4`` is a number), with ``_``
+allowed between digits. Anchors, aliases and ``<<`` merges work. Duplicate keys, tags such as
+``!!python/name`` and values that contain themselves are errors. Dates stay text.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from stillhouse.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
 Origins = dict[KeyPath, str]
-"""Where each value was written, e.g. ``recipe.yaml:7``."""
+"""The location of each value, e.g. ``recipe.yaml:7``."""
 
-MOST_VALUES, DEEPEST = 100_000, 64
-"""Aliases of aliases grow without bound, and pydantic's JSON stops at 200 levels."""
+MAX_VALUES, MAX_DEPTH = 100_000, 64
+"""Aliases of aliases grow exponentially, and pydantic's JSON parser stops at 200 levels."""
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = (
@@ -48,7 +47,7 @@ class _CoreSchemaLoader(yaml.SafeLoader):
 
 
 class _CoreSchemaDumper(yaml.SafeDumper):
-    """Quotes text that either YAML 1.2 or 1.1 would read as something else (``no``, ``1e-4``)."""
+    """Quotes text that YAML 1.2 or 1.1 would not read as text (``no``, ``1e-4``)."""
 
     yaml_implicit_resolvers: ClassVar[Resolvers] = {  # pyright: ignore[reportIncompatibleVariableOverride]
         key: _core_resolvers().get(key, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(key, [])
@@ -62,7 +61,7 @@ class _CoreSchemaDumper(yaml.SafeDumper):
 _CoreSchemaDumper.add_representer(
     tuple, lambda dumper, value: dumper.represent_sequence(_TAG + "seq", value, flow_style=True)
 )
-# Line ends that only double quotes can hold: elsewhere they are folded into spaces or other line ends.
+# Line breaks that only double quotes preserve: elsewhere they become spaces or other line breaks.
 _CoreSchemaDumper.add_representer(
     str,
     lambda dumper, value: dumper.represent_scalar(
@@ -72,7 +71,7 @@ _CoreSchemaDumper.add_representer(
 
 
 def dump_yaml(value: Any) -> str:
-    """``value`` as YAML that `read_yaml` reads back; tuples on one line, keys in their order."""
+    """``value`` as YAML that `read_yaml` reads back; tuples on one line, keys in order."""
     return yaml.dump(value, Dumper=_CoreSchemaDumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
@@ -81,20 +80,20 @@ def read_yaml(text: str, name: str) -> tuple[Any, Origins]:
 
     Args:
         text: the YAML.
-        name: stands for the file in error messages and origins.
+        name: the file name in error messages and origins.
 
     Returns:
-        The value, made of dict, list, str, int, float, bool and None; and where each part of it stands.
+        The value (dict, list, str, int, float, bool and None), and the location of each value in it.
 
     Raises:
-        RecipeError: the text is not YAML of this kind; names the line.
+        RecipeError: the text is not valid YAML of this kind; the message names the line.
     """
     try:
         node = yaml.compose(text, Loader=_CoreSchemaLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = name if mark is None else f"{name}:{mark.line + 1}"
-        raise RecipeError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+        location = name if mark is None else f"{name}:{mark.line + 1}"
+        raise RecipeError(f"{location}: not valid YAML: {error.problem or error.context}") from None
     except RecursionError:
         raise RecipeError(f"{name}: nested too deeply") from None
     except yaml.YAMLError as error:
@@ -106,7 +105,7 @@ def read_yaml(text: str, name: str) -> tuple[Any, Origins]:
 
 
 class _NodeReader:
-    """Turns a tree of YAML nodes into plain values, noting lines."""
+    """Converts a tree of YAML nodes to plain values and records their lines."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -114,16 +113,16 @@ class _NodeReader:
         self.open: list[yaml.Node] = []
         self.values = 0
 
-    def place(self, node: yaml.Node) -> str:
+    def location(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}"
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
-        self.origins.setdefault(path, self.place(node))
+        self.origins.setdefault(path, self.location(node))
         if any(node is outer for outer in self.open):
-            raise RecipeError(f"{self.place(node)}: a value that contains itself")
+            raise RecipeError(f"{self.location(node)}: a value that contains itself")
         self.values += 1
-        if self.values > MOST_VALUES or len(self.open) > DEEPEST:
-            raise RecipeError(f"{self.place(node)}: too many values, or nested too deeply, for a recipe")
+        if self.values > MAX_VALUES or len(self.open) > MAX_DEPTH:
+            raise RecipeError(f"{self.location(node)}: too many values, or nested too deeply, for a recipe")
         self.open.append(node)
         try:
             if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
@@ -139,32 +138,32 @@ class _NodeReader:
         merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise RecipeError(f"{self.place(key_node)}: a key must be a word")
+                raise RecipeError(f"{self.location(key_node)}: a key must be a word")
             key = key_node.value
             if key_node.tag == _TAG + "merge":
                 merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 continue
             if key in seen:
                 first = seen[key].start_mark.line + 1
-                raise RecipeError(f"{self.place(key_node)}: {key}: given twice, first on line {first}")
+                raise RecipeError(f"{self.location(key_node)}: {key}: given twice, first on line {first}")
             seen[key] = key_node
-            self.origins[(*path, key)] = self.place(key_node)
+            self.origins[(*path, key)] = self.location(key_node)
             yield key, self.value(value_node, (*path, key))
         for source in merged:
             if not isinstance(source, yaml.MappingNode):
-                raise RecipeError(f"{self.place(source)}: only mappings can be merged with `<<`")
+                raise RecipeError(f"{self.location(source)}: only mappings can be merged with `<<`")
             for key, value in self.value(source, (*path, "<<")).items():
                 if key not in seen:
                     seen[key] = source
-                    self.origins[(*path, key)] = self.place(source)
+                    self.origins[(*path, key)] = self.location(source)
                     yield key, value
 
     def scalar(self, node: yaml.Node) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
         if not isinstance(text, str):
-            raise RecipeError(f"{self.place(node)}: the tag `{node.tag}` does not fit a list or a mapping")
+            raise RecipeError(f"{self.location(node)}: the tag `{node.tag}` does not fit a list or a mapping")
         if any("\ud800" <= character <= "\udfff" or character == "\0" for character in text):
-            raise RecipeError(f"{self.place(node)}: not text: half a surrogate pair, or a null character")
+            raise RecipeError(f"{self.location(node)}: not text: half a surrogate pair, or a null character")
         try:
             if kind == "null":
                 return None
@@ -175,7 +174,7 @@ class _NodeReader:
             if kind == "float":
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except (ValueError, KeyError):
-            raise RecipeError(f"{self.place(node)}: `{text}` is not a {kind}") from None
+            raise RecipeError(f"{self.location(node)}: `{text}` is not a {kind}") from None
         if kind in ("str", "merge"):
             return text
-        raise RecipeError(f"{self.place(node)}: the tag `{node.tag}` has no meaning in a recipe")
+        raise RecipeError(f"{self.location(node)}: the tag `{node.tag}` has no meaning in a recipe")

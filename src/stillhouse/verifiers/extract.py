@@ -31,7 +31,7 @@ def extract(text: str, method: str) -> str | None:
 
 
 def number(text: str) -> float | None:
-    """Parses ``text`` as a number (``1,000``, ``-2.5e3``, ``3/4``, ``50%``, ``$12``); None if it is not one."""
+    """Parses a number (``1,000``, ``-2.5e3``, ``3/4``, ``50%``, ``$12``); None if ``text`` is not one."""
     plain = text.strip().strip("$").replace(",", "").replace("\u2212", "-").strip()
     scale = 0.01 if plain.endswith("%") else 1.0
     numerator, slash, denominator = plain.removesuffix("%").partition("/")

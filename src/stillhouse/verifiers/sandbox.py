@@ -77,7 +77,7 @@ def run_python(code: str, tests: str, *, timeout_s: float, memory_mb: int) -> Pr
     Raises:
         VerifierFailure: the child could not be set up, or timed out.
     """
-    # The program may find the descriptor of the result; it cannot forge a result without the nonce.
+    # A line without the nonce is ignored: a program may find the descriptor that results go to.
     nonce = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="still-code-", ignore_cleanup_errors=True) as scratch:
         job = {

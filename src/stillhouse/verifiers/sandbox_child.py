@@ -93,9 +93,8 @@ def main() -> None:
         os.dup2(devnull, standard)
     protection = isolate_processes(libc)
     protection["files"] = forbid_writing(libc, job["scratch"])
-    if protection[
-        "processes"
-    ]:  # the namespace's first process: the kernel kills all others in it when it ends
+    if protection["processes"]:
+        # The namespace's first process: when it ends, the kernel kills all others in it.
         child = os.fork()
         if child:
             os.close(result)
@@ -114,7 +113,7 @@ def run(job: dict, result: int, protection: dict[str, bool]) -> None:
         os.write(result, json.dumps({"nonce": nonce, **values}).encode() + b"\n")
 
     report(protection=protection)
-    job.clear()  # the program should not find the nonce by looking for the job
+    job.clear()  # so that the program does not find the nonce in it
     pid = os.getpid()
     namespace: dict[str, object] = {"__name__": "__main__"}
     error = None

@@ -29,7 +29,7 @@ class Score:
     detail: str = ""
     """The reason, for a person to read."""
     failed: bool = False
-    """Whether the verifier itself failed (it crashed, hung, or returned no finite number); the value is then 0."""
+    """Whether the verifier failed (it crashed, hung, or returned no finite number); the value is then 0."""
 
 
 class VerifierFailure(Exception):
