@@ -56,7 +56,7 @@ def test_a_lawyer_and_a_statistician_find_what_they_look_for(bundle):
         "Null hypothesis:",
         "p-value, one-sided",
         "Does it hold?",
-        "Words used here",
+        "Glossary",
         "still trace verify",
         "Committed at",
     ):

@@ -1,1 +1,1 @@
-"""The evidence as a page and in words."""
+"""The evidence report: one HTML page from ``evidence.json``."""

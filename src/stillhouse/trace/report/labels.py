@@ -13,15 +13,15 @@ LEVEL_OF_TEXTS = "trained on these texts as they were published"
 EFFECTS = {
     "auc": "AUC: how often a delivered output outranks a resample (½ without training)",
     "f": "Share f of the log that was used",
-    "power": "Power: chance of hard evidence, had the share that matters been used",
-    "power_share": "The share that matters",
+    "power": "Power: chance of hard evidence if the share of interest was used",
+    "power_share": "Share of interest",
     "detectable_f": "Smallest share that is found with 80% probability",
     "detectable_effect": "Smallest (2·AUC − 1)·f that is found with 80% probability",
     "resamples_each": "Resamples of each output",
     "p_exact": "p, exact",
     "p_bound": "p, upper bound (Chernoff)",
     "p_normal": "p, normal approximation",
-    "stopped_after": "Outputs after which it could be stopped",
+    "stopped_after": "Outputs after which the test could stop",
     "saved": "Share of the log that was not needed",
 }
-"""What effects are called; others by their own name."""
+"""Names of effects; an effect that is not listed is shown by its key."""

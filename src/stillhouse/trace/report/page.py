@@ -1,7 +1,7 @@
 """``report.html``: one offline page made from ``evidence.json``.
 
-A reader without statistics finds the verdict, the ladder, what is not shown and a glossary; one with them the
-nulls, the assumptions and the pictures. The page adds no number that is not in ``evidence.json``.
+Readers without statistics find the verdict, the ladder, the limits and a glossary; statisticians find the
+null hypotheses, the assumptions and the plots. The page adds no number that is not in ``evidence.json``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from stillhouse.trace.detectors.registry import DETECTORS
 from stillhouse.trace.report.labels import EFFECTS, LEVEL_OF_TEXTS, LEVELS
 from stillhouse.trace.verdict import NOT_SHOWN, claim, only_about_texts
 
-HELD = {True: "holds", False: "does not hold", None: "cannot be told from the data"}
-DRAWN_AS_GROWTH, DRAWN_AS_RANKS = "log10_e", "rank_counts"
-"""Series that have a picture of their own."""
-UNITS = {"outputs": "delivered outputs looked at", "pairs": "distinct pairs of tokens looked at"}
-"""Series that say after how much the evidence had grown so far."""
+HELD = {True: "holds", False: "does not hold", None: "unknown: the data cannot show it"}
+GROWTH_SERIES, RANK_SERIES = "log10_e", "rank_counts"
+"""Series of a finding that have a plot."""
+UNITS = {"outputs": "delivered outputs tested", "pairs": "distinct pairs of tokens tested"}
+"""Series with the amount of data at each point of the growth plot, and their axis labels."""
 
 
 def render_page(evidence: Evidence, plan: str) -> str:
@@ -30,15 +30,15 @@ def render_page(evidence: Evidence, plan: str) -> str:
     """
     filters = {
         "number": format_scientific,
-        "words": _words,
-        "readable": _readable,
-        "rows": _effects,
+        "value_text": _value_text,
+        "key_text": _key_text,
+        "effect_rows": _effect_rows,
         "largest": _largest,
     }
     return page_template(__package__, "evidence.html.j2", filters).render(
         evidence=evidence,
         plan=plan,
-        plots=_draw(evidence),
+        plots=_plots(evidence),
         detectors=DETECTORS,
         level=_level,
         only_about_texts=only_about_texts,
@@ -48,57 +48,57 @@ def render_page(evidence: Evidence, plan: str) -> str:
     )
 
 
-def _level(part: Any) -> str:
-    """What a test's level says, of texts or of outputs."""
-    return LEVEL_OF_TEXTS if DETECTORS[part.test].about_texts else LEVELS[part.level]
+def _level(test: Any) -> str:
+    """What a test's level means, for texts or for outputs."""
+    return LEVEL_OF_TEXTS if DETECTORS[test.test].about_texts else LEVELS[test.level]
 
 
-def _draw(evidence: Evidence) -> dict[str, Any]:
-    """The pictures that there is data for, by teacher, test and kind, as trusted markup."""
+def _plots(evidence: Evidence) -> dict[str, Any]:
+    """All plots for which there is data, by teacher, test and kind, as trusted markup."""
     from markupsafe import Markup
 
-    from stillhouse.trace.report import plots as drawings
+    from stillhouse.trace.report import plots
 
-    pictures: dict[str, str] = {}
-    for number_, teacher in enumerate(evidence.teachers):
+    svgs: dict[str, str] = {}
+    for number, teacher in enumerate(evidence.teachers):
         if teacher.rungs:
-            rungs = [rung.model_dump() for rung in teacher.rungs]
-            pictures[f"{teacher.name}/ladder"] = drawings.ladder(rungs, name=f"ladder-{number_}")
-        for part in teacher.tests:
-            for kind, picture in _of_test(part, evidence.hard, f"{part.test}-{number_}").items():
-                pictures[f"{teacher.name}/{part.test}/{kind}"] = picture
-    return {place: Markup(svg) for place, svg in pictures.items()}
+            claims = [rung.model_dump() for rung in teacher.rungs]
+            svgs[f"{teacher.name}/ladder"] = plots.ladder(claims, name=f"ladder-{number}")
+        for test in teacher.tests:
+            for kind, svg in _plots_of_test(test, evidence.hard, f"{test.test}-{number}").items():
+                svgs[f"{teacher.name}/{test.test}/{kind}"] = svg
+    return {key: Markup(svg) for key, svg in svgs.items()}
 
 
-def _of_test(part: PlannedTestRecord, hard: float, name: str) -> dict[str, str]:
-    from stillhouse.trace.report import plots as drawings
+def _plots_of_test(test: PlannedTestRecord, hard: float, name: str) -> dict[str, str]:
+    from stillhouse.trace.report import plots
 
-    finding, pictures = part.finding, {}
+    finding, svgs = test.finding, {}
     if finding is None or finding.reason is not None:
         return {}
-    if growth := finding.series.get(DRAWN_AS_GROWTH):
+    if growth := finding.series.get(GROWTH_SERIES):
         unit = next(unit for unit in UNITS if unit in finding.series)
-        pictures["growth"] = drawings.growth(
+        svgs["growth"] = plots.growth(
             growth, finding.series[unit], hard, unit=UNITS[unit], name=f"growth-{name}"
         )
-    if counts := finding.series.get(DRAWN_AS_RANKS):
-        pictures["ranks"] = drawings.ranks(counts, name=f"ranks-{name}")
-    others = [p.e_value for p in part.placebos if p.e_value is not None]
-    if others:
-        pictures["placebos"] = drawings.placebos(finding.e_value, others, hard, name=f"placebos-{name}")
-    return pictures
+    if counts := finding.series.get(RANK_SERIES):
+        svgs["ranks"] = plots.ranks(counts, name=f"ranks-{name}")
+    placebo_es = [placebo.e_value for placebo in test.placebos if placebo.e_value is not None]
+    if placebo_es:
+        svgs["placebos"] = plots.placebos(finding.e_value, placebo_es, hard, name=f"placebos-{name}")
+    return svgs
 
 
-def _effects(finding: FindingRecord) -> list[tuple[str, str, str]]:
-    """Effects as texts: what it is, value, interval; without the statistic, which stands above."""
-    effect, found = finding.effect, []
+def _effect_rows(finding: FindingRecord) -> list[tuple[str, str, str]]:
+    """Effects as (name, value, interval); omits the statistic, which has a row of its own."""
+    effect, rows = finding.effect, []
     for name, value in effect.items():
-        of_another = name.endswith(("_low", "_high")) and name.rpartition("_")[0] in effect
+        is_interval_end = name.endswith(("_low", "_high")) and name.rpartition("_")[0] in effect
         ends = (effect.get(f"{name}_low"), effect.get(f"{name}_high"))
-        if of_another or (value is None and ends == (None, None)) or value == finding.value:
+        if is_interval_end or (value is None and ends == (None, None)) or value == finding.value:
             continue
-        found.append((EFFECTS.get(name, _readable(name)), format_scientific(value), _interval(*ends)))
-    return found
+        rows.append((EFFECTS.get(name, _key_text(name)), format_scientific(value), _interval(*ends)))
+    return rows
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -113,11 +113,11 @@ def _largest(placebos: list[PlaceboRecord]) -> str:
     return format_scientific(max((p.e_value for p in placebos if p.e_value is not None), default=None))
 
 
-def _readable(key: str) -> str:
+def _key_text(key: str) -> str:
     return key.replace("_", " ")
 
 
-def _words(value: Any) -> str:
+def _value_text(value: Any) -> str:
     """A parameter as text."""
     if value is None or value == [] or value == {}:
         return "–"
@@ -126,7 +126,7 @@ def _words(value: Any) -> str:
     if isinstance(value, float):
         return format_scientific(value)
     if isinstance(value, list):
-        return ", ".join(map(_words, value))
+        return ", ".join(map(_value_text, value))
     if isinstance(value, dict):
-        return "; ".join(f"{_readable(str(key))} {_words(inner)}" for key, inner in value.items())
+        return "; ".join(f"{_key_text(str(key))} {_value_text(inner)}" for key, inner in value.items())
     return str(value)
