@@ -25,7 +25,7 @@ from stillhouse.errors import MissingExtraError, ModelError
 from stillhouse.export.tensors import ExportedTensor
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType as Kind
+    from gguf import GGMLQuantizationType as GgmlType
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Quantisation:
     """A quantisation that the command line names."""
 
     kind: str
-    """ggml's type of most matrices."""
+    """Name of ggml's type of most matrices."""
     file_type: int
     """`general.file_type`, llama.cpp's number of the quantisation."""
     more_bits: bool = False
@@ -52,12 +52,12 @@ QUANTISATIONS = {
 }
 _KEPT_FOR_OUTPUT = ("F32", "F16", "BF16", "Q8_0")  # types that need no more bits for the output weights
 _WITHOUT_GGML = ("f32", "f16", "bf16", "q8_0", "q4_0")  # types that the gguf package supports
-_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # 256 numbers a block -> 32
+_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # blocks of 256 numbers -> blocks of 32
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 def require_type(name: str) -> None:
-    """Raises where a type is not available.
+    """Checks that a type is available.
 
     Raises:
         MissingExtraError: the type needs the xllamacpp package.
@@ -69,16 +69,16 @@ def require_type(name: str) -> None:
         )
 
 
-def tensor_types(tensors: Sequence[ExportedTensor], quantisation: Quantisation) -> list[Kind]:
+def tensor_types(tensors: Sequence[ExportedTensor], quantisation: Quantisation) -> list[GgmlType]:
     """The ggml type of each tensor."""
-    from gguf import GGMLQuantizationType as Kind
+    from gguf import GGMLQuantizationType as GgmlType
 
     layers = 1 + max((int(m[1]) for t in tensors if (m := _LAYER.match(t.name))), default=0)
     output = "output.weight" if any(t.name == "output.weight" for t in tensors) else "token_embd.weight"
-    return [Kind[_type_name(tensor, quantisation, layers, output)] for tensor in tensors]
+    return [GgmlType[_type_name(tensor, quantisation, layers, output)] for tensor in tensors]
 
 
-def stored_bytes(shape: Sequence[int], kind: Kind) -> int:
+def stored_bytes(shape: Sequence[int], kind: GgmlType) -> int:
     """Size of a tensor in the file."""
     from gguf import GGML_QUANT_SIZES
 
@@ -86,7 +86,7 @@ def stored_bytes(shape: Sequence[int], kind: Kind) -> int:
     return int(np.prod(shape)) // block * block_bytes
 
 
-def quantise(values: np.ndarray, kind: Kind, name: str) -> np.ndarray:
+def quantise(values: np.ndarray, kind: GgmlType, name: str) -> np.ndarray:
     """``values`` quantised, as the bytes [n] of ``kind``.
 
     Raises:
@@ -103,6 +103,7 @@ def quantise(values: np.ndarray, kind: Kind, name: str) -> np.ndarray:
                 hint="Choose bf16, f32 or q8_0.",
             )
         return stored.reshape(-1).view(np.uint8)
+    # ggml reads raw pointers: the array must be contiguous float32.
     values = np.ascontiguousarray(values, np.float32)
     stored = np.empty(stored_bytes(values.shape, kind), np.uint8)
     columns = values.shape[-1]

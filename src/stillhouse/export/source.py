@@ -51,8 +51,7 @@ class Source:
 
 
 def open_source(directory: Path) -> Source:
-    """Opens the model in ``directory``: a model's directory, a run's (its student is exported), or an
-    adapter's.
+    """Opens the model in ``directory``, which can be a model's, a run's (its student) or an adapter's.
 
     Raises:
         ModelNotFoundError: the directory holds no model or no weights.

@@ -197,7 +197,7 @@ def _scores(source: Source, tokens: Sequence[str], types: Sequence[int], merges:
     SentencePiece joins any two tokens whose concatenation is a token, best score first. So all pairs that
     form a token must be among the merges, one directly after the other.
     """
-    order: dict[str, int] = {}
+    order: dict[str, int] = {}  # token -> rank of its first merge; a lower rank is a better score
     pairs_merged: set[tuple[str, str]] = set()
     for merge in merges:
         left, right = merge.split(" ")
@@ -210,6 +210,7 @@ def _scores(source: Source, tokens: Sequence[str], types: Sequence[int], merges:
         order.setdefault(joined, len(order))
     known = set(tokens)
     for token, token_type in zip(tokens, types, strict=True):
+        # SentencePiece would also join pairs that the merges do not contain.
         pairs = {(token[:cut], token[cut:]) for cut in range(1, len(token))}
         missing = {pair for pair in pairs if known.issuperset(pair)} - pairs_merged
         if missing and (token in order or token_type == TokenType.NORMAL):

@@ -28,7 +28,7 @@ from stillhouse.export.tokenizer import Vocabulary, vocabulary_of
 from stillhouse.files import atomic_path, atomic_write, storage_errors
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType as Kind, GGUFWriter
+    from gguf import GGMLQuantizationType as GgmlType, GGUFWriter
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def _export(
             _write(temporary, source, vocabulary, tensors, kinds, name)
         sizes = {tensor.name: math.prod(tensor.shape) for tensor in tensors}
         checked = check_file(temporary, source, vocabulary, sizes)
+    # Only now does the file have its name, which the Modelfile refers to.
     text, template = modelfile(source, path.name, add_bos=vocabulary.add_bos)
     atomic_write(_modelfile_of(path), text)
     return ExportedFile(name, path, path.stat().st_size, _modelfile_of(path), template, checked)
@@ -133,7 +134,7 @@ def _write(
     source: Source,
     vocabulary: Vocabulary,
     tensors: Sequence[ExportedTensor],
-    kinds: Sequence[Kind],
+    kinds: Sequence[GgmlType],
     name: str,
 ) -> None:
     from gguf import GGUFWriter

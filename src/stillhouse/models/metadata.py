@@ -80,6 +80,7 @@ def _gguf_info(reference: Reference, file: GgufFile) -> ModelInfo:
         reference=reference.text,
         kind=reference.kind,
         model_type=config.get("model_type", file.architecture),
+        # rope_freqs.weight holds constants, not trained weights.
         parameters=sum(tensor.size for name, tensor in file.tensors.items() if name != "rope_freqs.weight"),
         vocab_size=embedding.shape[0] if embedding else None,
         layers=file.architecture_field("block_count"),

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_TO_SAFETENSORS = (
+    "Opening a pickle can run any code. Convert it on a machine that you can afford to lose: load the model "
+    "there with transformers and save it with save_pretrained(), which writes safetensors."
+)
+
+
 @dataclass
 class Weights:
     """A model in memory that can be trained."""
@@ -50,13 +57,6 @@ class Weights:
         own = getattr(self.model.generation_config, "eos_token_id", None)
         ends = own if isinstance(own, list) else [own]
         return self.template.end_token_ids(self.tokenizer) | {end for end in ends if isinstance(end, int)}
-
-
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_TO_SAFETENSORS = (
-    "Opening a pickle can run any code. Convert it on a machine that you can afford to lose: load the model "
-    "there with transformers and save it with save_pretrained(), which writes safetensors."
-)
 
 
 def load_weights(reference: str, *, dtype: str = "float32") -> Weights:
@@ -298,6 +298,7 @@ def _gguf_model(file: GgufFile, dtype: str) -> PreTrainedModel:
 
 
 def _require_complete(path: Path, info: dict[str, Any]) -> None:
+    # transformers initialises missing weights at random and only logs a warning.
     for what, key in (
         ("lacks", "missing_keys"),
         ("has no place for", "unexpected_keys"),

@@ -159,6 +159,8 @@ class ApiModel:
         try:
             async with asyncio.timeout(self._timeout_s):
                 raw = await endpoint.with_raw_response.create(**parameters)
+        # First, since openai's time-out is a subclass of its connection error. A slow server is an overloaded
+        # one.
         except (TimeoutError, openai.APITimeoutError) as error:
             raise TemporaryError(
                 f"{self.url} gave no answer in {self._timeout_s:g} s", pushback=True
@@ -208,6 +210,7 @@ class ApiModel:
                 f"{self.url} knows no model {self.name!r}: {message}",
                 hint=f"See {self.url}/models for its names.",
             )
+        # Before the check for 429, the status of this error, too: waiting brings no credit.
         if code == "insufficient_quota":
             return ModelError(f"{self.url}: {message}", hint="The account has no credit left.")
         if status in _TRANSIENT or status >= 500:
@@ -281,6 +284,7 @@ def open_api(
 def _from_choice(request: Request, data: dict[str, Any], choice: dict[str, Any], headers: Any) -> Reply:
     """The answer with the types of a corpus. Raises ValueError or TypeError where the server sends others."""
     message = choice["message"]
+    # A refusal is an answer like any other: filters decide what to do with it.
     text = _text(message.get("content")) or _text(message.get("refusal")) or ""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(reasoning, str):

@@ -170,6 +170,7 @@ def _generate_one(model: PreTrainedModel, ids: list[int], setting: Sampling, end
         **(processors if setting.temperature > 0 else {}),
     )
     ids_1T = torch.tensor([ids], device=model.device)
+    # generate samples from the global generator, whose state must not change for the caller.
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(setting.seed or 0)
         output: Any = model.generate(

@@ -58,6 +58,7 @@ async def with_retries(
         except TemporaryError as error:
             if error.pushback:
                 on_pushback()
+            # Rate limits of a day end the run with a message rather than with a sleeping process.
             if error.wait_s is not None and error.wait_s > LONGEST_WAIT_S:
                 raise ApiError(
                     f"{error.what}; it asks to wait {error.wait_s:.0f} s",

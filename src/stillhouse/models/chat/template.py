@@ -124,6 +124,7 @@ class ChatTemplate:
         """
         from stillhouse.models.chat.assistant_mask import assistant_spans
 
+        # Every segment is encoded alone: no token may straddle the border between prompt and answer.
         guard = _Guard(tokenizer, self)
         text, spans = assistant_spans(
             self.render_marked, guard.messages(messages), list(guard.added_tokens), guard.turn_tokens

@@ -191,6 +191,7 @@ class _HeaderReader:
             if inner in _SCALARS:
                 code = _SCALARS[inner]
                 return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
+            # A string takes 8 bytes or more, so a larger count is damage and would loop for hours.
             if inner == _STRING and count <= self.size:
                 return [self.string() for _ in range(count)]
         return self.fail(f"has a value of unknown type {kind} at byte {self.offset}")

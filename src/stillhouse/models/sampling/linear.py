@@ -57,6 +57,7 @@ def gated(gate: Any, up: Any, dtype: torch.dtype) -> Product:
     gate_bias, up_bias = _bias(gate, dtype), _bias(up, dtype)
 
     def product(x: torch.Tensor) -> torch.Tensor:
+        # The activation and the multiplication happen on oneDNN's float32 sums, before they are rounded.
         activated = torch.ops.mkldnn._linear_pointwise(x, of_gate, gate_bias, "swish", [], "")
         return torch.ops.mkldnn._linear_pointwise.binary(x, activated, of_up, up_bias, "mul")
 
