@@ -185,23 +185,23 @@ class Objective:
     """What the student minimises."""
 
     kind: ObjectiveName = "forward_kl"
-    """The divergence between teacher and student; `cross_entropy` uses the teacher's text alone, `uld` sorted
-    probabilities of any two vocabularies."""
+    """The divergence between teacher and student; `cross_entropy` uses the teacher's text only, `uld` compares
+    sorted probabilities of any two vocabularies."""
     align: Literal["tokens", "spans"] = "tokens"
     """`tokens`: position by position, which needs one tokenizer (`uld`: the n-th token with the n-th).
-    `spans`: for two tokenizers, the shortest stretches of an answer that end a token on both sides."""
+    `spans`: for two tokenizers, the shortest spans of an answer that end a token on both sides."""
     temperature: PositiveFloat = 1.0
     """Softens both distributions; the loss is multiplied by its square."""
     beta: Share = 0.5
     """`jsd`: weight of the teacher in the mixture; 0 is forward KL, 1 is reverse KL, as limits."""
     alpha: Share = 0.1
-    """`skew_*`: how much of the other distribution is mixed in."""
+    """`skew_*`: share of the other distribution in the mixture; 1 is invalid."""
     cross_entropy: Share = 0.0
-    """Weight of cross-entropy on the text; the divergence has 1 minus this."""
+    """Weight of cross-entropy on the text; the weight of the divergence is 1 minus this."""
     loss_on: Literal["assistant", "all"] = "assistant"
-    """Tokens that count: the assistant's, by the template's own marks, or all."""
+    """Tokens that count: those that the chat template marks as the assistant's, or all."""
     targets: Literal["hidden", "topk", "sampled", "online"] = "hidden"
-    """How the teacher's distributions are kept: hidden states (exact), top-k, drawn ids, or not at all."""
+    """How the teacher's distributions are stored: hidden states (exact), top-k, drawn ids, or not at all."""
     top_k: PositiveInt = 64
     """`topk`: entries a token; the rest is one tail bucket (on-policy too). `sampled`: draws a token."""
 
