@@ -1,21 +1,20 @@
-"""The loss from hidden states: ours beside the ways it is usually written in PyTorch.
+"""The loss from hidden states: `fused_loss` compared with the usual implementations in PyTorch.
 
     python benchmarks/fused_loss.py                  # SmolLM2's head, 1,024 counted tokens, bfloat16
     python benchmarks/fused_loss.py --dtype float32 --tokens 512
 
-The work is the same for all: forward KL between a student and a teacher that are both given as hidden states,
-through two heads of 49,152 ids, with the gradient by the student's hidden states (`frozen head`) or by those
-and its head (`all weights`). Weights are random; the speed does not depend on their values.
+All do the same work: forward KL between a student and a teacher, both given as hidden states, through two
+heads of 49,152 ids, with the gradient by the student's hidden states (`frozen head`) or by those and its head
+(`all weights`). Weights are random; the speed does not depend on their values.
 
 - ours: `stillhouse.distill.loss.fused_loss`, 512-row chunks, closed-form gradient, tiles that stay in cache.
 - whole logits: both [tokens, vocabulary] in float32, `F.kl_div`, backward.
 - checkpointed: the same in chunks of 512 rows, each under `torch.utils.checkpoint`.
 
-Seconds are medians over rounds in which the ways alternate; process seconds (of all threads) are the steadier
-where other work shares the machine. The peak is the most resident memory of a process of its own that does
-one round, above what it had before it. The error is that of the gradient by the hidden states against float64
-on 64 rows, ‖difference‖ / ‖exact‖. A second table shows chunk sizes, a third every objective and form of
-targets.
+Seconds are medians over rounds in which the implementations alternate; process seconds (of all threads) vary
+less if other work shares the machine. The peak is the increase of resident memory in a separate process that
+runs one round. The error is that of the gradient by the hidden states against float64 on 64 rows,
+‖difference‖ / ‖exact‖. A second table shows chunk sizes, a third every objective and target format.
 """
 
 from __future__ import annotations
@@ -40,12 +39,13 @@ from stillhouse.console import console
 from stillhouse.distill.loss.fused_loss import fused_loss
 from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TeacherRows, TopKRows
+from stillhouse.objectives import OBJECTIVES
 from stillhouse.recipe import Objective
 
 FORWARD_KL = Objective(kind="forward_kl")
-KINDS = ("cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl")
+KINDS = [name for name, kind in OBJECTIVES.items() if kind.compares_tokens]
 CHUNK = 512
-Way = Callable[["Work"], Tensor]
+Implementation = Callable[["Work"], Tensor]
 
 
 class Work:
@@ -68,10 +68,10 @@ class Work:
     def rows(self) -> DenseRows:
         return DenseRows(self.teacher_ND, LMHead(self.teacher_VD))
 
-    def step(self, way: Way) -> None:
-        """Loss and gradients, dropped."""
+    def step(self, implementation: Implementation) -> None:
+        """Computes loss and gradients; the next step overwrites them."""
         self.hidden_ND.grad = self.weight_VD.grad = None
-        way(self).backward()
+        implementation(self).backward()
 
 
 def ours(work: Work) -> Tensor:
@@ -101,35 +101,41 @@ def checkpointed(work: Work) -> Tensor:
     return torch.stack(parts).sum()  # pyright: ignore[reportArgumentType]
 
 
-WAYS: dict[str, Way] = {"ours": ours, "whole logits": whole_logits, "checkpointed": checkpointed}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "ours": ours,
+    "whole logits": whole_logits,
+    "checkpointed": checkpointed,
+}
 
 
-def alternate(work: Work, ways: dict[str, Way], rounds: int) -> dict[str, dict[str, float]]:
-    """Median wall and process seconds of each way; the first round is thrown away."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+def alternate(
+    work: Work, implementations: dict[str, Implementation], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Median wall and process seconds of each implementation, without the first round."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in implementations}
     for _ in range(rounds + 1):
-        for name, way in ways.items():
+        for name, implementation in implementations.items():
             start = time.perf_counter(), time.process_time()
-            work.step(way)
-            taken[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+            work.step(implementation)
+            seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return {
         name: {
             "wall_s": statistics.median(wall for wall, _ in times[1:]),
             "process_s": statistics.median(process for _, process in times[1:]),
         }
-        for name, times in taken.items()
+        for name, times in seconds.items()
     }
 
 
 def memory(field: str) -> int:
-    """A line of Linux's account of this process, in bytes: ``VmRSS`` now, ``VmHWM`` the most so far."""
+    """Resident memory of this process in bytes, from Linux: ``VmRSS`` is current, ``VmHWM`` the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
-def peak_of(name: str, wanted: argparse.Namespace, *, trains_head: bool) -> float:
-    """Megabytes that one round of a way needs, in a process of its own."""
-    sizes = [str(getattr(wanted, key)) for key in ("tokens", "vocab", "hidden", "dtype", "threads")]
+def peak_of(name: str, arguments: argparse.Namespace, *, trains_head: bool) -> float:
+    """Peak megabytes of one round of an implementation, in a separate process."""
+    sizes = [str(getattr(arguments, key)) for key in ("tokens", "vocab", "hidden", "dtype", "threads")]
     command = [sys.executable, __file__, "--peak", name, str(int(trains_head)), *sizes]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -140,16 +146,16 @@ def print_peak(
     torch.set_num_threads(int(threads))
     options = {"trains_head": trains_head == "1"}
     work = Work(int(tokens), int(vocab), int(hidden), getattr(torch, dtype), **options)
-    Work(2, 8, 4, torch.float32, **options).step(WAYS[name])  # libraries loaded
-    Path("/proc/self/clear_refs").write_text("5")  # the most so far begins anew
+    Work(2, 8, 4, torch.float32, **options).step(IMPLEMENTATIONS[name])  # loads libraries
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmRSS")
-    work.step(WAYS[name])
+    work.step(IMPLEMENTATIONS[name])
     print((memory("VmHWM") - before) / 1e6)
 
 
-def gradient_errors(wanted: argparse.Namespace) -> dict[str, float]:
+def gradient_errors(arguments: argparse.Namespace) -> dict[str, float]:
     """‖gradient − exact‖ / ‖exact‖ by the hidden states; exact is float64 on the same rounded inputs."""
-    work = Work(64, wanted.vocab, wanted.hidden, getattr(torch, wanted.dtype), trains_head=False)
+    work = Work(64, arguments.vocab, arguments.hidden, getattr(torch, arguments.dtype), trains_head=False)
     leaf_ND = work.hidden_ND.detach().double().requires_grad_()
     wide = work.weight_VD.detach().double()
     dense = [work.teacher_ND.double(), wide]
@@ -158,17 +164,17 @@ def gradient_errors(wanted: argparse.Namespace) -> dict[str, float]:
     exact_ND = leaf_ND.grad
     assert exact_ND is not None
     errors = {}
-    for name, way in WAYS.items():
-        work.step(way)
+    for name, implementation in IMPLEMENTATIONS.items():
+        work.step(implementation)
         assert work.hidden_ND.grad is not None
         errors[name] = ((work.hidden_ND.grad.double() - exact_ND).norm() / exact_ND.norm()).item()
     return errors
 
 
-def objective_ways(work: Work) -> dict[str, Way]:
-    """Every objective on dense rows, and forward KL on the others."""
+def objective_implementations(work: Work) -> dict[str, Implementation]:
+    """Every objective on dense rows, and forward KL on the other formats."""
 
-    def way(objective: Objective, rows: TeacherRows | None) -> Way:
+    def fused(objective: Objective, rows: TeacherRows | None) -> Implementation:
         return lambda work: fused_loss(
             work.hidden_ND, LMHead(work.weight_VD), work.labels_N, rows, objective, chunk=CHUNK
         )
@@ -177,25 +183,29 @@ def objective_ways(work: Work) -> dict[str, Way]:
     ids_NK = torch.randint(vocab // 64, (tokens, 64)) + torch.arange(0, 64) * (vocab // 64)
     topk = TopKRows(ids_NK, torch.zeros(tokens, 65).log_softmax(-1), vocab)
     sampled = SampledRows(ids_NK[:, :12], torch.ones(tokens, 12), vocab)
-    dense = {kind: way(Objective(kind=kind), work.rows()) for kind in KINDS}
+    dense = {kind: fused(Objective(kind=kind), work.rows()) for kind in KINDS}
     return dense | {
-        "forward_kl, topk 64": way(FORWARD_KL, topk),
-        "forward_kl, sampled 12": way(FORWARD_KL, sampled),
+        "forward_kl, topk 64": fused(FORWARD_KL, topk),
+        "forward_kl, sampled 12": fused(FORWARD_KL, sampled),
     }
 
 
-def compare(wanted: argparse.Namespace) -> dict[str, Any]:
-    errors = gradient_errors(wanted)
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    errors = gradient_errors(arguments)
     results: dict[str, Any] = {}
     for label, trains_head in (("frozen head", False), ("all weights", True)):
         work = Work(
-            wanted.tokens, wanted.vocab, wanted.hidden, getattr(torch, wanted.dtype), trains_head=trains_head
+            arguments.tokens,
+            arguments.vocab,
+            arguments.hidden,
+            getattr(torch, arguments.dtype),
+            trains_head=trains_head,
         )
-        measured = alternate(work, WAYS, wanted.rounds)
+        measured = alternate(work, IMPLEMENTATIONS, arguments.rounds)
         del work
-        for name in WAYS:
+        for name in IMPLEMENTATIONS:
             measured[name] |= {
-                "peak_mb": peak_of(name, wanted, trains_head=trains_head),
+                "peak_mb": peak_of(name, arguments, trains_head=trains_head),
                 "gradient_error": errors[name],
             }
         rows = [
@@ -210,7 +220,7 @@ def compare(wanted: argparse.Namespace) -> dict[str, Any]:
             for name, m in measured.items()
         ]
         columns = ["", "wall s", "process s", "of ours", "peak MB", "error"]
-        console.table(f"Forward KL, {label}, {wanted.dtype}", columns, rows)
+        console.table(f"Forward KL, {label}, {arguments.dtype}", columns, rows)
         results[label] = measured
     return results
 
@@ -232,27 +242,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fused_loss.json"))
-    wanted = parser.parse_args()
-    torch.set_num_threads(wanted.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
-        **{key: getattr(wanted, key) for key in ("tokens", "vocab", "hidden", "dtype", "threads")},
-        **compare(wanted),
+        **{key: getattr(arguments, key) for key in ("tokens", "vocab", "hidden", "dtype", "threads")},
+        **compare(arguments),
     }
-    work = Work(wanted.tokens, wanted.vocab, wanted.hidden, getattr(torch, wanted.dtype), trains_head=False)
-    chunks: dict[str, Way] = {
+    work = Work(
+        arguments.tokens,
+        arguments.vocab,
+        arguments.hidden,
+        getattr(torch, arguments.dtype),
+        trains_head=False,
+    )
+    chunks: dict[str, Implementation] = {
         str(chunk): lambda w, chunk=chunk: fused_loss(
             w.hidden_ND, LMHead(w.weight_VD), w.labels_N, w.rows(), FORWARD_KL, chunk=chunk
         )
         for chunk in (128, 256, 512, 1024)
     }
-    results["chunks"] = print_seconds("Rows of a chunk", alternate(work, chunks, wanted.rounds))
+    results["chunks"] = print_seconds("Rows of a chunk", alternate(work, chunks, arguments.rounds))
     results["objectives"] = print_seconds(
-        "Objectives, frozen head", alternate(work, objective_ways(work), wanted.rounds)
+        "Objectives, frozen head", alternate(work, objective_implementations(work), arguments.rounds)
     )
-    wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    wanted.out.write_text(json.dumps(results, indent=2) + "\n")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""What a student of another tokenizer learns from: the teacher's text, sorted probabilities, or spans.
+"""Objectives for a student with another tokenizer: the teacher's text, sorted probabilities, or spans.
 
     still collect recipes/other-tokenizer.yaml --out runs/other-tokenizer
     python benchmarks/other_tokenizers.py runs/other-tokenizer --seeds 3
 
 Every arm trains the same scratch student (of the recipe in the run's directory) on the same answers in the
-same steps; only the objective differs, and the seed (weights and order). Measured on the held-out answers:
+same steps; only the objective and the seed (weights and order) differ. Measured on the held-out answers:
 
-- **bits/byte**: the student's negative log-likelihood of the teacher's answers, end mark included, over their
-  bytes. It does not depend on either tokenizer.
-- **span KL**: forward KL from teacher to student over shared tokens, a span, as `align: spans` defines it.
+- **bits/byte**: the student's negative log-likelihood of the teacher's answers, with their end token, divided
+  by their bytes. It does not depend on either tokenizer.
+- **span KL**: forward KL from teacher to student over shared tokens, per span, as `align: spans` defines it.
 
-Arms beside the recipe's objectives, to choose between ways of treating what is not shared:
+Arms that no recipe offers, to compare treatments of tokens that are not shared:
 
 - *rest*: tokens that only one side has are one outcome, the rest.
-- *encoded*: they count for what the other tokenizer begins them with, not for the longest shared token that
-  they begin with.
-- *inside*: tokens inside a span are learned from the text, by cross-entropy, and not by the chain.
-- *gold*: as TRL's GOLD trainer does it: the whole first distribution times the chain of the others,
+- *encoded*: they map to the token with which the other tokenizer begins them, not to the longest shared token
+  that they begin with.
+- *inside*: tokens inside a span are learned from the text, by cross-entropy, and not by the chain rule.
+- *gold*: as in TRL's GOLD trainer: the whole first distribution times the chain of the others,
   generalised JSD (beta 0.5) term by term over shared tokens, sorted L1 for the others, weighted by the
   share of the teacher's tokens that is shared.
 """
@@ -44,13 +44,14 @@ from stillhouse.distill.data.documents import Document, make_documents
 from stillhouse.distill.forward.forward_pass import ForwardPass
 from stillhouse.distill.loss import cross_tokenizer
 from stillhouse.distill.loss.cross_tokenizer import SpanPredictions, ranked_distance
-from stillhouse.distill.loss.divergences import Distribution, loss_and_gradient
+from stillhouse.distill.loss.divergences import loss_and_gradient
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary, join_vocabularies
 from stillhouse.distill.students.build import build_student
 from stillhouse.distill.targets.cross_tokenizer import SpanSignal
 from stillhouse.distill.targets.signal import cache_targets
 from stillhouse.distill.training.loop import train
 from stillhouse.models import Weights, load_weights
+from stillhouse.objectives import Distribution
 from stillhouse.recipe import Objective
 from stillhouse.recipe.load import load_recipe
 
@@ -71,7 +72,7 @@ ARMS: dict[str, tuple[Objective, str]] = {
 
 @dataclass(frozen=True)
 class Split:
-    """Answers as both sides read them, with the teacher's hidden states."""
+    """Answers tokenised by both sides, with the teacher's hidden states."""
 
     documents: list[Document]
     answer_bytes: int
@@ -99,12 +100,13 @@ def main() -> None:
         return build_student(recipe.student, teacher=teacher, calibration=[], seed=seed, texts=texts)
 
     first = student(0)
-    reader = ChatTokenizer(first.tokenizer, first.template)
+    tokenizer = ChatTokenizer(first.tokenizer, first.template)
     arms = {name: ARMS[name] for name in ARMS if any(part in name for part in options.arms)}
     results: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as cache:
         learned, held_out = (
-            read(corpus, split, teacher, reader, Path(place) / split) for split in ("train", "held_out")
+            read_split(corpus, split, teacher, tokenizer, Path(cache) / split)
+            for split in ("train", "held_out")
         )
         print(f"{len(learned.documents)} answers, {learned.facts}; {first.facts['parameters']:,} parameters")
         for seed in range(options.seeds):
@@ -115,9 +117,9 @@ def main() -> None:
                 signal = None if objective.kind == "cross_entropy" else signal
                 with (
                     tempfile.TemporaryDirectory() as directory,
-                    changed(variant, learned.signal, teacher, reader),
+                    patched_loss(variant, learned.signal, teacher, tokenizer),
                 ):
-                    done = train(
+                    result = train(
                         model,
                         learned.documents,
                         signal,
@@ -126,18 +128,18 @@ def main() -> None:
                         directory=Path(directory),
                         seed=seed,
                     )
-                found = measure(model, held_out) | {
+                measured = measure(model, held_out) | {
                     "seconds": time.process_time() - started,
-                    "tokens": done.tokens,
+                    "tokens": result.tokens,
                 }
-                results[name].append(found)
-                print(seed, name, {key: round(value, 3) for key, value in found.items()}, flush=True)
+                results[name].append(measured)
+                print(seed, name, {key: round(value, 3) for key, value in measured.items()}, flush=True)
     show(results)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 
 
-def read(corpus: Corpus, split: str, teacher: Weights, student: ChatTokenizer, place: Path) -> Split:
+def read_split(corpus: Corpus, split: str, teacher: Weights, student: ChatTokenizer, cache: Path) -> Split:
     rows = list(corpus.rows(split))
     documents = make_documents(
         rows, student.tokenizer, student.template, loss_on="assistant", max_length=1024
@@ -147,15 +149,15 @@ def read(corpus: Corpus, split: str, teacher: Weights, student: ChatTokenizer, p
     facts, signals = {}, {}
     for by in ("tokens", "spans"):
         aligned = align_documents(rows, documents, teacher=side, student=student, by=by)
-        cached = cache_targets(teacher.model, aligned.documents, SPANS, place / by, seed=0)
+        cached = cache_targets(teacher.model, aligned.documents, SPANS, cache / by, seed=0)
         facts, signals[by] = aligned.facts, SpanSignal(cached, aligned, vocabulary)
-    said = sum(len(student.token_bytes[n] or b"") for document in documents for n in document.labels)
-    return Split(documents, said, signals["spans"], signals["tokens"], facts)
+    answer_bytes = sum(len(student.token_bytes[n] or b"") for document in documents for n in document.labels)
+    return Split(documents, answer_bytes, signals["spans"], signals["tokens"], facts)
 
 
 @torch.no_grad()
 def measure(model: Any, held_out: Split) -> dict[str, float]:
-    """Bits a byte of the answers, and forward KL a span."""
+    """Bits per byte of the answers, and forward KL per span."""
     runner = ForwardPass(model, held_out.documents, "float32")
     hidden = runner.hidden(range(len(held_out.documents)))
     nll = kl = spans = 0.0
@@ -170,12 +172,14 @@ def measure(model: Any, held_out: Split) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def changed(variant: str, signal: SpanSignal, teacher: Weights, student: ChatTokenizer) -> Iterator[None]:
-    """Another treatment of what is not shared, inside the block."""
+def patched_loss(
+    variant: str, signal: SpanSignal, teacher: Weights, student: ChatTokenizer
+) -> Iterator[None]:
+    """Replaces the treatment of tokens that are not shared, inside the block."""
     vocabulary, divergence = signal._vocabulary, cross_tokenizer.span_divergence
     if variant in ("rest", "encoded"):
         side = ChatTokenizer(teacher.tokenizer, teacher.template)
-        signal._vocabulary = other_classes(variant, vocabulary, side, student)
+        signal._vocabulary = other_mapping(variant, vocabulary, side, student)
     if variant == "inside":
         cross_tokenizer.span_divergence = inside
     if variant == "gold":
@@ -186,44 +190,42 @@ def changed(variant: str, signal: SpanSignal, teacher: Weights, student: ChatTok
         signal._vocabulary, cross_tokenizer.span_divergence = vocabulary, divergence
 
 
-def other_classes(
+def other_mapping(
     variant: str, vocabulary: SharedVocabulary, teacher: ChatTokenizer, student: ChatTokenizer
 ) -> SharedVocabulary:
     both = {b for b in teacher.token_bytes if b} & {b for b in student.token_bytes if b}
-    number = {b: int(n) for b, n in zip(teacher.token_bytes, vocabulary.teacher_V, strict=True) if b in both}
+    shared = {b: int(n) for b, n in zip(teacher.token_bytes, vocabulary.teacher_V, strict=True) if b in both}
 
-    def counts_for(b: bytes | None, other: ChatTokenizer) -> int:
+    def map_token(b: bytes | None, other: ChatTokenizer) -> int:
         if variant == "rest":
-            return number.get(b, vocabulary.size) if b else vocabulary.size + 1
+            return shared.get(b, vocabulary.size) if b else vocabulary.size + 1
         while b and b not in both:
             ids = other.tokenizer.backend_tokenizer.encode(b.decode(errors="ignore")).ids
             first = (other.token_bytes[ids[0]] if ids else None) or b""
-            begun = first if len(first) < len(b) and b.startswith(first) else b[:-1]
-            b, other = begun, (student if other is teacher else teacher)
-        return number.get(b or b"", vocabulary.size)
+            prefix = first if len(first) < len(b) and b.startswith(first) else b[:-1]
+            b, other = prefix, (student if other is teacher else teacher)
+        return shared.get(b or b"", vocabulary.size)
 
-    teacher_V = torch.tensor([counts_for(b, student) for b in teacher.token_bytes])
-    student_V = torch.tensor([counts_for(b, teacher) for b in student.token_bytes])
+    teacher_V = torch.tensor([map_token(b, student) for b in teacher.token_bytes])
+    student_V = torch.tensor([map_token(b, teacher) for b in student.token_bytes])
     return SharedVocabulary(teacher_V, student_V, vocabulary.size + (variant == "rest"))
 
 
-def inside(q: SpanPredictions, p: SpanPredictions, several_C: Tensor, objective: Objective) -> Tensor:
-    """The divergence at the beginning of each span, and the text's cross-entropy inside it."""
-    student, teacher = (
-        Distribution.from_logp(q.first_token_logp(p)),
-        Distribution.from_logp(p.first_token_logp(q)),
-    )
+def inside(q: SpanPredictions, p: SpanPredictions, multi_token_C: Tensor, objective: Objective) -> Tensor:
+    """The divergence at the start of each span, and the text's cross-entropy inside it."""
+    student = Distribution.from_logp(q.first_token_logp(p))
+    teacher = Distribution.from_logp(p.first_token_logp(q))
     return loss_and_gradient(student, teacher, objective)[0] - q.rest_C
 
 
 def gold(teacher: ChatTokenizer, student: ChatTokenizer) -> Callable[..., Tensor]:
     """The hybrid loss of TRL's GOLD trainer: matched tokens term by term, and the others sorted."""
-    place = {b: n for n, b in enumerate(student.token_bytes) if b}
-    pairs = [(n, place[b]) for n, b in enumerate(teacher.token_bytes) if b in place]
+    student_id = {b: n for n, b in enumerate(student.token_bytes) if b}
+    pairs = [(n, student_id[b]) for n, b in enumerate(teacher.token_bytes) if b in student_id]
     teacher_ids, student_ids = torch.tensor(pairs).T
     weight = len(pairs) / len(teacher.token_bytes)
 
-    def loss(q: SpanPredictions, p: SpanPredictions, several_C: Tensor, objective: Objective) -> Tensor:
+    def loss(q: SpanPredictions, p: SpanPredictions, multi_token_C: Tensor, objective: Objective) -> Tensor:
         q_CV, p_CV = ((side.logp_CV + side.rest_C[:, None]).exp() for side in (q, p))
         matched = [
             Distribution.from_logp(p_CK.clamp_min(1e-8).log().log_softmax(-1))

@@ -1,4 +1,4 @@
-"""What the training loop costs beside the passes that it is made of, and what packing and bfloat16 save.
+"""The overhead of the training loop over its bare passes, and the gain from packing and bfloat16.
 
     python benchmarks/train_loop.py                       # the quickstart's student: half of SmolLM2's layers
     python benchmarks/train_loop.py --layers 4 --steps 5  # quicker
@@ -6,19 +6,19 @@
 Weights are random (speed does not depend on their values); documents have random lengths
 around the quickstart's mean of 205 tokens; all of their tokens count.
 
-1. Loop. After each step of `train()` (AdamW, clipping, metrics, progress and all), a bare step is run on the
-   same documents in the same process, so that both see the same machine. A bare step is: the bfloat16 (or
-   float32) module's forward on the same packed row with the same attention, the head on the same positions,
-   `F.cross_entropy` on the whole [N, V] logits in float32, backward, gradients dropped. It has no optimizer,
-   no clipping, no chunking, no numbers read back. The same again with our head loss (chunk by chunk, gradient
-   in closed form) in place of the logits and `F.cross_entropy` shows the loop alone. Ratios are medians over
-   steps, of wall and of process time (the latter is steadier where other work shares the machine); the first
-   step is thrown away. Writing the checkpoint is timed apart.
+1. Loop. After each step of `train()` (with AdamW, clipping, metrics and progress), a bare step runs on the
+   same documents in the same process, so that both are timed under the same conditions. A bare step is the
+   forward pass of the bfloat16 (or float32) module on the same packed row with the same attention, the head
+   on the same positions, `F.cross_entropy` on the whole [N, V] logits in float32, and backward. It has no
+   optimizer, no clipping, no chunking, and reads no numbers back. A second bare step with `fused_loss`
+   (chunked, gradient in closed form) in place of the logits and `F.cross_entropy` isolates the loop. Ratios
+   are medians over steps, of wall and of process time (which varies less if other work shares the machine),
+   without the first step. Writing the checkpoint is timed separately.
 2. Layout. Forward and backward of one step's documents: packed with attention per document (ours), padded to
-   the longest with documents of like length together, and packed under a dense block mask (what transformers
-   does on its own).
-3. Type. The bare step above: a bfloat16 working copy (ours; its gradients go to float32 masters),
-   `torch.autocast` over float32 weights, float32.
+   the longest with documents of similar length together, and packed under a dense block mask (the default of
+   transformers).
+3. Type. The bare step above with a bfloat16 working copy (ours; its gradients go to float32 masters),
+   `torch.autocast` over float32 weights, or float32.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def student(layers: int) -> PreTrainedModel:
 
 
 def corpus(tokens: int) -> list[Document]:
-    """Documents of 40 to 512 tokens, 205 on average, `tokens` in all or a little more."""
+    """Documents of 40 to 512 tokens, 205 on average, with at least `tokens` in total."""
     generator = np.random.default_rng(0)
     documents: list[Document] = []
     while sum(map(len, documents)) < tokens:
@@ -92,22 +92,21 @@ def corpus(tokens: int) -> list[Document]:
     return documents
 
 
-def bare_pass(module: PreTrainedModel, documents: list[Document], *, our_head: bool = False) -> None:
-    """Forward and backward with nothing of the loop's, the logits of the whole pass at once."""
+def bare_pass(module: PreTrainedModel, documents: list[Document], *, fused: bool = False) -> None:
+    """Forward and backward without the loop; computes the logits of the whole pass unless ``fused``."""
     with use_attention(module, PACKED):
         batch = collate(documents, PACKED, CPU)
         hidden_ND = hidden_states(module.get_decoder(), batch)
-    if our_head:
-        loss = fused_loss(hidden_ND, LMHead(module.lm_head.weight), batch.labels_N, None, TEXT) / len(
-            hidden_ND
-        )
+    if fused:
+        head = LMHead(module.lm_head.weight)
+        loss = fused_loss(hidden_ND, head, batch.labels_N, None, TEXT) / len(hidden_ND)
     else:
         loss = F.cross_entropy(module.lm_head(hidden_ND).float(), batch.labels_N)
     loss.backward()
 
 
 class Meter:
-    """A tracker that times each step of the loop, and after it the same step bare."""
+    """A tracker that times each step of the loop, and then the same step bare."""
 
     def __init__(self, *bare: Callable[[int], Times]) -> None:
         self.bare = bare
@@ -116,7 +115,7 @@ class Meter:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         ours = since(self.start)
-        self.steps.append((ours, *(way(step) for way in self.bare)))
+        self.steps.append((ours, *(variant(step) for variant in self.bare)))
         self.start = clock()
 
     def close(self) -> None:
@@ -133,14 +132,14 @@ def measure_loop(layers: int, settings: Train, steps: int, directory: Path) -> d
     bare_module = WorkingCopy(model, compute_dtype(settings.dtype, CPU)).module.train()
     model.requires_grad_(True)
 
-    def bare(step: int, our_head: bool = False) -> Times:
+    def bare(step: int, fused: bool = False) -> Times:
         start = clock()
         for indices in micro_batches(plan[step - 1].documents, lengths, settings.micro_tokens, padded=False):
-            bare_pass(bare_module, [documents[i] for i in indices], our_head=our_head)
+            bare_pass(bare_module, [documents[i] for i in indices], fused=fused)
         bare_module.zero_grad()
         return since(start)
 
-    meter = Meter(bare, lambda step: bare(step, our_head=True))
+    meter = Meter(bare, lambda step: bare(step, fused=True))
     training.open_tracker = lambda *_: meter
     save, saved = training.CheckpointManager.save, []
 
@@ -169,13 +168,13 @@ def median_ratio(loop: Sequence[Times], bare: Sequence[Times], which: int) -> fl
     return statistics.median(a[which] / b[which] for a, b in zip(loop, bare, strict=True))
 
 
-def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median process seconds of each way, run in turn; the first round is thrown away."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def alternate(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median process seconds of each variant, run alternately, without the first round."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds + 1):
-        for name, way in ways.items():
+        for name, variant in variants.items():
             start = clock()
-            way()
+            variant()
             seconds[name].append(since(start)[1])
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
@@ -184,13 +183,13 @@ def measure_layouts(layers: int, settings: Train, rounds: int) -> dict[str, floa
     documents = corpus(settings.batch_tokens)
     step = Step(0, 0, tuple(range(len(documents))), sum(map(len, documents)))
 
-    def way(layout: str) -> Callable[[], object]:
-        taught = learners[layout]
+    def variant(layout: str) -> Callable[[], object]:
+        learner = learners[layout]
 
         def run() -> None:
-            with taught.training():
-                taught.backward(step)
-            taught.optimizer.zero_grad()
+            with learner.training():
+                learner.backward(step)
+            learner.optimizer.zero_grad()
 
         return run
 
@@ -203,7 +202,7 @@ def measure_layouts(layers: int, settings: Train, rounds: int) -> dict[str, floa
         PADDED: "padded",
         "sdpa": "packed, dense mask",
     }
-    return alternate({names[layout]: way(layout) for layout in learners}, rounds)
+    return alternate({names[layout]: variant(layout) for layout in learners}, rounds)
 
 
 def measure_types(layers: int, settings: Train, rounds: int) -> dict[str, float]:
@@ -212,7 +211,7 @@ def measure_types(layers: int, settings: Train, rounds: int) -> dict[str, float]
     wide.get_input_embeddings().requires_grad_(settings.embeddings)
     copied = WorkingCopy(wide, torch.bfloat16)
 
-    def way(module: PreTrainedModel, scope: Callable[[], Any]) -> Callable[[], object]:
+    def variant(module: PreTrainedModel, scope: Callable[[], Any]) -> Callable[[], object]:
         def run() -> None:
             with scope():
                 bare_pass(module, documents)
@@ -222,15 +221,15 @@ def measure_types(layers: int, settings: Train, rounds: int) -> dict[str, float]
 
     return alternate(
         {
-            "bfloat16 working copy": way(copied.module, contextlib.nullcontext),
-            "autocast to bfloat16": way(wide, lambda: torch.autocast("cpu", torch.bfloat16)),
-            "float32": way(wide, contextlib.nullcontext),
+            "bfloat16 working copy": variant(copied.module, contextlib.nullcontext),
+            "autocast to bfloat16": variant(wide, lambda: torch.autocast("cpu", torch.bfloat16)),
+            "float32": variant(wide, contextlib.nullcontext),
         },
         rounds,
     )
 
 
-def print_ways(title: str, seconds: dict[str, float]) -> None:
+def print_variants(title: str, seconds: dict[str, float]) -> None:
     first = next(iter(seconds.values()))
     rows = [[name, f"{value:.2f}", f"{value / first:.2f}"] for name, value in seconds.items()]
     console.table(title, ["", "process s", "of ours"], rows)
@@ -246,12 +245,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_loop.json"))
-    wanted = parser.parse_args()
-    torch.set_num_threads(wanted.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     quickstart = Train(
-        tokens=wanted.batch_tokens * wanted.steps,
-        batch_tokens=wanted.batch_tokens,
-        micro_tokens=wanted.batch_tokens,
+        tokens=arguments.batch_tokens * arguments.steps,
+        batch_tokens=arguments.batch_tokens,
+        micro_tokens=arguments.batch_tokens,
         max_length=512,
         embeddings=False,
         trackers=("tensorboard",),
@@ -260,26 +259,26 @@ def main() -> None:
     results: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
-        **{key: getattr(wanted, key) for key in ("layers", "batch_tokens", "threads")},
+        **{key: getattr(arguments, key) for key in ("layers", "batch_tokens", "threads")},
     }
     for name, settings in (
         ("frozen embeddings", quickstart),
         ("all weights", replace(quickstart, embeddings=True)),
     ):
         with tempfile.TemporaryDirectory() as directory:
-            results[name] = measure_loop(wanted.layers, settings, wanted.steps, Path(directory))
+            results[name] = measure_loop(arguments.layers, settings, arguments.steps, Path(directory))
     keys = ("loop_s", "bare_s", "wall", "process", "process, our head", "checkpoint_s")
     rows = [
         [name, *(f"{results[name][key]:.3f}" for key in keys)]
         for name in ("frozen embeddings", "all weights")
     ]
     console.table("Loop over bare passes (goal: at most 1.10)", ["", *keys], rows)
-    results["layouts"] = measure_layouts(wanted.layers, quickstart, wanted.rounds)
-    print_ways("Layout", results["layouts"])
-    results["types"] = measure_types(wanted.layers, quickstart, wanted.rounds)
-    print_ways("Compute type", results["types"])
-    wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    wanted.out.write_text(json.dumps(results, indent=2) + "\n")
+    results["layouts"] = measure_layouts(arguments.layers, quickstart, arguments.rounds)
+    print_variants("Layout", results["layouts"])
+    results["types"] = measure_types(arguments.layers, quickstart, arguments.rounds)
+    print_variants("Compute type", results["types"])
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -185,8 +185,8 @@ class Objective:
     """What the student minimises."""
 
     kind: ObjectiveName = "forward_kl"
-    """The divergence between teacher and student; `cross_entropy` uses the teacher's text only, `uld` compares
-    sorted probabilities of any two vocabularies."""
+    """The divergence between teacher and student; `cross_entropy` uses the teacher's text only, `uld` sorted
+    probabilities of any two vocabularies."""
     align: Literal["tokens", "spans"] = "tokens"
     """`tokens`: position by position, which needs one tokenizer (`uld`: the n-th token with the n-th).
     `spans`: for two tokenizers, the shortest spans of an answer that end a token on both sides."""
