@@ -68,11 +68,7 @@ def transformers_config(file: GgufFile, *, llama3_factors: list[float] | None = 
     hidden = file.require(f"{name}.embedding_length")
     if not isinstance(heads, int):
         raise ModelError(f"{file.path}: layers with different numbers of heads are not supported")
-    # Llama's rotary dimension is the whole head; the others state the head's size, or it divides evenly.
-    head_dim = file.architecture_field("attention.key_length")
-    if head_dim is None and name == "llama":
-        head_dim = file.architecture_field("rope.dimension_count")
-    head_dim = head_dim or hidden // heads
+    head_dim = _head_dim(file, hidden, heads)
     theta = round_f32(file.architecture_field("rope.freq_base", 10_000.0))
     config = {
         "model_type": architecture.model_types[0],
@@ -135,6 +131,14 @@ def _require_numbers(file: GgufFile) -> None:
         raise ModelError(
             f"{file.path} lacks model.layers.{gap}; its header declares {count} layers", hint=_DAMAGED
         )
+
+
+def _head_dim(file: GgufFile, hidden: int, heads: int) -> int:
+    # Llama's rotary dimension is the whole head; the others state the head's size, or it divides evenly.
+    head_dim = file.architecture_field("attention.key_length")
+    if head_dim is None and file.architecture == "llama":
+        head_dim = file.architecture_field("rope.dimension_count")
+    return head_dim or hidden // heads
 
 
 def _vocab_size(file: GgufFile) -> int:
