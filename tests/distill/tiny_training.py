@@ -75,12 +75,12 @@ def _made(kind, config, **options) -> PreTrainedModel:
 def documents_of(lengths: Sequence[int], *, seed: int = 0) -> list[Document]:
     """Random documents; the second half of each is to be learned, its last token included."""
     generator = np.random.default_rng(seed)
-    made = []
+    documents = []
     for number, length in enumerate(lengths):
         loss = np.arange(length) >= max(1, length // 2)
         ids = generator.integers(0, VOCABULARY, length, dtype=np.int32)
-        made.append(Document(f"doc-{number}", ids, loss))
-    return made
+        documents.append(Document(f"doc-{number}", ids, loss))
+    return documents
 
 
 def naive_loss_sum(model: PreTrainedModel, documents: Sequence[Document]) -> Tensor:

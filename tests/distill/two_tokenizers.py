@@ -1,4 +1,4 @@
-"""Readers with byte-level BPE tokenizers of different sizes, and templates of different habits."""
+"""Chat tokenizers: byte-level BPE of different sizes, and templates of different habits."""
 
 from __future__ import annotations
 

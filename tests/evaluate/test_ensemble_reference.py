@@ -30,18 +30,18 @@ def test_kl_agreement_and_likelihood():
             (TeacherReference(b, [DOCUMENTS[i] for i in own]), own, 1.0),
         ],
     )
-    found, itself = measure(student, DOCUMENTS, teacher=reference), reference.measures()
-    assert found.kl_D is not None
-    assert found.agree_D is not None
+    measures, own_measures = measure(student, DOCUMENTS, teacher=reference), reference.measures()
+    assert measures.kl_D is not None
+    assert measures.agree_D is not None
     for index, document in enumerate(DOCUMENTS):
         p = logp(b, document).exp()
         if index in mixed:
             p = 0.25 * logp(a, document).exp() + 0.75 * p
         q = logp(student, document)
-        assert found.kl_D[index] == pytest.approx((p * (p.log() - q)).sum().item(), rel=1e-4)
-        assert found.agree_D[index] == (p.argmax(-1) == q.argmax(-1)).sum().item()
+        assert measures.kl_D[index] == pytest.approx((p * (p.log() - q)).sum().item(), rel=1e-4)
+        assert measures.agree_D[index] == (p.argmax(-1) == q.argmax(-1)).sum().item()
         labels = torch.from_numpy(document.labels.astype(np.int64))
         own_nll = -p.log().gather(1, labels[:, None]).sum().item()
-        assert itself.nll_D[index] == pytest.approx(own_nll, rel=1e-4)
-    assert itself.kl_D is not None
-    assert not itself.kl_D.any()
+        assert own_measures.nll_D[index] == pytest.approx(own_nll, rel=1e-4)
+    assert own_measures.kl_D is not None
+    assert not own_measures.kl_D.any()

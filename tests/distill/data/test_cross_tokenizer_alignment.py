@@ -1,4 +1,4 @@
-"""Spans of one answer in two tokenisations, against boundaries that are found in another way."""
+"""Spans of one answer in two tokenisations, against boundaries computed in another way."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,11 @@ TEACHER, TAGS, THINKING = chatml_reader(), tags_reader(), thinking_reader()
 
 
 def row(answer: str, *, reasoning: str | None = None, before: list[dict] | None = None) -> dict:
-    said = {"role": "assistant", "content": answer, "reasoning_content": reasoning}
-    return {"id": answer[:8], "messages": [*(before or []), {"role": "user", "content": "Why?"}, said]}
+    answer_message = {"role": "assistant", "content": answer, "reasoning_content": reasoning}
+    return {
+        "id": answer[:8],
+        "messages": [*(before or []), {"role": "user", "content": "Why?"}, answer_message],
+    }
 
 
 def aligned(rows, student: ChatTokenizer, *, teacher: ChatTokenizer = TEACHER, max_length=4096, by="spans"):
@@ -27,14 +30,14 @@ def aligned(rows, student: ChatTokenizer, *, teacher: ChatTokenizer = TEACHER, m
 
 def texts(
     documents: list[Document],
-    found: AlignedDocuments,
+    alignment: AlignedDocuments,
     student: ChatTokenizer,
     *,
     teacher: ChatTokenizer = TEACHER,
 ):
     """Every span's bytes on both sides, read from the tokens that its rows predict."""
     both = []
-    for document, read, spans in zip(documents, found.documents, found.spans_S4, strict=True):
+    for document, read, spans in zip(documents, alignment.documents, alignment.spans_S4, strict=True):
         for t, many, s, few in spans:
             ours = b"".join(teacher.token_bytes[n] for n in read.labels[t : t + many])
             theirs = b"".join(student.token_bytes[n] for n in document.labels[s : s + few])
@@ -49,12 +52,12 @@ def ends_of(reader: ChatTokenizer, answer: str) -> set[int]:
 
 
 def test_one_tokenizer_gives_a_span_for_every_token():
-    documents, found = aligned([row(TEXT), row("Because.")], TEACHER)
-    for document, read, spans in zip(documents, found.documents, found.spans_S4, strict=True):
+    documents, alignment = aligned([row(TEXT), row("Because.")], TEACHER)
+    for document, read, spans in zip(documents, alignment.documents, alignment.spans_S4, strict=True):
         rows = np.arange(document.counted)
         np.testing.assert_array_equal(spans, np.stack([rows, rows * 0 + 1, rows, rows * 0 + 1], axis=1))
         np.testing.assert_array_equal(read.labels, document.labels)
-    assert found.facts["aligned_share"] == 1
+    assert alignment.facts["aligned_share"] == 1
 
 
 @pytest.mark.parametrize("student", [TAGS, THINKING], ids=["tags", "thinking"])
@@ -62,11 +65,11 @@ def test_one_tokenizer_gives_a_span_for_every_token():
 @given(answer=st.text(st.sampled_from("the still 🙂é你\n1,—z"), min_size=1, max_size=40))
 def test_spans_are_the_smallest_stretches_that_end_on_both_sides(student, answer):
     answer = "x" + answer + "x"  # no blank space around it, which a template may take away
-    documents, found = aligned([row(answer)], student)
-    *words, end = texts(documents, found, student)
-    assert all(ours == theirs for ours, theirs in words)
-    assert b"".join(ours for ours, _ in words) == answer.encode()
-    stops = np.cumsum([len(ours) for ours, _ in words]).tolist()
+    documents, alignment = aligned([row(answer)], student)
+    *pairs, end = texts(documents, alignment, student)
+    assert all(ours == theirs for ours, theirs in pairs)
+    assert b"".join(ours for ours, _ in pairs) == answer.encode()
+    stops = np.cumsum([len(ours) for ours, _ in pairs]).tolist()
     assert stops == sorted(ends_of(TEACHER, answer) & ends_of(student, answer))
     assert end[0] == b"<|im_end|>"
     assert end[1] in (b"</s>", b"<|stop|>")
@@ -74,23 +77,23 @@ def test_spans_are_the_smallest_stretches_that_end_on_both_sides(student, answer
 
 def test_characters_cut_into_several_tokens_lie_in_one_span():
     bare = chatml_reader(258)  # bytes only
-    documents, found = aligned([row("a🙂é")], bare, teacher=TEACHER)
-    joined = [ours for ours, _ in texts(documents, found, bare)]
+    documents, alignment = aligned([row("a🙂é")], bare, teacher=TEACHER)
+    joined = [ours for ours, _ in texts(documents, alignment, bare)]
     assert joined[0] == b"a"
     assert b"".join(joined) == "a🙂é<|im_end|>".encode()
-    assert found.facts["student_tokens_per_span"] >= found.facts["teacher_tokens_per_span"]
+    assert alignment.facts["student_tokens_per_span"] >= alignment.facts["teacher_tokens_per_span"]
 
 
 def test_blank_space_that_one_template_takes_away_is_left_out():
-    documents, found = aligned([row("  the still \n")], TAGS)
-    spans = texts(documents, found, TAGS)
+    documents, alignment = aligned([row("  the still \n")], TAGS)
+    spans = texts(documents, alignment, TAGS)
     # The teacher's first token is " the", and the student's is "the".
     assert spans == [(b" still", b" still"), (b"<|im_end|>", b"</s>")]
 
 
 def test_thoughts_are_aligned_and_headings_are_not():
-    documents, found = aligned([row("a spirit", reasoning="what matters")], THINKING)
-    spans = texts(documents, found, THINKING)
+    documents, alignment = aligned([row("a spirit", reasoning="what matters")], THINKING)
+    spans = texts(documents, alignment, THINKING)
     assert all(ours == theirs for ours, theirs in spans[:-1])
     together = b"".join(ours for ours, _ in spans[:-1])
     assert b"what matters" in together
@@ -104,8 +107,8 @@ def test_thoughts_are_aligned_and_headings_are_not():
 
 def test_every_turn_is_aligned_with_its_own():
     before = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "the first"}]
-    documents, found = aligned([row("the second", before=before)], TAGS)
-    spans = [ours for ours, _ in texts(documents, found, TAGS)]
+    documents, alignment = aligned([row("the second", before=before)], TAGS)
+    spans = [ours for ours, _ in texts(documents, alignment, TAGS)]
     assert b"".join(spans) == b"the first<|im_end|>the second<|im_end|>"
 
 
@@ -116,33 +119,37 @@ def test_what_only_the_teacher_is_shown_is_passed_over():
 
     rows = [row("the still")]
     documents = make_documents(rows, TAGS.tokenizer, TAGS.template, loss_on="assistant", max_length=4096)
-    found = align_documents(rows, documents, teacher=TEACHER, student=TAGS, teacher_view=shown)
-    assert b"".join(ours for ours, _ in texts(documents, found, TAGS)) == b"the still<|im_end|>"
-    assert len(found.documents[0]) == len(TEACHER.encode(shown(rows[0]["messages"]))[0]) - 1  # a line break
+    alignment = align_documents(rows, documents, teacher=TEACHER, student=TAGS, teacher_view=shown)
+    assert b"".join(ours for ours, _ in texts(documents, alignment, TAGS)) == b"the still<|im_end|>"
+    assert (
+        len(alignment.documents[0]) == len(TEACHER.encode(shown(rows[0]["messages"]))[0]) - 1
+    )  # a line break
 
 
 def test_what_was_cut_off_is_not_learned():
     rows = [row(TEXT)]
     whole, _ = aligned(rows, TAGS)
-    documents, found = aligned(rows, TAGS, max_length=len(whole[0]) // 2)
-    spans = found.spans_S4[0]
+    documents, alignment = aligned(rows, TAGS, max_length=len(whole[0]) // 2)
+    spans = alignment.spans_S4[0]
     assert spans[-1, 2] + spans[-1, 3] <= documents[0].counted
-    assert texts(documents, found, TAGS)[-1][0] != b"<|im_end|>"
-    assert len(found.documents[0]) < len(TEACHER.encode(rows[0]["messages"])[0])
+    assert texts(documents, alignment, TAGS)[-1][0] != b"<|im_end|>"
+    assert len(alignment.documents[0]) < len(TEACHER.encode(rows[0]["messages"])[0])
 
 
 def test_dropped_documents_are_passed_over():
     rows = [row("x" * 50), row("the still"), row("is")]
     documents = make_documents(rows, TAGS.tokenizer, TAGS.template, loss_on="assistant", max_length=4096)
-    found = align_documents(rows, documents[1:], teacher=TEACHER, student=TAGS)
-    assert [read.id for read in found.documents] == ["the stil", "is"]
+    alignment = align_documents(rows, documents[1:], teacher=TEACHER, student=TAGS)
+    assert [read.id for read in alignment.documents] == ["the stil", "is"]
 
 
 def test_by_tokens_the_nth_stands_for_the_nth():
-    documents, found = aligned([row("the thing that matters")], TAGS, by="tokens")
-    shorter = min(documents[0].counted, found.spans_S4[0].shape[0])
+    documents, alignment = aligned([row("the thing that matters")], TAGS, by="tokens")
+    shorter = min(documents[0].counted, alignment.spans_S4[0].shape[0])
     rows = np.arange(shorter)
-    np.testing.assert_array_equal(found.spans_S4[0], np.stack([rows, rows * 0 + 1, rows, rows * 0 + 1], 1))
+    np.testing.assert_array_equal(
+        alignment.spans_S4[0], np.stack([rows, rows * 0 + 1, rows, rows * 0 + 1], 1)
+    )
 
 
 def test_the_tokens_that_end_an_answer_are_known():

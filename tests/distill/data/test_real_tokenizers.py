@@ -32,13 +32,13 @@ GIVEN = [Path(name) for name in os.environ.get("STILLHOUSE_TOKENIZERS", "").spli
 
 
 @pytest.mark.parametrize("place", [None, *GIVEN], ids=str)
-def test_every_span_says_the_same_on_both_sides(place):
+def test_every_span_says_the_same_on_both_sides(reference):
     teacher = ChatTokenizer(*load_tokenizer("embedded:smollm2"))
-    if place is None:
+    if reference is None:
         made = train_tokenizer([answer * 3 for answer in ANSWERS], 600, like=teacher.tokenizer)
         student = ChatTokenizer(made, teacher.template)
     else:
-        student = ChatTokenizer(*load_tokenizer(str(place)))
+        student = ChatTokenizer(*load_tokenizer(str(reference)))
     documents = make_documents(
         ROWS, student.tokenizer, student.template, loss_on="assistant", max_length=4096
     )
@@ -48,15 +48,15 @@ def test_every_span_says_the_same_on_both_sides(place):
     for answer, document, read, spans in zip(
         ANSWERS, documents, aligned.documents, aligned.spans_S4, strict=True
     ):
-        *words, end = [
+        *spans_before_end, end = [
             (read.labels[t : t + many].tolist(), document.labels[s : s + few].tolist())
             for t, many, s, few in spans
         ]
-        ours = b"".join(teacher.token_bytes[n] for span in words for n in span[0])
-        assert ours == b"".join(student.token_bytes[n] for span in words for n in span[1])
+        ours = b"".join(teacher.token_bytes[n] for span in spans_before_end for n in span[0])
+        assert ours == b"".join(student.token_bytes[n] for span in spans_before_end for n in span[1])
         assert ours.decode(errors="ignore") in answer
         assert len(ours) >= len(answer.strip().encode()) - 8  # a first or last token may hold blank space
         assert end == ([ends[0]], [ends[1]])
-        for mine, theirs in words:
+        for mine, theirs in spans_before_end:
             if len(mine) == len(theirs) == 1:
                 assert vocabulary.teacher_V[mine[0]] == vocabulary.student_V[theirs[0]]

@@ -34,13 +34,13 @@ CPU = torch.device("cpu")
 def answers_to(prompts: list[int], answers: list[list[int]], *, seed: int = 0) -> list[Document]:
     """For each prompt of that many random tokens, documents with answers of those lengths."""
     generator = np.random.default_rng(seed)
-    made = []
+    documents = []
     for number, (length, answer_lengths) in enumerate(zip(prompts, answers, strict=True)):
         prompt = generator.integers(0, VOCABULARY, length, dtype=np.int32)
         for answer in answer_lengths:
             ids = np.concatenate([prompt, generator.integers(0, VOCABULARY, answer, dtype=np.int32)])
-            made.append(Document(f"{number}", ids, np.arange(len(ids)) >= length))
-    return made
+            documents.append(Document(f"{number}", ids, np.arange(len(ids)) >= length))
+    return documents
 
 
 MIXED = [

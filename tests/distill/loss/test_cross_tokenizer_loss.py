@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import divergence_oracles as oracle
 import numpy as np
 import pytest
 import torch
@@ -19,10 +20,8 @@ from stillhouse.distill.loss.teacher_rows import DenseRows
 from stillhouse.recipe import Objective
 
 KINDS = [
-    Objective(kind="forward_kl"),
-    Objective(kind="reverse_kl"),
+    *(Objective(kind=kind) for kind in oracle.KINDS),
     Objective(kind="jsd", beta=0.3),
-    Objective(kind="skew_forward_kl"),
     Objective(kind="skew_reverse_kl", temperature=1.7),
     Objective(kind="forward_kl", temperature=2.0, cross_entropy=0.4),
 ]
@@ -71,26 +70,26 @@ def language(tokens, seed):
 
 
 def outcomes(table, tokens, counts, observed, other_first):
-    """How a text begins, and whether one that begins like the span goes on as the observed tokens: two
-    distributions, by adding up all texts of three tokens one by one.
+    """Distributions of a text's first shared token, and of whether a text that begins like the span continues
+    as the observed tokens, by summing over all texts of three tokens.
 
-    A text begins with a shared token; those that either side's first token counts for are one outcome.
+    The shared tokens of the two sides' first tokens are one outcome.
     """
     merged = {counts.get(observed[0], observed[0]), other_first}
-    begins: dict[str, float] = {}
+    first_token: dict[str, float] = {}
     continuation = {"as observed": 0.0, "otherwise": 0.0}
     for text in itertools.product(range(len(tokens)), repeat=3):
         spelled = tuple(tokens[n] for n in text)
         p = math.prod(table[spelled[:k]][text[k]] for k in range(3))
         first = counts.get(spelled[0], spelled[0])
         name = "like the span" if first in merged else first
-        begins[name] = begins.get(name, 0) + p
+        first_token[name] = first_token.get(name, 0) + p
         if spelled[: len(observed)] == observed:
             continuation["as observed"] += p
         elif first in merged:
             continuation["otherwise"] += p
     likely = sum(continuation.values())
-    return begins, {name: p / likely for name, p in continuation.items()}
+    return first_token, {name: p / likely for name, p in continuation.items()}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def over_one_span(sides, objective):
 def test_one_tokenizer_gives_the_plain_divergence_and_its_gradient(objective):
     hidden_ND, head, labels_N, _ = random_case()
     generator = torch.Generator().manual_seed(5)
-    said = DenseRows(
+    teacher = DenseRows(
         torch.randn(9, 4, generator=generator, dtype=DOUBLE),
         LMHead(torch.randn(7, 4, generator=generator, dtype=DOUBLE)),
     )
@@ -152,11 +151,11 @@ def test_one_tokenizer_gives_the_plain_divergence_and_its_gradient(objective):
         [torch.arange(9), torch.ones(9).long(), torch.arange(9), torch.ones(9).long()], dim=1
     )
     same = SharedVocabulary(torch.arange(7), torch.arange(7), 7)
-    rows = SpanRows(said, labels_N, one_each, same)
+    rows = SpanRows(teacher, labels_N, one_each, same)
     results = []
     for loss_of in (
         lambda h, w: span_loss(h, replace(head, weight_VD=w), labels_N, rows, objective),
-        lambda h, w: fused_loss(h, replace(head, weight_VD=w), labels_N, said, objective),
+        lambda h, w: fused_loss(h, replace(head, weight_VD=w), labels_N, teacher, objective),
     ):
         inputs = [x.clone().requires_grad_() for x in (hidden_ND, head.weight_VD)]
         loss = loss_of(*inputs)
@@ -204,11 +203,11 @@ def test_padded_rows_count_for_nothing(kind):
     plain = span_loss(hidden_ND, head, labels_N, rows, Objective(kind=kind))
     wide = torch.cat([head.weight_VD, torch.full((3, 3), 50.0, dtype=DOUBLE)]).requires_grad_()
     bias_V = torch.cat([head.bias_V, torch.full((3,), 9.0, dtype=DOUBLE)])
-    said = rows.teacher.head
-    assert said.bias_V is not None
+    own = rows.teacher.head
+    assert own.bias_V is not None
     padded = replace(
         rows.teacher,
-        head=LMHead(torch.cat([said.weight_VD, said.weight_VD]), torch.cat([said.bias_V, said.bias_V + 9])),
+        head=LMHead(torch.cat([own.weight_VD, own.weight_VD]), torch.cat([own.bias_V, own.bias_V + 9])),
     )
     loss = span_loss(
         hidden_ND, LMHead(wide, bias_V), labels_N, replace(rows, teacher=padded), Objective(kind=kind)

@@ -61,9 +61,9 @@ def test_the_surrogate_is_ppos_and_its_slope_is_a_finite_difference(logp, old, a
         ratio = math.exp(x - old)
         return -min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage)
 
-    place, before, gain = (torch.tensor([x], dtype=torch.float64) for x in (logp, old, advantage))
-    found, slope, clipped = surrogate(place, before, gain, settings)
-    assert found.item() == pytest.approx(loss(logp), abs=1e-12)
+    logp_n, old_n, advantage_n = (torch.tensor([x], dtype=torch.float64) for x in (logp, old, advantage))
+    value, slope, clipped = surrogate(logp_n, old_n, advantage_n, settings)
+    assert value.item() == pytest.approx(loss(logp), abs=1e-12)
     ratio = math.exp(logp - old)
     if min(abs(ratio - 0.8), abs(ratio - 1.28)) > 1e-4:  # there the loss has a corner
         assert slope.item() == pytest.approx((loss(logp + 1e-6) - loss(logp - 1e-6)) / 2e-6, abs=1e-4)
@@ -97,8 +97,8 @@ def test_the_gradient_is_automatic_differentiations(temperature):
     expected = 2.0 * (expected + 0.2 * (logq.exp() * logq).sum(-1))
     (gradient,) = torch.autograd.grad(expected.sum(), logits)
     task = rows(old, advantages, settings=settings, temperature=temperature, weight=2.0, reference=reference)
-    found, slope = policy_gradient(logits.detach(), labels, task, slice(0, 40))
-    torch.testing.assert_close(found, expected.detach())
+    value, slope = policy_gradient(logits.detach(), labels, task, slice(0, 40))
+    torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(slope, gradient)
     assert 0 < torch.cat(task.measured["clipped"]).mean() < 1  # both sides of the clip were tried
 
@@ -125,20 +125,20 @@ def test_a_bandit_climbs_its_expected_reward():
 
 
 def test_a_two_token_language_climbs_its_expected_reward():
-    """Words of two letters, the second drawn by a table of the first; all pairs of words enumerated.
+    """Texts of two letters, the second drawn by a table of the first; all pairs of texts enumerated.
 
     With constant weights the mean gradient is (1 − 1/S) dE[r] / (samples · max_tokens) for each sample.
     """
     torch.manual_seed(5)
     first = torch.randn(2, dtype=torch.float64, requires_grad=True)
     second = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
-    words = list(itertools.product(range(2), repeat=2))
-    reward = dict(zip(words, (0.0, 1.0, 0.3, 0.1), strict=True))
-    logp = {w: first.log_softmax(-1)[w[0]] + second[w[0]].log_softmax(-1)[w[1]] for w in words}
-    expected_reward = sum(logp[w].exp() * reward[w] for w in words)
+    texts = list(itertools.product(range(2), repeat=2))
+    reward = dict(zip(texts, (0.0, 1.0, 0.3, 0.1), strict=True))
+    logp = {w: first.log_softmax(-1)[w[0]] + second[w[0]].log_softmax(-1)[w[1]] for w in texts}
+    expected_reward = sum(logp[w].exp() * reward[w] for w in texts)
     exact = torch.autograd.grad(expected_reward, (first, second))
     mean = [torch.zeros(2, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)]
-    for pair in itertools.product(words, repeat=2):
+    for pair in itertools.product(texts, repeat=2):
         chance = (logp[pair[0]] + logp[pair[1]]).exp().item()
         gains = group_advantages(torch.tensor([[reward[w] for w in pair]], dtype=torch.float64), "none")[0]
         logits = torch.stack([row for w in pair for row in (first, second[w[0]])]).detach()
@@ -146,11 +146,11 @@ def test_a_two_token_language_climbs_its_expected_reward():
         old = logits.log_softmax(-1)[torch.arange(4), labels]
         _, slope = policy_gradient(logits, labels, rows(old, gains.repeat_interleave(2)), slice(0, 4))
         slope = slope * token_weights([2, 2], "constant", 2)[0]
-        for place, w in enumerate(pair):
-            mean[0] -= chance * slope[2 * place]
-            mean[1][w[0]] -= chance * slope[2 * place + 1]
-    for found, wanted in zip(mean, exact, strict=True):
-        torch.testing.assert_close(found, wanted * (1 - 1 / 2) / 2)
+        for number, w in enumerate(pair):
+            mean[0] -= chance * slope[2 * number]
+            mean[1][w[0]] -= chance * slope[2 * number + 1]
+    for average, gradient in zip(mean, exact, strict=True):
+        torch.testing.assert_close(average, gradient * (1 - 1 / 2) / 2)
 
 
 def test_policy_and_teacher_add_up_in_the_head():

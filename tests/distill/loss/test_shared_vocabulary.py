@@ -1,4 +1,4 @@
-"""What tokens of two vocabularies count for."""
+"""The shared token of each token of two vocabularies."""
 
 import torch
 from two_tokenizers import TEXT, chatml_reader, make_tokenizer, tags_reader
@@ -25,17 +25,17 @@ def test_the_bytes_of_a_sentencepiece_tokenizer():
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    pieces = ["<unk>", *(f"<0x{n:02X}>" for n in range(256)), "▁", "▁the", "th", "e"]
+    tokens = ["<unk>", *(f"<0x{n:02X}>" for n in range(256)), "▁", "▁the", "th", "e"]
     backend = Tokenizer(
-        models.BPE({p: n for n, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
+        models.BPE({p: n for n, p in enumerate(tokens)}, [], unk_token="<unk>", byte_fallback=True)
     )
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    found = token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
-    assert found[1:257] == [bytes([n]) for n in range(256)]
-    assert found[257:] == [b" ", b" the", b"th", b"e"]
+    bytes_of_tokens = token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
+    assert bytes_of_tokens[1:257] == [bytes([n]) for n in range(256)]
+    assert bytes_of_tokens[257:] == [b" ", b" the", b"th", b"e"]
 
 
 def test_one_vocabulary_counts_each_token_for_itself():

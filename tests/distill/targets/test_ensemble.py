@@ -20,7 +20,8 @@ from stillhouse.recipe import Objective
 
 CPU = torch.device("cpu")
 DOCUMENTS = documents_of((5, 9, 12, 20, 7))
-PARTS = [(3, DOCUMENTS[3].predicting), (0, DOCUMENTS[0].predicting[:2]), (1, DOCUMENTS[1].predicting[::-1]),
+REQUESTS = [(3, DOCUMENTS[3].predicting),
+            (0, DOCUMENTS[0].predicting[:2]), (1, DOCUMENTS[1].predicting[::-1]),
          (4, DOCUMENTS[4].predicting), (2, DOCUMENTS[2].predicting)]  # fmt: skip
 N, D, V = 7, 4, 13
 
@@ -52,22 +53,22 @@ def test_routed_rows_are_each_teachers_own(tmp_path, targets):
         EnsembleMember(signal_of(model, own, objective, tmp_path / str(n)), own)
         for n, (model, own) in routes.items()
     ]
-    rows = EnsembleSignal(members, VOCABULARY).rows(PARTS, CPU)
-    assert len(rows) == sum(len(positions) for _, positions in PARTS)
+    rows = EnsembleSignal(members, VOCABULARY).rows(REQUESTS, CPU)
+    assert len(rows) == sum(len(positions) for _, positions in REQUESTS)
     row = 0
-    for index, positions in PARTS:
+    for index, positions in REQUESTS:
         model = next(model for model, own in routes.values() if index in own)
         for each in logits(model, index, positions):
             p = oracle.probabilities(each[:VOCABULARY])
             if isinstance(rows, MixedRows):
-                found = rows.raw_logits(slice(row, row + 1), VOCABULARY)[0].exp().tolist()
-                assert found == pytest.approx(p, rel=1e-3, abs=1e-6)
+                probabilities = rows.raw_logits(slice(row, row + 1), VOCABULARY)[0].exp().tolist()
+                assert probabilities == pytest.approx(p, rel=1e-3, abs=1e-6)
             else:
                 assert isinstance(rows, TopKRows)
                 listed = sorted(range(VOCABULARY), key=lambda i: -p[i])[:5]
                 assert rows.ids_NK[row].tolist() == listed
-                found = rows.logp_NK1[row].exp().tolist()
-                assert found == pytest.approx(oracle.merged(p, listed), rel=2**-9)
+                probabilities = rows.logp_NK1[row].exp().tolist()
+                assert probabilities == pytest.approx(oracle.merged(p, listed), rel=2**-9)
             row += 1
 
 
@@ -77,12 +78,12 @@ def test_drawn_rows_of_two_teachers_keep_every_draw(tmp_path):
     alone = {n: signal_of(m, own, objective, tmp_path / str(n))
              for n, (m, own) in enumerate([(a, [0, 2, 3]), (b, [1, 4])])}  # fmt: skip
     members = [EnsembleMember(alone[0], [0, 2, 3]), EnsembleMember(alone[1], [1, 4])]
-    rows = EnsembleSignal(members, VOCABULARY).rows(PARTS, CPU)
+    rows = EnsembleSignal(members, VOCABULARY).rows(REQUESTS, CPU)
     assert isinstance(rows, SampledRows)
     row = 0
-    for index, positions in PARTS:
-        which, place = (0, [0, 2, 3].index(index)) if index in (0, 2, 3) else (1, [1, 4].index(index))
-        own = alone[which].rows([(place, positions)], CPU)
+    for index, positions in REQUESTS:
+        which, own_index = (0, [0, 2, 3].index(index)) if index in (0, 2, 3) else (1, [1, 4].index(index))
+        own = alone[which].rows([(own_index, positions)], CPU)
         assert isinstance(own, SampledRows)
         for ids, counts in zip(own.ids_NK, own.counts_NK, strict=True):
             both = [
@@ -103,15 +104,15 @@ def test_averaged_rows_are_the_mean_of_the_distributions(tmp_path):
         EnsembleMember(signal_of(b, mixed, Objective(), tmp_path / "b"), mixed, 2 / 3),
         EnsembleMember(signal_of(third, [4], Objective(), tmp_path / "c"), [4]),
     ]
-    rows = EnsembleSignal(members, VOCABULARY).rows(PARTS, CPU)
+    rows = EnsembleSignal(members, VOCABULARY).rows(REQUESTS, CPU)
     assert isinstance(rows, MixedRows)
     whole_NV = rows.raw_logits(slice(0, len(rows)), VOCABULARY).exp()
     row = 0
-    for index, positions in PARTS:
+    for index, positions in REQUESTS:
         members_here = [(1.0, third)] if index == 4 else [(1 / 3, a), (2 / 3, b)]
-        said = [(w, logits(model, index, positions)) for w, model in members_here]
+        weighted_logits = [(w, logits(model, index, positions)) for w, model in members_here]
         for number in range(len(positions)):
-            each = [(w, oracle.probabilities(rows[number][:VOCABULARY])) for w, rows in said]
+            each = [(w, oracle.probabilities(rows[number][:VOCABULARY])) for w, rows in weighted_logits]
             expected = [math.fsum(w * p[i] for w, p in each) for i in range(VOCABULARY)]
             assert whole_NV[row].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-6)
             row += 1
@@ -136,7 +137,7 @@ def mixture_by_hand(rows: MixedRows, shared: int) -> list[list[float]]:
 @pytest.mark.parametrize("kind", oracle.KINDS)
 def test_loss_and_gradient_of_a_mixture(kind):
     """A row of each kind of company in float64: softened log of the mean, gradient by differences."""
-    said = [
+    rows_by_teacher = [
         (DenseRows(numbers(5, D, seed=1), LMHead(numbers(V, D, seed=2), softcap=2.0)), [0, 1, 2, 4, 6], 0.3),
         (
             DenseRows(numbers(5, 3, seed=3), LMHead(numbers(V + 2, 3, seed=4), scale=0.6)),
@@ -145,7 +146,7 @@ def test_loss_and_gradient_of_a_mixture(kind):
         ),
         (DenseRows(numbers(2, D, seed=5), LMHead(numbers(V, D, seed=6))), [3, 5], 1.0),
     ]
-    rows = join_rows([(r, torch.tensor(where), w) for r, where, w in said], N, V)
+    rows = join_rows([(r, torch.tensor(indices), w) for r, indices, w in rows_by_teacher], N, V)
     assert isinstance(rows, MixedRows)
     objective = Objective(kind=kind, temperature=1.7)
     teacher = [[math.log(p) for p in row] for row in mixture_by_hand(rows, V)]

@@ -97,11 +97,15 @@ def test_rows_are_those_of_the_longer_text_at_the_right_shift(
         cache_targets(teacher, read, objective, tmp_path, seed=0, dtype="float32"), documents, read
     )
     assert signal.kind == targets
-    parts = [(2, documents[2].predicting), (0, documents[0].predicting[::-2]), (1, documents[1].predicting)]
-    rows = signal.rows(parts, CPU)
+    requests = [
+        (2, documents[2].predicting),
+        (0, documents[0].predicting[::-2]),
+        (1, documents[1].predicting),
+    ]
+    rows = signal.rows(requests, CPU)
     shift = len(template.encode(tokenizer, CONTEXT)[0])
     expected = []
-    for index, positions in parts:
+    for index, positions in requests:
         with torch.no_grad():
             ids = torch.from_numpy(read[index].ids.astype(np.int64))[None]
             logits_TV = teacher.double()(input_ids=ids, use_cache=False).logits[0]
@@ -109,8 +113,8 @@ def test_rows_are_those_of_the_longer_text_at_the_right_shift(
         expected.append(logits_TV[positions + shift].log_softmax(-1))
     expected_NV = torch.cat(expected)
     if isinstance(rows, DenseRows):
-        found_NV = rows.finish_logits(rows.raw_logits(slice(None), rows.vocab_size).float()).log_softmax(-1)
-        torch.testing.assert_close(found_NV.double(), expected_NV, rtol=1e-4, atol=1e-4)
+        logp_NV = rows.finish_logits(rows.raw_logits(slice(None), rows.vocab_size).float()).log_softmax(-1)
+        torch.testing.assert_close(logp_NV.double(), expected_NV, rtol=1e-4, atol=1e-4)
     else:
         assert rows.ids_NK.tolist() == expected_NV.topk(5).indices.tolist()
 
@@ -165,10 +169,10 @@ def test_measuring_holds_students_against_the_teacher_under_its_context(tokenize
 
     documents, read = both(tokenizer, template)
     reference = TeacherReference(teacher, read)
-    found = measure(llama(vocab_size=len(tokenizer)), documents, teacher=reference)
-    assert found.kl_D is not None
+    measures = measure(llama(vocab_size=len(tokenizer)), documents, teacher=reference)
+    assert measures.kl_D is not None
     for kl, own_nll, document, longer in zip(
-        found.kl_D, reference.measures().nll_D, documents, read, strict=True
+        measures.kl_D, reference.measures().nll_D, documents, read, strict=True
     ):
         p, q = direct_logp(teacher, longer), direct_logp(teacher, document)
         assert kl == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-4)

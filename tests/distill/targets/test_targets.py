@@ -24,16 +24,20 @@ from stillhouse.recipe import Objective
 
 CPU = torch.device("cpu")
 DOCUMENTS = documents_of((5, 9, 3, 20, 14, 9))
-PARTS = [(3, DOCUMENTS[3].predicting), (0, DOCUMENTS[0].predicting[:2]), (5, DOCUMENTS[5].predicting[::-1])]
+REQUESTS = [
+    (3, DOCUMENTS[3].predicting),
+    (0, DOCUMENTS[0].predicting[:2]),
+    (5, DOCUMENTS[5].predicting[::-1]),
+]
 HIDDEN = Objective(targets="hidden")
 TOPK = Objective(targets="topk", top_k=5, temperature=1.5)
 SAMPLED = Objective(targets="sampled", top_k=12, temperature=1.5)
 
 
-def teacher_logits(teacher, parts=PARTS, documents=DOCUMENTS) -> Tensor:
+def teacher_logits(teacher, requests=REQUESTS, documents=DOCUMENTS) -> Tensor:
     """Each document alone through the whole model, float64 [N, V]."""
     rows = []
-    for index, positions in parts:
+    for index, positions in requests:
         ids_1T = torch.from_numpy(documents[index].ids.astype(np.int64))[None]
         with torch.no_grad():
             rows.append(teacher(input_ids=ids_1T, use_cache=False).logits[0, positions.copy()].double())
@@ -60,7 +64,7 @@ def test_dense_rows_are_the_models_own_logits(name, targets, tmp_path, small_sha
     """Passes of several documents, packed or padded on the right, against each document alone."""
     monkeypatch.setattr(forward_pass, "PASS_TOKENS", 30)
     teacher = ARCHITECTURES[name]()
-    rows = cached(tmp_path, replace(HIDDEN, targets=targets), teacher=teacher).rows(PARTS, CPU)
+    rows = cached(tmp_path, replace(HIDDEN, targets=targets), teacher=teacher).rows(REQUESTS, CPU)
     assert isinstance(rows, DenseRows)
     expected_NV = teacher_logits(teacher)
     torch.testing.assert_close(rows.head.logits(rows.hidden_ND).double(), expected_NV, rtol=1e-4, atol=1e-4)
@@ -70,7 +74,7 @@ def test_dense_rows_are_the_models_own_logits(name, targets, tmp_path, small_sha
 
 def test_topk_rows_are_the_likeliest_ids_and_the_rest(tmp_path):
     teacher = llama()
-    rows = cached(tmp_path, TOPK, teacher=teacher).rows(PARTS, CPU)
+    rows = cached(tmp_path, TOPK, teacher=teacher).rows(REQUESTS, CPU)
     assert isinstance(rows, TopKRows)
     assert rows.vocab_size == VOCABULARY
     for logits, ids, logp in zip(teacher_logits(teacher).tolist(), rows.ids_NK, rows.logp_NK1, strict=True):
@@ -84,7 +88,7 @@ def test_topk_rows_are_the_likeliest_ids_and_the_rest(tmp_path):
 
 def test_topk_of_a_smaller_student_is_taken_from_the_shared_ids(tmp_path):
     teacher = llama()
-    rows = cached(tmp_path, TOPK, teacher=teacher, vocab_size=40).rows(PARTS, CPU)
+    rows = cached(tmp_path, TOPK, teacher=teacher, vocab_size=40).rows(REQUESTS, CPU)
     assert rows.vocab_size == 40
     for logits, ids, logp in zip(teacher_logits(teacher).tolist(), rows.ids_NK, rows.logp_NK1, strict=True):
         p = oracle.probabilities(logits[:40], TOPK.temperature)
@@ -92,7 +96,7 @@ def test_topk_of_a_smaller_student_is_taken_from_the_shared_ids(tmp_path):
 
 
 def test_sampled_rows_hold_every_draw(tmp_path):
-    rows = cached(tmp_path, SAMPLED).rows(PARTS, CPU)
+    rows = cached(tmp_path, SAMPLED).rows(REQUESTS, CPU)
     assert isinstance(rows, SampledRows)
     assert (rows.counts_NK.sum(dim=1) == 12).all()
     for ids, counts in zip(rows.ids_NK, rows.counts_NK, strict=True):
@@ -161,8 +165,8 @@ def test_counting_draws():
 
 @pytest.mark.parametrize("objective", [HIDDEN, TOPK, SAMPLED], ids=lambda o: o.targets)
 def test_a_cache_opened_later_gives_the_same_rows(objective, tmp_path, small_shards):
-    first = cached(tmp_path, objective).rows(PARTS, CPU)
-    again = open_targets(tmp_path, DOCUMENTS, objective, teacher=llama()).rows(PARTS, CPU)
+    first = cached(tmp_path, objective).rows(REQUESTS, CPU)
+    again = open_targets(tmp_path, DOCUMENTS, objective, teacher=llama()).rows(REQUESTS, CPU)
     for name, tensor in vars(first).items():
         if isinstance(tensor, Tensor):
             assert torch.equal(tensor, getattr(again, name))
@@ -286,7 +290,7 @@ def test_the_teacher_is_left_as_it_was(tmp_path):
 
 def test_hidden_states_are_kept_in_the_type_that_the_teacher_ran_in(tmp_path):
     for dtype in ("float32", "bfloat16"):
-        rows = cached(tmp_path / dtype, HIDDEN, dtype=dtype).rows(PARTS, CPU)
+        rows = cached(tmp_path / dtype, HIDDEN, dtype=dtype).rows(REQUESTS, CPU)
         assert isinstance(rows, DenseRows)
         assert rows.hidden_ND.dtype == rows.head.weight_VD.dtype == getattr(torch, dtype)
 
@@ -315,10 +319,10 @@ def test_bfloat16_hidden_states_of_a_real_model_are_near_its_float32_logits(tmp_
     weights = load_weights("embedded:smollm2")
     ids = weights.tokenizer(" ".join(Path(__file__).read_text().split()))["input_ids"][:256]
     documents = [Document("text", np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=bool))]
-    parts = [(0, documents[0].predicting)]
-    exact_NV = teacher_logits(weights.model, parts, documents).log_softmax(-1)
+    requests = [(0, documents[0].predicting)]
+    exact_NV = teacher_logits(weights.model, requests, documents).log_softmax(-1)
     signal = cached(tmp_path, HIDDEN, teacher=weights.model, documents=documents, dtype="bfloat16")
-    rows = signal.rows(parts, CPU)
+    rows = signal.rows(requests, CPU)
     assert isinstance(rows, DenseRows)
     kept_NV = (
         rows.finish_logits(rows.raw_logits(slice(None), rows.vocab_size).float()).log_softmax(-1).double()
