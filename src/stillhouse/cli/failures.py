@@ -38,7 +38,7 @@ def explain(error: BaseException) -> StillhouseError:
             f"no permission: {error.filename or error}",
             hint="Choose another directory with --out, or change the permissions.",
         )
-    summary = " ".join(str(error).split())
+    summary = " ".join(str(error).split())  # cut below: a library's message may contain a whole tensor
     return InternalError(
         f"internal error: {type(error).__name__}: {summary}"[:500],
         hint="Run again with --debug for the traceback, and please report it.",

@@ -52,6 +52,7 @@ def show_plan(recipe: Recipe) -> None:
         "seconds": planned.seconds,
         "peak_memory_bytes": planned.peak_memory_bytes,
     }
+    # after printing: a plan that the terms refuse is still shown, and the error's JSON contains it
     terms, start = recipe_terms(recipe)
     _warn_of_missing_keys(recipe)
     try:

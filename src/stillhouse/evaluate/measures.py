@@ -105,6 +105,7 @@ class TeacherReference:
 
 def own_measures(reference: ReferenceModel) -> Measures:
     """A reference against itself: divergence 0, full agreement, and its likelihood of the text."""
+    # 0 and full agreement by definition; computed values would differ from them by rounding
     own = _measure(reference.documents, reference.logp, reference.vocab_size, None)
     return replace(own, kl_D=np.zeros(len(own.documents)), agree_D=own.tokens_D.astype(np.float64))
 

@@ -51,6 +51,7 @@ def forest(
         name_rows(axes, [NAMES[m["key"]] for m in rows])
         axes.set_xlabel(unit)
         axes.margins(x=0.08)
+        # from zero, so that distances are comparable by eye
         axes.set_xlim(0, scale if measure == "agreement" else None)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         return svg_element(drawing, name, f"{unit}: {', '.join(described)}.")
@@ -65,6 +66,7 @@ def differences(comparison: Mapping[str, Any], *, name: str, against: str) -> st
     ]
     described = []
     with figure_axes(0.85 + 0.36 * len(rows)) as (drawing, axes):
+        # symmetric around zero, so that the side of a dot shows whom it favours
         ends = [abs(e[end] if e[end] is not None else e["value"]) for _, e in rows for end in ("low", "high")]
         reach = 1.15 * max([*ends, 1e-6])
         axes.axvline(0, color=COLOURS["ink"], lw=1)
@@ -89,7 +91,7 @@ def loss_curve(points: Sequence[Mapping[str, Any]], *, key: str, name: str, obje
     """Training loss over tokens: each step as a thin line, a running mean as a thick one."""
     seen = [p["tokens"] for p in points if p["loss"] is not None]
     loss = [p["loss"] for p in points if p["loss"] is not None]
-    smooth = running_mean(loss, len(loss) // 40)
+    smooth = running_mean(loss, len(loss) // 40)  # over about 5% of the run
     with figure_axes(2.1) as (drawing, axes):
         axes.plot(seen, loss, color=COLOURS[key], lw=0.8, alpha=0.45)
         axes.plot(seen, smooth, color=COLOURS[key], lw=2)

@@ -95,6 +95,7 @@ def _requests(
         for number in range(settings.samples):
             sampling = Sampling(
                 temperature=settings.temperature,
+                # no truncation: pass@1 is about the model's own distribution
                 top_p=1.0,
                 top_k=0,
                 max_tokens=settings.sample_tokens,
@@ -138,6 +139,7 @@ def _judge(prompt: Prompt, replies: Sequence[Reply | None], verifiers: Verifiers
         texts.append(f"<think>{thoughts}</think>{message['content']}" if thoughts else message["content"])
         tokens.append(reply.completion_tokens)
     rewards = [score.value for score in verifiers.score(answers)]
+    # over all replies: an answer that a model could not give counts as wrong
     return Judged(
         first=sum(reward >= least for reward in rewards) / len(replies),
         vote=majority([verifiers.vote(answer) for answer in answers], rewards, least),

@@ -106,5 +106,6 @@ def _generate(model: PreTrainedModel, ids_T: Tensor, new_tokens: int) -> None:
     """Greedy decoding with forward passes alone: no stop token, no generation settings of the model."""
     ids, cache = ids_T[None].to(model.device), None
     for _ in range(new_tokens):
+        # the last logits alone, as in any decoder: those of the whole prompt would cost more than the step
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         ids, cache = output.logits[:, -1].argmax(-1, keepdim=True), output.past_key_values

@@ -65,6 +65,7 @@ def judge_claim(claim: Claim, measured: Measured, confidence: float) -> dict[str
     A claim appeared if the interval of the difference lies above the margin (and the arm was as much cheaper
     as claimed); it is contradicted if the interval lies below the margin, or the arm was not cheaper.
     """
+    # within each seed, whose arms answer the same questions: their difficulty cancels
     differences = [
         arms[claim.arm]["tests"][claim.test][claim.measure]
         - arms[claim.over]["tests"][claim.test][claim.measure]
@@ -119,6 +120,7 @@ def percent(estimate: Mapping[str, Any]) -> str:
     value = f"{100 * estimate['value']:.0f}"
     if estimate["low"] is None:
         return value
+    # an interval of Student's t can exceed the range of a share
     low, high = max(0.0, estimate["low"]), min(1.0, estimate["high"])
     return f"{value} [{100 * low:.0f}–{100 * high:.0f}]"
 

@@ -60,7 +60,7 @@ def cost(results: Mapping[str, Any]) -> str:
     test, arms = results["tests"][0], results["arms"]
     points = [(a["flops"] / 1e9, 100 * a["tests"][test]["pass_at_1"]["value"]) for a in arms.values()]
     with figure_axes(4.6) as (drawing, axes):
-        axes.set_xscale("log")
+        axes.set_xscale("log")  # arms differ by orders of magnitude in cost
         axes.plot(*zip(*points, strict=True), "o", ms=4.5, color=COLOURS["student"])
         axes.margins(0.14, 0.1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -39,6 +39,7 @@ def judge_comparison(comparison: Mapping[str, Any], models: Sequence[Mapping[str
             :class:`.schema.DifferenceEntry`).
         models: their entries in the report; used only if there is nothing to compare with.
     """
+    # the control first: to beat one's own start is a much weaker result
     against = next((key for key in ("control", "before") if comparison.get(key)), None)
     if against is None:
         return _alone(next(m for m in models if m["key"] == "student"))
@@ -78,7 +79,7 @@ def _documents(estimate: Mapping[str, Any]) -> str:
 def _outcome(difference: Mapping[str, Any]) -> Outcome:
     if difference["low"] is None:
         return "undecided"
-    if difference["high"] < 0:
+    if difference["high"] < 0:  # student minus other, and for both measures less is better
         return "better"
     return "worse" if difference["low"] > 0 else "undecided"
 

@@ -48,6 +48,7 @@ def model_card(
     """
     import yaml
 
+    # wide, because PyYAML would fold long values at 80 columns
     head = yaml.safe_dump(card_head(recipe, terms), sort_keys=False, allow_unicode=True, width=1000)
     sections = [
         _opening(recipe, terms),
@@ -213,6 +214,7 @@ def _terms(recipe: Recipe, terms: Sequence[Terms], verdict: TermsVerdict) -> str
 
 def _reproduction(recipe: Recipe) -> str:
     text = dump_recipe(_public(recipe)).rstrip()
+    # longer than any run of backticks in the recipe, which would close the block
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return (
         f"With Stillhouse {__version__} and the recipe below as `recipe.yaml` (local paths are reduced to "

@@ -89,6 +89,7 @@ def card_head(recipe: Recipe, terms: Sequence[Terms]) -> dict[str, Any]:
         head |= {"license": "other", "license_name": chosen}
     base = base_reference(recipe)
     if base and (name := hub_name(base)):
+        # the Hub has no relation for pruned or distilled models
         head |= {"base_model": name, "base_model_relation": "finetune"}
     models = [hub_name(teacher.model) or public_name(teacher.model) for teacher in all_teachers(recipe)]
     head["teacher_model"] = models if recipe.teachers else models[0]

@@ -114,6 +114,7 @@ def _by_license(fields: Mapping[str, str]) -> list[Terms]:
     values = [normalise(fields[key]) for key in _LICENSE_FIELDS if key in fields]
     values = [value for value in values if value not in _NO_LICENSE]
     matches = [entry for entry in all_terms() for value in values if value in entry.match.licenses]
+    # a link may lead anywhere; only a name that the table lacks means an unknown licence
     licenses = [value for value in values if not value.startswith(("http:", "https:"))]
     return matches if matches or not licenses else [terms_by_key()["unknown"]]
 

@@ -129,6 +129,7 @@ class Manifest:
             first = error.errors()[0]
             key = ".".join(["stages", *map(str, first["loc"])])
             raise IntegrityError(f"{path}: {key}: {first['msg'].lower()}", hint=hint) from error
+        # a manifest may come from elsewhere and must not make us read files outside the run
         for name, record in stages.items():
             for output in record.outputs:
                 if not _is_below(output.path):
@@ -168,6 +169,7 @@ class Manifest:
         """
         self.stages[stage] = StageRecord(
             inputs=dict(inputs),
+            # sorted, because `digest` hashes them in their order
             outputs=tuple(self._output(path) for path in sorted(set(map(Path, outputs)))),
             facts=dict(facts),
             started=started.astimezone(UTC).isoformat(timespec="seconds") if started else None,
