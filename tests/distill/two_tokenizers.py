@@ -1,4 +1,4 @@
-"""Chat tokenizers: byte-level BPE of different sizes, and templates of different habits."""
+"""Chat tokenizers with byte-level BPE of different sizes and different template conventions."""
 
 from __future__ import annotations
 

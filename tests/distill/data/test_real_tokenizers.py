@@ -31,7 +31,7 @@ ROWS = exchanges_of(ANSWERS)
 GIVEN = [Path(name) for name in os.environ.get("STILLHOUSE_TOKENIZERS", "").split(":") if name]
 
 
-@pytest.mark.parametrize("place", [None, *GIVEN], ids=str)
+@pytest.mark.parametrize("reference", [None, *GIVEN], ids=str)
 def test_every_span_says_the_same_on_both_sides(reference):
     teacher = ChatTokenizer(*load_tokenizer("embedded:smollm2"))
     if reference is None:

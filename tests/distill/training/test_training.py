@@ -295,9 +295,9 @@ def test_the_wanted_compute_type_is_taken():
 
 def test_a_non_finite_loss_stops_before_the_step_and_names_the_documents(tmp_path):
     class Broken(OnlineSignal):
-        def rows(self, parts, device):
-            rows = super().rows(parts, device)
-            broken = 3 in [index for index, _ in parts]
+        def rows(self, requests, device):
+            rows = super().rows(requests, device)
+            broken = 3 in [index for index, _ in requests]
             return DenseRows(rows.hidden_ND * float("nan"), rows.head) if broken else rows
 
     model = llama()
