@@ -97,7 +97,7 @@ def test_the_transcript_holds_what_was_asked_and_nothing_was_padded(case):
 
 
 def test_stopping_early_asks_less(case, monkeypatch):
-    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.FEW", 5)
+    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.SMALL_CHUNK", 5)
     log, resamples, path = case
     suspect = open_suspect(str(path))
     early = observe(suspect, log, resamples, stop_at=20.0)
@@ -110,7 +110,7 @@ def test_stopping_early_asks_less(case, monkeypatch):
 
 
 def test_a_suspect_that_was_stopped_in_the_middle_is_asked_only_the_rest(case, tmp_path, monkeypatch):
-    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.MANY", 16)
+    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.LARGE_CHUNK", 16)
     log, resamples, path = case
     suspect, journal = open_suspect(str(path)), tmp_path / "exchangeable-0.journal"
     whole, loglik, sizes = observe(suspect, log, resamples), suspect.loglik, []

@@ -109,7 +109,7 @@ def test_what_was_answered_is_not_asked_again(server, tmp_path):
 
 
 def test_a_budget_ends_between_outputs(server, tiny_teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.FEW", 2)
+    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.SMALL_CHUNK", 2)
     log = read_log(write_log(tmp_path / "log.jsonl", delivered(tiny_teacher, 10, max_tokens=40)))
     resamples = resample(str(tiny_teacher), log, 2, 1, tmp_path / "r.parquet")
     suspect = open_suspect(server[1], max_tokens=2000)
@@ -156,7 +156,7 @@ def test_an_api_without_echo_can_only_continue(server):
 
 
 def test_a_plan_has_a_budget_and_the_name_of_a_key(server, tiny_teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.FEW", 2)
+    monkeypatch.setattr("stillhouse.trace.detectors.exchangeable.observe.SMALL_CHUNK", 2)
     monkeypatch.setenv("RIVAL_KEY", "sesame")
     counted, reference = server
     log = write_log(tmp_path / "log.jsonl", delivered(tiny_teacher, 10, max_tokens=40))

@@ -1,4 +1,4 @@
-"""What has to hold for the ranks of delivered outputs to be uniform, each with what the data say of it."""
+"""Assumptions under which the ranks of delivered outputs are uniform, each checked against the data."""
 
 from __future__ import annotations
 
@@ -17,34 +17,37 @@ from stillhouse.trace.detectors.exchangeable.scores import (
 )
 from stillhouse.trace.finding import Assumption
 
-ODD = 0.01
-"""A check of an assumption fails at this p-value: one in a hundred fails by chance."""
-REFERENCE_ALONE = RankingScore(
+REJECT_AT = 0.01
+"""P-value at which the check of an assumption fails; one in a hundred fails by chance."""
+REFERENCE_ONLY = RankingScore(
     ("reference_loglik", "characters"), lambda loglik, characters: loglik / characters, "", ""
 )
 
 
 def assumptions(
     transcript: pa.Table,
-    arranged: ScoreMatrix,
-    facts: Mapping[str, Any],
+    matrix: ScoreMatrix,
+    metadata: Mapping[str, Any],
     test: RankTest,
     *,
     early: bool,
 ) -> tuple[Assumption, ...]:
-    k_N = resample_counts(usable_items(arranged.scores_NK1))
-    unscored, every = sum(arranged.unscored), len(transcript)
+    """All assumptions of a finding; ``early`` if asking could stop at `stop_at`."""
+    k_N = resample_counts(usable_items(matrix.scores_NK1))
+    unscored, total = sum(matrix.unscored), len(transcript)
     rows = [
-        *_of_the_log(facts),
-        _alike("delivered outputs and resamples are of like length", arranged.characters_NK1, "characters"),
+        *_log_assumptions(metadata),
+        _check_alike(
+            "delivered outputs and resamples are of like length", matrix.characters_NK1, "characters"
+        ),
         Assumption(
             "every text has a score",
-            None if unscored == 0 else unscored <= ODD * every,
-            f"{unscored:,} of {every:,} missing or infinite ({arranged.unscored[0]:,} delivered, "
-            f"{arranged.unscored[1]:,} resamples); such texts are left out alike, whichever they are",
+            None if unscored == 0 else unscored <= REJECT_AT * total,
+            f"{unscored:,} of {total:,} missing or infinite ({matrix.unscored[0]:,} delivered, "
+            f"{matrix.unscored[1]:,} resamples); such texts are left out alike, whichever they are",
         )
         if unscored
-        else Assumption("every text has a score", True, f"{every:,} of {every:,}"),
+        else Assumption("every text has a score", True, f"{total:,} of {total:,}"),
         Assumption(
             "every delivered output has the same number of resamples",
             bool((k_N == k_N.max()).all()),
@@ -52,10 +55,10 @@ def assumptions(
         ),
         Assumption("the resamples were shown to nobody and published nowhere", None),
     ]
-    if not missing_columns(transcript, REFERENCE_ALONE):
-        reference = score_matrix(transcript, REFERENCE_ALONE).scores_NK1
+    if not missing_columns(transcript, REFERENCE_ONLY):
+        reference = score_matrix(transcript, REFERENCE_ONLY).scores_NK1
         text = "a reference model that had nothing to do with the log prefers neither"
-        rows.append(_alike(text, reference, "log-likelihood per character"))
+        rows.append(_check_alike(text, reference, "log-likelihood per character"))
     if early:
         text = "the order in which outputs were asked was fixed before, and asking stopped at `stop_at` only"
         rows.append(Assumption(text, None))
@@ -65,14 +68,14 @@ def assumptions(
     return tuple(rows)
 
 
-def _of_the_log(facts: Mapping[str, Any]) -> list[Assumption]:
-    """What only who observed can know; None where nobody did."""
-    left_out = facts.get("left_out") or {}
-    told = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-    known = True if facts else None
-    log, drawn = facts.get("log_teachers"), facts.get("resample_teachers")
+def _log_assumptions(metadata: Mapping[str, Any]) -> list[Assumption]:
+    """Assumptions about log and resamples, from the transcript's metadata; unknown (None) without it."""
+    left_out = metadata.get("left_out") or {}
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    known = True if metadata else None
+    log, drawn = metadata.get("log_teachers"), metadata.get("resample_teachers")
     same = None if not log or not drawn or "" in log else sorted(log) == sorted(drawn)
-    public, marks = facts.get("public"), facts.get("resample_marks")
+    public, marks = metadata.get("public"), metadata.get("resample_marks")
     kinds = [f"{mark['scheme']}, window {mark['window']}, key {mark['key'][:12]}" for mark in marks or ()]
     marked = Assumption(
         "the resamples carry the watermark that the log carries, under the same key", True, "; ".join(kinds)
@@ -81,7 +84,7 @@ def _of_the_log(facts: Mapping[str, Any]) -> list[Assumption]:
         Assumption(
             "outputs were drawn with a temperature above 0, and duplicates are removed",
             known,
-            f"left out before: {told or 'none'}" if facts else "",
+            f"left out before: {reasons or 'none'}" if metadata else "",
         ),
         Assumption(
             "delivered outputs and resamples come from the same teacher, bit for bit",
@@ -100,15 +103,15 @@ def _of_the_log(facts: Mapping[str, Any]) -> list[Assumption]:
     ]
 
 
-def _alike(text: str, values_NK1: np.ndarray, what: str) -> Assumption:
-    """Whether delivered outputs rank among their resamples as chance has it, by anything but the score."""
+def _check_alike(text: str, values_NK1: np.ndarray, unit: str) -> Assumption:
+    """Whether delivered outputs and resamples have the same distribution of some other quantity."""
     values_NK1 = usable_items(values_NK1)
     if not len(values_NK1):
         return Assumption(text, None, "nothing to compare")
     p = min(1.0, 2 * min(rank_test(values_NK1).p, rank_test(-values_NK1).p))
-    means = f"{np.mean(values_NK1[:, 0]):,.4g} and {np.nanmean(values_NK1[:, 1:]):,.4g} {what} on average"
-    return Assumption(text, p > ODD, f"{means}; two-sided rank test p = {p:.2g}")
+    means = f"{np.mean(values_NK1[:, 0]):,.4g} and {np.nanmean(values_NK1[:, 1:]):,.4g} {unit} on average"
+    return Assumption(text, p > REJECT_AT, f"{means}; two-sided rank test p = {p:.2g}")
 
 
 def _hashes(hashes: list[str] | None) -> str:
-    return ", ".join((found or "unknown")[:12] for found in hashes or ["unknown"])
+    return ", ".join((digest or "unknown")[:12] for digest in hashes or ["unknown"])

@@ -1,12 +1,6 @@
-"""Exchangeable resamples: does the suspect prefer what was delivered to what might as well have been? (L2)
+"""The judge of the exchangeable test: rank test, e-process, share of the log used, and power.
 
-For each delivered output the archived teacher draws K fresh ones for the same prompt and settings, which
-nobody is shown. If the suspect was not trained on the delivered output, nothing that it learned elsewhere
-tells the delivered one from the others: style, topic and organic exposure cancel. So the rank of the
-delivered output among the K + 1 is uniform, by construction and not by a model of the world.
-
-What it does not tell: how the outputs came to the suspect. Whoever published the log, or shared the account,
-leaves the same trace.
+Shapes: N outputs, K resamples of each, S stakes of a bet.
 """
 
 from __future__ import annotations
@@ -37,8 +31,9 @@ from stillhouse.stats import (
     usable_items,
 )
 from stillhouse.trace.detectors.exchangeable.assumptions import assumptions
-from stillhouse.trace.detectors.exchangeable.observe import FACTS
+from stillhouse.trace.detectors.exchangeable.observe import METADATA_KEY
 from stillhouse.trace.detectors.exchangeable.scores import (
+    RankingScore,
     ScoreMatrix,
     find_score,
     missing_columns,
@@ -60,42 +55,49 @@ RIVALS = (
     "the suspect was trained on another model that had been trained on these outputs word for word",
     "the resamples were not drawn by the same model with the same settings (see the assumptions)",
 )
-DRAWN = 300
+CURVE_POINTS = 300
 """Points of a curve in the report."""
 POWER = 0.8
-"""The power that `detectable_f` means."""
+"""The power at which `detectable_f` and `detectable_effect` are computed."""
 
 
 def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
-    """The permutation test, the e-process and what they say about f, from the scores.
+    """Permutation test and e-process on the scores, with bounds on the share f of the log that was used.
 
     Args:
-        transcript: columns id, draw (0 delivered, 1 … K resamples), text, and those of the score; one row a
-            text, items in the order in which they were asked.
-        parameters: ``score`` (a name in :data:`.scoring.SCORES`); ``alpha``, one minus the confidence of
-            bounds (0.05); ``surrogate_auc``, a number or [low, high]: the chance that an output outranks its
-            resample in a model that was trained on it; ``stop_at``: E at which to stop; ``share`` and
-            ``hard``: the share of the log and the E that `power` is about (0.05, 1000).
+        transcript: columns id, draw (0 delivered, 1 … K resamples), text, and those of the score; one row per
+            text, outputs in the order in which they were asked.
+        parameters: ``score`` (a name in :data:`stillhouse.trace.detectors.exchangeable.scores.SCORES`);
+            ``alpha``, one minus the confidence level of bounds (0.05); ``surrogate_auc``, a number or
+            [low, high]: the probability that an output outranks its resample in a model that was trained on
+            it; ``stop_at``: the E at which asking stops; ``share`` and ``hard``: the share of the log and the
+            E that `power` refers to (0.05, 1000).
 
     Raises:
-        UsageError: there is no such score, or the surrogate tells nothing apart.
+        UsageError: the score is unknown, or ``surrogate_auc`` is not above 0.5.
     """
     score = find_score(str(parameters.get("score", "loglik")))
     if (surrogate := parameters.get("surrogate_auc")) is not None and np.min(surrogate) <= 0.5:
         raise UsageError(
-            f"surrogate_auc {surrogate} is not above 0.5: one that tells nothing apart bounds nothing",
+            f"surrogate_auc {surrogate} is not above 0.5, so it gives no bound",
             hint="Leave it out, or choose a score that works on the surrogate.",
         )
-    facts = json.loads((transcript.schema.metadata or {}).get(FACTS, b"{}"))
     if missing := missing_columns(transcript, score):
         return _not_run(
-            parameters, f"the transcript has no values of {', '.join(missing)}; it takes {score.needs}"
+            parameters, f"the transcript has no values of {', '.join(missing)}; it takes {score.requirement}"
         )
-    arranged = score_matrix(transcript, score)
-    scores_NK1 = usable_items(arranged.scores_NK1)
+    matrix = score_matrix(transcript, score)
+    if not len(usable_items(matrix.scores_NK1)):
+        return _not_run(parameters, _why_none(transcript, matrix))
+    return _finding(transcript, matrix, score, parameters)
+
+
+def _finding(
+    transcript: pa.Table, matrix: ScoreMatrix, score: RankingScore, parameters: Mapping[str, Any]
+) -> Finding:
+    metadata = json.loads((transcript.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    scores_NK1 = usable_items(matrix.scores_NK1)
     asked = len(scores_NK1)
-    if not asked:
-        return _not_run(parameters, _why_none(transcript, arranged))
     log_e_N = log_e_process(scores_NK1)
     stop_at = parameters.get("stop_at")
     stopped = None if stop_at is None else rounds_until(log_e_N, float(stop_at))
@@ -103,9 +105,9 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     scores_NK1, log_e_N = scores_NK1[:n], log_e_N[:n]
     test = rank_test(scores_NK1)
     k = float(np.mean(resample_counts(scores_NK1)))
-    # Whoever may stop early has p from the e-process: the permutation p-value is for a size fixed before.
+    # With early stopping p comes from the e-process: the permutation p-value assumes a size fixed in advance.
     p_value = test.p if stop_at is None else max(SMALLEST, p_from_e(e_from_log(log_e_N.max())))
-    log_size = facts.get("log_size") or asked
+    log_size = metadata.get("log_size") or asked
     effect: dict[str, float | None] = {
         "auc": test.auc,
         "z": test.z,
@@ -122,12 +124,12 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         level=LEVEL,
         null=NULL,
         n=n,
-        statistic=f"z of the ranks of the delivered outputs among their resamples, by {score.words}",
+        statistic=f"z of the ranks of the delivered outputs among their resamples, by {score.description}",
         value=test.z,
         p_value=p_value,
         e_value=e_from_log(log_e_N[-1]),
         effect=effect,
-        assumptions=assumptions(transcript, arranged, facts, test, early=stop_at is not None),
+        assumptions=assumptions(transcript, matrix, metadata, test, early=stop_at is not None),
         rivals=RIVALS,
         parameters=dict(parameters),
         series=_series(scores_NK1, log_e_N),
@@ -135,7 +137,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
 
 
 def in_words(finding: Finding) -> str:
-    """What a finding says about f in a sentence or two; never that the suspect is innocent."""
+    """What a finding implies for f, in one or two sentences; never that the suspect is innocent."""
     effect = finding.effect
     if not finding.ran:
         return f"The test could not run: {finding.reason}. That says nothing about the suspect."
@@ -145,10 +147,10 @@ def in_words(finding: Finding) -> str:
         return f"With {confidence} confidence at least {low:.2%} of the tested outputs were trained on."
     if high is not None:
         detectable = effect.get("detectable_f")
-        told = "no share at all" if detectable is None else f"a share of {detectable:.2%} or more"
+        share = "no share at all" if detectable is None else f"a share of {detectable:.2%} or more"
         return (
             f"Bound: f below {high:.2%} ({confidence} confidence), if outputs that are used leave the trace "
-            f"that they left in the surrogate model. With {finding.n:,} outputs the test finds {told} with "
+            f"that they left in the surrogate model. With {finding.n:,} outputs the test finds {share} with "
             f"a probability of {POWER:.0%}."
         )
     needed = effect["detectable_effect"]
@@ -161,11 +163,11 @@ def in_words(finding: Finding) -> str:
 
 
 def mean_lower_bound(values_N: np.ndarray, alpha: float) -> float:
-    """A lower bound, with confidence 1 − alpha, of the average expectation of independent values in [0, 1].
+    """Lower confidence bound at level 1 − alpha of the mean expectation of independent values in [0, 1].
 
-    The smallest mean against which betting does not win 1/alpha (Waudby-Smith & Ramdas 2023,
-    arXiv:2010.09686), where a value v pays v / m. Holds in finite samples, and also where the expectations
-    differ: the product of 1 − f + f·μᵢ / m is at most 1 when the μᵢ average to m or less.
+    The smallest mean m against which betting does not win 1/alpha (Waudby-Smith & Ramdas 2023,
+    arXiv:2010.09686), where a value v pays v / m. Holds in finite samples, and also if the expectations μᵢ
+    differ: the product of 1 − f + f·μᵢ / m is at most 1 if the μᵢ average to m or less.
     """
     values, counts = np.unique(values_N, return_counts=True)
     shares_S1 = np.array(STAKES)[:, None]
@@ -184,7 +186,7 @@ def mean_lower_bound(values_N: np.ndarray, alpha: float) -> float:
 def _share_used(
     scores_NK1: np.ndarray, test: RankTest, parameters: Mapping[str, Any]
 ) -> dict[str, float | None]:
-    """AUC and f with their bounds: two-sided with a surrogate; without one, f ≥ 2·AUC − 1 alone."""
+    """AUC and f with bounds: two-sided with a surrogate; without one, only f ≥ 2·AUC − 1."""
     alpha, surrogate = float(parameters.get("alpha", 0.05)), parameters.get("surrogate_auc")
     wins_N = delivered_win_rates(scores_NK1)
     side = alpha if surrogate is None else alpha / 2
@@ -207,30 +209,30 @@ def _share_used(
 
 
 def _power(n: int, k: float, parameters: Mapping[str, Any]) -> dict[str, float | None]:
-    """What the test could have found."""
+    """The smallest effect that the test detects, and its power."""
     alpha, surrogate = float(parameters.get("alpha", 0.05)), parameters.get("surrogate_auc")
     smallest = detectable_effect(n, k, alpha, POWER)
     if surrogate is None:
         return {"detectable_effect": smallest}
     auc = min(surrogate) if isinstance(surrogate, list | tuple) else surrogate
     share, hard = float(parameters.get("share", 0.05)), float(parameters.get("hard", 1000.0))
-    found = smallest / (2 * auc - 1)
+    detectable_share = smallest / (2 * auc - 1)
     return {
         "detectable_effect": smallest,
-        "detectable_f": found if found <= 1 else None,
+        "detectable_f": detectable_share if detectable_share <= 1 else None,
         "power": power_of_e(share, n, k, auc, hard),
         "power_share": share,
     }
 
 
-def _why_none(transcript: pa.Table, arranged: ScoreMatrix) -> str:
-    """Why no item can be ranked."""
+def _why_none(transcript: pa.Table, matrix: ScoreMatrix) -> str:
+    """Why no output can be ranked."""
     delivered = int((transcript["draw"].to_numpy() == 0).sum())
     resampled = len(transcript) - delivered
     if not delivered or not resampled:
-        there = "resamples but no delivered outputs" if resampled else "delivered outputs but no resamples"
-        return f"there are {there}; the test takes both, for the same prompts"
-    if any(arranged.unscored):
+        present = "resamples but no delivered outputs" if resampled else "delivered outputs but no resamples"
+        return f"there are {present}; the test takes both, for the same prompts"
+    if any(matrix.unscored):
         return (
             "no delivered output and its resamples have finite scores: the suspect gives log-probabilities "
             "that are missing or infinite"
@@ -243,8 +245,8 @@ def _not_run(parameters: Mapping[str, Any], reason: str) -> Finding:
 
 
 def _series(scores_NK1: np.ndarray, log_e_N: np.ndarray) -> dict[str, list[float]]:
-    """The growth of the evidence, and how often each tenth of the ranks came up."""
-    points = np.unique(np.linspace(0, len(log_e_N) - 1, min(DRAWN, len(log_e_N))).round().astype(int))
+    """Series for the report: log10 E after each output, and a histogram of the ranks."""
+    points = np.unique(np.linspace(0, len(log_e_N) - 1, min(CURVE_POINTS, len(log_e_N))).round().astype(int))
     bins = int(resample_counts(scores_NK1).max()) + 1
     histogram = np.histogram(mid_ranks(scores_NK1), bins=bins, range=(0.0, 1.0))[0]
     return {

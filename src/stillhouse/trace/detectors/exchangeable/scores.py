@@ -1,9 +1,9 @@
-"""Scores: how much a text looks as if the suspect had been trained on it, one number a text.
+"""Ranking scores: one number for each text, higher if the suspect seems to have been trained on it.
 
-All are computed from a transcript's columns, alike for a delivered output and its resamples. Whether a score
-is a good one decides how much is found, never how often an innocent is accused.
+All are computed from the columns of a transcript, in the same way for a delivered output and its resamples.
+The choice of a score affects the power of the test, never its rate of false accusations.
 
-Shapes: N items, K resamples of each.
+Shapes: N outputs, K resamples of each.
 """
 
 from __future__ import annotations
@@ -20,55 +20,57 @@ from stillhouse.corpus.ngrams import words
 from stillhouse.errors import UsageError
 from stillhouse.trace.delivered_log import SHORTEST
 
-LEAST = 0.2
-"""Share of the least likely tokens that min-k% looks at."""
-LONGEST_GRAM = 4
+MIN_K_SHARE = 0.2
+"""Share of tokens, the least likely ones, that min-k% averages."""
+LONGEST_NGRAM = 4
 
 
-def min_k(token_logps: Sequence[float] | np.ndarray, share: float = LEAST) -> float:
-    """The mean log-probability of the ``share`` least likely tokens, at least one (Shi et al. 2023,
-    arXiv:2310.16789, eq. 2): what was seen in training has few tokens that surprise."""
+def min_k(token_logps: Sequence[float] | np.ndarray, share: float = MIN_K_SHARE) -> float:
+    """Mean log-probability of the ``share`` least likely tokens, at least one token.
+
+    Min-k% (Shi et al. 2023, arXiv:2310.16789, eq. 2): texts seen in training have few unlikely tokens.
+    """
     values = np.asarray(token_logps, np.float64)
     count = max(1, int(len(values) * share))
     return float(np.partition(values, count - 1)[:count].mean())
 
 
 def split_in_half(text: str) -> tuple[str, str]:
-    """A text cut at the white space nearest its middle (or there, where it has none): beginning and rest."""
+    """Beginning and rest of a text, cut at the white space nearest the middle; without any, at the middle."""
     middle = len(text) // 2
-    spaces = [place for place, letter in enumerate(text) if letter.isspace() and 0 < place < len(text) - 1]
-    cut = min(spaces, key=lambda place: abs(place - middle), default=middle)
+    spaces = [i for i, character in enumerate(text) if character.isspace() and 0 < i < len(text) - 1]
+    cut = min(spaces, key=lambda i: abs(i - middle), default=middle)
     return text[:cut], text[cut:]
 
 
 def ngram_overlap(continuation: str, rest: str) -> float:
-    """How much of a text's true rest a continuation of its beginning has, in [0, 1].
+    """Similarity in [0, 1] of a continuation of a text's beginning to its true rest.
 
-    The mean over n = 1 to 4 of the share of the rest's n-grams of words that the continuation has too, each
-    as often as it occurs there. A continuation is cut to as many words as the rest has.
+    The mean over n = 1 to 4 of the share of the rest's word n-grams that occur in the continuation, counted
+    with multiplicity. The continuation is cut to as many words as the rest has.
     """
-    true = words(rest)
-    said = words(continuation)[: len(true)]
+    true_words = words(rest)
+    continued_words = words(continuation)[: len(true_words)]
     shares = []
-    for n in range(1, min(LONGEST_GRAM, len(true)) + 1):
-        theirs, ours = _grams(true, n), _grams(said, n)
-        shares.append((theirs & ours).total() / theirs.total())
+    for n in range(1, min(LONGEST_NGRAM, len(true_words)) + 1):
+        true, continued = _word_ngrams(true_words, n), _word_ngrams(continued_words, n)
+        shares.append((true & continued).total() / true.total())
     return sum(shares) / len(shares) if shares else 0.0
 
 
-def _grams(found: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(found[i : i + n]) for i in range(len(found) - n + 1))
+def _word_ngrams(text: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1))
 
 
 @dataclass(frozen=True)
 class RankingScore:
-    """A column that is made from a transcript's."""
+    """A score as a function of a transcript's columns."""
 
     columns: tuple[str, ...]
     compute: Callable[..., np.ndarray]
-    words: str
-    needs: str
-    """What a suspect, or whoever observes, has to give."""
+    description: str
+    requirement: str
+    """What the suspect and the observer must provide."""
 
 
 def _per_token(loglik: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -115,29 +117,30 @@ SCORES = {
         "a suspect that continues a text",
     ),
 }
-"""By name. `reference` is per character and `teacher` per token of the teacher: the tokenizers may differ."""
+"""Scores by name. `reference` is per character and `teacher` per token of the teacher, because tokenizers may
+differ."""
 
 
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """A transcript as a matrix: one row an item, column 0 the delivered output."""
+    """Scores of a transcript: one row per output, the delivered one in column 0, its resamples after it."""
 
     ids: list[str]
     scores_NK1: np.ndarray
-    """NaN where a score is missing or not finite, or the text too short to count."""
+    """NaN if the score is missing or not finite, or the text is too short."""
     characters_NK1: np.ndarray
-    """Length of each text; NaN where there is none, or it is too short to count."""
+    """Length of each text; NaN if it is missing or too short."""
     unscored: tuple[int, int]
-    """Texts without a finite score: delivered ones, resamples."""
+    """Number of delivered outputs and of resamples without a finite score."""
     short: int
-    """Resamples that are left out as too short, as delivered outputs of that length are."""
+    """Number of resamples left out as too short, like delivered outputs of that length."""
 
 
 def find_score(name: str) -> RankingScore:
-    """The score of this name.
+    """The score with this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the name is unknown.
     """
     if name not in SCORES:
         near = difflib.get_close_matches(name, SCORES, n=1)
@@ -149,41 +152,41 @@ def find_score(name: str) -> RankingScore:
 
 
 def missing_columns(transcript: pa.Table, score: RankingScore) -> list[str]:
-    """Columns that the score needs and that are not there, or empty."""
-    made = {"characters": "text"}
-    wanted = [made.get(name, name) for name in score.columns]
+    """Columns that the score needs and that are missing or empty."""
+    source = {"characters": "text"}
+    needed = [source.get(name, name) for name in score.columns]
     names = transcript.column_names
-    return [n for n in wanted if n not in names or transcript[n].null_count == len(transcript)]
+    return [n for n in needed if n not in names or transcript[n].null_count == len(transcript)]
 
 
 def score_matrix(transcript: pa.Table, score: RankingScore) -> ScoreMatrix:
-    """The transcript as a matrix, items in the order in which they come first."""
+    """Scores of a transcript, outputs in the order of their first row."""
     ids = transcript["id"].to_pylist()
-    place = {id: number for number, id in enumerate(dict.fromkeys(ids))}
-    rows = np.fromiter((place[id] for id in ids), np.int64, len(ids))
+    row_of = {id: number for number, id in enumerate(dict.fromkeys(ids))}
+    rows = np.fromiter((row_of[id] for id in ids), np.int64, len(ids))
     draws = transcript["draw"].to_numpy().astype(np.int64)
     texts = transcript["text"].to_pylist()
-    characters = np.array([len(text) if _counts(text) else np.nan for text in texts], np.float64)
+    characters = np.array([len(text) if _long_enough(text) else np.nan for text in texts], np.float64)
     columns = [characters if name == "characters" else _floats(transcript, name) for name in score.columns]
     with np.errstate(invalid="ignore"):
         values = score.compute(*columns)
-    counted = ~np.isnan(characters)
-    bad = ~np.isfinite(values) & counted
-    values = np.where(np.isfinite(values) & counted, values, np.nan)
-    shape = (len(place), int(draws.max(initial=0)) + 1)
+    eligible = ~np.isnan(characters)
+    unscored = ~np.isfinite(values) & eligible
+    values = np.where(np.isfinite(values) & eligible, values, np.nan)
+    shape = (len(row_of), int(draws.max(initial=0)) + 1)
     scores_NK1, characters_NK1 = np.full(shape, np.nan), np.full(shape, np.nan)
     scores_NK1[rows, draws], characters_NK1[rows, draws] = values, characters
     return ScoreMatrix(
-        list(place),
+        list(row_of),
         scores_NK1,
         characters_NK1,
-        (int((bad & (draws == 0)).sum()), int((bad & (draws > 0)).sum())),
-        int((~counted & (draws > 0)).sum()),
+        (int((unscored & (draws == 0)).sum()), int((unscored & (draws > 0)).sum())),
+        int((~eligible & (draws > 0)).sum()),
     )
 
 
-def _counts(text: str | None) -> bool:
-    """As :func:`.log.read_log` decides for delivered outputs: what is left out there is left out here."""
+def _long_enough(text: str | None) -> bool:
+    """Applies the rule of :func:`stillhouse.trace.delivered_log.read_log` to resamples too."""
     return text is not None and len(text.strip()) >= SHORTEST
 
 

@@ -1,21 +1,19 @@
-"""Radioactivity: does the suspect prefer the tokens that the teacher's watermark preferred?
+"""Radioactivity: tests whether the suspect prefers the tokens that the teacher's watermark preferred.
 
-A model that learned from marked text goes on in its manner: after a window that it met in training, it tends
-to what the key made likely there (Sander et al. 2024, arXiv:2402.14904). Two ways to look:
+A model trained on watermarked text imitates it: after a window that it met in training, it tends to the
+tokens that the key made likely there (Sander et al. 2024, arXiv:2402.14904). There are two modes:
 
-- closed: the suspect writes answers, and their tokens are scored. Text is all that is needed; it is cut with
+- closed: the suspect writes answers, and their tokens are scored. This needs only text, which is encoded with
   the teacher's tokenizer, whatever the suspect's is. Windows that occur in the prompt are left out.
-- open: the teacher's delivered texts pass through the suspect, and its likeliest next token after each window
-  is scored. That needs its weights and the teacher's tokenizer, and sees far more (section 4 there). Windows
-  that came before in the same context are left out: there the suspect can copy what followed, mark and all,
-  without ever having learned it.
+- open: the suspect reads the teacher's delivered texts, and its likeliest next token after each window is
+  scored. This needs the suspect's weights, which must have the teacher's tokenizer, and has far more power
+  (section 4 there). Windows that occurred before in the same context are left out: there the suspect can copy
+  what followed, watermark included, without having been trained on it.
 
-Each pair of window and token counts once over the whole transcript. Neither who observes nor the
-transcript knows the key; :func:`judge` cuts the pairs from the raw token ids, so whoever is given the key can
-count again, with another window too.
+Each pair of window and token counts once over the whole transcript. Neither the observer nor the transcript
+knows the key: the judge forms the pairs from the raw token ids, so anyone with the key can recompute the
+result, also with another window.
 
-A public key (everybody's outputs carry it) shows exposure by any route, L1; a key that marked one account's
-outputs only shows those outputs, L2. What neither shows is intent.
-
-Shapes: N pairs, T tokens of a text, B texts of a batch, V vocabulary.
+A key that marks the outputs to all accounts shows exposure by any route (L1). A key that marked only one
+account's outputs shows training on those outputs (L2). Neither shows intent.
 """

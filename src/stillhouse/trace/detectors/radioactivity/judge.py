@@ -1,6 +1,6 @@
-"""Whether the tokens of a suspect carry a watermark's key: the judge of the radioactivity test.
+"""The judge of the radioactivity test: scores the suspect's tokens with the watermark's key.
 
-Shapes: N pairs of a window and a token.
+Shapes: N pairs of a window and a token, W tokens of a window.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from stillhouse.watermark import (
 
 NAME = "radioactivity"
 PLACEBOS = 20
-POINTS = 200
-"""Of a curve in the report."""
+"""Number of placebo keys, unless the parameters hold their own."""
+CURVE_POINTS = 200
+"""Points of a curve in the report."""
 _UNITS = {
     "kgw": "green share of distinct (window, token) pairs",
     "gumbel": "mean of −log(1 − r) over distinct (window, token) pairs",
@@ -51,16 +52,16 @@ _RIVALS: Mapping[str, tuple[str, ...]] = {
 
 
 def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
-    """Whether the key's mark is in the suspect's tokens.
+    """Tests whether the suspect's tokens carry the key's watermark.
 
     Args:
         parameters: `key` (64 hexadecimal digits), `level` (`L1` or `L2`), `scheme` and `window` as of
             :class:`~stillhouse.watermark.Mark`, `gamma` (kgw), `depth` (tournament); optionally
-            `placebo_keys` (keys that marked nothing; else :data:`PLACEBOS` are drawn from `seed`) and
-            `alpha` (one minus the confidence of the interval).
+            `placebo_keys` (keys that marked nothing; by default :data:`PLACEBOS` keys from `seed`) and
+            `alpha` (one minus the confidence level of the interval).
 
     Raises:
-        UsageError: the key or another parameter is none.
+        UsageError: the key or another parameter is invalid.
     """
     mark = _mark(parameters)
     level: Level = parameters["level"]
@@ -68,31 +69,31 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     if not len(pairs):
         return Finding(NAME, level, _null(mark), 0, parameters=parameters, reason=_reason(transcript, mark))
     placebos = parameters.get("placebo_keys") or placebo_keys(parameters.get("seed", 0))
-    scores_N, found = _weighed(mark, pairs)
-    blind = [_weighed(replace(mark, key=parse_key(key, "placebo_keys")), pairs)[1] for key in placebos]
+    scores_N, detection = _detect(mark, pairs)
+    blind = [_detect(replace(mark, key=parse_key(key, "placebo_keys")), pairs)[1] for key in placebos]
     low, high = interval(mark, scores_N, 1 - parameters.get("alpha", 0.05))
-    rank = 1 + sum(other.p_value <= found.p_value for other in blind)
+    rank = 1 + sum(other.p_value <= detection.p_value for other in blind)
     return Finding(
         test=NAME,
         level=level,
         null=_null(mark),
-        n=found.pairs,
+        n=detection.pairs,
         statistic=_UNITS[mark.scheme],
-        value=found.mean,
-        p_value=found.p_value,
-        e_value=found.e_value,
+        value=detection.mean,
+        p_value=detection.p_value,
+        e_value=detection.e_value,
         effect={
-            "mean": found.mean,
+            "mean": detection.mean,
             "mean_low": low,
             "mean_high": high,
-            "expected": found.expected,
-            "z": found.z,
+            "expected": detection.expected,
+            "z": detection.z,
             "repeated_pairs": pairs.repeated,
             "left_out_in_context": left_out,
             "placebo_rank": rank,
             "placebo_smallest_p": min(other.p_value for other in blind),
         },
-        assumptions=_assumptions(transcript, pairs, left_out, found, blind, rank),
+        assumptions=_assumptions(transcript, pairs, left_out, blind, rank),
         rivals=_RIVALS[level],
         parameters=parameters,
         series=_series(mark, scores_N),
@@ -100,7 +101,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
 
 
 def placebo_keys(seed: int, count: int = PLACEBOS) -> list[str]:
-    """Keys that marked nothing, in hexadecimal: SHA-256 of the seed and their numbers."""
+    """Keys that marked nothing, in hexadecimal: SHA-256 of the seed and a counter."""
     return [
         hashlib.sha256(f"stillhouse placebo key {seed} {number}".encode()).hexdigest()
         for number in range(count)
@@ -108,18 +109,18 @@ def placebo_keys(seed: int, count: int = PLACEBOS) -> list[str]:
 
 
 def _mark(parameters: Mapping[str, Any]) -> Mark:
-    given = {name: parameters[name] for name in ("gamma", "depth") if name in parameters}
+    optional = {name: parameters[name] for name in ("gamma", "depth") if name in parameters}
     key = parse_key(parameters["key"], "the parameter `key`")
-    return Mark(key, parameters["scheme"], parameters["window"], **given)
+    return Mark(key, parameters["scheme"], parameters["window"], **optional)
 
 
-def _weighed(mark: Mark, pairs: Pairs) -> tuple[np.ndarray, Detection]:
+def _detect(mark: Mark, pairs: Pairs) -> tuple[np.ndarray, Detection]:
     scores_N = mark.scores(pairs.windows_NW, pairs.tokens_N)
     return scores_N, detection_from_scores(mark, scores_N)
 
 
 def scored_pairs(transcript: pa.Table, window: int) -> tuple[Pairs, int]:
-    """Distinct pairs of all rows, and how many were left out because their window was in context."""
+    """Distinct pairs of all rows, and the number left out because their window occurred in the context."""
     windows, tokens, left_out = [], [], 0
     columns = (transcript[name].to_pylist() for name in ("context", "tokens", "predicted"))
     for context, ids, predicted in zip(*columns, strict=True):
@@ -136,7 +137,7 @@ def scored_pairs(transcript: pa.Table, window: int) -> tuple[Pairs, int]:
 def _row_pairs(
     context: list[int], ids: list[int], predicted: list[int] | None, window: int
 ) -> Iterator[tuple[tuple[int, ...] | None, int]]:
-    """Each window of one text with the token after it; None for a window that was in context."""
+    """Each window of one text with the token after it; None for a window that occurred in the context."""
     seen = {tuple(context[end - window : end]) for end in range(window, len(context) + 1)}
     if predicted is None:
         for end in range(window, len(ids)):
@@ -164,9 +165,9 @@ def _null(mark: Mark) -> str:
 
 
 def _reason(transcript: pa.Table, mark: Mark) -> str:
-    """Why there is nothing to count."""
-    if told := empty_reason(transcript):
-        return told
+    """Why there is no pair to score."""
+    if reason := empty_reason(transcript):
+        return reason
     if not len(transcript):
         return "the transcript is empty: no output of the log was put to the suspect"
     errors = [error for error in transcript["error"].to_pylist() if error]
@@ -182,7 +183,6 @@ def _assumptions(
     transcript: pa.Table,
     pairs: Pairs,
     left_out: int,
-    found: Detection,
     blind: Sequence[Detection],
     rank: int,
 ) -> tuple[Assumption, ...]:
@@ -221,7 +221,7 @@ def _assumptions(
 
 
 def _series(mark: Mark, scores_N: np.ndarray) -> dict[str, list[float]]:
-    """The e-value as the pairs came in."""
-    places = np.unique(np.linspace(1, len(scores_N), min(POINTS, len(scores_N))).astype(int))
-    log10_e = running_log_e(mark, scores_N)[places - 1] / np.log(10)
-    return {"pairs": places.astype(float).tolist(), "log10_e": log10_e.tolist()}
+    """The e-value after each pair."""
+    counts = np.unique(np.linspace(1, len(scores_N), min(CURVE_POINTS, len(scores_N))).astype(int))
+    log10_e = running_log_e(mark, scores_N)[counts - 1] / np.log(10)
+    return {"pairs": counts.astype(float).tolist(), "log10_e": log10_e.tolist()}

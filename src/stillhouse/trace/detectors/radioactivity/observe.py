@@ -29,13 +29,16 @@ SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("context", pa.list_(pa.int32())),  # ids before the text: the prompt
         ("tokens", pa.list_(pa.int32())),  # ids of the text
-        ("predicted", pa.list_(pa.int32())),  # open: the suspect's likeliest token after each of them
-        ("text", pa.string()),  # what the suspect wrote (closed) or was shown (open); null with an error
+        ("predicted", pa.list_(pa.int32())),  # open: the suspect's likeliest next token after each of them
+        (
+            "text",
+            pa.string(),
+        ),  # the answer (closed) or the delivered text (open); null with an error
         ("error", pa.string()),
     ]
 )
 FORWARD_TOKENS = 2048
-"""Of one pass in open mode, padding included."""
+"""Tokens of one forward pass in open mode, including padding."""
 
 
 def observe_closed(
@@ -46,25 +49,25 @@ def observe_closed(
     sampling: Sampling = Sampling(max_tokens=256),  # noqa: B008  frozen
     seed: int = 0,
 ) -> pa.Table:
-    """What the suspect writes, in a table of :data:`SCHEMA`; a row for each prompt and account.
+    """The suspect's answers, in a table of :data:`SCHEMA`; one row for each prompt and account.
 
     Args:
-        ask: puts requests to the suspect.
+        ask: sends requests to the suspect.
         rows: delivered outputs, of which only the prompts are used.
-        tokenizer: the teacher's, in whose tokens the mark is.
-        sampling: of the answers.
-        seed: of these answers.
+        tokenizer: the teacher's; the watermark is in its tokens.
+        sampling: settings of the answers.
+        seed: seed of the answers.
     """
-    asked = list({(row.account, str(row.prompt)): row for row in rows if row.prompt}.values())
-    if not asked:
+    distinct = list({(row.account, str(row.prompt)): row for row in rows if row.prompt}.values())
+    if not distinct:
         return empty_transcript(
             SCHEMA, "the log has texts without prompts, so there is nothing to ask the suspect"
         )
     requests = [
-        Request(row.id, list(row.prompt), replace(sampling, seed=_seed(seed, row.id))) for row in asked
+        Request(row.id, list(row.prompt), replace(sampling, seed=_seed(seed, row.id))) for row in distinct
     ]
     answers = [reply.text if isinstance(reply, Reply) else reply for reply in ask(requests)]
-    return closed_transcript(asked, answers, tokenizer)
+    return closed_transcript(distinct, answers, tokenizer)
 
 
 def observe_open(
@@ -74,11 +77,11 @@ def observe_open(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
-    """What the suspect finds likeliest after each token of the delivered texts, in a table of :data:`SCHEMA`.
+    """The suspect's likeliest next tokens throughout the delivered texts, in a table of :data:`SCHEMA`.
 
     Args:
-        tokenizer: the teacher's, in whose tokens the mark is; the suspect's has to be the same.
-        progress: called with the number of texts just read.
+        tokenizer: the teacher's; the suspect must have the same.
+        progress: called with the number of texts of each batch.
     """
     if difference := tokenizer_difference(suspect.tokenizer, tokenizer):
         return empty_transcript(
@@ -93,16 +96,15 @@ def observe_open(
         ids = _encode(tokenizer, row.output)
         texts.append((context[:longest], ids[: None if longest is None else max(0, longest - len(context))]))
     predicted: list[list[int]] = [[] for _ in texts]
-    order = sorted(
-        (place for place, (_, ids) in enumerate(texts) if ids), key=lambda place: _length(texts[place])
-    )
+    # By length, so that batches need little padding.
+    order = sorted((i for i, (_, ids) in enumerate(texts) if ids), key=lambda i: _length(texts[i]))
     for batch in _batches(order, [_length(text) for text in texts]):
-        likeliest = _likeliest(suspect, [texts[place][0] + texts[place][1] for place in batch])
-        for place, ids_T in zip(batch, likeliest, strict=True):
-            predicted[place] = ids_T[len(texts[place][0]) : _length(texts[place])].tolist()
+        likeliest = _likeliest(suspect, [texts[i][0] + texts[i][1] for i in batch])
+        for i, ids_T in zip(batch, likeliest, strict=True):
+            predicted[i] = ids_T[len(texts[i][0]) : _length(texts[i])].tolist()
         if progress:
             progress(len(batch))
-    made = [
+    transcript = [
         {
             "id": row.id,
             "account": row.account,
@@ -114,7 +116,7 @@ def observe_open(
         }
         for row, (context, ids), likely in zip(rows, texts, predicted, strict=True)
     ]
-    return pa.Table.from_pylist(made, SCHEMA)
+    return pa.Table.from_pylist(transcript, SCHEMA)
 
 
 def closed_transcript(
@@ -122,23 +124,23 @@ def closed_transcript(
     answers: Sequence[str | StillhouseError],
     tokenizer: PreTrainedTokenizerFast,
 ) -> pa.Table:
-    """The transcript of closed mode from what the suspect answered to the prompt of each row."""
-    made = []
+    """The transcript of closed mode from the suspect's answer to the prompt of each row."""
+    transcript = []
     for row, answer in zip(rows, answers, strict=True):
-        said = answer if isinstance(answer, str) else None
+        text = answer if isinstance(answer, str) else None
         prompt = "\n".join(str(turn.get("content") or "") for turn in row.prompt)
-        made.append(
+        transcript.append(
             {
                 "id": row.id,
                 "account": row.account,
                 "mode": "closed",
                 "context": _encode(tokenizer, prompt),
-                "tokens": [] if said is None else _encode(tokenizer, said),
-                "text": said,
-                "error": str(answer) if said is None else None,
+                "tokens": [] if text is None else _encode(tokenizer, text),
+                "text": text,
+                "error": str(answer) if text is None else None,
             }
         )
-    return pa.Table.from_pylist(made, SCHEMA)
+    return pa.Table.from_pylist(transcript, SCHEMA)
 
 
 def _length(text: tuple[list[int], list[int]]) -> int:
@@ -146,19 +148,19 @@ def _length(text: tuple[list[int], list[int]]) -> int:
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Runs of ``order``, which goes by length, that fill one pass when padded to their longest."""
+    """Splits ``order``, which is sorted by length, into batches that fill one forward pass with padding."""
     batch: list[int] = []
-    for place in order:
-        if batch and lengths[place] * (len(batch) + 1) > FORWARD_TOKENS:
+    for index in order:
+        if batch and lengths[index] * (len(batch) + 1) > FORWARD_TOKENS:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(index)
     if batch:
         yield batch
 
 
 def _likeliest(suspect: Weights, texts: Sequence[list[int]]) -> torch.Tensor:
-    """The suspect's likeliest next token [B, T] after each token; what pads the end means nothing."""
+    """The suspect's likeliest next token [B, T] after each token; entries at the padding are arbitrary."""
     import torch
 
     width = max(map(len, texts))
