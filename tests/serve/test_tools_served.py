@@ -225,7 +225,7 @@ def test_both_backends_embed_a_text_alike(server):
     raw = server.client.embeddings.with_raw_response.create(model="file", input="a", encoding_format="base64")
     packed = base64.b64decode(json.loads(raw.text)["data"][0]["embedding"])
     assert struct.unpack(f"<{len(packed) // 4}f", packed) == pytest.approx(theirs[2], abs=1e-6)
-    with pytest.raises(openai.BadRequestError, match=r"\d+ tokens; llama.cpp takes 2048"):
+    with pytest.raises(openai.BadRequestError, match=r"\d+ tokens; llama.cpp embeds at most 2048"):
         server.client.embeddings.create(model="file", input="z" * 3000)
 
 
