@@ -1,7 +1,7 @@
-"""Recipes as files: reading with overrides, checking, and saving.
+"""Reads recipes with overrides, validates and saves them.
 
-Every complaint names the file and line, or the override, it is about, and the nearest
-right word where one was misspelt. Reading a recipe opens no model and no prompt file.
+Every complaint names its file and line, or its override, and suggests the nearest valid word for a misspelt
+one. Reading a recipe opens no model and no prompt file.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ T = TypeVar("T")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads, overrides and checks a recipe.
+    """Reads a recipe, applies overrides and validates it.
 
     Args:
         path: a YAML file.
         overrides: ``section.field=value``, the value as YAML; later ones win.
 
     Raises:
-        RecipeError: the file cannot be read, or something in it is wrong; all complaints at once, each
-            with its place.
+        RecipeError: the file cannot be read or is invalid; the message lists all complaints with their
+            locations.
     """
     return parse_recipe(read_text(Path(path)), name=str(path), overrides=overrides)
 
@@ -47,10 +47,10 @@ def load_recorded_recipe(path: str | Path) -> tuple[Recipe, RetiredValues]:
     """Reads the resolved recipe of a run, which an older version may have written.
 
     Returns:
-        The recipe, and what its retired keys held, whatever that was: for :func:`.retired.restore_retired`.
+        The recipe, and the values of its retired keys, valid or not, for :func:`.retired.restore_retired`.
 
     Raises:
-        RecipeError: the file cannot be read, or something else in it is wrong.
+        RecipeError: the file cannot be read, or anything else in it is invalid.
     """
     values, origins = _read_mapping(read_text(Path(path)), str(path))
     retired = take_retired(values)
@@ -58,17 +58,17 @@ def load_recorded_recipe(path: str | Path) -> tuple[Recipe, RetiredValues]:
 
 
 def read_text(file: Path, what: str = "recipe") -> str:
-    """The text of a recipe's file, or of ``what`` else is written like one.
+    """The text of a file that holds a ``what``.
 
     Raises:
-        RecipeError: it cannot be read; names the nearest file where there is none.
+        RecipeError: the file cannot be read; if it does not exist, the hint names the nearest one.
     """
     try:
         return file.read_text("utf-8")
     except FileNotFoundError as error:
-        beside = {found.stem: found for found in sorted(file.parent.glob("*.y*ml"))}
-        near = nearest(file.stem, beside)
-        hint = f"Did you mean `{beside[near]}`?" if near else None
+        siblings = {path.stem: path for path in sorted(file.parent.glob("*.y*ml"))}
+        near = nearest(file.stem, siblings)
+        hint = f"Did you mean `{siblings[near]}`?" if near else None
         raise RecipeError(f"no such {what}: {file}", hint=hint) from error
     except OSError as error:
         raise RecipeError(f"cannot read the {what} {file}: {error.strerror}") from error
@@ -77,7 +77,7 @@ def read_text(file: Path, what: str = "recipe") -> str:
 
 
 def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = ()) -> Recipe:
-    """Like `load_recipe`, from text; ``name`` stands for the file in error messages."""
+    """Like `load_recipe`, from text; ``name`` is the file name in error messages."""
     values, origins = _read_mapping(text, name)
     for override in overrides:
         apply_override(override, values, origins)
@@ -92,16 +92,16 @@ def _read_mapping(text: str, name: str) -> tuple[dict[str, Any], Origins]:
 
 
 def build_recipe(values: dict[str, Any], origins: Origins) -> Recipe:
-    """The recipe with these values, checked.
+    """Builds a recipe from nested values and validates it.
 
     Args:
-        values: of a recipe's keys; changed.
-        origins: where each was written, for complaints; that of the whole, ``()``, at least.
+        values: values by key; modified.
+        origins: locations of the values for complaints; at least that of the whole, ``()``.
 
     Raises:
-        RecipeError: something in it is wrong; all complaints at once, each with its place.
+        RecipeError: a value is invalid; the message lists all complaints with their locations.
     """
-    _its_own_teacher(values)
+    _default_teacher(values)
     retired = list(retired_complaints(take_retired(values)))
     return validate(Recipe, values, origins, broken_rules, retired)
 
@@ -113,37 +113,37 @@ def validate(
     rules: Callable[[T], Iterable[tuple[str, str]]],
     complaints: Iterable[tuple[KeyPath, str]] = (),
 ) -> T:
-    """``values`` as a dataclass.
+    """Builds a dataclass from nested ``values``.
 
     Args:
-        rules: what else is wrong with one whose fields fit: dotted keys and complaints.
-        complaints: what is known to be wrong already.
+        rules: yields dotted keys and complaints for a dataclass whose fields are valid by themselves.
+        complaints: complaints from before.
 
     Raises:
-        RecipeError: all complaints at once, each with its place.
+        RecipeError: a value is invalid; the message lists all complaints with their locations.
     """
     complaints = [*complaints, *_infinite(values, ())]
-    made: T | None = None
+    built: T | None = None
     try:
-        made = _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
+        built = _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
     except ValidationError as error:
         complaints += [_complaint(details, kind) for details in error.errors(include_url=False)]
-    if made is not None:
-        complaints += [(tuple(key.split(".")), what) for key, what in rules(made)]
-    if made is None or complaints:
+    if built is not None:
+        complaints += [(tuple(key.split(".")), message) for key, message in rules(built)]
+    if built is None or complaints:
         order = list(origins)
         complaints.sort(key=lambda item: order.index(_written(item[0], origins)))
-        raise RecipeError("\n".join(_line(path, what, origins) for path, what in complaints))
-    return made
+        raise RecipeError("\n".join(_line(path, message, origins) for path, message in complaints))
+    return built
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, defaults included, in field order; reading it gives ``recipe`` again."""
+    """The resolved recipe as YAML, with defaults, in field order; reading it returns an equal recipe."""
     return dump_yaml(dataclasses.asdict(recipe))
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """The SHA-256 of the resolved recipe, the same as before keys were retired."""
+    """The SHA-256 of the resolved recipe; retired keys do not change it."""
     sections = dataclasses.asdict(recipe).items()
     return sha256_text(
         dump_yaml(
@@ -156,7 +156,7 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def differing_keys(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """The dotted keys in which two recipes differ, in field order, with both values."""
+    """The dotted keys in which two recipes differ, with both values, in field order."""
     return list(_differences(dataclasses.asdict(a), dataclasses.asdict(b), ""))
 
 
@@ -169,7 +169,7 @@ def _differences(a: Any, b: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def recipe_keys(section: type = Recipe, prefix: str = "") -> list[str]:
-    """Every dotted key a recipe may have, e.g. ``train.epochs``; sections themselves included."""
+    """Every dotted key of a recipe, e.g. ``train.epochs``, and the sections."""
     keys: list[str] = []
     for name, hint in _hints(section).items():
         keys.append(prefix + name)
@@ -180,9 +180,9 @@ def recipe_keys(section: type = Recipe, prefix: str = "") -> list[str]:
 
 
 def section_of(hint: Any) -> type | None:
-    """The section a field's type names (``Train``, ``Lora | None``), or None for a plain value."""
-    kinds = [kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, type)]
-    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    """The section that a field's type names (``Train``, ``Lora | None``), or None for a plain value."""
+    types = [candidate for candidate in (hint, *typing.get_args(hint)) if isinstance(candidate, type)]
+    return next((candidate for candidate in types if dataclasses.is_dataclass(candidate)), None)
 
 
 @cache
@@ -195,8 +195,8 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _its_own_teacher(values: dict[str, Any]) -> None:
-    """A recipe that names no teacher's model learns from the student's starting weights."""
+def _default_teacher(values: dict[str, Any]) -> None:
+    """Makes the student's starting weights the teacher if the recipe names no teacher model."""
     student, teacher = values.get("student"), values.setdefault("teacher", {})
     start = student.get("model") if isinstance(student, dict) else None
     if isinstance(teacher, dict) and "model" not in teacher and start is not None:
@@ -209,47 +209,48 @@ def _its_own_teacher(values: dict[str, Any]) -> None:
 
 
 def apply_override(override: str, values: dict[str, Any], origins: Origins) -> None:
-    """Puts ``section.field=value`` into ``values``, and its place into ``origins``."""
+    """Applies ``section.field=value`` to ``values``, and records its location in ``origins``."""
     key, equals, text = override.partition("=")
     option = f"--{key}"
     if not equals or not all(key.split(".")):
         raise RecipeError(f"{option}: an override is `--section.field value`, e.g. `--train.epochs 2`")
     path = tuple(key.split("."))
-    value, parts = read_yaml(text, option) if text.strip() else (None, {(): option})
-    inner = values
-    for depth, part in enumerate(path[:-1], start=1):
-        if not isinstance(inner.get(part), dict):
-            inner[part] = {}
+    value, value_origins = read_yaml(text, option) if text.strip() else (None, {(): option})
+    section = values
+    for depth, name in enumerate(path[:-1], start=1):
+        if not isinstance(section.get(name), dict):
+            section[name] = {}
             origins[path[:depth]] = option
-        inner = inner[part]
-    inner[path[-1]] = value
+        section = section[name]
+    section[path[-1]] = value
     for old in [known for known in origins if known[: len(path)] == path]:
         del origins[old]
-    origins.update({path + part: option for part in parts})
+    origins.update({path + inner: option for inner in value_origins})
 
 
 # Complaints
 
 
-def _line(path: KeyPath, what: str, origins: Origins) -> str:
-    place, key = origins[_written(path, origins)], _dotted(path)
-    named = place == f"--{key}" or (place.startswith("--") and place.endswith(f".{key}"))
-    return f"{place}: {what}" if named else f"{place}: {key}: {what}"
+def _line(path: KeyPath, message: str, origins: Origins) -> str:
+    origin, key = origins[_written(path, origins)], _dotted(path)
+    # An override already names its key; the key of a study's arm has a prefix there.
+    named = origin == f"--{key}" or (origin.startswith("--") and origin.endswith(f".{key}"))
+    return f"{origin}: {message}" if named else f"{origin}: {key}: {message}"
 
 
 def _written(path: KeyPath, origins: Origins) -> KeyPath:
-    """The longest part of ``path`` that was written down somewhere."""
+    """The longest prefix of ``path`` with a known location."""
     while path not in origins:
         path = path[:-1]
     return path
 
 
 def _dotted(path: KeyPath) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
 
 
 def _infinite(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Complaints about numbers that are not finite; a model's own configuration may have them."""
+    """Complaints about numbers that are not finite, except in a model's own configuration."""
     if path == ("student", "config"):
         return
     if isinstance(value, dict):
@@ -304,7 +305,7 @@ _EXPECTED = {
 
 
 def _unknown_key(path: KeyPath, kind: type) -> str:
-    section, word = ".".join(part for part in path[:-1] if isinstance(part, str)), str(path[-1])
+    section, word = ".".join(key for key in path[:-1] if isinstance(key, str)), str(path[-1])
     siblings = list(_hints(section_of(_hint_at(path[:-1], kind)) or kind))
     near = nearest(word, siblings)
     near = f"{section}.{near}".lstrip(".") if near else nearest(word, recipe_keys(kind))
@@ -314,16 +315,16 @@ def _unknown_key(path: KeyPath, kind: type) -> str:
 
 
 def _hint_at(path: KeyPath, kind: type) -> Any:
-    """The type of what is at ``path`` in a dataclass ``kind``."""
+    """The type of the value at ``path`` in a dataclass ``kind``."""
     hint: Any = kind
-    for part in path:
-        inner = typing.get_args(hint)
-        if isinstance(part, int):
-            hint = inner[0]
+    for key in path:
+        arguments = typing.get_args(hint)
+        if isinstance(key, int):
+            hint = arguments[0]
         elif typing.get_origin(hint) is dict:
-            hint = inner[1]
+            hint = arguments[1]
         else:
-            hint = _hints(section_of(hint) or kind)[str(part)]
+            hint = _hints(section_of(hint) or kind)[str(key)]
     return hint
 
 

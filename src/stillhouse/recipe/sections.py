@@ -1,11 +1,9 @@
-"""The one configuration: what to do, as typed sections of a YAML file.
+"""The sections of a recipe: typed configuration of a whole run.
 
-Each section is a frozen dataclass of plain values; the docstring under a field is
-its documentation (``docs/recipe.md`` is made from it), and the range a value may
-have stands in its type. Reading, overriding and saving live in
-:mod:`stillhouse.recipe.load`, rules between fields in :mod:`stillhouse.recipe.validation`.
-Ranges are checked when a file is read, not when a section is built in Python.
-Nothing here imports anything heavy.
+Each section is a frozen dataclass of plain values. The docstring under a field is its documentation
+(``docs/recipe.md`` is generated from it), and its type includes the range of the value. Reading, overriding
+and saving are in :mod:`stillhouse.recipe.load`, rules between fields in :mod:`stillhouse.recipe.validation`.
+Ranges are checked when a file is read, not when a section is built in Python. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -31,36 +29,37 @@ from stillhouse.recipe.verifiers import Select, Verifier
 
 Names = Annotated[tuple[Text, ...], MinLen(1)]
 Indices = Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)]
-Largest = Le(2**31 - 1)
+Int32 = Le(2**31 - 1)
+"""For columns of the corpus, which are 32-bit."""
 
 Purpose = Literal["research", "personal", "commercial", "competing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Who is learned from."""
+    """Teacher model."""
 
     model: Text
     """Reference: a directory, `file.gguf`, `embedded:smollm2`, `hub:org/name` or `api:https://host/v1#model`."""
     system: str | None = None
-    """A system prompt put before every conversation that has none; `file:PATH` reads it from a text file."""
+    """System prompt for every conversation that has none; `file:PATH` reads it from a text file."""
     examples: str | None = None
-    """File of finished conversations (as `prompts.source`) shown before every conversation."""
+    """File of finished conversations (as `prompts.source`), placed before every conversation."""
     context: Literal["shared", "private"] = "shared"
-    """Whether the student reads `system` and `examples` too, or they are the teacher's alone: context
-    distillation."""
+    """`shared`: the student also reads `system` and `examples`. `private`: only the teacher does (context
+    distillation)."""
     route: dict[str, str] = field(default_factory=dict)
-    """One of `teachers`: it alone teaches the prompts with these tags (columns), e.g. `{domain: code}`."""
+    """In `teachers`: this teacher alone teaches prompts with these tags (columns), e.g. `{domain: code}`."""
     weight: PositiveFloat = 1.0
-    """Share, before normalising, in the average with those of `teachers` that have no `route`."""
+    """Weight, before normalising, in the average with those of `teachers` that have no `route`."""
     terms: str | None = None
-    """Key in the terms table (`still terms`), when the reference does not tell whose model it is."""
+    """Key in the terms table (`still terms`), if the reference does not identify the model's owner."""
     backend: Literal["auto", "torch", "llama.cpp"] = "auto"
-    """What generates for local weights; `auto` takes llama.cpp for GGUF files when it is installed."""
+    """Inference backend for local weights; `auto` uses llama.cpp for GGUF files if it is installed."""
     api_key_env: Text = "OPENAI_API_KEY"
-    """Environment variable that holds the API key; keys are never written in a recipe."""
+    """Environment variable with the API key; keys are never written in a recipe."""
     price_in: NonNegativeFloat | None = None
-    """US dollars for a million prompt tokens, for the plan and the budget."""
+    """US dollars for a million prompt tokens, used by the plan and the budget."""
     price_out: NonNegativeFloat | None = None
     """US dollars for a million completion tokens."""
 
@@ -70,7 +69,7 @@ class Lora:
     """Low-rank adapters instead of full training (merged on export)."""
 
     rank: PositiveInt = 16
-    """Rank of the update."""
+    """Rank of the weight update."""
     alpha: PositiveFloat = 32.0
     """Scale: the update is multiplied by alpha / rank."""
     dropout: ShareBelowOne = 0.0
@@ -81,101 +80,101 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """Who learns, and what it starts from."""
+    """Student model and its starting weights."""
 
     init: Literal["pretrained", "scratch", "prune"] = "pretrained"
-    """`pretrained` weights, a random `scratch` model, or the parent model with parts `prune`d."""
+    """`pretrained` weights, a randomly initialised model (`scratch`), or a pruned model (`prune`)."""
     model: Text | None = None
-    """Reference of the starting weights (`pretrained`), or of the model to prune (default: the teacher)."""
+    """Reference of the starting weights (`pretrained`) or of the model to prune (default: the teacher)."""
     config: dict[str, Any] = field(default_factory=dict)
     """`scratch`: a transformers configuration, e.g. `{model_type: qwen3, hidden_size: 64}`."""
     tokenizer: Text | None = None
-    """`scratch`: reference whose tokenizer the student uses (default: the teacher's)."""
+    """`scratch`: reference of a model whose tokenizer the student uses (default: the teacher)."""
     vocabulary: Annotated[int, Ge(512), Le(2**20)] | None = None
-    """`scratch`: train a byte-level tokenizer of so many tokens on the corpus instead; special tokens and
-    chat template are the teacher's."""
+    """`scratch`: instead, train a byte-level tokenizer of this size on the corpus, with the teacher's special
+    tokens and chat template."""
     layers: PositiveInt | None = None
-    """`prune`: how many layers stay; those of least block influence go."""
+    """`prune`: layers to keep; those with the least block influence are removed."""
     keep: Indices | None = None
-    """`prune`: the exact layers that stay, instead of measuring."""
+    """`prune`: indices of the layers to keep, instead of measuring influence."""
     intermediate: PositiveInt | None = None
-    """`prune`: how many MLP neurons stay in each layer, by activation importance."""
+    """`prune`: MLP neurons to keep in each layer, by activation importance."""
     heads: PositiveInt | None = None
-    """`prune`: how many key-value head groups stay in each layer, by activation importance."""
+    """`prune`: key-value head groups to keep in each layer, by activation importance."""
     hidden: PositiveInt | None = None
-    """`prune`: how many hidden channels stay, by activation importance."""
+    """`prune`: hidden channels to keep, by activation importance."""
     heal: bool = True
-    """`prune`: fit a linear map (least squares, calibration text) in place of each removed run of layers."""
+    """`prune`: replace each removed run of layers by a linear map (least squares on calibration text)."""
     calibration_tokens: PositiveInt = 8192
-    """`prune`: tokens of training text on which importance is measured."""
+    """`prune`: tokens of training text for measuring importance."""
     template: Literal["own", "teacher"] = "own"
-    """Whose chat template the student is trained and saved with."""
+    """Chat template that the student is trained and saved with."""
     lora: Lora | None = None
     """Train low-rank adapters instead of all weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What the teacher is asked."""
+    """Prompts for the teacher."""
 
     source: Text
     """`package:mmlu`, `reasoning_gym:NAME?size=200&seed=7`, or a .jsonl, .json, .parquet, .csv or .txt
     file of prompts or finished exchanges."""
     column: str | None = None
-    """Column that holds the prompt (default: `messages`, `prompt`, `question`, `instruction` or `text`)."""
+    """Column of the prompt (default: `messages`, `prompt`, `question`, `instruction` or `text`)."""
     limit: PositiveInt | None = None
-    """Take only this many prompts, drawn by the seed."""
+    """Use only this many prompts, drawn at random."""
     held_out: NonNegativeInt = 50
-    """How many prompts are kept from training and used to measure the student."""
+    """Prompts that are not trained on but measure the student."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collect:
-    """How the teacher is asked."""
+    """Collection of the teacher's answers."""
 
     samples: PositiveInt = 1
     """Answers for each prompt."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature; 0 is greedy."""
     top_p: PositiveShare = 1.0
-    """Nucleus: the smallest set of tokens with this probability."""
-    top_k: Annotated[int, Ge(0), Largest] = 0
-    """Only the k likeliest tokens; 0 is all."""
-    max_tokens: Annotated[int, Gt(0), Largest] = 512
-    """Longest answer, in tokens."""
+    """Nucleus sampling: the smallest set of tokens with this probability."""
+    top_k: Annotated[int, Ge(0), Int32] = 0
+    """Sample from the k most likely tokens; 0: from all."""
+    max_tokens: Annotated[int, Gt(0), Int32] = 512
+    """Maximum length of an answer, in tokens."""
     top_logprobs: NonNegativeInt = 0
-    """Ask an API for this many alternatives a token, where it offers them."""
+    """Alternatives for each token to request from an API that offers them."""
     concurrency: PositiveInt = 16
-    """Most requests under way at once; lowered by itself when the teacher pushes back."""
+    """Maximum number of parallel requests; lowered automatically when the teacher limits the rate."""
     timeout_s: PositiveFloat = 120.0
-    """Seconds without an answer after which a request is tried again."""
+    """Seconds after which a request without an answer is retried."""
     retries: NonNegativeInt = 6
-    """Tries after the first before a request counts as failed."""
+    """Retries before a request counts as failed."""
     tolerated_failures: Share = 0.05
-    """Share of requests that may stay without an answer; with more the run stops, to be gone on with."""
+    """Share of requests that may fail; above this share the run stops; run the same command to resume."""
     max_cost: NonNegativeFloat | None = None
-    """US dollars after which collecting stops cleanly."""
+    """Budget in US dollars; collection stops before it exceeds it."""
     max_total_tokens: PositiveInt | None = None
-    """Prompt and completion tokens after which collecting stops cleanly."""
+    """Budget of prompt and completion tokens; collection stops before it exceeds it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which exchanges are kept. An answer without text is always dropped; corpus/rejects/ holds every reject
-    with its reason."""
+    """Filters of the corpus. Answers without text are always dropped; corpus/rejects/ has every reject with
+    its reason."""
 
     truncated: bool = True
-    """Drop answers cut off by `max_tokens`."""
+    """Drop answers that `max_tokens` cut off."""
     refusals: bool = True
-    """Drop answers that decline to answer."""
+    """Drop refusals."""
     thoughts: bool = True
-    """Learn the thoughts before an answer too; without them only the answers are kept."""
+    """Keep the reasoning before an answer; `false` keeps only the answers."""
     min_chars: NonNegativeInt = 1
-    """Shortest answer, in characters."""
+    """Minimum length of an answer, in characters."""
     max_chars: PositiveInt | None = None
-    """Longest answer, in characters."""
+    """Maximum length of an answer, in characters."""
     near_duplicates: PositiveShare | None = 0.9
-    """Drop an answer whose estimated Jaccard similarity to an earlier one is at least this."""
+    """Drop answers whose Jaccard similarity (word 3-grams) to an earlier one is at least this."""
     contamination_ngram: PositiveInt | None = 13
     """Drop training prompts that share a word n-gram of this length with a held-out prompt."""
 
@@ -232,107 +231,107 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How the student is trained."""
+    """Training of the student."""
 
     epochs: Annotated[float, Ge(0), Le(1e6)] = 1.0
-    """Passes over the corpus (ignored when `tokens` is set); 0 leaves this stage out."""
+    """Passes over the corpus (ignored if `tokens` is set); 0 skips this stage."""
     tokens: PositiveInt | None = None
     """Stop after this many tokens."""
     batch_tokens: PositiveInt = 4096
-    """Tokens in an optimizer step."""
+    """Tokens in each optimizer step."""
     micro_tokens: PositiveInt = 4096
-    """Tokens in one forward and backward pass; smaller saves memory by accumulating."""
+    """Tokens in each forward and backward pass; smaller values save memory by gradient accumulation."""
     max_length: Annotated[int, Ge(2)] = 1024
-    """Longest document; longer ones are cut at the end."""
+    """Maximum length of a document, in tokens; longer ones are truncated."""
     learning_rate: PositiveFloat = 1e-4
     """Peak learning rate of AdamW."""
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
-    """Warm-up–stable–decay, cosine, or constant after warm-up."""
+    """Learning rate schedule: warmup–stable–decay, cosine, or constant after warmup."""
     warmup: Share = 0.05
-    """Share of the steps in which the rate rises."""
+    """Share of the steps in which the learning rate rises."""
     decay: Share = 0.3
-    """`wsd`: share of the steps in which the rate falls."""
+    """`wsd`: share of the steps in which the learning rate falls."""
     min_rate: Share = 0.0
-    """The rate at the end, as a share of the peak."""
+    """Final learning rate, as a share of the peak."""
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
-    """AdamW's averages."""
+    """AdamW's β₁ and β₂."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, on matrices only."""
     clip: PositiveFloat = 1.0
-    """Largest gradient norm."""
+    """Maximum gradient norm."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Compute type; master weights are always float32. `auto` takes bfloat16 where the processor has it."""
+    """Compute type; master weights are always float32. `auto` uses bfloat16 if the processor supports it."""
     embeddings: bool = True
-    """Train the token embeddings and the head too."""
+    """Train the token embeddings and the output head."""
     checkpoint_every: PositiveInt = 50
     """Steps between checkpoints."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` …"""
     trackers: tuple[Literal["trackio", "tensorboard"], ...] = ()
-    """Where metrics also go; `metrics.jsonl` is always written."""
+    """Additional destinations of metrics; `metrics.jsonl` is always written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """How the result is measured."""
+    """Measurement of the result."""
 
     control: bool = True
-    """Also train the same student on the same tokens with cross-entropy only, and compare."""
+    """Also train the same student on the same tokens with cross-entropy only, for comparison."""
     prompts: NonNegativeInt = 5
-    """Held-out prompts that every model answers side by side in the report."""
+    """Held-out prompts whose answers by every model the report shows side by side."""
     max_tokens: PositiveInt = 96
-    """Longest answer there, in tokens."""
+    """Maximum length of these answers, in tokens."""
     speed: bool = True
-    """Measure tokens/s."""
+    """Measure speed in tokens/s."""
     confidence: Annotated[float, Gt(0), Le(0.9999)] = 0.95
-    """Level of the intervals."""
+    """Confidence level of the intervals."""
     samples: NonNegativeInt = 0
-    """Answers to each held-out prompt for pass@1 and majority vote (needs `verifiers`); 0 takes none."""
+    """Answers to each held-out prompt for pass@1 and majority vote (needs `verifiers`); 0: none."""
     temperature: NonNegativeFloat = 0.6
-    """Sampling temperature of those."""
+    """Sampling temperature of these answers."""
     sample_tokens: PositiveInt = 512
-    """Longest of those, in tokens."""
+    """Maximum length of these answers, in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole run."""
+    """The configuration of a whole run."""
 
     name: Text
-    """Name of the run; its directory is runs/<name>."""
+    """Name of the run, whose directory is runs/<name>."""
     teacher: Teacher
-    """The main teacher: all prompts that are nobody else's."""
+    """The main teacher, for all prompts that match no `route`."""
     prompts: Prompts
     teachers: tuple[Teacher, ...] = ()
-    """More teachers: of prompts of their own (`route`), or averaged with the main one."""
+    """More teachers, for prompts of their own (`route`) or averaged with the main one."""
     student: Student = field(default_factory=Student)
     collect: Collect = field(default_factory=Collect)
     filter: Filter = field(default_factory=Filter)
     verifiers: tuple[Verifier, ...] = ()
-    """What makes an answer right; rejection sampling and pass@1 come from it."""
+    """Checks of whether an answer is right, for rejection sampling, rewards and pass@1."""
     select: Select | None = None
     """Rejection sampling."""
     objective: Objective = field(default_factory=Objective)
     train: Train = field(default_factory=Train)
     on_policy: OnPolicy | None = None
-    """After (or, with `train.epochs: 0`, instead of) learning from the corpus."""
+    """Training on the student's own samples, after the corpus or (`train.epochs: 0`) instead of it."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
-    """Every random choice comes from this."""
+    """Seed of every random choice."""
     purpose: Purpose = "research"
-    """What the student is for; held against the teacher's terms."""
+    """Purpose of the student, checked against the teacher's terms."""
     accept_terms: Text | None = None
-    """Why unknown terms are accepted; recorded in the manifest and the model card for good."""
+    """Reason for accepting unknown terms; recorded permanently in the manifest and the model card."""
     license: str | None = None
-    """Licence of the student, where the teacher's terms leave the choice."""
+    """Licence of the student, if the teacher's terms leave the choice."""
 
     @property
     def learns_offline(self) -> bool:
-        """Whether the student learns from the corpus before (or without) its own samples."""
+        """Whether the student is trained on the corpus."""
         return self.train.epochs > 0 or self.train.tokens is not None
 
     @property
     def needs_answers(self) -> bool:
-        """Whether anything but the measuring needs the teacher's answers."""
+        """Whether a stage other than evaluation needs the teacher's answers."""
         mixed = self.on_policy is not None and self.on_policy.off_policy > 0
         return self.learns_offline or mixed or self.student.init == "prune"

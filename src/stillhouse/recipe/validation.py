@@ -1,8 +1,8 @@
-"""Rules between the fields of a recipe: combinations that could not work, or would silently do nothing.
+"""Rules between the fields of a recipe: finds combinations that cannot work or would silently do nothing.
 
-Each rule yields ``(key, what is wrong and what to do)``. Ranges of single values stand
-in :mod:`stillhouse.recipe`. Nothing here opens a file or a model, so what only a model
-can tell (how many layers it has, whether vocabularies match) is checked later.
+Each rule yields ``(key, what is wrong and what to do)``. Ranges of single values are in
+:mod:`stillhouse.recipe.sections`. No file or model is opened here, so facts about a model (its number of
+layers, matching vocabularies) are checked later.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PRUNE_KEYS = ("layers", "keep", "intermediate", "heads", "hidden")
 
 
 def broken_rules(recipe: Recipe) -> list[Complaint]:
-    """All complaints about ``recipe``, as (dotted key, message)."""
+    """All complaints about ``recipe``: dotted keys and messages."""
     return [
         *directory_name("name", recipe.name),
         *_student(recipe.student),
@@ -35,13 +35,13 @@ def broken_rules(recipe: Recipe) -> list[Complaint]:
 
 
 def directory_name(key: str, name: str) -> Iterator[Complaint]:
-    """The complaint about a ``name`` that cannot be that of a directory."""
+    """A complaint if ``name`` cannot be the name of a directory."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         yield key, f"names a directory: letters, digits, `.`, `_` and `-` only, not `{name}`"
 
 
 def _student(student: Student) -> Iterator[Complaint]:
-    only_scratch = f"has no meaning with `init: {student.init}`, only with `init: scratch`"
+    only_scratch = f"has no effect with `init: {student.init}`, only with `init: scratch`"
     prunes = [key for key in PRUNE_KEYS if getattr(student, key) is not None]
     if student.init == "pretrained" and student.model is None:
         yield "student.model", "missing: `init: pretrained` needs the reference of the starting weights"
@@ -49,7 +49,7 @@ def _student(student: Student) -> Iterator[Complaint]:
         if not isinstance(student.config.get("model_type"), str):
             yield "student.config", "`init: scratch` needs `model_type`, e.g. `model_type: qwen3`"
         if student.model is not None:
-            yield "student.model", "has no meaning with `init: scratch`; the shape comes from `config`"
+            yield "student.model", "has no effect with `init: scratch`; the architecture comes from `config`"
         if student.vocabulary is not None and student.tokenizer is not None:
             yield "student.vocabulary", "trains a tokenizer, so `tokenizer` must not be set too"
     else:
@@ -63,12 +63,12 @@ def _student(student: Student) -> Iterator[Complaint]:
         if not prunes:
             yield "student", f"`init: prune` needs at least one of {', '.join(PRUNE_KEYS)}"
         if student.layers is not None and student.keep is not None:
-            yield "student.keep", "names the layers that stay, so `layers` must not be set too"
+            yield "student.keep", "names the layers to keep, so `layers` must not be set too"
         if student.keep is not None and sorted(set(student.keep)) != list(student.keep):
-            yield "student.keep", "must list each layer once, in rising order"
+            yield "student.keep", "must list each layer once, in ascending order"
     else:
         for key in prunes:
-            yield f"student.{key}", f"has no meaning with `init: {student.init}`, only with `init: prune`"
+            yield f"student.{key}", f"has no effect with `init: {student.init}`, only with `init: prune`"
 
 
 def objective_rules(objective: Objective) -> Iterator[Complaint]:
@@ -105,18 +105,24 @@ def _teacher_without_weights(recipe: Recipe) -> Iterator[Complaint]:
         kind = objective.kind
         yield (
             "objective.kind",
-            f"`{kind}` needs the teacher's weights; an API has only text: use `cross_entropy`",
+            f"`{kind}` needs the teacher's weights, and an API returns only text; use `cross_entropy`",
         )
     if recipe.teacher not in without:
         return
     if student.init == "prune" and student.model is None:
         yield "student.model", "missing: the teacher is an API, so name the model to prune"
     if student.vocabulary is not None:
-        yield "student.vocabulary", "takes special tokens from the teacher's tokenizer; an API shows none"
+        yield (
+            "student.vocabulary",
+            "takes special tokens from the teacher's tokenizer, which an API does not provide",
+        )
     elif student.init == "scratch" and student.tokenizer is None:
-        yield "student.tokenizer", "missing: the teacher is an API, so name whose tokenizer the student uses"
+        yield (
+            "student.tokenizer",
+            "missing: the teacher is an API, so name a model whose tokenizer the student uses",
+        )
     if student.template == "teacher":
-        yield "student.template", "the teacher is an API and shows no chat template; use `own`"
+        yield "student.template", "the teacher is an API, which provides no chat template; use `own`"
 
 
 def _collect(recipe: Recipe) -> Iterator[Complaint]:
@@ -124,7 +130,7 @@ def _collect(recipe: Recipe) -> Iterator[Complaint]:
     asked = [t for t in all_teachers(recipe) if t is recipe.teacher or t.route]
     unpriced = any(teacher.price_in is None or teacher.price_out is None for teacher in asked)
     if recipe.collect.max_cost is not None and unpriced:
-        yield "collect.max_cost", "needs teacher.price_in and teacher.price_out to know what has been spent"
+        yield "collect.max_cost", "needs teacher.price_in and teacher.price_out to compute the cost"
     if limits.max_chars is not None and limits.max_chars < limits.min_chars:
         yield "filter.max_chars", f"{limits.max_chars} is below min_chars ({limits.min_chars})"
 
@@ -132,9 +138,9 @@ def _collect(recipe: Recipe) -> Iterator[Complaint]:
 def _train(recipe: Recipe) -> Iterator[Complaint]:
     train = recipe.train
     if train.schedule == "wsd" and train.warmup + train.decay > 1:
-        yield "train.decay", f"warmup ({train.warmup:g}) and decay ({train.decay:g}) are more than all steps"
+        yield "train.decay", f"warmup ({train.warmup:g}) and decay ({train.decay:g}) add up to more than 1"
     if train.epochs == 0 and train.tokens is None and recipe.on_policy is None:
-        yield "train.epochs", "0 leaves training out, and without `on_policy` nothing would be learned"
+        yield "train.epochs", "0 skips training, and without `on_policy` the student would not be trained"
 
 
 def _on_policy(recipe: Recipe) -> Iterator[Complaint]:
@@ -142,28 +148,28 @@ def _on_policy(recipe: Recipe) -> Iterator[Complaint]:
     if settings is None:
         return
     if settings.teacher == 0 and settings.reward == 0:
-        yield "on_policy", "`teacher` and `reward` are both 0: nobody to learn from"
+        yield "on_policy", "`teacher` and `reward` are both 0, so there is nothing to learn from"
     if settings.teacher > 0 and any(teacher.model.startswith("api:") for teacher in all_teachers(recipe)):
-        yield "on_policy.teacher", "needs the teacher's weights; an API has only text: set it to 0"
+        yield "on_policy.teacher", "needs the teacher's weights, and an API returns only text; set it to 0"
     elif settings.teacher > 0 and objective.cross_entropy_weight > 0:
         yield (
             "objective.kind",
-            "on the student's own text cross-entropy teaches what it says already: use a divergence alone, "
+            "cross-entropy on the student's own samples only reinforces them; use a divergence alone, "
             "e.g. `reverse_kl`",
         )
     if objective.joins_tokenizers and (settings.teacher > 0 or settings.off_policy > 0):
         yield (
             "on_policy",
-            "`uld` and `align: spans` learn from the corpus only: set on_policy.teacher and off_policy to 0",
+            "`uld` and `align: spans` support the corpus only; set on_policy.teacher and off_policy to 0",
         )
     if settings.reward > 0 and not recipe.verifiers:
         yield "on_policy.reward", "needs at least one entry in `verifiers`"
     if settings.reward > 0 and settings.samples < 2:
-        yield "on_policy.samples", "a reward is held against the others of its group: at least 2"
+        yield "on_policy.samples", "must be at least 2: a reward is compared with the others of its group"
     if settings.order != "shuffled" and settings.reward == 0:
-        yield "on_policy.order", f"`{settings.order}` goes by rewards: set `on_policy.reward` above 0"
+        yield "on_policy.order", f"`{settings.order}` orders by rewards; set `on_policy.reward` above 0"
     if settings.reward == 0 and settings.policy != type(settings.policy)():
-        yield "on_policy.policy", "says how a reward is used: set `on_policy.reward` above 0"
+        yield "on_policy.policy", "has no effect without a reward; set `on_policy.reward` above 0"
     if settings.policy.overlong >= settings.max_tokens:
         yield "on_policy.policy.overlong", "must be below on_policy.max_tokens"
 
@@ -173,7 +179,7 @@ def _rewards(recipe: Recipe) -> Iterator[Complaint]:
     for number, verifier in enumerate(recipe.verifiers):
         key = f"verifiers.{number}.function"
         if (verifier.kind == "function") != (verifier.function is not None):
-            yield key, "belongs to `kind: function`, and is needed there: `module:function`"
+            yield key, "is required with `kind: function` and only allowed there: `module:function`"
         elif verifier.function is not None and not re.fullmatch(r"[\w.]+:\w+", verifier.function):
             yield key, f"must be `module:function`, not `{verifier.function}`"
     if recipe.select is not None and not recipe.verifiers:
