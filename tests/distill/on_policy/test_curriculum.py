@@ -149,5 +149,5 @@ def test_other_rates_from_before_are_another_run(tmp_path):
 
 def test_an_order_by_rewards_needs_rewards():
     text = "name: n\nteacher: {model: m}\nprompts: {source: p}\nstudent: {model: m}\n"
-    with pytest.raises(RecipeError, match=r"on_policy.order: `uncertain` goes by rewards"):
+    with pytest.raises(RecipeError, match=r"on_policy.order: `uncertain` orders by rewards"):
         parse_recipe(text + "on_policy: {order: uncertain}\nobjective: {kind: reverse_kl}\n")
