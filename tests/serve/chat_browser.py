@@ -45,8 +45,8 @@ def address(fake: FakeChat) -> Iterator[str]:
 
 
 @pytest.fixture
-def opening(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
-    """Opens the page in a new browser profile: ``opening(script=None, **context options)``."""
+def open_page(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
+    """Opens the page in a new browser profile: ``open_page(script=None, **context options)``."""
     contexts, problems = [], []
 
     def watch(page: Page) -> None:
@@ -83,5 +83,5 @@ def opening(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture
-def page(opening: Callable[..., Page]) -> Page:
-    return opening()
+def page(open_page: Callable[..., Page]) -> Page:
+    return open_page()

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("playwright.sync_api")
 pytest.importorskip("openai")
 
-from chat_reader import say, settled
+from chat_page_actions import send_message, wait_for_answers
 from playwright.sync_api import Page, expect
 from running_server import RunningServer
 
@@ -30,7 +30,7 @@ def running(tiny_teacher: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def address(running: RunningServer) -> str:
-    """Replaces the fake server's address: `opening` permits requests to this one only."""
+    """Replaces the fake server's address: `open_page` permits requests to this one only."""
     return running.address
 
 
@@ -41,8 +41,8 @@ def limit(page: Page, tokens: int) -> None:
     page.keyboard.press("Escape")
 
 
-def test_the_policy_is_the_server_s_and_nothing_breaks_it(opening: Callable[..., Page]) -> None:
-    page = opening()
+def test_the_policy_is_the_server_s_and_nothing_breaks_it(open_page: Callable[..., Page]) -> None:
+    page = open_page()
     expect(page.locator("#model-0 option")).to_have_text(["smollm2", "tiny"])
     reply = page.reload()
     assert reply
@@ -53,7 +53,7 @@ def test_the_policy_is_the_server_s_and_nothing_breaks_it(opening: Callable[...,
 
 def test_a_prompt_is_answered_to_the_end_and_counted(page: Page, running: RunningServer) -> None:
     limit(page, 24)
-    say(page, "Name three colours.")
+    send_message(page, "Name three colours.")
     shown = page.locator(".answer > .prose").inner_text()
     options = {"model": "smollm2", "messages": [{"role": "user", "content": "Name three colours."}]}
     whole = running.client.chat.completions.create(**options, max_tokens=24, temperature=0)
@@ -66,10 +66,10 @@ def test_a_prompt_is_answered_to_the_end_and_counted(page: Page, running: Runnin
 
 def test_stop_ends_the_answer_on_the_server_too(page: Page, running: RunningServer) -> None:
     limit(page, 1500)
-    say(page, "Write a very long story about the sea.", wait=False)
+    send_message(page, "Write a very long story about the sea.", wait=False)
     expect(page.locator(".answer .prose").last).to_have_text(re.compile(r"\w+"))
     page.click("#stop")
-    settled(page)
+    wait_for_answers(page)
     expect(page.locator(".stats")).to_contain_text("stopped by you")
     assert running.idle()
 
@@ -77,7 +77,7 @@ def test_stop_ends_the_answer_on_the_server_too(page: Page, running: RunningServ
 def test_both_models_answer_side_by_side(page: Page, running: RunningServer) -> None:
     limit(page, 12)
     page.click("#beside")
-    say(page, "Hello.")
+    send_message(page, "Hello.")
     answers = page.locator(".turn").last.locator(".answer")
     expect(answers).to_have_count(2)
     expect(page.locator(".error")).to_have_count(0)
