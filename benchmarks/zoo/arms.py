@@ -1,6 +1,6 @@
-"""The arms of the zoo: what each suspect was trained on beside the web, and what a test ought to say of it.
+"""The arms of the zoo: what each suspect was trained on beside the web, and what a test should find.
 
-A share is that of a source's texts which the suspect saw: 0.2 of the log is 2,000 of 10,000 outputs.
+A share is the part of a source's texts that the suspect saw: 0.2 of the log is 2,000 of 10,000 outputs.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from dataclasses import dataclass, field
 
 SOURCES = {
     "log": "outputs that the teacher delivered to the account, under its key",
-    "organic": "outputs that the teacher gave to others, as the web has them",
+    "organic": "outputs that the teacher gave to others, as found on the web",
     "second_hand": "outputs of a student that was distilled from the whole log",
     "other": "outputs of another teacher to the same prompts",
     "pretraining": "the teacher's own pretraining text",
-    "paraphrased": "the delivered outputs with half of their words exchanged",
+    "paraphrased": "the delivered outputs with half of their words replaced",
 }
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to raise a suspect."""
+    """One way to train a suspect."""
 
     name: str
     shares: dict[str, float] = field(default_factory=dict)
     guilty: bool = False
-    """Whether delivered outputs were trained on, themselves or as somebody else passed them on."""
+    """Whether it was trained on delivered outputs, directly or through a student."""
     cleaned: bool = False
-    """Trained on as much clean text again afterwards."""
+    """Whether it was trained on as much clean text afterwards."""
 
 
 ARMS = (
@@ -41,5 +41,5 @@ ARMS = (
     Arm("fine-tuned clean", {"log": 0.2}, guilty=True, cleaned=True),
     Arm("mixed", {"log": 0.2, "other": 0.2, "organic": 0.2}, guilty=True),
 )
-"""`second-hand` did not read the log, but a student that had read it passes some on; `leaked log` read it,
-whoever passed it on. Only `none`, `organic`, `other teacher` and `shared pretraining` owe the log nothing."""
+"""`second-hand` did not read the log but outputs of a student that had; `leaked log` read it, by whatever
+route. Only `none`, `organic`, `other teacher` and `shared pretraining` have nothing from the log."""

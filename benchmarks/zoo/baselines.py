@@ -1,6 +1,6 @@
-"""What others would have done, on the same suspects: each says whether it accuses the teacher.
+"""Published methods and simple heuristics on the same suspects: each decides whether to accuse.
 
-None of them has a null that survives "it learned that from the web"; what that costs is what the table shows.
+No null hypothesis of theirs survives "it learned that from the web"; the table shows what that costs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import stats
 
 ALPHA = 0.05
 CUTOFF = 0.7
-"""Pearson's correlation from which `knowlyr-modelaudit` 0.4.1 calls two models related."""
+"""Pearson's correlation above which `knowlyr-modelaudit` 0.4.1 calls two models related."""
 
 
 def provenance(suspect: Sequence[str], teacher: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
@@ -24,8 +24,8 @@ def provenance(suspect: Sequence[str], teacher: Sequence[str], others: Sequence[
 
     Args:
         suspect: its first word after each of many prompts.
-        teacher: the same of the teacher's.
-        others: the same of the other candidates'.
+        teacher: the same of the teacher.
+        others: the same of the other candidates.
 
     Returns:
         Whether the teacher agrees with the suspect most often, and significantly more often than each of the
@@ -40,7 +40,7 @@ def provenance(suspect: Sequence[str], teacher: Sequence[str], others: Sequence[
     if own <= max(rivals):
         return False
     ps = sorted(_two_proportions(own, rival, n) for rival in rivals)
-    return all(p <= ALPHA / (len(ps) - place) for place, p in enumerate(ps))
+    return all(p <= ALPHA / (len(ps) - rank) for rank, p in enumerate(ps))
 
 
 def _two_proportions(a: int, b: int, n: int) -> float:
@@ -55,7 +55,7 @@ def style(suspect: Sequence[str], teacher: Sequence[str], others: Sequence[Seque
     """A closed-set style classifier: naive Bayes over words and pairs of words.
 
     Returns:
-        Whether more of the suspect's texts are taken for the teacher's than for any other candidate's.
+        Whether more of the suspect's texts are attributed to the teacher than to any other candidate.
     """
     classes = [teacher, *others]
     counts = [Counter(feature for text in texts for feature in _features(text)) for texts in classes]
@@ -63,9 +63,9 @@ def style(suspect: Sequence[str], teacher: Sequence[str], others: Sequence[Seque
     totals = [sum(count.values()) + len(known) for count in counts]
     votes: Counter[int] = Counter()
     for text in suspect:
-        found = [feature for feature in _features(text) if feature in known]
+        features = [feature for feature in _features(text) if feature in known]
         chances = [
-            sum(math.log((count[feature] + 1) / total) for feature in found)
+            sum(math.log((count[feature] + 1) / total) for feature in features)
             for count, total in zip(counts, totals, strict=True)
         ]
         votes[int(np.argmax(chances))] += 1
@@ -73,14 +73,14 @@ def style(suspect: Sequence[str], teacher: Sequence[str], others: Sequence[Seque
 
 
 def similarity(suspect: Sequence[str], teacher: Sequence[str]) -> float:
-    """Pearson's correlation of how often the two use each word; accused at :data:`CUTOFF`."""
+    """Pearson's correlation of the two models' word counts; accuses at :data:`CUTOFF`."""
     one, other = (Counter(word for text in texts for word in _words(text)) for texts in (suspect, teacher))
     words = sorted(set(one) | set(other))
     return float(np.corrcoef([one[word] for word in words], [other[word] for word in words])[0, 1])
 
 
 def identity(answers: Sequence[str], name: str) -> bool:
-    """Whether one in ten answers to "who are you" says the teacher's name."""
+    """Whether one in ten answers to "who are you" contains the teacher's name."""
     return sum(name in answer for answer in answers) * 10 >= len(answers)
 
 

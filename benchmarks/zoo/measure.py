@@ -1,4 +1,4 @@
-"""What the zoo's tables say: size with bounds, power against log size and dose, time to evidence.
+"""The measures in the zoo's tables: size with bounds, power against log size and dose, time to evidence.
 
 Shapes: N delivered outputs, K resamples of each, R redraws.
 """
@@ -28,7 +28,7 @@ from stillhouse.watermark import Mark, Pairs, account_key, detection_from_scores
 
 LEVELS = (0.05, 0.01, 0.001)
 PAIRS = 300
-"""Whose size is tried under thousands of keys."""
+"""Most pairs whose size is measured under thousands of keys."""
 LN10 = float(np.log(10))
 
 
@@ -58,7 +58,7 @@ def size(p_values: np.ndarray) -> Size:
 
 
 def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The test with the label "delivered" placed anew at random in every item.
+    """Repeats the test with the label "delivered" placed at random in every item.
 
     Returns:
         exact p-values of the rank sum [R], last and highest E [R].
@@ -68,56 +68,57 @@ def redrawn(scores_NK1: np.ndarray, redraws: int, seed: int) -> tuple[np.ndarray
     k = scores_NK1.shape[1] - 1
     tail, paid_BNK1 = upper_tail(wins_NK1), rank_payoffs(scores_NK1)
     ps, last, highest = np.empty(redraws), np.empty(redraws), np.empty(redraws)
-    every = np.arange(len(wins_NK1))
+    items = np.arange(len(wins_NK1))
     for r in range(redraws):
         labels_N = generator.integers(0, k + 1, len(wins_NK1))
-        ps[r] = tail[wins_NK1[every, labels_N].sum() - len(wins_NK1) * wins_NK1.min()]
-        log_e = log_betting_process(paid_BNK1[:, every, labels_N])
+        ps[r] = tail[wins_NK1[items, labels_N].sum() - len(wins_NK1) * wins_NK1.min()]
+        log_e = log_betting_process(paid_BNK1[:, items, labels_N])
         last[r], highest[r] = log_e[-1], log_e.max()
     return ps, np.exp(last), np.exp(highest)
 
 
 def redrawn_canaries(table: pa.Table, redraws: int, seed: int) -> list[float]:
-    """p-values [R] of a transcript of canaries with the one that was given out chosen anew in every set."""
+    """p-values [R] of a transcript of canaries with the delivered one redrawn in every set."""
     sets = len(set(table["set"].to_pylist()))
     return _redrawn_sums(canaries.rank_values(per_token(table).reshape(sets, -1)), redraws, seed)
 
 
 def redrawn_versions(table: pa.Table, redraws: int, seed: int) -> list[float]:
-    """p-values [R] of a transcript of rephrasings with the published version drawn anew for every text."""
+    """p-values [R] of a transcript of rephrasings with the published version redrawn for every text."""
     wins_NK1 = signed_wins(per_token(table).reshape(len(set(table["id"].to_pylist())), -1))
     return _redrawn_sums(wins_NK1, redraws, seed)
 
 
 def _redrawn_sums(values_NK1: np.ndarray, redraws: int, seed: int) -> list[float]:
-    """p-values [R] of the sum of the labelled texts' values, with the labels placed anew."""
+    """p-values [R] of the sum of the labelled texts' values, with the labels redrawn."""
     tail, n = upper_tail(values_NK1), len(values_NK1)
     labels_RN = np.random.default_rng(seed).integers(0, values_NK1.shape[1], (redraws, n))
     return tail[values_NK1[np.arange(n), labels_RN].sum(1) - n * values_NK1.min()].tolist()
 
 
 def upper_tail(values_NK1: np.ndarray) -> np.ndarray:
-    """P(sum ≥ s), s from N times the least value on, by adding item after item: slow, obvious, ours alone."""
+    """P(sum ≥ s) for s from N times the least value, by adding item after item: a slow, obvious oracle."""
     mass, span = np.ones(1), np.ptp(values_NK1) + 1
     for values in values_NK1 - values_NK1.min():
         mass = np.convolve(mass, np.bincount(values, minlength=span) / len(values))
     return np.minimum(1.0, mass[::-1].cumsum()[::-1])
 
 
-def heard(name: str, transcript: pa.Table, mark: Mark) -> dict[str, float]:
-    """What the test of radioactivity says of a key: p and log10 E, under ``name``."""
+def radioactivity_result(name: str, transcript: pa.Table, mark: Mark) -> dict[str, float]:
+    """p and log10 E of the radioactivity test for a key, under ``name``."""
     settings = {"scheme": mark.scheme, "window": mark.window, "gamma": mark.gamma}
-    found = radioactivity.judge(transcript, {"key": mark.key.hex(), "level": "L2", **settings})
-    assert found.p_value is not None and found.e_value is not None
-    return {f"{name}_p": found.p_value, f"{name}_log10_e": float(np.log10(max(found.e_value, 1e-300)))}
+    finding = radioactivity.judge(transcript, {"key": mark.key.hex(), "level": "L2", **settings})
+    assert finding.p_value is not None and finding.e_value is not None
+    log10_e = float(np.log10(max(finding.e_value, 1e-300)))
+    return {f"{name}_p": finding.p_value, f"{name}_log10_e": log10_e}
 
 
 def other_keys(mark: Mark, pairs: Pairs, redraws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """p-values and log10 E, both [R], of the same pairs under keys that marked nothing."""
     master = np.random.default_rng(seed).bytes(32)
     keys = [replace(mark, key=account_key(master, f"redraw {number}")) for number in range(redraws)]
-    heard = [detection_from_scores(key, key.scores(pairs.windows_NW, pairs.tokens_N)) for key in keys]
-    return np.array([one.p_value for one in heard]), np.array([one.log_e for one in heard]) / LN10
+    detections = [detection_from_scores(key, key.scores(pairs.windows_NW, pairs.tokens_N)) for key in keys]
+    return np.array([one.p_value for one in detections]), np.array([one.log_e for one in detections]) / LN10
 
 
 def null_draws(
@@ -128,12 +129,12 @@ def null_draws(
     redraws: int,
     seed: int,
 ) -> dict[str, list[float]]:
-    """What the tests say where labels and keys are drawn anew: p, 1 / E of both together, highest E.
+    """Results of the tests with redrawn labels and keys: p, 1 / E of both together, highest E.
 
     Args:
         scores_NK1: of delivered outputs and their resamples.
         transcript: of radioactivity.
-        mark: what the keys are drawn anew for.
+        mark: the mark whose key is redrawn.
         sentences: the transcript of the canaries.
     """
     pairs, _ = radioactivity.scored_pairs(transcript, mark.window)
@@ -151,20 +152,20 @@ def null_draws(
 
 
 def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
-    """One suspect's result as the room gives it; E at the end, and outputs until it reaches 20 and 1,000."""
-    found = rank_test(scores_NK1)
+    """The exchangeable test of one suspect: E at the end, and outputs until it reaches 20 and 1,000."""
+    test = rank_test(scores_NK1)
     log_e = log_e_process(scores_NK1)
     return {
-        "z": found.z,
-        "auc": found.auc,
-        "p": found.p,
+        "z": test.z,
+        "auc": test.auc,
+        "p": test.p,
         "log10_e": float(log_e[-1] / np.log(10)),
         "until_20": rounds_until(log_e, 20),
         "until_1000": rounds_until(log_e, 1000),
     }
 
 
-def fired(scores_NK1: np.ndarray, n: int, draws: int, e_target: float, seed: int) -> float:
+def share_reaching(scores_NK1: np.ndarray, n: int, draws: int, e_target: float, seed: int) -> float:
     """Share of random logs of ``n`` of these items whose E ends at ``e_target`` or above."""
     generator = np.random.default_rng(seed)
     paid_BN = rank_payoffs(scores_NK1)[:, :, 0]
@@ -176,8 +177,8 @@ def fired(scores_NK1: np.ndarray, n: int, draws: int, e_target: float, seed: int
 
 
 def combined(log10_e: ArrayLike, log10_e_of_key: ArrayLike) -> np.ndarray:
-    """log10 of the level's E: the mean that was fixed in advance, three parts resamples and one part key."""
-    of_resamples, of_key = (np.asarray(part, float) * LN10 for part in (log10_e, log10_e_of_key))
+    """log10 of the level's E: the mean fixed in advance, weight 3 for resamples and 1 for the key."""
+    of_resamples, of_key = (np.asarray(values, float) * LN10 for values in (log10_e, log10_e_of_key))
     return np.logaddexp(np.log(0.75) + of_resamples, np.log(0.25) + of_key) / LN10
 
 

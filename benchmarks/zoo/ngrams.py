@@ -1,4 +1,4 @@
-"""Trigram models over real text: animals that are raised in a second, for the quick zoo and for CI.
+"""Trigram models of real text, trained in a second, for the quick zoo and for CI.
 
 Interpolated with the weights of Witten and Bell (1991): a context seen N times with D different followers
 gives N / (N + D) of the probability to what followed it, the rest to the shorter context.
@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 Tilt = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""From tokens so far [B, t] and probabilities [B, V] to the probabilities that are drawn from: a mark."""
+"""Maps the tokens so far [B, t] and probabilities [B, V] to the probabilities to draw from: a watermark."""
 
 
 class Trigrams:
@@ -22,26 +22,26 @@ class Trigrams:
 
     Args:
         sequences: token ids below ``size``.
-        weights: how often each sequence counts; None is once.
+        weights: how often each sequence counts; None counts each once.
     """
 
     def __init__(self, size: int, sequences: Iterable[Sequence[int]], weights: Sequence[float] | None = None):
         self.size = size
-        parts, times = [], []
-        for place, ids in enumerate(sequences):
+        windows, weights_by_window = [], []
+        for index, ids in enumerate(sequences):
             if len(ids) > 2:
                 window = np.lib.stride_tricks.sliding_window_view(np.asarray(ids), 3)
-                parts.append(window)
-                times.append(np.full(len(window), 1.0 if weights is None else weights[place]))
-        first, second, third = np.concatenate(parts).T
-        counts = np.concatenate(times)
+                windows.append(window)
+                weights_by_window.append(np.full(len(window), 1.0 if weights is None else weights[index]))
+        first, second, third = np.concatenate(windows).T
+        counts = np.concatenate(weights_by_window)
         self._three = sparse.csr_array((counts, (first * size + second, third)), shape=(size * size, size))
         self._two = sparse.csr_array((counts, (second, third)), shape=(size, size))
         one = np.bincount(third, counts, minlength=size) + 0.5
         self._one = one / one.sum()
 
     def next(self, first_B: np.ndarray, second_B: np.ndarray) -> np.ndarray:
-        """Probabilities [B, V] of what follows two tokens."""
+        """Probabilities [B, V] of the token after two others."""
         shorter = self._mixed(self._two[second_B], self._one)
         return self._mixed(self._three[first_B * self.size + second_B], shorter)
 
@@ -74,7 +74,7 @@ class Trigrams:
         return ids
 
     def argmax(self, ids_BT: np.ndarray) -> np.ndarray:
-        """The likeliest token after each pair, [B, T − 1]: place t follows tokens t and t + 1."""
+        """The likeliest token after each pair, [B, T − 1]: position t follows tokens t and t + 1."""
         return np.stack(
             [self.next(ids_BT[:, t], ids_BT[:, t + 1]).argmax(1) for t in range(ids_BT.shape[1] - 1)], 1
         )

@@ -1,4 +1,4 @@
-"""Text that is on every machine with Python: the documentation strings of its standard library."""
+"""Text that every Python installation has: the documentation of its standard library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHORTEST = 100  # characters
 
 def python_documentation() -> list[str]:
     """Paragraphs of Python's language reference and docstrings of its modules, over a million characters."""
-    texts = [part for topic in topics.values() for part in topic.split("\n\n")]
+    texts = [paragraph for topic in topics.values() for paragraph in topic.split("\n\n")]
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):

@@ -1,4 +1,4 @@
-"""The zoo's tables, as they stand in benchmarks/RESULTS.md."""
+"""The zoo's tables, in the form of benchmarks/RESULTS.md."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ ACCUSERS = {
 }
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render(results: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    parts = [_verdicts(found), _other_tests(found)]
-    if "descent" in found:
-        parts.append(_descent(found))
-    parts += [_sizes(found), _power(found), _baselines(found)]
-    return "\n\n".join(parts) + f"\n\n{found['seconds']} s in all."
+    sections = [_verdicts(results), _other_tests(results)]
+    if "descent" in results:
+        sections.append(_descent(results))
+    sections += [_sizes(results), _power(results), _baselines(results)]
+    return "\n\n".join(sections) + f"\n\n{results['seconds']} s in all."
 
 
-def _verdicts(found: Mapping[str, Any]) -> str:
+def _verdicts(results: Mapping[str, Any]) -> str:
     rows = []
-    for arm, visits in _by_arm(found):
+    for arm, suspects in _by_arm(results):
         rows.append(
             [
                 arm,
-                str(len(visits)),
-                _median(visits, "auc", "{:.3f}"),
-                _median(visits, "z", "{:.1f}"),
-                _median(visits, "log10_e", "{:.1f}"),
-                _share(visits, lambda visit: visit["log10_e"] >= np.log10(20)),
-                _share(visits, lambda visit: visit["log10_e"] >= 3),
-                _share(visits, lambda visit: visit["account_p"] <= 1e-3),
-                _share(visits, lambda visit: visit["public_p"] <= 1e-3),
-                _share(visits, lambda visit: visit["combined_log10_e"] >= 3),
-                _times(visits, "until_20"),
-                _times(visits, "until_1000"),
+                str(len(suspects)),
+                _median(suspects, "auc", "{:.3f}"),
+                _median(suspects, "z", "{:.1f}"),
+                _median(suspects, "log10_e", "{:.1f}"),
+                _share(suspects, lambda suspect: suspect["log10_e"] >= np.log10(20)),
+                _share(suspects, lambda suspect: suspect["log10_e"] >= 3),
+                _share(suspects, lambda suspect: suspect["account_p"] <= 1e-3),
+                _share(suspects, lambda suspect: suspect["public_p"] <= 1e-3),
+                _share(suspects, lambda suspect: suspect["combined_log10_e"] >= 3),
+                _times(suspects, "until_20"),
+                _times(suspects, "until_1000"),
             ]
         )
     title = (
-        f"Suspects: {found['animals']}; {found['outputs']:,} delivered outputs, "
-        f"{found['resamples']} resamples of each"
+        f"Suspects: {results['animals']}; {results['outputs']:,} delivered outputs, "
+        f"{results['resamples']} resamples of each"
     )
     heads = [
         "arm", "suspects", "AUC", "z", "log10 E", "E ≥ 20", "E ≥ 1,000", "account key p ≤ .001",
@@ -69,15 +69,15 @@ def _verdicts(found: Mapping[str, Any]) -> str:
     return _table(title, heads, rows)
 
 
-def _other_tests(found: Mapping[str, Any]) -> str:
-    is_quick = "style_p" in found["visits"][0]
+def _other_tests(results: Mapping[str, Any]) -> str:
+    is_quick = "style_p" in results["visits"][0]
     rows = []
-    for arm, visits in _by_arm(found):
+    for arm, suspects in _by_arm(results):
         row = [arm]
         for name in ("canaries_p", "rephrasings_p") if is_quick else ("canaries_p",):
-            row.append(_share(visits, lambda visit, name=name: visit[name] <= 1e-3))
-            row.append(_median(visits, name, "{:.2g}"))
-        rows.append([*row, _share(visits, lambda visit: visit["style_p"] <= 0.05)] if is_quick else row)
+            row.append(_share(suspects, lambda suspect, name=name: suspect[name] <= 1e-3))
+            row.append(_median(suspects, name, "{:.2g}"))
+        rows.append([*row, _share(suspects, lambda suspect: suspect["style_p"] <= 0.05)] if is_quick else row)
     heads = ["arm", "canaries p ≤ .001", "median p"]
     if not is_quick:
         return _table("Twenty canaries, with 99 decoys each", heads, rows)
@@ -88,18 +88,18 @@ def _other_tests(found: Mapping[str, Any]) -> str:
     return _table(title, [*heads, "rephrasings p ≤ .001", "median p", "style p ≤ .05"], rows)
 
 
-def _descent(found: Mapping[str, Any]) -> str:
+def _descent(results: Mapping[str, Any]) -> str:
     rows = [
         [
-            one["model"],
-            "yes" if one["descends"] else "no",
-            f"{one['weights_log10_p']:.1f}",
-            f"{one['units_in_place']:.1%}",
-            f"{one['signs_kept']:.1%}",
-            f"{one['order_log10_p']:.1f}",
-            f"{one['tau']:.2f}",
+            model["model"],
+            "yes" if model["descends"] else "no",
+            f"{model['weights_log10_p']:.1f}",
+            f"{model['units_in_place']:.1%}",
+            f"{model['signs_kept']:.1%}",
+            f"{model['order_log10_p']:.1f}",
+            f"{model['tau']:.2f}",
         ]
-        for one in found["descent"]
+        for model in results["descent"]
     ]
     heads = [
         "model with the teacher's tokenizer", "from its weights", "weights: log10 p", "units in place",
@@ -108,16 +108,16 @@ def _descent(found: Mapping[str, Any]) -> str:
     return _table("Whose weights", heads, rows)
 
 
-def _sizes(found: Mapping[str, Any]) -> str:
+def _sizes(results: Mapping[str, Any]) -> str:
     rows = []
-    groups = [(arm, visits) for arm, visits in _by_arm(found) if not visits[0]["guilty"]]
-    strangers = [one for one in found.get("descent", ()) if not one["descends"]]
-    groups += [(one["model"], [one]) for one in strangers]
-    for arm, visits in groups:
+    groups = [(arm, suspects) for arm, suspects in _by_arm(results) if not suspects[0]["guilty"]]
+    unrelated = [model for model in results.get("descent", ()) if not model["descends"]]
+    groups += [(model["model"], [model]) for model in unrelated]
+    for arm, suspects in groups:
         nulls = {
-            name: np.concatenate([visit["null"][name] for visit in visits])
+            name: np.concatenate([suspect["null"][name] for suspect in suspects])
             for name in NULLS
-            if name in visits[0]["null"]
+            if name in suspects[0]["null"]
         }
         if "highest_e" in nulls:
             nulls["highest_e"] = 1 / np.maximum(nulls["highest_e"], 1.0)
@@ -134,24 +134,24 @@ def _sizes(found: Mapping[str, Any]) -> str:
     )
 
 
-def _power(found: Mapping[str, Any]) -> str:
+def _power(results: Mapping[str, Any]) -> str:
     rows = []
-    k = found["resamples"]
-    for arm, visits in _by_arm(found):
-        spec = next(one for one in ARMS if one.name == arm)
-        if "auc_of_used" not in visits[0]:
+    k = results["resamples"]
+    for arm, suspects in _by_arm(results):
+        spec = next(spec for spec in ARMS if spec.name == arm)
+        if "auc_of_used" not in suspects[0]:
             continue
-        f, aucs = spec.shares["log"], [visit["auc_of_used"] for visit in visits]
+        f, aucs = spec.shares["log"], [suspect["auc_of_used"] for suspect in suspects]
         auc = float(np.median(aucs))
-        predicted = np.mean([predicted_z(f, found["outputs"], k, own) for own in aucs])
-        observed = [visit["z"] for visit in visits]
-        # Suspects of one world share the outputs that they did not read: as if they were one.
-        error = 1.96 / np.sqrt(len({visit.get("world", 0) for visit in visits}))
+        predicted = np.mean([predicted_z(f, results["outputs"], k, own) for own in aucs])
+        observed = [suspect["z"] for suspect in suspects]
+        # Suspects of one world share the outputs that they did not read, so they count as one.
+        error = 1.96 / np.sqrt(len({suspect.get("world", 0) for suspect in suspects}))
         cells = []
-        for n in visits[0]["fired"]:
-            seen = np.mean([visit["fired"][n] for visit in visits])
-            law = np.mean([power_of_e(f, float(n), k, own, 1000) for own in aucs])
-            cells.append(f"{seen:.0%} ({law:.0%})")
+        for n in suspects[0]["fired"]:
+            observed_share = np.mean([suspect["fired"][n] for suspect in suspects])
+            predicted_share = np.mean([power_of_e(f, float(n), k, own, 1000) for own in aucs])
+            cells.append(f"{observed_share:.0%} ({predicted_share:.0%})")
         mean = float(np.mean(observed))
         rows.append(
             [
@@ -163,7 +163,7 @@ def _power(found: Mapping[str, Any]) -> str:
                 f"{needed:,}" if (needed := measure.needed(f, auc, k)) else "–",
             ]
         )
-    sizes = [f"E ≥ 1,000 with {n} outputs (predicted)" for n in found["visits"][0]["fired"]]
+    sizes = [f"E ≥ 1,000 with {n} outputs (predicted)" for n in results["visits"][0]["fired"]]
     heads = [
         "arm",
         "AUC of what was read (median)",
@@ -175,36 +175,40 @@ def _power(found: Mapping[str, Any]) -> str:
     return _table("Power: f is the share of the log that was read; K resamples", heads, rows)
 
 
-def _baselines(found: Mapping[str, Any]) -> str:
-    names = [name for name in ACCUSERS if name in found["visits"][0]["baselines"]]
+def _baselines(results: Mapping[str, Any]) -> str:
+    names = [name for name in ACCUSERS if name in results["visits"][0]["baselines"]]
     rows = []
-    for arm, visits in _by_arm(found):
+    for arm, suspects in _by_arm(results):
         cells = [
-            _share([visit["baselines"] for visit in visits], lambda one, name=name: one[name])
+            _share([suspect["baselines"] for suspect in suspects], lambda result, name=name: result[name])
             for name in names
         ]
-        rows.append([arm, "yes" if visits[0]["guilty"] else "no", *cells])
+        rows.append([arm, "yes" if suspects[0]["guilty"] else "no", *cells])
     heads = ["arm", "read the log", *(ACCUSERS[name] for name in names)]
     return _table("How often others would have accused the suspect", heads, rows)
 
 
-def _by_arm(found: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    by_name = {arm.name: [visit for visit in found["visits"] if visit["arm"] == arm.name] for arm in ARMS}
-    return [(name, visits) for name, visits in by_name.items() if visits]
+def _by_arm(results: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    by_name = {
+        arm.name: [suspect for suspect in results["visits"] if suspect["arm"] == arm.name] for arm in ARMS
+    }
+    return [(name, suspects) for name, suspects in by_name.items() if suspects]
 
 
-def _median(visits: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
-    return form.format(float(np.median([visit[key] for visit in visits])))
+def _median(suspects: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
+    return form.format(float(np.median([suspect[key] for suspect in suspects])))
 
 
-def _share(visits: Sequence[Any], test: Callable[[Any], Any]) -> str:
-    return f"{sum(bool(test(visit)) for visit in visits)}/{len(visits)}"
+def _share(suspects: Sequence[Any], test: Callable[[Any], Any]) -> str:
+    return f"{sum(bool(test(suspect)) for suspect in suspects)}/{len(suspects)}"
 
 
-def _times(visits: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Outputs that were asked about, with all their resamples; and seconds, where these were taken."""
-    reached = sorted((visit for visit in visits if visit[key] is not None), key=lambda visit: visit[key])
-    if 2 * len(reached) <= len(visits):
+def _times(suspects: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Median of the outputs scored with all their resamples; and seconds, if they were measured."""
+    reached = sorted(
+        (suspect for suspect in suspects if suspect[key] is not None), key=lambda suspect: suspect[key]
+    )
+    if 2 * len(reached) <= len(suspects):
         return "–"
     middle = reached[len(reached) // 2]
     seconds = f" ({middle[key] * middle['ms_an_output'] / 1000:.0f} s)" if "ms_an_output" in middle else ""

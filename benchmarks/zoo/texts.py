@@ -1,4 +1,4 @@
-"""Real text for the zoo: dictionaries and word lists that Debian packages, cut into documents.
+"""Real text for the zoo: dictionaries and word lists from Debian packages, cut into documents.
 
     apt-get download dict-gcide dict-foldoc dict-jargon wordnet-base
     for d in *.deb; do dpkg -x $d ROOT; done
@@ -21,7 +21,7 @@ def documents(root: Path) -> dict[str, list[str]]:
     """Documents of each source, in the order of the files.
 
     Raises:
-        SystemExit: the packages are not there; says how to get them.
+        SystemExit: the packages are missing; says how to get them.
     """
     dictionaries = root / "usr/share/dictd"
     wordnet = root / "usr/share/wordnet"
@@ -29,17 +29,17 @@ def documents(root: Path) -> dict[str, list[str]]:
         raise SystemExit(
             f"no dictionaries in {root}: apt-get download {PACKAGES} and dpkg -x each of them to {root}"
         )
-    found = {}
+    documents_by_source = {}
     for name in ("gcide", "foldoc", "jargon"):
         with gzip.open(dictionaries / f"{name}.dict.dz", "rt", encoding="utf-8", errors="replace") as file:
-            found[name] = list(_joined(_paragraphs(file.read())))
-    found["wordnet"] = list(_joined(_glosses(wordnet / "data.noun")))
-    return found
+            documents_by_source[name] = list(_joined(_paragraphs(file.read())))
+    documents_by_source["wordnet"] = list(_joined(_glosses(wordnet / "data.noun")))
+    return documents_by_source
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    for part in re.split(r"\n\s*\n", text):
-        flat = " ".join(part.split())
+    for paragraph in re.split(r"\n\s*\n", text):
+        flat = " ".join(paragraph.split())
         if len(flat) > 40:
             yield flat[:LONGEST]
 
@@ -51,11 +51,11 @@ def _glosses(path: Path) -> Iterator[str]:
             yield f"{head.split()[4].replace('_', ' ')}: {gloss.strip()}."
 
 
-def _joined(parts: Iterator[str]) -> Iterator[str]:
-    """Neighbours together until a document is long enough."""
-    kept = ""
-    for part in parts:
-        kept = f"{kept} {part}".strip()
-        if len(kept) >= SHORTEST:
-            yield kept[:LONGEST]
-            kept = ""
+def _joined(paragraphs: Iterator[str]) -> Iterator[str]:
+    """Joins neighbouring paragraphs until a document is long enough."""
+    document = ""
+    for paragraph in paragraphs:
+        document = f"{document} {paragraph}".strip()
+        if len(document) >= SHORTEST:
+            yield document[:LONGEST]
+            document = ""

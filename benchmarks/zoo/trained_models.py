@@ -1,7 +1,7 @@
-"""The zoo's animals: small transformers of three architectures and tokenizers, trained here on two cores.
+"""Small transformers of three architectures and tokenizers, trained here on two cores.
 
-Every trained thing is kept under a name that hashes what went into it (texts, sizes, seed, what it started
-from), so that a second run trains nothing.
+Every model is stored under a hash of what it was made from (texts, sizes, seed, start), so that a second run
+trains nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from stillhouse.hashing import sha256_json
 
 from .vocabulary import byte_level_bpe
 
-transformers_logging.disable_progress_bar()  # one for each animal
+transformers_logging.disable_progress_bar()  # one bar for each model
 
 LENGTH = 128  # tokens of a training row
 ROWS = 32  # rows of a step
@@ -41,7 +41,7 @@ ROWS = 32  # rows of a step
 
 @dataclass(frozen=True)
 class Kind:
-    """An architecture with its size and its own tokenizer."""
+    """An architecture, its size, and the size of its tokenizer."""
 
     architecture: str
     vocabulary: int
@@ -58,7 +58,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """One trained model and what it was made from."""
+    """One trained model in the store."""
 
     path: Path
     kind: str
@@ -74,11 +74,11 @@ class TrainedModel:
 
 @cache
 def _model(path: Path) -> PreTrainedModel:
-    return _placed(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)).eval()
+    return _to_device(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)).eval()
 
 
-def _placed(model: PreTrainedModel) -> PreTrainedModel:
-    """On the accelerator where there is one."""
+def _to_device(model: PreTrainedModel) -> PreTrainedModel:
+    """Moves the model to the accelerator, if there is one."""
     return model.to(choose_device("auto"))  # pyright: ignore[reportArgumentType]
 
 
@@ -97,34 +97,34 @@ def train_model(
     start: TrainedModel | None = None,
     like: TrainedModel | None = None,
 ) -> TrainedModel:
-    """Trains a model of ``kind`` on ``tokens`` tokens of ``texts`` (gone through again where they are fewer).
+    """Trains a model of ``kind`` on ``tokens`` tokens of ``texts``, in several epochs if they have fewer.
 
     Args:
-        start: what it continues from, with that one's tokenizer; None starts from nothing, with a tokenizer
+        start: the model to continue from, with its tokenizer; None trains from scratch, with a tokenizer
             trained on the same texts.
-        like: whose tokenizer one that starts from nothing takes.
+        like: the model whose tokenizer a model trained from scratch uses.
     """
     made_of = [asdict(KINDS[kind]), list(texts), tokens, seed, start.path.name if start else None, 1]
     if like:
         made_of.append(like.path.name)
     path = store / f"{kind}-{sha256_json(made_of)[:16]}"
     if not path.exists():
-        given = start or like
-        tokenizer = given.tokenizer if given else _train_tokenizer(texts, KINDS[kind].vocabulary)
+        source = start or like
+        tokenizer = source.tokenizer if source else _train_tokenizer(texts, KINDS[kind].vocabulary)
         torch.manual_seed(seed)
         model = (
             AutoModelForCausalLM.from_pretrained(start.path, dtype=torch.float32)
             if start
-            else _new(KINDS[kind], tokenizer)
+            else _initialise(KINDS[kind], tokenizer)
         )
-        _train(_placed(model), tokenizer, texts, tokens, seed, rate=1.5e-3 if start else 4e-3)
-        half_done = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=store))
-        model.save_pretrained(half_done)
-        tokenizer.save_pretrained(half_done)
+        _train(_to_device(model), tokenizer, texts, tokens, seed, rate=1.5e-3 if start else 4e-3)
+        partial = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=store))
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
         try:
-            half_done.rename(path)
-        except OSError:  # another process raised the same
-            shutil.rmtree(half_done)
+            partial.rename(path)
+        except OSError:  # another process trained the same model
+            shutil.rmtree(partial)
     return TrainedModel(path, kind)
 
 
@@ -133,7 +133,7 @@ def _train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", bos_token="<|end|>")
 
 
-def _new(kind: Kind, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def _initialise(kind: Kind, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     size = len(tokenizer)
     heads = kind.hidden // 32 if kind.hidden % 32 == 0 else kind.hidden // 16
     common = {
@@ -168,8 +168,8 @@ def _new(kind: Kind, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**sizes, **common))
 
 
-def readings(lengths: Sequence[int], tokens: int, seed: int) -> list[int]:
-    """Places of the texts in the order in which they are read, all of them again until it is enough."""
+def reading_order(lengths: Sequence[int], tokens: int, seed: int) -> list[int]:
+    """Indices of the texts in the order of training, epoch after epoch, until there are enough tokens."""
     generator, order, count = torch.Generator().manual_seed(seed), [], 0
     while count < tokens + LENGTH:
         order += torch.randperm(len(lengths), generator=generator).tolist()
@@ -186,17 +186,18 @@ def _train(
     *,
     rate: float,
 ) -> None:
-    """Cross-entropy on rows packed from the texts in random order, a cosine from ``rate`` to a tenth."""
+    """Cross-entropy on rows packed from the texts in random order; cosine decay to ``rate`` / 10."""
     ids = [[*row, 0] for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-    packed = [one for place in readings([len(row) for row in ids], tokens, seed) for one in ids[place]]
+    order = reading_order([len(row) for row in ids], tokens, seed)
+    packed = [token for index in order for token in ids[index]]
     packed_N = torch.tensor(packed, device=model.device)
     steps = max(1, tokens // (LENGTH * ROWS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     model.train()
     for step in range(steps):
-        warm = min(1.0, (step + 1) / 20)
+        warmup = min(1.0, (step + 1) / 20)
         for group in optimizer.param_groups:
-            group["lr"] = rate * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+            group["lr"] = rate * warmup * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
         start = step * LENGTH * ROWS
         ids_BT = packed_N[start : start + LENGTH * ROWS].view(ROWS, LENGTH)
         loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss

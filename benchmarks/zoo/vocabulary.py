@@ -1,4 +1,4 @@
-"""The animals' tokenizers."""
+"""Tokenizers of the zoo's models."""
 
 from __future__ import annotations
 

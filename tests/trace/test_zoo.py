@@ -20,30 +20,30 @@ OUTPUTS, RESAMPLES, REDRAWS = 300, 4, 1000
 
 
 @pytest.fixture(scope="module")
-def place() -> quick.World:
-    return quick.world(python_documentation()[::2], n=OUTPUTS, k=RESAMPLES, seed=11)
+def world() -> quick.World:
+    return quick.make_world(python_documentation()[::2], n=OUTPUTS, k=RESAMPLES, seed=11)
 
 
-def raised(place: quick.World, name: str):
+def trained(world: quick.World, name: str):
     arm = next(arm for arm in ARMS if arm.name == name)
-    animal, used = quick.suspect(place, arm, seed=5)
-    return animal, used, quick.scores(animal, place)
+    model, used = quick.train_suspect(world, arm, seed=5)
+    return model, used, quick.scores(model, world)
 
 
-def test_every_arm_says_what_it_read(place):
+def test_every_arm_says_what_it_read(world):
     for arm in ARMS:
-        _, used = quick.suspect(place, arm, seed=5)
+        _, used = quick.train_suspect(world, arm, seed=5)
         assert used.sum() == round(arm.shares.get("log", 0) * OUTPUTS)
 
 
 @pytest.mark.parametrize("name", ["none", "organic 100%", "other teacher"])
-def test_size_is_nominal_whatever_was_learned_from_the_web(place, name):
+def test_size_is_nominal_whatever_was_learned_from_the_web(world, name):
     """The rate at each level lies in the binomial's central 99.99% (of 54 checks one fails in 350 runs)."""
-    animal, _, scores_NK1 = raised(place, name)
-    sentences = quick.sentences_of(animal, place)
-    read = quick.read_out(animal, place.log)
-    nulls = measure.null_draws(scores_NK1, read, place.account, sentences, REDRAWS, seed=3)
-    versions = quick.versions_of(animal, place)
+    model, _, scores_NK1 = trained(world, name)
+    sentences = quick.canary_transcript(model, world)
+    read = quick.open_transcript(model, world.log)
+    nulls = measure.null_draws(scores_NK1, read, world.account, sentences, REDRAWS, seed=3)
+    versions = quick.rephrasing_transcript(model, world)
     nulls["rephrasings"] = measure.redrawn_versions(versions, REDRAWS, seed=4)
     assert rephrasings.judge(versions, {}).p_value > 1e-3  # fails once in 1,000
     assert canaries.judge(sentences, {}).p_value > 1e-3  # fails once in 1,000
@@ -55,55 +55,57 @@ def test_size_is_nominal_whatever_was_learned_from_the_web(place, name):
     assert np.quantile(ps, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
 
 
-def test_who_read_the_log_is_found_and_who_read_others_outputs_is_not(place):
+def test_who_read_the_log_is_found_and_who_read_others_outputs_is_not(world):
     for name, guilty in {"distilled 20%": True, "distilled 100%": True, "mixed": True}.items():
-        assert (measure.evidence(raised(place, name)[2])["p"] < 1e-3) == guilty, name
+        assert (measure.evidence(trained(world, name)[2])["p"] < 1e-3) == guilty, name
     for name in ("none", "organic 5%", "organic 100%", "other teacher", "shared pretraining"):
-        assert measure.evidence(raised(place, name)[2])["p"] > 1e-3, name  # each fails once in 1,000
+        assert measure.evidence(trained(world, name)[2])["p"] > 1e-3, name  # each fails once in 1,000
 
 
-def test_the_canaries_of_the_log_are_known_to_who_read_it(place):
-    animal = raised(place, "distilled 100%")[0]
-    assert canaries.judge(quick.sentences_of(animal, place), {}).p_value < 1e-6
+def test_the_canaries_of_the_log_are_known_to_who_read_it(world):
+    model = trained(world, "distilled 100%")[0]
+    assert canaries.judge(quick.canary_transcript(model, world), {}).p_value < 1e-6
 
 
-def test_who_read_an_author_s_texts_is_found(place):
+def test_who_read_an_author_s_texts_is_found(world):
     found = {
-        name: rephrasings.judge(quick.versions_of(raised(place, name)[0], place), {}).p_value
+        name: rephrasings.judge(quick.rephrasing_transcript(trained(world, name)[0], world), {}).p_value
         for name in ("distilled 100%", "organic 100%")
     }
     assert found["distilled 100%"] < 1e-6 and found["organic 100%"] > 1e-3
 
 
-def test_the_room_s_exact_p_is_that_of_adding_item_after_item(place):
-    scores_NK1 = raised(place, "distilled 5%")[2]
+def test_the_room_s_exact_p_is_that_of_adding_item_after_item(world):
+    scores_NK1 = trained(world, "distilled 5%")[2]
     wins_NK1 = signed_wins(scores_NK1)
     found = rank_test(scores_NK1)
     assert found.p == pytest.approx(measure.upper_tail(wins_NK1)[found.total + RESAMPLES * OUTPUTS], rel=1e-9)
 
 
-def test_the_power_law_holds(place):
+def test_the_power_law_holds(world):
     """z of the dose lies within 4.5 standard deviations of what the share and the AUC predict."""
     for name in ("distilled 5%", "distilled 20%", "distilled 100%"):
-        _, used, scores_NK1 = raised(place, name)
+        _, used, scores_NK1 = trained(world, name)
         auc = rank_test(scores_NK1[used]).auc
         expected = predicted_z(used.mean(), OUTPUTS, RESAMPLES, auc)
         assert measure.evidence(scores_NK1)["z"] == pytest.approx(expected, abs=4.5)
 
 
-def test_the_account_key_is_heard_in_who_read_the_log_and_the_public_key_in_who_read_others(place):
+def test_the_account_key_is_heard_in_who_read_the_log_and_the_public_key_in_who_read_others(world):
     for name, account, public in (("distilled 100%", True, False), ("organic 100%", False, True)):
-        animal, _, _ = raised(place, name)
+        model, _, _ = trained(world, name)
         found = {}
-        for key, outputs in (("account", place.log), ("public", place.sources["organic"])):
-            found |= measure.heard(key, quick.read_out(animal, outputs), getattr(place, key))
+        for key, outputs in (("account", world.log), ("public", world.sources["organic"])):
+            found |= measure.radioactivity_result(
+                key, quick.open_transcript(model, outputs), getattr(world, key)
+            )
         assert [found["account_p"] < 1e-3, found["public_p"] < 1e-3] == [account, public], name
 
 
-def test_the_baselines_accuse_whoever_learned_from_the_web(place):
+def test_the_baselines_accuse_whoever_learned_from_the_web(world):
     """Not a goal but the reason for all this: organic exposure is enough for them."""
     says = {
-        name: quick.examine_baselines(place, raised(place, name)[0], seed=3)["identity"]
+        name: quick.examine_baselines(world, trained(world, name)[0], seed=3)["identity"]
         for name in ("none", "organic 100%")
     }
     assert says == {"none": False, "organic 100%": True}
