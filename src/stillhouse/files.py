@@ -63,6 +63,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            # Without fsync, a power cut after the rename can leave an empty file under the final name.
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)
@@ -154,6 +155,7 @@ def take_lock(directory: Path) -> int:
     with storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    # flock, not lockf: POSIX locks vanish when the process closes any other descriptor of the file.
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

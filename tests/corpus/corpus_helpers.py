@@ -1,4 +1,4 @@
-"""Rows, prompts and a teacher in memory for the tests of this room."""
+"""Rows, prompts and an in-memory teacher for the tests of the corpus."""
 
 from __future__ import annotations
 

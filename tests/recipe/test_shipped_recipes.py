@@ -1,4 +1,4 @@
-"""Every recipe that is shipped can be read and planned as it stands."""
+"""Every shipped recipe can be read and planned without changes."""
 
 from __future__ import annotations
 

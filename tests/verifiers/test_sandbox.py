@@ -18,7 +18,7 @@ def ran(code: str, tests: str = "", *, timeout_s: float = 20, memory_mb: int = 2
     return run_python(code, tests, timeout_s=timeout_s, memory_mb=memory_mb)
 
 
-def test_code_in_a_fence_is_held_against_its_tests():
+def test_code_in_a_fence_is_run_with_its_tests():
     text = "Here:\n```python\ndef double(x):\n    return 2 * x\n```\nDone."
     with open_verifiers([Verifier(kind="code")]) as verifiers:
         right, wrong, none = verifiers.score(

@@ -125,13 +125,14 @@ def validate(
     complaints = [*complaints, *_infinite(values, ())]
     built: T | None = None
     try:
+        # As JSON, since pydantic's strict mode for Python values refuses a list for a tuple.
         built = _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
     except ValidationError as error:
         complaints += [_complaint(details, kind) for details in error.errors(include_url=False)]
     if built is not None:
         complaints += [(tuple(key.split(".")), message) for key, message in rules(built)]
     if built is None or complaints:
-        order = list(origins)
+        order = list(origins)  # the order of the file, then of the overrides
         complaints.sort(key=lambda item: order.index(_written(item[0], origins)))
         raise RecipeError("\n".join(_line(path, message, origins) for path, message in complaints))
     return built

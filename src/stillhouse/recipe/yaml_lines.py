@@ -118,6 +118,7 @@ class _NodeReader:
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.origins.setdefault(path, self.location(node))
+        # An anchor may refer to a node that encloses it.
         if any(node is outer for outer in self.open):
             raise RecipeError(f"{self.location(node)}: a value that contains itself")
         self.values += 1

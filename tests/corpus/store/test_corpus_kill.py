@@ -77,7 +77,7 @@ def served(log: Path) -> Counter[str]:
 
 
 def stored(directory: Path) -> Counter[str]:
-    """How often each answered request stands in the corpus."""
+    """How often each answered request occurs in the corpus."""
     rows = Corpus(directory).rows(columns=["request_id"])
     return Counter(row["request_id"].rpartition("-")[0] for row in rows)
 

@@ -69,6 +69,7 @@ class NearDuplicates:
         tokens = [sorted(shingles(answer))]
         signature = RMinHash.from_token_sets(tokens, num_perm=PERMUTATIONS, seed=0)[0]
         hashes = np.unique(np.asarray(RMinHash.hash_token_sets(tokens)[0], dtype=np.uint64))
+        # Sorted: the earliest match is reported, in whatever order the index returns candidates.
         for key in sorted(self._lsh.query(signature)):
             other = self._load(key)
             shared = np.intersect1d(hashes, other, assume_unique=True).size

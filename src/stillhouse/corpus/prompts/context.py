@@ -51,6 +51,7 @@ class Context:
     @property
     def key(self) -> Any:
         """The context's part of an exchange's id: another context gives other ids."""
+        # A plain system prompt keeps the ids of corpora from before contexts had examples.
         if self.examples or self.private:
             return [self.system, list(self.examples), self.private]
         return self.system

@@ -171,7 +171,7 @@ class Corpus:
         lock = take_lock(self.directory)
         try:
             with storage_errors(self.directory):
-                incomplete_mark(self.directory).touch()
+                incomplete_mark(self.directory).touch()  # before anything is removed
                 remove_leftovers(self.directory)
                 clear(self.directory)
             count = 0

@@ -50,6 +50,7 @@ class Writer:
         if self._journal_rows:
             write_shard(shard_path(self.directory, self._number), read_journal(path), self.schema)
             self._number += 1
+        # Only now: after a crash in between both files exist, and readers use the shard.
         with storage_errors(path):
             path.unlink()
 
