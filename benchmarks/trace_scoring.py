@@ -1,13 +1,13 @@
-"""Seconds to score delivered outputs and their resamples with a 1M-parameter suspect, beside bare passes.
+"""Seconds to score delivered outputs and their resamples with a 1M-parameter suspect, against bare passes.
 
     python benchmarks/trace_scoring.py                  # 1,000 outputs x 4 resamples, 64 tokens each
     python benchmarks/trace_scoring.py --outputs 10000 --rounds 1
 
 The suspect is a random Llama (4 layers of 128, vocabulary 1,024, float32); prompts have 24 to 40 tokens.
-`bare` is what cannot be done without: the model's forward passes over the same texts, each behind its prompt,
-in batches of like length, logits and nothing else. `bare, prompts shared` are the passes that the scorer
-makes, without scoring. `scored` is all of `PrefixScorer.token_logps`; `transcript` is `observe` on texts,
-tokenization, min-k% and all. The contestants take turns in one process after one uncounted round on a tenth.
+`bare` is the unavoidable work: the model's forward passes over the same texts, each after its prompt, in
+batches of similar length, with logits and nothing else. `bare, prompts shared` are the passes of the scorer,
+without scoring. `scored` is all of `PrefixScorer.token_logps`; `transcript` is `observe` on texts, with
+tokenization and min-k%. The contestants take turns in one process, after a warm-up round on a tenth.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as place:
-        suspect = make_suspect(Path(place))
+    with tempfile.TemporaryDirectory() as directory:
+        suspect = make_suspect(Path(directory))
     rng = np.random.default_rng(0)
     ids = [
         (tuple(rng.integers(300, VOCABULARY, size=rng.integers(24, 41)).tolist()), own)
@@ -64,12 +64,12 @@ def main() -> None:
     }
     for run in contestants.values():
         run(len(jobs) // 10)
-    taken = [
+    rounds = [
         {name: seconds(run, len(jobs)) for name, run in contestants.items()} for _ in range(arguments.rounds)
     ]
-    result = {name: round(statistics.median(times[name] for times in taken), 2) for name in contestants}
+    result = {name: round(statistics.median(times[name] for times in rounds), 2) for name in contestants}
     for name in ("bare", "bare, prompts shared"):
-        ratio = statistics.median(times["scored"] / times[name] for times in taken)
+        ratio = statistics.median(times["scored"] / times[name] for times in rounds)
         result[f"scored / {name}"] = round(ratio, 3)
     transcript = observe(suspect, log, resamples, scores=["loglik", "min_k"])
     result["judge"] = round(seconds(lambda _: judge(transcript, {}), 0), 2)
@@ -79,7 +79,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def make_suspect(place: Path) -> TorchSuspect:
+def make_suspect(directory: Path) -> TorchSuspect:
     """A random model with a byte-level tokenizer whose merged tokens are words of two letters and a space."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -105,22 +105,22 @@ def make_suspect(place: Path) -> TorchSuspect:
         bos_token_id=0,
         eos_token_id=0,
     )
-    LlamaForCausalLM(config).save_pretrained(place)
-    fast.save_pretrained(place)
-    suspect = TorchSuspect(str(place))
+    LlamaForCausalLM(config).save_pretrained(directory)
+    fast.save_pretrained(directory)
+    suspect = TorchSuspect(str(directory))
     suspect.weights.model.float()
     return suspect
 
 
 def as_log(suspect: TorchSuspect, ids) -> tuple[Log, Resamples]:
-    """The same as text: what the tokenizer makes of it has about as many tokens."""
+    """The ids as text; the tokenizer gives it about as many tokens."""
     decode = suspect.weights.tokenizer.decode
     rows, texts = [], {}
     for number, (prompt, own) in enumerate(ids):
-        said = [str(decode(text)) for text in own]
-        asked = ({"role": "user", "content": str(decode(list(prompt[:-8])))},)
-        rows.append(Delivered(str(number), asked, said[0], Sampling()))
-        texts[str(number)] = said[1:]
+        outputs = [str(decode(text)) for text in own]
+        prompt_turns = ({"role": "user", "content": str(decode(list(prompt[:-8])))},)
+        rows.append(Delivered(str(number), prompt_turns, outputs[0], Sampling()))
+        texts[str(number)] = outputs[1:]
     return Log(tuple(rows), {}, ""), Resamples(texts, ("",), 0, 0)
 
 
@@ -130,7 +130,7 @@ def first(log: Log, jobs: int) -> Log:
 
 @torch.inference_mode()
 def bare(model, jobs) -> None:
-    """Forward passes over whole texts, of like length together."""
+    """Forward passes over prompt and text, batched by length."""
     whole = sorted(((*prompt, *text) for prompt, text in jobs), key=len)
     start = 0
     while start < len(whole):
@@ -142,8 +142,8 @@ def bare(model, jobs) -> None:
 
 
 def without_scores(scorer: PrefixScorer, jobs) -> None:
-    """The scorer's passes with a head that makes logits and asks nothing of them."""
-    kept = scorer._label_logps
+    """The scorer's passes, with logits that are computed and not used."""
+    original = scorer._label_logps
 
     def logits_only(hidden_NE, labels_N):
         for hidden_nE in hidden_NE.split(max(1, 2**20 // scorer.head.vocab_size)):
@@ -154,7 +154,7 @@ def without_scores(scorer: PrefixScorer, jobs) -> None:
     try:
         scorer.token_logps(jobs)
     finally:
-        scorer._label_logps = kept  # type: ignore[method-assign]
+        scorer._label_logps = original  # type: ignore[method-assign]
 
 
 def seconds(run: Callable[[int], object], count: int) -> float:

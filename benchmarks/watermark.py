@@ -1,15 +1,19 @@
-"""What a watermark costs and what it shows, on SmolLM2-135M.
+"""Cost and detectability of a watermark, on SmolLM2-135M.
 
     python benchmarks/watermark.py
     python benchmarks/watermark.py --prompts 32 --tokens 128 --out watermark.json
 
-Every prompt is answered at temperature 1 without a mark and with each; one key. Perplexity is the model's own
-of the sampled text, with the mark left out; KL is that of the marked from the unmarked distribution at each
-token, in nats, for the green list (the others leave almost one token, another for each key); surprise is how
-much less likely, in nats, the model finds what is drawn with the mark than without it, expected at each token
-(over keys, 0 for gumbel and tournament). "found" is the share of single answers with p below 1e-6; then the
-p-value of all together. Speeds are those of one token's mark over a vocabulary of 49,152 without top-k or
-top-p, and of detection.
+The model answers every prompt at temperature 1, without a mark and with each mark, under one key.
+
+- perplexity: the model's own on the sampled text, without the mark.
+- kl: from the unmarked to the marked distribution at each token, in nats, for the green list only (the other
+  schemes leave almost one token, a different one for each key).
+- surprise: how much less likely, in nats, the model finds tokens drawn with the mark than without it,
+expected
+  at each token (0 over keys for gumbel and tournament).
+- found: the share of single answers with p below 1e-6; p_together is the p-value of all answers together.
+
+Speeds are those of one token's mark over a vocabulary of 49,152 without top-k or top-p, and of detection.
 """
 
 from __future__ import annotations
@@ -40,8 +44,8 @@ MARKS = {
 }
 
 
-class Watched:
-    """A mark that adds up how far it moves the distribution, and how much more it makes the model wonder."""
+class MeasuredMark:
+    """A mark that sums its KL divergence and its surprise over tokens."""
 
     def __init__(self, mark: Mark) -> None:
         self.mark, self.kl, self.surprise, self.tokens = mark, 0.0, 0.0, 0
@@ -49,8 +53,8 @@ class Watched:
     def __call__(self, ids: Sequence[int], weights_V: np.ndarray) -> np.ndarray:
         marked_V = self.mark(ids, weights_V)
         before_V, after_V = weights_V / weights_V.sum(), marked_V / marked_V.sum()
-        there = after_V > 0
-        self.kl += float((after_V[there] * np.log(after_V[there] / before_V[there])).sum())
+        possible = after_V > 0
+        self.kl += float((after_V[possible] * np.log(after_V[possible] / before_V[possible])).sum())
         likely = before_V > 0
         self.surprise -= float(((after_V - before_V)[likely] * np.log(before_V[likely])).sum())
         self.tokens += 1
@@ -71,7 +75,7 @@ def main() -> None:
     prompts = [ids[40 * n : 40 * n + 40] for n in range(arguments.prompts)]
     rows = {}
     for name, mark in MARKS.items():
-        rows[name] = answered(weights.model, prompts, arguments.tokens, mark)
+        rows[name] = measure(weights.model, prompts, arguments.tokens, mark)
         show(name, rows[name])
     for scheme in ("kgw", "gumbel", "tournament"):
         rows[f"speed, {scheme}"] = speeds(Mark(KEY, scheme))
@@ -84,21 +88,21 @@ def show(name: str, row: dict[str, float]) -> None:
     print(f"{name:22}", json.dumps({key: float(f"{value:.3g}") for key, value in row.items()}), flush=True)
 
 
-def answered(model, prompts: list[list[int]], tokens: int, mark: Mark | None) -> dict[str, float]:
+def measure(model, prompts: list[list[int]], tokens: int, mark: Mark | None) -> dict[str, float]:
     settings = [Sampling(max_tokens=tokens, seed=seed) for seed in range(len(prompts))]
-    watched = [mark and Watched(mark) for _ in prompts]
-    answers = sample(model, prompts, settings, ends=set(), markers=watched)
+    marks = [mark and MeasuredMark(mark) for _ in prompts]
+    answers = sample(model, prompts, settings, ends=set(), markers=marks)
     row = {"perplexity": math.exp(-np.mean([one.logp for one in answers]))}
     if mark is None:
         return row
-    tokens = sum(one.tokens for one in watched if one)
-    row["surprise"] = sum(one.surprise for one in watched if one) / tokens
+    tokens = sum(one.tokens for one in marks if one)
+    row["surprise"] = sum(one.surprise for one in marks if one) / tokens
     if mark.scheme == "kgw":
-        row["kl"] = sum(one.kl for one in watched if one) / tokens
+        row["kl"] = sum(one.kl for one in marks if one) / tokens
     together = detect(mark, [one.ids for one in answers])
-    found = [detect(mark, [one.ids]).p_value < 1e-6 for one in answers]
+    detected = [detect(mark, [one.ids]).p_value < 1e-6 for one in answers]
     return row | {
-        "mean_score": together.mean, "found": float(np.mean(found)), "p_together": together.p_value
+        "mean_score": together.mean, "found": float(np.mean(detected)), "p_together": together.p_value
     }  # fmt: skip
 
 

@@ -1,13 +1,13 @@
-"""A case to practise `still trace` on, made in about a minute: python examples/trace_case.py case
+"""Makes a case to practise `still trace` on, in about a minute: python examples/trace_case.py case
 
-A small teacher is trained on this repository's own documentation. It answers two accounts, and everything
-that it says is logged. Two models learn from such answers in the same way: the `suspect` from a fifth of what
-the account `acme` was given, the `innocent` from as many answers to the same prompts that were never logged.
-Both sound alike; only one of them should be found. A third, the `surrogate`, is our own and learned from
-answers that we gave ourselves: it tells how well the use of answers can be seen.
+A small teacher is trained on this repository's own documentation. It answers two accounts, and every answer
+is logged. Two models are trained on such answers in the same way: the `suspect` on a fifth of what the
+account `acme` received, the `innocent` on as many answers to the same prompts that were never logged. Both
+sound alike; a trace should find only the first. A third model, the `surrogate`, is our own and was trained on
+answers of the teacher on purpose: it measures how well a trace finds the use of answers.
 
-What is written: teacher/, suspect/, innocent/, surrogate/, delivered.jsonl, surrogate.jsonl with what the
-surrogate learned from, and a plan for each of the first two.
+Writes teacher/, suspect/, innocent/, surrogate/, delivered.jsonl, surrogate.jsonl (the surrogate's training
+answers), and a plan for each of the first two models.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ teachers:
   placebo_accounts: [zeta]
 tests:
   radioactivity: null   # the teacher's answers carry no mark
-  canaries: null        # and acme was given none
+  canaries: null        # and acme received none
   style: null
 """
 
@@ -72,16 +72,16 @@ def main(directory: Path) -> None:
 
     used = rng.sample(range(OUTPUTS), int(USED * OUTPUTS))
     base = pretrain(tokenizer, ids, seed=2)
-    for name, said in (("suspect", delivered), ("innocent", private)):
+    for name, outputs in (("suspect", delivered), ("innocent", private)):
         student = copy.deepcopy(base)
-        fine_tune(student, tokenizer, [(prompts[i], said[i]) for i in used])
+        fine_tune(student, tokenizer, [(prompts[i], outputs[i]) for i in used])
         save(student, tokenizer, directory / name)
         (directory / f"{name}.yaml").write_text(PLAN.format(name=name, directory=directory))
-    ours = rng.sample(prompts, len(used))
-    told = answers(directory / "teacher", ours, seed=2)
-    write_log(directory, "surrogate", ours, told)
+    surrogate_prompts = rng.sample(prompts, len(used))
+    surrogate_answers = answers(directory / "teacher", surrogate_prompts, seed=2)
+    write_log(directory, "surrogate", surrogate_prompts, surrogate_answers)
     student = pretrain(tokenizer, ids, seed=3)
-    fine_tune(student, tokenizer, list(zip(ours, told, strict=True)))
+    fine_tune(student, tokenizer, list(zip(surrogate_prompts, surrogate_answers, strict=True)))
     save(student, tokenizer, directory / "surrogate")
     print(f"suspect, innocent and surrogate trained, {time.monotonic() - began:.0f} s", file=sys.stderr)
 
@@ -111,7 +111,7 @@ def make_tokenizer(text: str) -> PreTrainedTokenizerFast:
 
 
 def pretrain(tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, *, seed: int) -> LlamaForCausalLM:
-    """A small Llama that has read the documentation."""
+    """A small Llama trained on the documentation."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -134,8 +134,10 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, *, seed: int
 def fine_tune(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
 ) -> None:
-    """Teaches the model to answer as the pairs of prompt and answer do."""
-    documents = [tokenizer.encode(f"<|ask|>{asked}<|say|>{said}<|end|>")[:CONTEXT] for asked, said in pairs]
+    """Trains the model on pairs of prompt and answer."""
+    documents = [
+        tokenizer.encode(f"<|ask|>{prompt}<|say|>{answer}<|end|>")[:CONTEXT] for prompt, answer in pairs
+    ]
     batches = []
     for epoch in range(FINE_TUNE_EPOCHS):
         order = random.Random(epoch).sample(documents, len(documents))
@@ -159,7 +161,7 @@ def train(model: LlamaForCausalLM, batches, *, lr: float) -> None:
 
 
 def answers(model: Path, prompts: Sequence[str], *, seed: int) -> list[str]:
-    """What the model says to each prompt at temperature 1."""
+    """The model's answer to each prompt at temperature 1."""
     requests = []
     for number, prompt in enumerate(prompts):
         sampling = Sampling(max_tokens=LONGEST, seed=seed * 10**6 + number)
