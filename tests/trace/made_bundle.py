@@ -77,4 +77,4 @@ def make_bundle(
         for teacher in plan.teachers
     }
     logs = {teacher.name: run.read_teacher_log(teacher) for teacher in plan.teachers}
-    return run._conclude(plan, directory, made, logs, access, key, "still trace")
+    return run._write_bundle(plan, directory, made, logs, access, key, "still trace")

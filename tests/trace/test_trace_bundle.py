@@ -195,7 +195,7 @@ def test_commitments_made_after_the_first_query_are_called_out(tmp_path, tiny_te
     made = commit(plan, directory)
     access = {"ours": run.Access(frozenset({"logprobs"}), frozenset({"resamples"}), 0)}
     logs = {"ours": run.read_teacher_log(plan.teachers[0])}
-    evidence = run._conclude(plan, directory, made, logs, access, None, "")
+    evidence = run._write_bundle(plan, directory, made, logs, access, None, "")
     assert not evidence.commitments.in_time
     assert "AFTER the first query" in verify_bundle(directory).notes[-1]
     assert "Committed too late" in (directory / "report.html").read_text()

@@ -93,7 +93,7 @@ def run_trace(
                 _observe_all(plan, teacher, logs[teacher.name], suspect, access[teacher.name], directory)
         finally:
             suspect.close()
-        return _conclude(plan, directory, commitments, logs, access, key, command)
+        return _write_bundle(plan, directory, commitments, logs, access, key, command)
     finally:
         os.close(lock)
 
@@ -152,7 +152,7 @@ def write_observation(detector: Detector, case: Case, path: Path) -> None:
         journal.unlink()
 
 
-def _conclude(
+def _write_bundle(
     plan: TracePlan,
     directory: Path,
     commitments: Commitments,
@@ -161,23 +161,26 @@ def _conclude(
     key: Ed25519PrivateKey | None,
     command: str,
 ) -> Evidence:
+    """Judges all transcripts and writes evidence, report and signature."""
     secrets = _open_secrets(plan, directory)
-    judged = judge_all(directory, plan, access, secrets)
+    judgements = judge_all(directory, plan, access, secrets)
     evidence = Evidence(
         name=plan.name,
         question=plan.question,
         created=now(),
-        suspect=_model(str(plan.suspect), commitments, access),
-        references=[_model(reference, commitments) for reference in plan.references],
+        suspect=_model_record(str(plan.suspect), commitments, access),
+        references=[_model_record(reference, commitments) for reference in plan.references],
         teachers=[
-            _teacher(teacher, logs[teacher.name], access[teacher.name], judged[teacher.name], commitments)
+            _teacher_record(
+                teacher, logs[teacher.name], access[teacher.name], judgements[teacher.name], commitments
+            )
             for teacher in plan.teachers
         ],
         hard=plan.hard,
         alpha=plan.alpha,
         share=plan.share,
         seed=plan.seed,
-        commitments=commitments_record(directory, commitments, judged),
+        commitments=commitments_record(directory, commitments, judgements),
         environment=environment(),
         command=command,
         files={},
@@ -200,10 +203,11 @@ def _open_secrets(plan: TracePlan, directory: Path) -> dict[str, bytes]:
 
 
 def commitments_record(
-    directory: Path, commitments: Commitments, judged: Mapping[str, TeacherJudgement]
+    directory: Path, commitments: Commitments, judgements: Mapping[str, TeacherJudgement]
 ) -> CommitmentsRecord:
     """Compares the times of the commitments and of the first query."""
-    paths = [part.transcript for found in judged.values() for part in found.tests if part.transcript]
+    tests = [test for judgement in judgements.values() for test in judgement.tests]
+    paths = [test.transcript for test in tests if test.transcript]
     times = [time for path in paths if (time := started(read_transcript(directory / path)))]
     first = min(times, default=None)
     in_time = first is None or commitments.created <= first
@@ -231,22 +235,22 @@ def environment() -> dict[str, str]:
     return versions() | libraries | {"machine": platform.machine(), "processors": str(os.cpu_count())}
 
 
-def _model(
+def _model_record(
     reference: str, commitments: Commitments, access: Mapping[str, Access] | None = None
 ) -> ModelRecord:
     can = sorted(next(iter(access.values())).suspect) if access else []
     return ModelRecord(reference=reference, fingerprint=commitments.models.get(reference), can=can)
 
 
-def _teacher(
-    teacher: TeacherPlan, log: Log, access: Access, judged: TeacherJudgement, commitments: Commitments
+def _teacher_record(
+    teacher: TeacherPlan, log: Log, access: Access, judgement: TeacherJudgement, commitments: Commitments
 ) -> TeacherRecord:
     return TeacherRecord(
         name=teacher.name,
-        model=None if teacher.model is None else _model(teacher.model, commitments),
+        model=None if teacher.model is None else _model_record(teacher.model, commitments),
         access=sorted(access.teacher),
         log=DeliveredLogRecord(path=teacher.log, sha256=log.hash, rows=len(log.rows), left_out=log.left_out),
-        tests=judged.tests,
-        rungs=judged.claims,
-        verdict=judged.verdict,
+        tests=judgement.tests,
+        rungs=judgement.claims,
+        verdict=judgement.verdict,
     )

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import write_secret_lines
-from stillhouse.stats import e_from_log, label_permutation_p, log_e_process, rank_payoffs, rank_test
+from stillhouse.stats import RankTest, e_from_log, label_permutation_p, log_e_process, rank_payoffs, rank_test
 from stillhouse.trace.access import Access
 from stillhouse.trace.detectors.base import Detector
 from stillhouse.trace.detectors.case import Case
@@ -198,7 +198,6 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     above_N = (scores_NK1[:, 1:] >= scores_NK1[:, :1]).sum(1)
     decoys_N = np.isfinite(scores_NK1).sum(1) - 1
     p_N = (1 + above_N) / (1 + decoys_N)
-    length = rank_test(tokens_NK1)
     return Finding(
         NAME,
         LEVEL,
@@ -209,22 +208,26 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         p_value=label_permutation_p(values_NK1, ~np.isnan(scores_NK1)),
         e_value=e_from_log(log_e_process(scores_NK1, BETS)[-1]),
         effect={"auc": test.auc, "z": test.z, "first_places": float((above_N == 0).mean())},
-        assumptions=(
-            Assumption(
-                "The key was secret, and no decoy was ever given to anybody.", None, "Commitment to the key."
-            ),
-            Assumption(
-                "Every canary was scored.", not left_out, f"{left_out:,} sets without a score were left out."
-            ),
-            Assumption(
-                "Canaries are not by chance longer or shorter than their decoys.",
-                bool(min(length.p_normal, 1 - length.p_normal) > 0.005),
-                f"A canary has more tokens than a decoy with chance {length.auc:.3f}; p holds either way.",
-            ),
-        ),
+        assumptions=_assumptions(left_out, rank_test(tokens_NK1)),
         rivals=RIVALS,
         parameters=dict(parameters),
         series={"p_of_set": p_N[:300].tolist()},
+    )
+
+
+def _assumptions(left_out: int, length: RankTest) -> tuple[Assumption, ...]:
+    return (
+        Assumption(
+            "The key was secret, and no decoy was ever given to anybody.", None, "Commitment to the key."
+        ),
+        Assumption(
+            "Every canary was scored.", not left_out, f"{left_out:,} sets without a score were left out."
+        ),
+        Assumption(
+            "Canaries are not by chance longer or shorter than their decoys.",
+            bool(min(length.p_normal, 1 - length.p_normal) > 0.005),
+            f"A canary has more tokens than a decoy with chance {length.auc:.3f}; p holds either way.",
+        ),
     )
 
 

@@ -162,19 +162,19 @@ def observe(ask: GenerateFn, languages: Sequence[str] = (), *, max_tokens: int =
         raise UsageError(
             f"there are no identity questions in {unknown[0]!r}", hint=f"Choose from {', '.join(QUESTIONS)}."
         )
-    asked = [(question, code) for code in languages or QUESTIONS for question in QUESTIONS[code]]
+    questions = [(question, code) for code in languages or QUESTIONS for question in QUESTIONS[code]]
     sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
     answers = ask(
         [
             Request(f"identity-{number}", [{"role": "user", "content": question}], sampling)
-            for number, (question, _) in enumerate(asked)
+            for number, (question, _) in enumerate(questions)
         ]
     )
     rows = [
         (question, code, answer.text, None)
         if isinstance(answer, Reply)
         else (question, code, None, str(answer))
-        for (question, code), answer in zip(asked, answers, strict=True)
+        for (question, code), answer in zip(questions, answers, strict=True)
     ]
     return pa.Table.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in rows], schema=SCHEMA)
 

@@ -228,7 +228,7 @@ def _by_text(transcript: pa.Table) -> _Table:
     rows_of: dict[str, list[int]] = {}
     for row, id in enumerate(transcript["id"].to_pylist()):
         rows_of.setdefault(id, []).append(row)
-    version, place, key = (transcript[name].to_pylist() for name in ("version", "place", "draw_key"))
+    version, index, key = (transcript[name].to_pylist() for name in ("version", "place", "draw_key"))
     shape = (len(rows_of), max(map(len, rows_of.values()), default=0))
     scores_NK1, tokens_NK1 = np.full(shape, np.nan), np.full(shape, np.nan)
     drawn = 0
@@ -236,12 +236,12 @@ def _by_text(transcript: pa.Table) -> _Table:
         rows.sort(key=version.__getitem__)
         scores_NK1[i, : len(rows)], tokens_NK1[i, : len(rows)] = score[rows], tokens[rows]
         if (secret := key[rows[0]]) is not None:
-            drawn += draw_version(bytes.fromhex(secret), id, len(rows)) == place[rows[0]]
-    whole = ~np.isnan(scores_NK1[:, :1]).any(1) & (np.count_nonzero(~np.isnan(scores_NK1), axis=1) > 1)
+            drawn += draw_version(bytes.fromhex(secret), id, len(rows)) == index[rows[0]]
+    comparable = ~np.isnan(scores_NK1[:, :1]).any(1) & (np.count_nonzero(~np.isnan(scores_NK1), axis=1) > 1)
     return _Table(
-        scores_NK1[whole],
-        tokens_NK1[whole],
-        left_out=int((~whole).sum()),
+        scores_NK1[comparable],
+        tokens_NK1[comparable],
+        left_out=int((~comparable).sum()),
         with_reference=with_reference,
         drawn=drawn,
         keyed=sum(key[rows[0]] is not None for rows in rows_of.values()),
@@ -302,7 +302,7 @@ def _read_text(line: str, where: str, chosen: bool) -> TextVersions:
         if len(set(versions)) < max(2, len(versions)):
             raise ValueError("`versions` must be at least two different texts")
         if not isinstance(published, int) or not 0 <= published < len(versions):
-            raise ValueError(f"`published` must be a place in `versions`, 0 to {len(versions) - 1}")
+            raise ValueError(f"`published` must be an index of `versions`, 0 to {len(versions) - 1}")
         if key is not None and len(bytes.fromhex(key)) < 16:
             raise ValueError("`draw_key` must be at least 16 bytes in hexadecimal")
         return TextVersions(str(raw["id"]), tuple(versions), published, key)

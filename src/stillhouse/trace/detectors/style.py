@@ -127,26 +127,31 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         p_value=p,
         e_value=e_from_p(p),
         effect=effect,
-        assumptions=(
-            Assumption(
-                "A suspect that used no candidate's outputs is exchangeable with the references.",
-                None,
-                "Unverifiable: so this test is of level L0 and never hard evidence, whatever its p-value.",
-            ),
-            Assumption(
-                "There are references enough for a small p-value.",
-                references >= 19,
-                f"With {references} references p cannot be below {1 / (references + 1):.3g}.",
-            ),
-            Assumption(
-                "Every model answered every prompt.",
-                not answers.left_out,
-                f"All answered {len(answers.prompts)} prompts; {answers.left_out} others are left out.",
-            ),
-        ),
+        assumptions=_assumptions(answers),
         rivals=RIVALS,
         parameters=dict(parameters),
         series={"suspect": z_MC[0].tolist(), "references": np.sort(z_MC[1:].max(axis=1)).tolist()[:300]},
+    )
+
+
+def _assumptions(answers: StyleAnswers) -> tuple[Assumption, ...]:
+    references = len(answers.tested) - 1
+    return (
+        Assumption(
+            "A suspect that used no candidate's outputs is exchangeable with the references.",
+            None,
+            "Unverifiable: so this test is of level L0 and never hard evidence, whatever its p-value.",
+        ),
+        Assumption(
+            "There are references enough for a small p-value.",
+            references >= 19,
+            f"With {references} references p cannot be below {1 / (references + 1):.3g}.",
+        ),
+        Assumption(
+            "Every model answered every prompt.",
+            not answers.left_out,
+            f"All answered {len(answers.prompts)} prompts; {answers.left_out} others are left out.",
+        ),
     )
 
 

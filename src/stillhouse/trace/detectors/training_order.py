@@ -110,20 +110,22 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
             "z": z,
             "log10_p": log_p / math.log(10),
         },
-        assumptions=(
-            Assumption(
-                "The texts were shuffled before training.", None, "Known to whoever trained the model."
-            ),
-            Assumption("Every text was scored.", not left_out, f"{left_out:,} texts were left out."),
-            Assumption(
-                "A reference model's score was taken away from the suspect's.",
-                with_reference,
-                "p holds either way; with a reference more is found.",
-            ),
-        ),
+        assumptions=_assumptions(left_out, with_reference=with_reference),
         rivals=RIVALS,
         parameters=dict(parameters),
         series={"score_by_tenth": [float(tenth.mean()) for tenth in np.array_split(score_N, min(10, n))]},
+    )
+
+
+def _assumptions(left_out: int, *, with_reference: bool) -> tuple[Assumption, ...]:
+    return (
+        Assumption("The texts were shuffled before training.", None, "Known to whoever trained the model."),
+        Assumption("Every text was scored.", not left_out, f"{left_out:,} texts were left out."),
+        Assumption(
+            "A reference model's score was taken away from the suspect's.",
+            with_reference,
+            "p holds either way; with a reference more is found.",
+        ),
     )
 
 

@@ -97,7 +97,7 @@ def _finding(
 ) -> Finding:
     metadata = json.loads((transcript.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     scores_NK1 = usable_items(matrix.scores_NK1)
-    asked = len(scores_NK1)
+    total = len(scores_NK1)
     log_e_N = log_e_process(scores_NK1)
     stop_at = parameters.get("stop_at")
     stopped = None if stop_at is None else rounds_until(log_e_N, float(stop_at))
@@ -107,7 +107,7 @@ def _finding(
     k = float(np.mean(resample_counts(scores_NK1)))
     # With early stopping p comes from the e-process: the permutation p-value assumes a size fixed in advance.
     p_value = test.p if stop_at is None else max(SMALLEST, p_from_e(e_from_log(log_e_N.max())))
-    log_size = metadata.get("log_size") or asked
+    log_size = metadata.get("log_size") or total
     effect: dict[str, float | None] = {
         "auc": test.auc,
         "z": test.z,

@@ -68,11 +68,11 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
     pairs, left_out = scored_pairs(transcript, mark.window)
     if not len(pairs):
         return Finding(NAME, level, _null(mark), 0, parameters=parameters, reason=_reason(transcript, mark))
-    placebos = parameters.get("placebo_keys") or placebo_keys(parameters.get("seed", 0))
+    keys = parameters.get("placebo_keys") or placebo_keys(parameters.get("seed", 0))
     scores_N, detection = _detect(mark, pairs)
-    blind = [_detect(replace(mark, key=parse_key(key, "placebo_keys")), pairs)[1] for key in placebos]
+    placebos = [_detect(replace(mark, key=parse_key(key, "placebo_keys")), pairs)[1] for key in keys]
     low, high = interval(mark, scores_N, 1 - parameters.get("alpha", 0.05))
-    rank = 1 + sum(other.p_value <= detection.p_value for other in blind)
+    rank = 1 + sum(placebo.p_value <= detection.p_value for placebo in placebos)
     return Finding(
         test=NAME,
         level=level,
@@ -91,9 +91,9 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
             "repeated_pairs": pairs.repeated,
             "left_out_in_context": left_out,
             "placebo_rank": rank,
-            "placebo_smallest_p": min(other.p_value for other in blind),
+            "placebo_smallest_p": min(placebo.p_value for placebo in placebos),
         },
-        assumptions=_assumptions(transcript, pairs, left_out, blind, rank),
+        assumptions=_assumptions(transcript, pairs, left_out, placebos, rank),
         rivals=_RIVALS[level],
         parameters=parameters,
         series=_series(mark, scores_N),
@@ -183,12 +183,12 @@ def _assumptions(
     transcript: pa.Table,
     pairs: Pairs,
     left_out: int,
-    blind: Sequence[Detection],
+    placebos: Sequence[Detection],
     rank: int,
 ) -> tuple[Assumption, ...]:
     missing = sum(error is not None for error in transcript["error"].to_pylist())
-    below = sum(other.p_value <= 0.05 for other in blind)
-    smallest = min(other.p_value for other in blind)
+    below = sum(placebo.p_value <= 0.05 for placebo in placebos)
+    smallest = min(placebo.p_value for placebo in placebos)
     return (
         Assumption(
             "The key was drawn at random, and nobody who made the suspect or its other texts knew it.",
@@ -207,9 +207,9 @@ def _assumptions(
         ),
         Assumption(
             "Keys that marked nothing show nothing: this tests the arithmetic, not the suspect.",
-            smallest * len(blind) > 0.001,
-            f"{below} of {len(blind)} placebo keys with p ≤ .05, the smallest {smallest:.3g}; the real key's "
-            f"rank {rank} of {len(blind) + 1}",
+            smallest * len(placebos) > 0.001,
+            f"{below} of {len(placebos)} placebo keys with p ≤ .05, the smallest {smallest:.3g}; "
+            f"the real key's rank {rank} of {len(placebos) + 1}",
         ),
         Assumption(
             "The suspect answered.",
