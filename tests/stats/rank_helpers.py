@@ -4,10 +4,10 @@ from stillhouse.stats import clopper_pearson, rank_payoffs
 
 
 def within(rejections, draws, alpha):
-    """Not above alpha beyond what chance allows: the one-sided Clopper–Pearson bound at 99.9% covers it."""
+    """Whether a rejection rate is compatible with ``alpha``: one-sided Clopper–Pearson bound at 99.9%."""
     return clopper_pearson(int(rejections), draws, 0.998)[0] <= alpha
 
 
 def bets_of(scores):
-    """What the bets on the delivered outputs pay, [bets, N]."""
+    """Payoffs [bets, N] of the bets on the delivered outputs."""
     return rank_payoffs(scores)[:, :, 0]

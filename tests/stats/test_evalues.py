@@ -44,7 +44,7 @@ def test_the_e_process_keeps_its_size_under_optional_stopping():
     draws, n, k = 12_000, 120, 3
     paid = bets_of(rng.normal(size=(draws * n, k + 1))).reshape(-1, draws, n)
     highest = np.array([log_betting_process(paid[:, draw]).max() for draw in range(draws)])
-    for alpha in (0.05, 0.01, 0.001):  # whoever looks after every item and stops when he likes what he sees
+    for alpha in (0.05, 0.01, 0.001):  # looking after every item and stopping at the best moment
         assert within(np.sum(highest >= -math.log(alpha)), draws, alpha)
     assert rounds_until(log_betting_process(paid[:, 0]), 1e9) is None
 

@@ -15,7 +15,7 @@ from stillhouse.stats import clipped, exponential, interval, paired_difference
 def clusters(rng: np.random.Generator, documents: int) -> tuple[np.ndarray, np.ndarray]:
     """Documents of unequal length whose tokens share their document's level: true ratio 0.8."""
     tokens = rng.integers(20, 200, documents)
-    level = rng.gamma(4.0, 0.2, documents)  # mean 0.8, drawn apart from the length
+    level = rng.gamma(4.0, 0.2, documents)  # mean 0.8, independent of the length
     sums = np.array([rng.normal(m, 1.0, n).sum() for m, n in zip(level, tokens, strict=True)])
     return sums, tokens
 
@@ -58,8 +58,8 @@ def test_95_percent_intervals_cover_the_truth_in_95_percent_of_experiments():
 
 
 def test_skewed_documents_of_unequal_length_cost_little_coverage():
-    # What docs/evaluation.md says of 40 documents as uneven as real ones (lengths 1 : 10, skewness 1): about
-    # 6% misses in place of 5%. Bounds: Binomial(2000, 0.06) at 0.025% and 99.975%.
+    # docs/evaluation.md states for 40 documents as uneven as real ones (lengths 1 : 10, skewness 1): about
+    # 6% misses instead of 5%. Bounds: Binomial(2000, 0.06) at 0.025% and 99.975%.
     rng = np.random.default_rng(5)
     misses = 0
     for _ in range(2000):

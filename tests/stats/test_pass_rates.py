@@ -24,7 +24,7 @@ def test_a_majority_vote_is_the_mean_over_tie_breaks_and_voters(ballots):
     votes, right = [vote for vote, _ in ballots], [float(good) for _, good in ballots]
     cast = [vote for vote in votes if vote is not None]
     winners = {vote for vote in cast if cast.count(vote) == max(map(cast.count, cast))}
-    # draw a winner by lot, then one of those who voted for it
+    # draw a winner at random, then one of its voters
     outcomes = [good for vote, good in zip(votes, right, strict=True) if vote in winners]
     expected = sum(outcomes) / len(outcomes) if outcomes else 0.0
     assert majority(votes, right) == pytest.approx(expected)

@@ -21,7 +21,7 @@ from stillhouse.stats import (
 
 
 def enumerated_p(scores):
-    """P(Σ c ≥ seen) by placing every label everywhere, one list comprehension at a time."""
+    """P(Σ c ≥ observed) by enumeration of all labels."""
     values = []
     for row in scores:
         row = [x for x in row if not math.isnan(x)]
@@ -118,7 +118,7 @@ def test_size_of_the_exact_test_with_and_without_ties():
 
 @pytest.mark.parametrize(("k", "best_of"), [(1, 2.0), (3, 12.0), (4, 0.7), (99, 1000.0)])
 def test_the_odds_are_those_of_the_best_of_so_many_draws(k, best_of):
-    """r of k uniforms lie below U^(1/m): beta-binomial, by scipy; and by drawing where m is whole."""
+    """r of k uniforms lie below U^(1/m): beta-binomial, by scipy; and by simulation where m is whole."""
     expected = scipy.stats.betabinom(k, best_of, 1).pmf(np.arange(k + 1)) * (k + 1)
     assert rank_odds(k, best_of) == pytest.approx(expected)
     assert rank_odds(k, best_of).mean() == pytest.approx(1)

@@ -42,7 +42,7 @@ def scores(items: int, draws: int, used: float, *, seed: int, margin: float = 2.
 
 
 def write_log(path: Path, items: int) -> Path:
-    """A log of as many outputs, every other one to another account."""
+    """A log of so many outputs, every other one to another account."""
     lines = [
         {"prompt": f"q {n}", "output": f"a text of some length, number {n}", "account": ACCOUNTS[n % 2]}
         for n in range(items)
@@ -52,7 +52,7 @@ def write_log(path: Path, items: int) -> Path:
 
 
 def make_plan(log: Path, suspect: Path, **changes) -> TracePlan:
-    """A plan with the exchangeable test alone, on the account ``acme``, with ``other`` as a placebo."""
+    """A plan with only the exchangeable test, on the account ``acme``, with ``other`` as a placebo."""
     teacher = TeacherPlan(
         name="ours", log=str(log), resamples=str(log), accounts=("acme",), placebo_accounts=("other",)
     )
@@ -63,7 +63,7 @@ def make_plan(log: Path, suspect: Path, **changes) -> TracePlan:
 def make_bundle(
     directory: Path, suspect: Path, *, used: float = 0.3, items: int = 600, key=None, **changes
 ) -> Evidence:
-    """A finished bundle about a suspect that used this share of the outputs to ``acme``."""
+    """A finished bundle for a suspect that used this share of the outputs to ``acme``."""
     directory.mkdir(parents=True)
     log = write_log(directory.parent / f"{directory.name}.jsonl", items)
     plan = make_plan(log, suspect, **changes)

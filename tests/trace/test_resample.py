@@ -1,4 +1,4 @@
-"""Resamples: what is drawn, resumed, refused, and what of a log is public."""
+"""Resamples: drawing, resuming, refusals, and the count of public outputs."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def write_log(path, rows):
 
 
 def delivered(teacher, count, *, temperature=1.0, max_tokens=24, marks=None):
-    """A log of what ``teacher`` really says."""
+    """A log of answers that ``teacher`` really gave."""
     model = open_model(str(teacher))
     requests = [
         Request(
@@ -76,7 +76,7 @@ def test_each_row_gets_its_draws_with_its_own_settings_and_seed(tiny_teacher, lo
 
 
 def test_delivered_outputs_and_resamples_are_exchangeable(tiny_teacher, log_path, tmp_path):
-    """Their lengths, and how often they hold a letter, rank like each other."""
+    """Lengths and letter counts rank alike in delivered outputs and resamples."""
     log = read_log(log_path)
     found = resample(str(tiny_teacher), log, 4, 3, tmp_path / "r.parquet")
     texts = [[row.output, *found.texts[row.id]] for row in log.rows]
@@ -198,7 +198,7 @@ def marked_log(tiny_teacher, tmp_path_factory):
 
 
 def prefers_green(mark, tokenizer, texts):
-    """The rank test of a suspect that knows nothing but what the mark prefers."""
+    """The rank test of a suspect that knows only the preference of the mark."""
     scores = [
         [detect(mark, [tokenizer.encode(text, add_special_tokens=False)]).mean for text in row]
         for row in texts
@@ -207,7 +207,7 @@ def prefers_green(mark, tokenizer, texts):
 
 
 def test_resamples_of_a_marked_log_carry_its_mark(tiny_teacher, marked_log, tmp_path):
-    """Whoever learned the mark elsewhere prefers a marked log to plain resamples, not to marked ones."""
+    """A suspect that learned the mark elsewhere prefers a marked log to plain resamples only."""
     tokenizer, _ = load_tokenizer(str(tiny_teacher))
     mark = LogMark(Mark(KEY))
     alike = resample(str(tiny_teacher), marked_log, 3, 7, tmp_path / "marked.parquet", mark=mark)

@@ -1,4 +1,4 @@
-"""The evidence page: what a reader finds on it, and that nothing on it can act or be loaded."""
+"""The evidence page: its content, and that it runs and loads nothing."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def bundle(tmp_path_factory, tiny_teacher):
 
 
 class Page(HTMLParser):
-    """Texts by section heading, and every attribute that could load something."""
+    """All tags, texts, and attributes that could load something."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def test_a_test_that_did_not_run_says_why(bundle):
 
 
 def with_another_page(bundle, directory):
-    """A copy whose page says something else, with its hash in the evidence."""
+    """A copy with a changed page, whose hash is in the evidence."""
     copy = shutil.copytree(bundle, directory)
     report = copy / "report.html"
     report.write_text(report.read_text().replace("Hard evidence", "No evidence"))

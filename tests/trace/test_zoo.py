@@ -1,7 +1,6 @@
 """The quick zoo, smaller: size and power of the tests on models of known lineage.
 
-Every check states the chance with which it fails although all is well; seeds are fixed, so it fails always or
-never.
+Every check states the chance of a false failure; seeds are fixed, so it fails always or never.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def test_every_arm_says_what_it_read(world):
 
 @pytest.mark.parametrize("name", ["none", "organic 100%", "other teacher"])
 def test_size_is_nominal_whatever_was_learned_from_the_web(world, name):
-    """The rate at each level lies in the binomial's central 99.99% (of 54 checks one fails in 350 runs)."""
+    """The rate at each level is in the binomial's central 99.99% (one of 54 checks fails in 350 runs)."""
     model, _, scores_NK1 = trained(world, name)
     sentences = quick.canary_transcript(model, world)
     read = quick.open_transcript(model, world.log)
@@ -83,7 +82,7 @@ def test_the_room_s_exact_p_is_that_of_adding_item_after_item(world):
 
 
 def test_the_power_law_holds(world):
-    """z of the dose lies within 4.5 standard deviations of what the share and the AUC predict."""
+    """The observed z is within 4.5 standard deviations of the prediction from share and AUC."""
     for name in ("distilled 5%", "distilled 20%", "distilled 100%"):
         _, used, scores_NK1 = trained(world, name)
         auc = rank_test(scores_NK1[used]).auc
@@ -103,7 +102,7 @@ def test_the_account_key_is_heard_in_who_read_the_log_and_the_public_key_in_who_
 
 
 def test_the_baselines_accuse_whoever_learned_from_the_web(world):
-    """Not a goal but the reason for all this: organic exposure is enough for them."""
+    """The reason for the other tests: organic exposure is enough for the baselines to accuse."""
     says = {
         name: quick.examine_baselines(world, trained(world, name)[0], seed=3)["identity"]
         for name in ("none", "organic 100%")

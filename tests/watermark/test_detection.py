@@ -1,4 +1,4 @@
-"""Detection: its size on fixed text, the tails, the e-values, and its power on what our samplers draw."""
+"""Detection: size on fixed text, tails, e-values, and power on text from our samplers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = bytes(range(32))
 
 
 def chances(level: float, tries: int) -> tuple[float, float]:
-    """Between which counts a rate of ``level`` falls but once in 10,000 times."""
+    """Bounds of a count at rate ``level``, exceeded once in 10,000 times."""
     return tuple(stats.binom.ppf([0.00005, 0.99995], tries, level))
 
 
@@ -61,7 +61,7 @@ def test_on_fixed_text_the_p_value_is_uniform_over_keys_however_repetitive_the_t
 
 
 def test_counting_repetitions_would_have_made_chance_look_like_a_mark():
-    """What distinct_pairs is for: without it the same test rejects far too often."""
+    """The purpose of distinct_pairs: without it the same test rejects far too often."""
     rng = np.random.default_rng(1)
     text = rng.integers(0, 500, 60).tolist() * 30
     wrong = 0

@@ -1,4 +1,4 @@
-"""A real model speaks with a mark: found in its ids, and in its text cut into tokens again."""
+"""A mark in the answers of a real model: detected in the ids, and in the re-tokenized text."""
 
 from __future__ import annotations
 

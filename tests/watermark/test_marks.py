@@ -1,4 +1,4 @@
-"""Marks in draws: what a key changes, what it leaves, and the stream of numbers behind it."""
+"""Marks in sampling: the distribution with and over keys, and the pseudo-random stream."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_single_words_are_those_of_the_whole_vocabulary_and_of_plain_integers():
 
 
 def test_the_words_of_a_key_never_change():
-    """Fixed for ever: a mark from today must be found years from now, on any machine."""
+    """Never change these: a mark of today must be detected years from now, on any machine."""
     seed = window_seeds(KEY, "kgw", np.array([[7, 100_000]]))
     digest = hashlib.blake2b(
         (7).to_bytes(4, "little") + (100_000).to_bytes(4, "little"), key=KEY, digest_size=16, person=b"kgw"
@@ -172,7 +172,7 @@ def test_a_tournament_gives_the_chances_of_its_matches_played_out():
     layers = [[int(word) >> layer & 1 for word in bits] for layer in range(2)]
 
     def match(chances, g):
-        """The law of the winner of two draws; a tie goes to a coin."""
+        """The distribution of the winner of two draws, with ties broken by a fair coin."""
         won = np.zeros(4)
         for a in range(4):
             for b in range(4):

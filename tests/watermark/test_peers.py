@@ -95,7 +95,7 @@ def test_a_tournament_is_that_of_transformers_given_the_same_scores():
 
 @pytest.fixture(scope="module")
 def textseal():
-    """Its detectors, without the package's front door, which imports much that they do not need."""
+    """Loads its detectors without the package's __init__, which imports much that they do not need."""
     spec = importlib.util.find_spec("textseal")
     if spec is None or spec.submodule_search_locations is None:
         pytest.skip("textseal is not installed: pip install --no-deps textseal==0.0.5")
@@ -121,7 +121,7 @@ class Numbers:
 
 
 def textseals(textseal, kind: str, ids: list[int]) -> tuple[list[float], float, Detection]:
-    """Scores and p-value of textseal's detector, and what ours makes of its colours of our pairs."""
+    """Scores and p-value of textseal's detector, and ours from its colours of the same pairs."""
     settings = textseal.WatermarkArgs(
         secret_key=11, ngram=2, watermark_type=kind, gamma=GAMMA[kind], depth=30
     )

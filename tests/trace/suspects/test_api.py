@@ -1,4 +1,4 @@
-"""A suspect behind the real server of `still serve`, in this process, and behind one that misbehaves."""
+"""An API suspect against the real server of `still serve`, in this process, and against a failing one."""
 
 import json
 
@@ -20,7 +20,7 @@ from stillhouse.trace.suspects.open import open_suspect
 
 
 class Counted:
-    """The application, its requests counted; answers with ``status`` while it is set."""
+    """The application with counted requests; answers with ``status`` while it is set."""
 
     def __init__(self, app):
         self.app, self.paths, self.status, self.keys = app, [], None, set()

@@ -53,7 +53,7 @@ def jobs(rng, *, families=12, texts=4):
 
 
 def alone(model, prompt, text):
-    """The obvious way."""
+    """The log-probabilities of one text by the obvious method: a full forward pass."""
     ids = torch.tensor([[*prompt, *text]])
     with torch.inference_mode():
         logp_TV = model(ids).logits[0].float().log_softmax(-1)

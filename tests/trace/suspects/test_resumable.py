@@ -1,4 +1,4 @@
-"""Answers of a test that was stopped in the middle."""
+"""Resuming a test that was stopped between batches of answers."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from stillhouse.trace.suspects.resumable import ResumableAnswers, with_journal
 
 
 class Model:
-    """Answers with the request's id, refuses the third, and is stopped after so many batches."""
+    """Answers with the request's id, refuses the third, and is interrupted after ``until`` batches."""
 
     def __init__(self, until):
         self.asked, self.until = [], until
