@@ -1,4 +1,4 @@
-"""Merging evidence and claiming rungs: closed forms, properties, and the error rate by simulation."""
+"""Merging evidence and deciding claims: closed forms, properties, and the error rate by simulation."""
 
 import itertools
 import re
@@ -19,8 +19,8 @@ def weighed(test, level, e, weight=1.0, **effect):
     return WeightedFinding(test, level, weight, finding)
 
 
-def claimed(rungs):
-    return [rung.level for rung in rungs if rung.claimed]
+def claimed(claims):
+    return [claim.level for claim in claims if claim.claimed]
 
 
 def test_the_mean_is_weighted_and_counts_what_did_not_finish_as_one():
@@ -59,7 +59,7 @@ def holm(ps):
 
 
 @given(st.lists(E_VALUES, min_size=1, max_size=5))
-def test_with_one_rung_each_it_is_holm_on_one_over_e(es):
+def test_with_one_claim_each_it_is_holm_on_one_over_e(es):
     """Against Holm's adjusted p-values, a different algorithm."""
     hard = 100.0
     found = decide_claims({str(i): [weighed("a", "L1", e)] for i, e in enumerate(es)}, hard)
@@ -75,8 +75,8 @@ def test_the_order_of_teachers_does_not_matter(pairs, random):
     shuffled = list(teachers)
     random.shuffle(shuffled)
     one, other = decide_claims(teachers, 50), decide_claims({name: teachers[name] for name in shuffled}, 50)
-    assert {name: claimed(rungs) for name, rungs in one.items()} == {
-        name: claimed(rungs) for name, rungs in other.items()
+    assert {name: claimed(claims) for name, claims in one.items()} == {
+        name: claimed(claims) for name, claims in other.items()
     }
 
 
@@ -114,8 +114,8 @@ def test_false_claims_over_all_teachers_and_levels_are_rarer_than_one_in_hard():
 
 def test_the_verdicts_are_the_words_that_were_fixed():
     def headline(*tests, share=0.05):
-        rungs = decide_claims({"t": list(tests)}, 1000)["t"]
-        return verdict(rungs, list(tests), share=share, alpha=0.05).headline
+        claims = decide_claims({"t": list(tests)}, 1000)["t"]
+        return verdict(claims, list(tests), share=share, alpha=0.05).headline
 
     assert headline(weighed("a", "L2", 5e3)) == "Hard evidence at level L2"
     assert headline(weighed("a", "L1", 5e3)) == "Hard evidence at level L1"
@@ -126,7 +126,7 @@ def test_the_verdicts_are_the_words_that_were_fixed():
     assert headline() == "Inconclusive (power unknown)"
 
 
-def test_the_weights_are_a_claim_beside_the_ladder():
+def test_the_weights_are_a_claim_of_their_own():
     teachers = {
         "ours": [weighed("weights", "weights", 9e3), weighed("training_order", "weights", 1.0)],
         "other": [weighed("weights", "weights", 1.9e3)],
@@ -136,9 +136,11 @@ def test_the_weights_are_a_claim_beside_the_ladder():
     assert list(found) == ["ours"], "two teachers with weights: each needs twice as much"
     assert "E = 4,500" in found["ours"] and "2,000 is called hard" in found["ours"]
     assert list(weights_claims({"other": teachers["other"]}, 1000)) == ["other"]
-    rungs = decide_claims(teachers, 1000)["ours"]
-    said = verdict(rungs, teachers["ours"], share=0.05, alpha=0.05, of_weights=found["ours"])
-    assert rungs == [] and said.outcome == "inconclusive" and said.sentence.endswith(found["ours"])
+    claims = decide_claims(teachers, 1000)["ours"]
+    conclusion = verdict(claims, teachers["ours"], share=0.05, alpha=0.05, of_weights=found["ours"])
+    assert (
+        claims == [] and conclusion.outcome == "inconclusive" and conclusion.sentence.endswith(found["ours"])
+    )
 
 
 @pytest.mark.parametrize("e", [0.0, 1.0, 30.0, 5e3])

@@ -38,7 +38,7 @@ class TeacherPlan:
     log: Text
     """Delivered outputs: parquet, a corpus directory, or JSON lines."""
     model: Text | None = None
-    """The archived teacher: reference of a model. Required unless `resamples` is set."""
+    """The archived teacher: reference of a model. Without it the exchangeable test needs `resamples`."""
     resamples: Text | None = None
     """Fresh outputs for the same prompts, made by `still trace resample`; by default the trace draws them."""
     accounts: tuple[Text, ...] = ()
@@ -78,7 +78,7 @@ class Radioactivity:
     weight: PositiveFloat = 1.0
     """Weight of its e-value in the mean of its level."""
     level: Literal["L1", "L2"] = "L2"
-    """L2 if the key marked only the outputs to these accounts, L1 if it marked the outputs to all."""
+    """L2 if the key marked only the outputs to these accounts, L1 if it marked those to all accounts."""
     mode: Literal["open", "closed"] = "closed"
     """`open` uses the suspect's predictions on the delivered texts, `closed` only the text that it writes."""
     scheme: Literal["kgw", "gumbel", "tournament"] = "kgw"
@@ -201,8 +201,8 @@ class TracePlan:
     alpha: PositiveShare = 0.05
     """One minus the confidence level of intervals and bounds."""
     share: PositiveShare = 0.05
-    """The smallest share of the log whose use would matter. The verdict reports a bound at or below it, and
-    otherwise the power to find it."""
+    """The smallest share of the log whose use would matter. The verdict states a bound if it is at most this
+    share, and otherwise the power to find this share."""
     stop_at: PositiveFloat | None = None
     """The e-value at which the suspect is no longer queried. By default the whole log is tested."""
     budget: PositiveInt | None = None
