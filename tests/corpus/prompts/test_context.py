@@ -68,7 +68,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_nothing_to_keep_private_is_refused():
     text = "name: n\nteacher: {model: embedded:smollm2, context: private}\nprompts: {source: p}\n"
-    with pytest.raises(RecipeError, match="needs something that only the teacher sees"):
+    with pytest.raises(RecipeError, match="`private` needs `system` or `examples`"):
         parse_recipe(text + "student: {model: embedded:smollm2}\n")
 
 
