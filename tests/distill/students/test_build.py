@@ -75,7 +75,7 @@ class TestPretrained:
         settings = Student(model=str(tiny_teacher), template="teacher")
         built = build_student(settings, teacher=other, calibration=[], seed=0)
         assert built.template.source == "{{ 'other' }}"
-        with pytest.raises(RecipeError, match="remote teacher"):
+        with pytest.raises(RecipeError, match="API teacher"):
             build_student(settings, teacher=None, calibration=[], seed=0)
 
 
@@ -195,13 +195,13 @@ class TestPruned:
 
     def test_what_cannot_be_is_refused(self, teacher, documents):
         for settings, message in [
-            (Student(init="prune"), "nothing to prune is named"),
+            (Student(init="prune"), "no part to prune is set"),
             (Student(init="prune", layers=5), "the model has 4"),
             (Student(init="prune", keep=(0, 9)), "no layer 9"),
         ]:
             with pytest.raises(RecipeError, match=message):
                 build_student(settings, teacher=teacher, calibration=documents, seed=0)
-        with pytest.raises(RecipeError, match="no weights here to prune"):
+        with pytest.raises(RecipeError, match="without weights to prune"):
             build_student(Student(init="prune", layers=2), teacher=None, calibration=documents, seed=0)
         with pytest.raises(EmptyCorpusError, match="calibration"):
             build_student(Student(init="prune", layers=2), teacher=teacher, calibration=[], seed=0)

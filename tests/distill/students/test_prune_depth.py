@@ -145,7 +145,7 @@ def test_an_impossible_number_of_layers_is_refused(layers):
         ([-1, 2], "no layer -1"),
         ([2, 0], "in order"),
         ([0, 0], "once"),
-        ([], "name each"),
+        ([], "list each"),
     ],
 )
 def test_a_wrong_list_of_layers_is_refused(keep, message):

@@ -144,9 +144,9 @@ def test_silent_heads_and_neurons_have_no_importance_and_go_first():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"intermediate": 49}, "49 MLP neurons cannot stay: the model has 48"),
-        ({"heads": 3}, "3 key-value head groups cannot stay: the model has 2"),
-        ({"hidden": 0}, "0 hidden channels cannot stay: the model has 32"),
+        ({"intermediate": 49}, "cannot keep 49 MLP neurons: the model has 48"),
+        ({"heads": 3}, "cannot keep 3 key-value head groups: the model has 2"),
+        ({"hidden": 0}, "cannot keep 0 hidden channels: the model has 32"),
     ],
 )
 def test_more_than_there_is_is_refused(sizes, message):

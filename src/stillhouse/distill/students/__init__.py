@@ -1,1 +1,1 @@
-"""Build a student: pretrained, pruned, from scratch, with LoRA; save it."""
+"""Students: loaded, pruned or initialized from scratch, with LoRA adapters, and saved."""

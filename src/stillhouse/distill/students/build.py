@@ -1,9 +1,9 @@
-"""Who learns: a student from pretrained weights, from scratch, or pruned from its parent.
+"""Builds the student of a recipe: pretrained, from scratch, or pruned from a parent.
 
-Builds and describes; LoRA adapters are put in afterwards (``lora.prepare_lora``), training is
-``training.train``. A student whose tokenizer differs from the teacher's can learn the teacher's
-text, or its distributions over spans (:mod:`.alignment`); :func:`require_same_tokenizer` is for those
-who need the teacher's probability of the student's own tokens.
+LoRA adapters are added afterwards (``lora.prepare_lora``). A student whose tokenizer differs from the
+teacher's can learn the teacher's text, or its distributions over spans
+(:mod:`stillhouse.distill.data.cross_tokenizer`); :func:`require_same_tokenizer` is for objectives that need
+the teacher's probabilities of the student's own tokens.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ __all__ = ["BuiltStudent", "build_student", "require_same_tokenizer", "save_stud
 
 @dataclass(frozen=True)
 class BuiltStudent:
-    """A student before training.
+    """An untrained student.
 
     Args:
         model: float32, in evaluation mode.
         facts: how it was made, as JSON values: `init`, `parameters`, `layers`; after pruning also
-            `parent_layers`, `influence` (one number a layer of the parent), `massive` (its layers that
-            make massive activations), `keep`,
-            `healed` (one entry a run that was), `intermediate`, `heads`, `hidden`, `calibration_tokens`.
+            `parent_layers`, `influence` (one number per layer of the parent), `massive` (its layers with
+            massive activations), `keep`, `healed` (one entry per healed gap), `intermediate`, `heads`,
+            `hidden`, `calibration_tokens`.
     """
 
     model: PreTrainedModel
@@ -72,15 +72,15 @@ def build_student(
     seed: int,
     texts: Iterable[str] = (),
 ) -> BuiltStudent:
-    """The student that the recipe describes. The same settings, text and seed give the same bits.
+    """Builds the student of the recipe; the same settings, text and seed give the same bits.
 
     Args:
-        teacher: None when the teacher has no weights here (an API).
-        calibration: training documents; only `prune` reads them.
-        texts: of the training exchanges; only `vocabulary` reads them.
+        teacher: None if the teacher is an API.
+        calibration: training documents; only for `prune`.
+        texts: of the training exchanges; only for `vocabulary`.
 
     Raises:
-        RecipeError: something that this kind of student needs is not said, or cannot be.
+        RecipeError: a setting that this kind of student needs is missing or impossible.
     """
     match settings.init:
         case "pretrained":
@@ -95,9 +95,7 @@ def build_student(
             model, facts = prune(start.model, settings, calibration, seed)
     if settings.template == "teacher":
         if teacher is None:
-            raise RecipeError(
-                "student.template: the chat template of a remote teacher is not known; use `own`"
-            )
+            raise RecipeError("student.template: the chat template of an API teacher is not known; use `own`")
         template = teacher.template
     described = {
         "init": settings.init,
@@ -111,49 +109,49 @@ def build_student(
 def prune(
     parent: PreTrainedModel, settings: Student, calibration: Sequence[Document], seed: int
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Fewer layers first (healed), then a narrower model measured on what is left.
+    """Removes layers first (and heals), then prunes the width by importance in the remaining model.
 
     Returns:
-        The pruned model and the facts of :class:`BuiltStudent`. The parent is left as it is.
+        The pruned model and the facts of :class:`BuiltStudent`. The parent is not changed.
 
     Raises:
-        RecipeError: nothing to prune is named, or more than there is.
-        EmptyCorpusError: no calibration text.
+        RecipeError: no part to prune is set, or more than the model has.
+        EmptyCorpusError: there is no calibration text.
     """
     cuts_depth = settings.layers is not None or settings.keep is not None
     cuts_width = any(size is not None for size in (settings.intermediate, settings.heads, settings.hidden))
     if not cuts_depth and not cuts_width:
         raise RecipeError(
-            "student: init is `prune`, but nothing to prune is named",
+            "student: init is `prune`, but no part to prune is set",
             hint="Set student.layers, keep, intermediate, heads or hidden.",
         )
     sample = calibration_sample(calibration, settings.calibration_tokens, seed)
     model, facts = parent, {"calibration_tokens": sum(len(ids) for ids in sample)}
     if cuts_depth:
-        model, found = _prune_depth(parent, settings, sample)
-        facts |= found
+        model, depth_facts = _prune_depth(parent, settings, sample)
+        facts |= depth_facts
     if cuts_width:
-        model, found = _prune_width(model, settings, sample)
-        facts |= found
+        model, width_facts = _prune_width(model, settings, sample)
+        facts |= width_facts
     return model, facts
 
 
 def require_same_tokenizer(teacher: PreTrainedTokenizerFast, student: PreTrainedTokenizerFast) -> None:
-    """Refuses a pair whose token ids mean different things.
+    """Raises an error if token ids of teacher and student mean different tokens.
 
-    Padded vocabulary sizes may differ (151,936 and 152,064 of the Qwen2.5 family): only what the
-    tokenizers themselves say counts.
+    Padded vocabulary sizes may differ (151,936 and 152,064 in the Qwen2.5 family): only the tokenizers are
+    compared.
 
     Raises:
-        TokenizerMismatchError: they differ; the message names the first difference.
+        TokenizerMismatchError: the tokenizers differ; the message has the first difference.
     """
     if same_tokenizer(teacher, student):
         return
     raise TokenizerMismatchError(
         "teacher and student have different tokenizers, so the student cannot learn the teacher's "
         f"distributions token by token: {tokenizer_difference(teacher, student)}",
-        hint="Set objective.align: spans (docs/other-tokenizers.md), take a student of the same family, or "
-        "learn from the text alone: objective.kind=cross_entropy.",
+        hint="Set objective.align: spans (docs/other-tokenizers.md), use a student of the same family, or "
+        "train on the text alone: objective.kind=cross_entropy.",
     )
 
 
@@ -163,7 +161,7 @@ def _parent(settings: Student, teacher: Weights | None) -> Weights:
     if teacher is None:
         raise RecipeError(
             f"student.model is needed for init `{settings.init}`"
-            + ("" if settings.init == "pretrained" else ": the teacher has no weights here to prune")
+            + ("" if settings.init == "pretrained" else ": the teacher is an API, without weights to prune")
         )
     return teacher
 
@@ -174,7 +172,7 @@ def _scratch_tokenizer(
     if settings.tokenizer is not None:
         return load_tokenizer(settings.tokenizer)
     if teacher is None:
-        raise RecipeError("student.tokenizer is needed: the tokenizer of a remote teacher is not known")
+        raise RecipeError("student.tokenizer is needed: the tokenizer of an API teacher is not known")
     if settings.vocabulary is not None:
         return train_tokenizer(texts, settings.vocabulary, like=teacher.tokenizer), teacher.template
     return teacher.tokenizer, teacher.template

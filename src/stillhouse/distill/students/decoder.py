@@ -1,9 +1,9 @@
-"""The parts of a decoder-only transformer that pruning needs to see and rebuild.
+"""Access to the layers of a decoder-only transformer for pruning, and rebuilding of the smaller model.
 
 Works for models whose layers are named as in Llama: ``self_attn.{q,k,v,o}_proj``,
 ``mlp.{gate,up,down}_proj`` and RMS norms (llama, mistral, qwen2, qwen3, gemma, smollm3 …).
-It does not know mixtures of experts, fused projections or encoders; those are refused
-by name instead of being cut in the wrong place.
+Mixtures of experts, fused projections and encoders are not supported: they raise an error
+that names them, instead of being cut in the wrong place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stillhouse.errors import ModelError
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PER_LAYER = ("layer_types", "no_rope_layers")
-"""Configuration entries that list one value a layer."""
+"""Configuration entries with one value per layer."""
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -46,12 +46,12 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def layer_prefix(model: PreTrainedModel) -> str:
-    """What the names of the layers' parameters begin with, e.g. ``model.layers.``."""
+    """The prefix of the layers' parameter names, e.g. ``model.layers.``."""
     return f"{model.base_model_prefix}.layers."
 
 
 def per_layer_entries(config: PreTrainedConfig, keep: Sequence[int]) -> dict[str, list[Any]]:
-    """The configuration's one-value-a-layer lists, for the layers in ``keep`` only."""
+    """The configuration's per-layer lists, for the layers in ``keep`` only."""
     lists = {name: getattr(config, name, None) for name in PER_LAYER}
     return {name: [values[layer] for layer in keep] for name, values in lists.items() if values}
 
@@ -59,15 +59,15 @@ def per_layer_entries(config: PreTrainedConfig, keep: Sequence[int]) -> dict[str
 def rebuild(
     model: PreTrainedModel, changes: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> PreTrainedModel:
-    """A new model of the same class, its configuration changed, with the parameters in ``state``.
+    """Builds a model of the same class with a changed configuration and the parameters in ``state``.
 
     Args:
-        model: the parent; untouched.
+        model: the parent; not changed.
         changes: configuration entries that differ from the parent's.
         state: every parameter of the new model, by name; copied.
 
     Raises:
-        ModelError: transformers refuses the configuration (say, heads that do not divide the width).
+        ModelError: transformers rejects the configuration (e.g. heads that do not divide the width).
     """
     entries = {**model.config.to_dict(), **changes}
     try:
@@ -85,7 +85,7 @@ def rebuild(
 
 
 def root_message(error: BaseException) -> str:
-    """The innermost cause's message: transformers wraps the sentence that matters."""
+    """The message of the innermost cause: transformers wraps the one that matters."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     return " ".join(str(error).split())

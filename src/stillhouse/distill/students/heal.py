@@ -1,20 +1,19 @@
-"""A linear map in place of each removed run of layers, fitted on calibration text.
+"""Heals a depth-pruned student: fits a linear map for each run of removed layers, on calibration text.
 
 After ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819): the layer before the gap gets its
-MLP output m replaced by m T, with T chosen by least squares so that the layer then leaves
-what the removed layers would have left. T is multiplied into ``down_proj``: the model gets
-no new parameters and stays a plain one.
+MLP output m replaced by m T, with T chosen by least squares so that its output
+approximates that of the removed layers. T is multiplied into ``down_proj``, so the model gets no
+new parameters.
 
 Three choices differ from the paper. Tokens are weighted by the inverse square of their
-target's length, because what follows is an RMS norm, to which only relative errors matter
-(and a few tokens are a thousand times longer than the rest). The ridge pulls T to the
-identity, the unhealed model, not to zero. And gaps are fitted in order, each on what the
-student with its earlier gaps healed really computes there, so that later maps correct what
-earlier ones left.
+target's length, because an RMS norm follows, to which only relative errors matter (and a few
+tokens are a thousand times longer than the rest). The ridge pulls T to the identity, which is
+the unhealed model, not to zero. Gaps are fitted in order, each on the output of the student
+with its earlier gaps healed, so that later maps correct errors of earlier ones.
 
-It cannot help where no layer precedes the gap, nor where a norm follows the MLP (gemma2 and
-gemma3); :func:`can_heal` says so. It restores hidden states on text like the calibration
-text and promises nothing about other text.
+Healing is impossible if no layer precedes the gap, or if a norm follows the MLP (gemma2 and
+gemma3; see :func:`can_heal`). It restores hidden states on text like the calibration text, with
+no guarantee for other text.
 
 Shapes: N calibration tokens, D hidden channels.
 """
@@ -39,7 +38,7 @@ RIDGE = 0.1
 
 @dataclass(frozen=True)
 class HealedRun:
-    """One gap: the layers that were there, and how well the map stands in for them."""
+    """One healed gap: the removed layers, and the error with and without the map."""
 
     first: int
     last: int
@@ -53,15 +52,15 @@ class HealedRun:
 
 
 def can_heal(model: PreTrainedModel) -> bool:
-    """Whether the MLP's output is added to the residual stream as it is, so that a map can be merged."""
+    """Whether the MLP's output is added to the residual stream unchanged, so that a map can be merged."""
     return not any(hasattr(layer, "post_feedforward_layernorm") for layer in layers_of(model))
 
 
 def fit_map(mlp_ND: Tensor, residual_ND: Tensor, weights_N: Tensor, ridge: float) -> Tensor:
     """The matrix T [D, D] that minimises sum_n w_n |m_n T - m_n - r_n|^2 + ridge * s * |T - I|^2.
 
-    ``r`` is what the layer's output misses of its target and ``s`` the mean over channels of
-    sum_n w_n m_n^2, which makes ``ridge`` free of units. Solved by the normal equations in float64.
+    ``r`` is the target minus the layer's output and ``s`` the mean over channels of
+    sum_n w_n m_n^2, which makes ``ridge`` dimensionless. Solved by the normal equations in float64.
     """
     mlp_ND, residual_ND = mlp_ND.double(), residual_ND.double()
     weighted_ND = mlp_ND * weights_N.double()[:, None]
@@ -75,24 +74,24 @@ def fit_map(mlp_ND: Tensor, residual_ND: Tensor, weights_N: Tensor, ridge: float
 def heal(
     student: PreTrainedModel, keep: Sequence[int], teacher: ResidualStream, *, ridge: float = RIDGE
 ) -> list[HealedRun]:
-    """Fits and merges a map for every removed run, first to last, changing ``student`` in place.
+    """Fits and merges a map for every run of removed layers, first to last, in place.
 
     Args:
         student: the depth-pruned model.
-        keep: which of the parent's layers it has.
+        keep: the indices of its layers in the parent.
         teacher: the parent's residual stream over the calibration text.
     """
     layers = layers_of(student)
     runs = {first: (first, end) for first, end in removed_runs(keep, len(teacher.hidden_ND) - 1)}
-    runs.pop(0, None)  # nothing precedes it that could hold a map
+    runs.pop(0, None)  # no layer precedes it that could hold a map
     healed = []
     hidden_ND = teacher.hidden_ND[0]
-    for layer, old in zip(layers, keep, strict=True):
+    for layer, parent_index in zip(layers, keep, strict=True):
         if not runs:
             break
-        calls = [document[old] for document in teacher.calls]
-        output_ND, mlp_ND = _through(layer, hidden_ND, teacher.lengths, calls)
-        run = runs.pop(old + 1, None)
+        calls = [document[parent_index] for document in teacher.calls]
+        output_ND, mlp_ND = _run_layer(layer, hidden_ND, teacher.lengths, calls)
+        run = runs.pop(parent_index + 1, None)
         if run is not None:
             target_ND = teacher.hidden_ND[run[1]]
             weights_N = _inverse_squares(target_ND)
@@ -106,10 +105,10 @@ def heal(
     return healed
 
 
-def _through(
+def _run_layer(
     layer: nn.Module, hidden_ND: Tensor, lengths: Sequence[int], calls: Sequence[dict[str, Any]]
 ) -> tuple[Tensor, Tensor]:
-    """One layer over all documents: its output and its MLP's output, both [N, D]."""
+    """Runs one layer over all documents; returns its output and its MLP's output, both [N, D]."""
     mlp: list[Tensor] = []
     handle = layer.get_submodule("mlp").register_forward_hook(
         lambda _module, _args, output: mlp.append(output[0])
@@ -121,7 +120,7 @@ def _through(
 
 
 def _inverse_squares(target_ND: Tensor) -> Tensor:
-    """1 / |target|^2 of each token; 0 for a target of zero, as a padding token's may be."""
+    """1 / |target|^2 of each token; 0 for a target of zero, which a padding token may have."""
     squares_N = target_ND.double().square().sum(-1)
     return torch.where(squares_N > 0, 1.0 / squares_N, 0.0)
 

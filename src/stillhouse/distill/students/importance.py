@@ -1,8 +1,8 @@
-"""What each part of a model does on calibration text, measured: the ground for pruning.
+"""Measures the importance of layers, neurons, heads and channels on calibration text.
 
-One forward pass over whole documents, one at a time and without padding. Measures only;
-what is cut is decided in ``depth`` and ``width``. Importance is relative to the given
-text: other text can rank the parts differently.
+One forward pass over whole documents, one at a time and without padding. ``prune_depth`` and
+``prune_width`` decide what to remove. Importance depends on the text: another may rank the
+parts differently.
 
 Shapes: N calibration tokens (all documents end to end), D hidden channels, I MLP neurons,
 Q query heads, K key-value heads, L layers.
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 
 
 MASSIVE_GROWTH = 10.0
-"""In SmolLM2-135M the layer in question multiplies by 139, the first layer by 35, no other by more than 7."""
+"""In SmolLM2-135M layer 11 multiplies a norm by 139, the first layer by 35, no other by more than 7."""
 
 
 def calibration_sample(documents: Sequence[Document], tokens: int, seed: int) -> list[Tensor]:
-    """Documents drawn by the seed until they hold ``tokens`` tokens; the last one is cut to fit.
+    """Samples documents by the seed up to ``tokens`` tokens; the last one is cut to fit.
 
     Returns:
-        Token ids, one int64 tensor [T] a document.
+        Token ids, one int64 tensor [T] per document.
 
     Raises:
         EmptyCorpusError: there are no documents.
     """
     order = list(range(len(documents)))
     random.Random(seed).shuffle(order)
-    drawn: list[Tensor] = []
-    left = tokens
+    sample: list[Tensor] = []
+    remaining = tokens
     for index in order:
-        ids = torch.as_tensor(documents[index].ids[:left], dtype=torch.int64)
+        ids = torch.as_tensor(documents[index].ids[:remaining], dtype=torch.int64)
         if len(ids):
-            drawn.append(ids)
-            left -= len(ids)
-        if left <= 0:
+            sample.append(ids)
+            remaining -= len(ids)
+        if remaining <= 0:
             break
-    if not drawn:
+    if not sample:
         raise EmptyCorpusError("there is no calibration text to measure importance on")
-    return drawn
+    return sample
 
 
 @dataclass(frozen=True)
@@ -65,61 +65,63 @@ class ResidualStream:
     lengths: list[int]
     """Tokens of each document."""
     hidden_ND: list[Tensor]
-    """L + 1 tensors: what enters each layer, and last what leaves the last one (before the final norm)."""
+    """L + 1 tensors: the input of each layer, and the output of the last (before the final norm)."""
     calls: list[list[dict[str, Any]]]
-    """calls[document][layer]: the keyword arguments the layer was called with (positions, masks)."""
+    """calls[document][layer]: the keyword arguments of the layer (positions, masks)."""
 
 
 @torch.no_grad()
 def record_residual_stream(model: PreTrainedModel, sample: Sequence[Tensor]) -> ResidualStream:
-    """Runs the model over the sample and keeps the hidden states between all layers.
+    """Runs the model over the sample and records the hidden states between all layers.
 
     Holds N * (L + 1) * D numbers in memory (0.6 GB for 8,192 tokens of a model with 30
     layers of 576 channels in float32).
     """
     layers = layers_of(model)
-    parts: list[list[Tensor]] = [[] for _ in range(len(layers) + 1)]
+    hidden: list[list[Tensor]] = [[] for _ in range(len(layers) + 1)]
     calls: list[list[dict[str, Any]]] = []
 
-    def enters(index: int) -> Callable[..., None]:
+    def record_input(index: int) -> Callable[..., None]:
         def hook(_layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-            parts[index].append(args[0][0])
+            hidden[index].append(args[0][0])
             calls[-1].append(kwargs)
 
         return hook
 
-    def leaves(_layer: nn.Module, _args: object, output: Tensor) -> None:
-        parts[-1].append(output[0])
+    def record_output(_layer: nn.Module, _args: object, output: Tensor) -> None:
+        hidden[-1].append(output[0])
 
-    handles = [layer.register_forward_pre_hook(enters(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    handles.append(layers[-1].register_forward_hook(leaves))
+    handles = [
+        layer.register_forward_pre_hook(record_input(i), with_kwargs=True) for i, layer in enumerate(layers)
+    ]
+    handles.append(layers[-1].register_forward_hook(record_output))
     with temporary_hooks(handles):
         for ids in sample:
             calls.append([])
-            run(model, ids)
-    return ResidualStream([len(ids) for ids in sample], [torch.cat(part) for part in parts], calls)
+            run_decoder(model, ids)
+    return ResidualStream([len(ids) for ids in sample], [torch.cat(documents) for documents in hidden], calls)
 
 
 def block_influence(hidden_ND: Sequence[Tensor]) -> list[float]:
-    """How much each layer turns the residual stream: 1 - mean cosine(entering, leaving), L numbers.
+    """Block influence of each layer: 1 - mean cosine similarity of its input and output, L numbers.
 
     Men et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You
-    Expect", equation 1. 0 is a layer that changes nothing but the length.
+    Expect", equation 1. A layer that changes only the norm has 0.
     """
     pairs = itertools.pairwise(hidden_ND)
     return [1.0 - F.cosine_similarity(a.double(), b.double(), dim=-1).mean().item() for a, b in pairs]
 
 
 def massive_activation_layers(hidden_ND: Sequence[Tensor]) -> list[int]:
-    """Layers that make some token's state at least 10 times as long as it entered.
+    """Layers that multiply the norm of any token's state by at least 10.
 
-    They make the massive activations (Sun et al. 2024, "Massive Activations in Large Language
-    Models") on which later layers rest their attention. It is one token in a document, so a mean
-    over tokens cannot see it: in SmolLM2-135M layer 11 makes it, with the influence of its
-    neighbours, and without that layer nothing later works (docs/students.md has the figures).
+    They create the massive activations (Sun et al. 2024, "Massive Activations in Large Language
+    Models") on which later layers rest their attention. It is one token per document, so a mean
+    over tokens does not show it: in SmolLM2-135M layer 11 creates it, with an influence like its
+    neighbours', and without that layer no later one works (docs/students.md has the figures).
     """
     lengths_N = [hidden.norm(dim=-1) for hidden in hidden_ND]
-    # 0/0 where a padding token is all zero throughout.
+    # 0/0 for padding tokens, which are zero throughout.
     growth = [
         torch.nan_to_num(after / before).max().item() for before, after in itertools.pairwise(lengths_N)
     ]
@@ -128,13 +130,13 @@ def massive_activation_layers(hidden_ND: Sequence[Tensor]) -> list[int]:
 
 @dataclass(frozen=True)
 class WidthImportance:
-    """Mean activation of each part of the width (Muralidharan et al. 2024, section 2.2)."""
+    """Mean activations of neurons, heads and channels (Muralidharan et al. 2024, section 2.2)."""
 
     neurons_LI: list[Tensor]
-    """Mean absolute input of ``down_proj``, a tensor [I] a layer."""
+    """Mean absolute input of ``down_proj``, a tensor [I] per layer."""
     groups_LK: list[Tensor]
     """Mean L2 norm of a head's output (the input of ``o_proj``), summed over the query heads that
-    share a key-value head, a tensor [K] a layer."""
+    share a key-value head, a tensor [K] per layer."""
     channels_D: Tensor
     """Mean absolute output of the layers' norms, summed over all of them."""
     energy_D: list[Tensor]
@@ -152,10 +154,10 @@ def width_importance(model: PreTrainedModel, sample: Sequence[Tensor]) -> WidthI
     config = model.config
     head_dim = head_size(config)
     total = sum(len(ids) for ids in sample)
-    neurons = [_Sum() for _ in layers]
-    heads = [_Sum() for _ in layers]
+    neurons = [_TokenSum() for _ in layers]
+    heads = [_TokenSum() for _ in layers]
     norms = norms_of(model)
-    outputs, energies = [_Sum() for _ in norms], [_Sum() for _ in norms]
+    outputs, energies = [_TokenSum() for _ in norms], [_TokenSum() for _ in norms]
 
     handles = []
     for layer, neuron, head in zip(layers, neurons, heads, strict=True):
@@ -171,7 +173,7 @@ def width_importance(model: PreTrainedModel, sample: Sequence[Tensor]) -> WidthI
         handles.append(norm.register_forward_hook(output.add_output(Tensor.abs)))
     with temporary_hooks(handles):
         for ids in sample:
-            run(model, ids)
+            run_decoder(model, ids)
 
     groups = config.num_key_value_heads
     return WidthImportance(
@@ -183,7 +185,7 @@ def width_importance(model: PreTrainedModel, sample: Sequence[Tensor]) -> WidthI
 
 
 def norms_of(model: PreTrainedModel) -> list[nn.Module]:
-    """Every norm that reads the residual stream: two a layer, then the final one."""
+    """Every norm of the residual stream: two per layer, then the final one."""
     names = ("input_layernorm", "post_attention_layernorm")
     norms = [layer.get_submodule(name) for layer in layers_of(model) for name in names]
     return [*norms, getattr(model, model.base_model_prefix).norm]
@@ -194,7 +196,7 @@ def head_size(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def run(model: PreTrainedModel, ids: Tensor) -> None:
+def run_decoder(model: PreTrainedModel, ids: Tensor) -> None:
     """One forward pass of the decoder over one document [T], without cache and head."""
     decoder = getattr(model, model.base_model_prefix)
     decoder(ids[None].to(next(model.parameters()).device), use_cache=False)
@@ -202,7 +204,7 @@ def run(model: PreTrainedModel, ids: Tensor) -> None:
 
 @contextlib.contextmanager
 def temporary_hooks(handles: Sequence[Any]) -> Iterator[None]:
-    """Removes hooks at the end, whatever happens."""
+    """Removes hooks at the end of the block, even after an error."""
     try:
         yield
     finally:
@@ -210,8 +212,8 @@ def temporary_hooks(handles: Sequence[Any]) -> Iterator[None]:
             handle.remove()
 
 
-class _Sum:
-    """A sum over tokens, in float64, of something computed from a module's input or output."""
+class _TokenSum:
+    """A hook that sums a measure of a module's input or output over tokens, in float64."""
 
     def __init__(self) -> None:
         self.total: Tensor = torch.zeros((), dtype=torch.float64)

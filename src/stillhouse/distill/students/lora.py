@@ -1,8 +1,7 @@
-"""Low-rank adapters (Hu et al. 2021) through peft: put in before training, merged for export.
+"""LoRA adapters (Hu et al. 2021) through peft: injected before training, merged when the student is saved.
 
-Adapters are put into the model's own linear layers, so that it stays the same class with the
-same ``lm_head`` and decoder, and training needs to know nothing about them. What is saved is
-always the merged, plain model; adapters alone are not exported.
+Adapters go into the model's own linear layers, so it stays the same class with the same ``lm_head`` and
+decoder, and training works unchanged. Only the merged model is saved; adapters alone are not exported.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from stillhouse.recipe.suggest import did_you_mean
 
 
 def prepare_lora(model: PreTrainedModel, settings: Lora | None, *, seed: int) -> PreTrainedModel:
-    """``model`` with adapters put in, in place: they train, everything else is frozen.
+    """Injects adapters into ``model`` in place; they are trained, everything else is frozen.
 
-    The update starts at zero, so the model computes the same as before. With settings of None
-    the model is returned as it is.
+    The update starts at zero, so the model's output does not change. Without settings the model is returned
+    unchanged.
 
     Args:
-        seed: draws the adapters' first halves.
+        seed: for the random half of each adapter; the other half is zero.
 
     Raises:
-        RecipeError: a name in ``targets`` is no linear layer of the model.
+        RecipeError: a name in ``targets`` is not a linear layer of the model.
         MissingExtraError: peft is not installed.
     """
     if settings is None:
@@ -54,12 +53,12 @@ def prepare_lora(model: PreTrainedModel, settings: Lora | None, *, seed: int) ->
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether :func:`prepare_lora` put adapters into ``model``."""
+    """Whether ``model`` has adapters from :func:`prepare_lora`."""
     return hasattr(model, "peft_config")
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of ``model`` with its adapters multiplied into the weights and nothing left of peft."""
+    """A copy of ``model`` with its adapters merged into the weights, without any module of peft."""
     from peft.tuners.lora import LoraLayer
 
     plain = copy.deepcopy(model)

@@ -1,8 +1,8 @@
-"""Depth pruning: which layers stay, and a model that has only those.
+"""Depth pruning: chooses the layers to keep, and builds a model of only those.
 
-Layers go by measured block influence, except those that make massive activations, which stay
-(see ``importance``). Influence asks how far a layer turns the residual stream, not what its
-absence costs in quality; ``heal`` then repairs part of the damage, and training the rest.
+Layers are ranked by block influence, after those with massive activations, which are kept first (see
+``importance``). Influence measures how far a layer turns the residual stream, not what its absence costs in
+quality; ``heal`` then repairs part of the damage, and training the rest.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from stillhouse.errors import RecipeError
 
 
 def most_influence(influence: Sequence[float], layers: int, first: Collection[int] = ()) -> list[int]:
-    """The ``layers`` layers that stay, in their order in the model: of greatest influence.
+    """The indices of the ``layers`` layers to keep: those of greatest influence, in model order.
 
-    Of equals the later layer goes. Layers in ``first`` stay before all others.
+    Of equal layers the later is removed. Layers in ``first`` are kept before all others.
 
     Raises:
         RecipeError: the model does not have that many layers.
     """
     if not 1 <= layers <= len(influence):
-        raise RecipeError(f"student.layers: {layers} layers cannot stay: the model has {len(influence)}")
+        raise RecipeError(f"student.layers: cannot keep {layers} layers: the model has {len(influence)}")
     ranked = sorted(range(len(influence)), key=lambda layer: (layer not in first, -influence[layer], layer))
     return sorted(ranked[:layers])
 
 
 def check_keep(keep: Sequence[int], layers: int) -> list[int]:
-    """``keep``, when it names existing layers, each once, in order.
+    """Returns ``keep`` if it lists existing layers, each once, in order.
 
     Raises:
         RecipeError: it does not.
@@ -42,12 +42,12 @@ def check_keep(keep: Sequence[int], layers: int) -> list[int]:
             f"student.keep: there is no layer {wrong[0]}; the model has layers 0 to {layers - 1}"
         )
     if not keep or list(keep) != sorted(set(keep)):
-        raise RecipeError("student.keep: name each layer that stays once, in order, e.g. [0, 1, 5, 7]")
+        raise RecipeError("student.keep: list each layer to keep once, in order, e.g. [0, 1, 5, 7]")
     return list(keep)
 
 
 def removed_runs(keep: Sequence[int], layers: int) -> list[tuple[int, int]]:
-    """The removed layers as runs ``(first, end)``, ``end`` being the next layer that stays.
+    """The removed layers as runs ``(first, end)``; ``end`` is the next layer that is kept.
 
     >>> removed_runs([0, 3, 4], 6)
     [(1, 3), (5, 6)]

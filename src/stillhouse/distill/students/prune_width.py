@@ -1,10 +1,10 @@
 """Width pruning: fewer MLP neurons, attention heads or hidden channels in every layer.
 
-What stays is chosen by measured activation (``importance``), after Minitron (Muralidharan et
-al. 2024). Heads go in whole key-value groups, so that grouped attention keeps its shape.
-Removing a neuron or a group leaves exactly the model in which it is silent; removing hidden
-channels does not, because norms are taken over the channels that stay: their scales are
-corrected by the measured share of energy, on average only.
+The parts with the largest mean activation (``importance``) are kept, as in Minitron (Muralidharan et al.
+2024). Heads are removed in whole key-value groups, so that grouped attention keeps its shape. Removing a
+neuron or a group is exactly equivalent to silencing it. Removing hidden channels is not, because norms are
+taken over the remaining channels: their scales are corrected by the measured share of energy, which is right
+only on average.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "down_proj.weight": ("hidden", "neuron"),
     "down_proj.bias": ("hidden",),
 }
-"""What each axis of each parameter counts, by the last two parts of its name."""
+"""The unit of each axis of each parameter, by the last two parts of its name."""
 
 
 @dataclass(frozen=True)
 class WidthSelection:
-    """What stays, as sorted indices; an empty list of layers (or None) leaves that part whole."""
+    """The parts to keep, as sorted indices per layer; an empty list (or None) keeps all of them."""
 
     neurons: list[Tensor] = field(default_factory=list)
     groups: list[Tensor] = field(default_factory=list)
@@ -66,11 +66,11 @@ def select_width(
     heads: int | None,
     hidden: int | None,
 ) -> WidthSelection:
-    """The most active neurons, key-value groups and hidden channels, as many as asked for.
+    """Selects the most active neurons, key-value groups and hidden channels, as many as set.
 
     Raises:
         RecipeError: the model has fewer.
-        ModelError: hidden channels of a model that scales its embeddings by their number.
+        ModelError: hidden channels are set, and the model scales its embeddings by their number.
     """
     config = model.config
     _check("intermediate", intermediate, config.intermediate_size, "MLP neurons")
@@ -92,10 +92,10 @@ def select_width(
 
 
 def prune_width(model: PreTrainedModel, cut: WidthSelection) -> PreTrainedModel:
-    """A copy of ``model`` with only the parts in ``cut``.
+    """A copy of ``model`` with only the selected parts.
 
     Raises:
-        ModelError: a parameter whose axes are not known; nothing is guessed.
+        ModelError: the axes of a parameter are not known.
     """
     prefix = layer_prefix(model)
     state = {}
@@ -118,9 +118,9 @@ def prune_width(model: PreTrainedModel, cut: WidthSelection) -> PreTrainedModel:
 def correct_norms(model: PreTrainedModel, energy_D: Sequence[Tensor], channels: Tensor) -> None:
     """Scales each norm of a channel-pruned model by the root of the kept channels' mean energy.
 
-    An RMS norm divides by the root mean square over its channels. Over the channels that stay
-    this is c times what it was, with c^2 their mean squared share (1 if they are average); the
-    parent's output is restored, on average over the calibration text, by a factor c.
+    An RMS norm divides by the root mean square over its channels. Over the kept channels
+    this is c times the original, with c^2 their mean squared share (1 if they are average); a factor
+    c restores the parent's output, on average over the calibration text.
 
     Args:
         energy_D: for each norm of the parent, the mean over tokens of its squared input divided
@@ -133,7 +133,7 @@ def correct_norms(model: PreTrainedModel, energy_D: Sequence[Tensor], channels: 
 def _kept(
     model: PreTrainedModel, cut: WidthSelection, counted: str | None, layer: int | None
 ) -> Tensor | None:
-    """Indices that stay on an axis, or None for all."""
+    """The indices to keep on an axis, or None for all."""
     if counted == "hidden":
         return cut.channels
     if counted == "neuron" and cut.neurons:
@@ -153,7 +153,7 @@ def _changes(model: PreTrainedModel, cut: WidthSelection) -> dict[str, Any]:
     config = model.config
     changes: dict[str, Any] = {}
     if cut.groups or cut.channels is not None:
-        changes["head_dim"] = head_size(config)  # or it would be derived anew from the smaller width
+        changes["head_dim"] = head_size(config)  # else transformers derives it from the smaller width
     if cut.neurons:
         changes["intermediate_size"] = len(cut.neurons[0])
     if cut.groups:
@@ -166,11 +166,11 @@ def _changes(model: PreTrainedModel, cut: WidthSelection) -> dict[str, Any]:
 
 
 def _top(scores: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` highest scores, in order; of equals the later goes first."""
+    """Sorted indices of the ``count`` highest scores; of equal scores the later is dropped."""
     ranked = torch.sort(scores, descending=True, stable=True).indices[:count]
     return ranked.sort().values.cpu()
 
 
-def _check(key: str, wanted: int | None, there: int, what: str) -> None:
-    if wanted is not None and not 1 <= wanted <= there:
-        raise RecipeError(f"student.{key}: {wanted} {what} cannot stay: the model has {there}")
+def _check(key: str, count: int | None, available: int, unit: str) -> None:
+    if count is not None and not 1 <= count <= available:
+        raise RecipeError(f"student.{key}: cannot keep {count} {unit}: the model has {available}")

@@ -1,7 +1,7 @@
-"""A student as a directory that transformers loads without knowing Stillhouse.
+"""Saves a student as a plain transformers directory.
 
-safetensors weights, configuration, generation configuration, tokenizer and chat template.
-The model card is not written here.
+Writes safetensors weights, configuration, generation configuration, tokenizer and chat template; the pipeline
+writes the model card.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def save_student(
     *,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
 ) -> None:
-    """Writes the student to ``directory``, replacing what was there; adapters are merged first.
+    """Writes the student to ``directory``, replacing its content; adapters are merged first.
 
-    ``model`` is left as it is. Everything is written to a directory beside it which then takes
-    its name, so that no half-written student is ever found there.
+    ``model`` is not changed. Everything is written to a temporary directory, which is then renamed, so
+    ``directory`` never holds an incomplete student.
 
     Args:
         dtype: type of the saved parameters. bfloat16 halves the file and rounds each weight by at
             most 2^-9 of its size: measure the student as saved, not as trained. float32 is exact.
 
     Raises:
-        StorageError: the disk is full, or the place may not be written.
+        StorageError: the disk is full, or the directory is not writable.
     """
     plain = merged(model) if has_adapters(model) else copy.deepcopy(model)
     nn.Module.to(plain, device="cpu", dtype=getattr(torch, dtype))
@@ -52,7 +52,7 @@ def save_student(
         noise.disable_progress_bar()
         try:
             plain.save_pretrained(temporary)
-        except SafetensorError as error:  # its own words for a full disk; Python's OSError never appears
+        except SafetensorError as error:  # safetensors raises this, not OSError, for a full disk
             raise StorageError(f"could not write the weights to {directory}: {error}") from error
         finally:
             noise.enable_progress_bar()
@@ -60,7 +60,7 @@ def save_student(
 
 
 def _end_with_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Makes generation stop at the tokenizer's end mark too, where it is not among the model's own."""
+    """Adds the tokenizer's end mark to the ids at which generation stops."""
     generation = model.generation_config
     assert generation is not None
     own, mark = generation.eos_token_id, tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""A student with random weights, from a transformers configuration written in the recipe."""
+"""Initializes a student with random weights from a transformers configuration in the recipe."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from stillhouse.errors import OutOfMemoryError, RecipeError, is_out_of_memory
 from stillhouse.recipe.suggest import did_you_mean
 
 VOCABULARY_MULTIPLE = 64
-"""The vocabulary is padded to a multiple of this, which matrix kernels like."""
+"""The vocabulary is padded to a multiple of this, for which matrix kernels are faster."""
 LEGACY_KEYS = ("rope_theta", "rope_scaling")
-"""Keys that transformers still reads although its configurations no longer list them."""
+"""Keys that transformers still accepts although its configurations no longer list them."""
 
 
 def scratch_config(entries: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    """The configuration in the recipe, completed from the tokenizer.
+    """The recipe's configuration, with defaults from the tokenizer.
 
     ``vocab_size`` defaults to the tokenizer's size padded to a multiple of 64; the ids of the
     special tokens default to the tokenizer's.
 
     Raises:
-        RecipeError: no or an unknown ``model_type``, an unknown key, a value of the wrong type,
-            or a vocabulary smaller than the tokenizer's.
+        RecipeError: ``model_type`` is missing or unknown, a key is unknown, a value has the wrong type,
+            or the vocabulary is smaller than the tokenizer's.
     """
     model_type, kind = _model_type(entries)
     known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map) | set(LEGACY_KEYS)
@@ -65,12 +65,12 @@ def scratch_config(entries: Mapping[str, Any], tokenizer: PreTrainedTokenizerFas
 def build_scratch(
     entries: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> PreTrainedModel:
-    """A float32 model of that configuration; the same seed gives the same weights.
+    """Initializes a float32 model of that configuration; the same seed gives the same weights.
 
-    The generators of the process are left as they were.
+    The global random generators are not changed.
 
     Raises:
-        RecipeError: see :func:`scratch_config`, or no such model can be made.
+        RecipeError: see :func:`scratch_config`; or transformers cannot build the model.
     """
     config = scratch_config(entries, tokenizer)
     with torch.random.fork_rng():
@@ -87,7 +87,7 @@ def build_scratch(
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Rows an embedding needs for every id of the tokenizer (the largest id plus one)."""
+    """The number of embedding rows that the tokenizer needs (its largest id plus one)."""
     return max(tokenizer.get_vocab().values()) + 1
 
 

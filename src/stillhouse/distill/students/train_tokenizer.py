@@ -1,8 +1,8 @@
-"""A tokenizer of its own for a student that starts from nothing.
+"""Trains a tokenizer on the corpus, for a student from scratch.
 
 A small student with its teacher's vocabulary is mostly embeddings: 49,152 rows of 128 numbers are 6.3 million
-parameters, more than four layers of that width have. A vocabulary trained on the corpus is smaller and made
-for what the student will read.
+parameters, more than four layers of that width have. A vocabulary trained on the corpus is smaller and fits
+its text.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def train_tokenizer(
     texts: Iterable[str], size: int, *, like: PreTrainedTokenizerFast
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most ``size`` tokens, in which every text has an encoding.
+    """Trains a byte-level BPE tokenizer of at most ``size`` tokens, which can encode any text.
 
     The same texts give the same tokenizer.
 
     Args:
-        texts: what merges are counted in.
-        size: bytes and added tokens included; fewer where the texts have no more pairs that occur twice.
-        like: whose added tokens (turn marks among them) it gets, so that its chat template fits.
+        texts: the training corpus.
+        size: including bytes and added tokens; fewer if the texts have no more pairs that occur twice.
+        like: its added tokens (including turn marks) are copied, so that its chat template works.
 
     Raises:
         EmptyCorpusError: there is no text.
