@@ -39,11 +39,11 @@ from stillhouse.console import console
 from stillhouse.distill.loss.fused_loss import fused_loss
 from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TeacherRows, TopKRows
-from stillhouse.objectives import OBJECTIVES
+from stillhouse.objectives import OBJECTIVES, ObjectiveName
 from stillhouse.recipe import Objective
 
 FORWARD_KL = Objective(kind="forward_kl")
-KINDS = [name for name, kind in OBJECTIVES.items() if kind.compares_tokens]
+KINDS: list[ObjectiveName] = [name for name, kind in OBJECTIVES.items() if kind.compares_tokens]
 CHUNK = 512
 Implementation = Callable[["Work"], Tensor]
 

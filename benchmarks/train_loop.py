@@ -143,9 +143,9 @@ def measure_loop(layers: int, settings: Train, steps: int, directory: Path) -> d
     training.open_tracker = lambda *_: meter
     save, saved = training.CheckpointManager.save, []
 
-    def timed_save(*arguments: Any) -> None:
+    def timed_save(*arguments: Any, **options: Any) -> None:
         start = clock()
-        save(*arguments)
+        save(*arguments, **options)
         saved.append(since(start)[0])
 
     training.CheckpointManager.save = timed_save

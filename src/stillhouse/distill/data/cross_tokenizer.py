@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stillhouse.distill.data.documents import Document
+from stillhouse.distill.data.documents import Document, messages_of
 from stillhouse.errors import TokenizerMismatchError
 from stillhouse.models import token_bytes
 
@@ -105,7 +105,7 @@ def align_documents(
             break
         if str(row["id"]) != document.id:
             continue
-        messages = [{k: v for k, v in message.items() if v is not None} for message in row["messages"]]
+        messages = messages_of(row)
         teacher_messages = messages if teacher_view is None else teacher_view(messages)
         teacher_document, spans_S4 = _align(messages, teacher_messages, document, teacher, student, by)
         teacher_documents.append(teacher_document)

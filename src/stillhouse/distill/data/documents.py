@@ -20,7 +20,7 @@ from stillhouse.hashing import sha256_bytes, sha256_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from stillhouse.models import ChatTemplate
+    from stillhouse.models import ChatTemplate, Message
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,14 @@ class Document:
         return int(np.count_nonzero(self.loss[1:]))
 
 
+def messages_of(row: Mapping[str, Any]) -> list[Message]:
+    """The conversation of a corpus row."""
+    # The corpus stores absent fields as None, but chat templates test whether a field is present.
+    return [
+        {key: value for key, value in message.items() if value is not None} for message in row["messages"]
+    ]
+
+
 def make_documents(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerFast,
@@ -79,7 +87,7 @@ def make_documents(
     documents = []
     cut = dropped = 0
     for row in rows:
-        messages = [{k: v for k, v in message.items() if v is not None} for message in row["messages"]]
+        messages = messages_of(row)
         ids, assistant = template.encode(tokenizer, messages)
         cut += len(ids) > max_length
         document = Document(

@@ -75,7 +75,7 @@ class ForwardPass:
     def hidden(self, indices: Sequence[int]) -> list[Tensor]:
         """The hidden states of the documents ``indices``, in that order, each [N, D] at its ``predicting``.
 
-        Documents of like length, or of one prompt, share a pass, and no document sees another.
+        Documents of similar length, or of one prompt, share a pass; no document attends to another.
         """
         by_document: dict[int, Tensor] = {}
         was_training = self.module.training

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from stillhouse.distill.data.documents import Document
+from stillhouse.distill.data.documents import Document, messages_of
 from stillhouse.distill.loss.cross_tokenizer import SpanRows
 from stillhouse.distill.loss.teacher_rows import TeacherRows
 from stillhouse.errors import TokenizerMismatchError
@@ -53,28 +53,34 @@ def make_teacher_documents(
         done = len(teacher_documents)
         if done == len(documents) or str(row["id"]) != documents[done].id:
             continue
-        document = documents[done]
-        messages = [{k: v for k, v in message.items() if v is not None} for message in row["messages"]]
+        messages = messages_of(row)
         student_T = np.asarray(template.encode(tokenizer, messages)[1]) | (loss_on == "all")
         ids, marks = template.encode(tokenizer, teacher_view(messages))
         teacher_T = np.asarray(marks) | (loss_on == "all")
-        student_counted = _counted(student_T)
-        # The last ones: examples in the teacher's context are answers with counted tokens too.
-        teacher_counted = _counted(teacher_T)[-len(student_counted) :]
-        kept = teacher_counted[: document.counted]
-        # Both begin an answer, or neither does: a match in the middle of a longer answer is none.
-        same_start = teacher_T[teacher_counted[0] - 1] == student_T[student_counted[0] - 1]
-        if not same_start or not np.array_equal(np.asarray(ids, dtype=np.int32)[kept], document.labels):
-            raise TokenizerMismatchError(
-                f"exchange {document.id}: the chat template writes the tokens to learn differently after the "
-                "teacher's own context, so its distributions cannot be matched to the student's tokens",
-                hint="Use objective.loss_on: assistant, another student.template or teacher.context: shared.",
-            )
-        loss = np.zeros(kept[-1] + 1, dtype=bool)
-        loss[kept] = True
-        teacher_documents.append(Document(document.id, np.asarray(ids[: len(loss)], dtype=np.int32), loss))
+        teacher_documents.append(_teacher_document(documents[done], student_T, ids, teacher_T))
     assert len(teacher_documents) == len(documents), "rows are those that the documents were made from"
     return teacher_documents
+
+
+def _teacher_document(
+    document: Document, student_T: np.ndarray, ids: Sequence[int], teacher_T: np.ndarray
+) -> Document:
+    """The teacher's document, from its token ids and from both sides' masks of the tokens that count."""
+    student_counted = _counted(student_T)
+    # The last ones: examples in the teacher's context are answers with counted tokens too.
+    teacher_counted = _counted(teacher_T)[-len(student_counted) :]
+    kept = teacher_counted[: document.counted]
+    # Both begin an answer, or neither does: otherwise the match is in the middle of a longer answer.
+    same_start = teacher_T[teacher_counted[0] - 1] == student_T[student_counted[0] - 1]
+    if not same_start or not np.array_equal(np.asarray(ids, dtype=np.int32)[kept], document.labels):
+        raise TokenizerMismatchError(
+            f"exchange {document.id}: the chat template writes the tokens to learn differently after the "
+            "teacher's own context, so its distributions cannot be matched to the student's tokens",
+            hint="Use objective.loss_on: assistant, another student.template or teacher.context: shared.",
+        )
+    loss = np.zeros(kept[-1] + 1, dtype=bool)
+    loss[kept] = True
+    return Document(document.id, np.asarray(ids[: len(loss)], dtype=np.int32), loss)
 
 
 def _counted(marks_T: np.ndarray) -> np.ndarray:
