@@ -74,7 +74,9 @@ class HiddenFormat:
     def decode(self, slices: Sequence[ShardSlice], device: torch.device) -> DenseRows:
         if device not in self._heads:
             self._heads[device] = next(iter(self._heads.values())).to(device)
-        hidden = [file.get_slice("hidden")[first:last][wanted] for file, first, last, wanted in slices]
+        hidden = [
+            file.get_slice("hidden")[first:last][row_numbers] for file, first, last, row_numbers in slices
+        ]
         return DenseRows(torch.cat(hidden).to(device), self._heads[device])
 
 
@@ -121,8 +123,8 @@ class TopKFormat:
 
     def decode(self, slices: Sequence[ShardSlice], device: torch.device) -> TopKRows:
         # Converted before indexing: torch cannot index uint16.
-        ids = [file.get_slice("ids")[a:b].to(torch.int64)[wanted] for file, a, b, wanted in slices]
-        logp = [file.get_slice("logp")[a:b][wanted].float() for file, a, b, wanted in slices]
+        ids = [file.get_slice("ids")[a:b].to(torch.int64)[row_numbers] for file, a, b, row_numbers in slices]
+        logp = [file.get_slice("logp")[a:b][row_numbers].float() for file, a, b, row_numbers in slices]
         # Rounding to float16 leaves sums that differ a little from 1.
         logp_NK1 = torch.cat(logp).to(device).log_softmax(dim=-1)
         return TopKRows(torch.cat(ids).to(device), logp_NK1, self.vocab_size)
@@ -167,13 +169,13 @@ class SampledFormat:
 
     def decode(self, slices: Sequence[ShardSlice], device: torch.device) -> SampledRows:
         ids, counts = [], []
-        for file, first, last, wanted in slices:
+        for file, first, last, row_numbers in slices:
             starts = file.get_slice("starts")[first : last + 1]
             span = slice(int(starts[0]), int(starts[-1]))
             lengths = starts.diff().tolist()
             for flat, rows in ((file.get_slice("ids"), ids), (file.get_slice("counts"), counts)):
                 by_row = flat[span].to(torch.int64).split(lengths)
-                rows += [by_row[row] for row in wanted.tolist()]
+                rows += [by_row[row] for row in row_numbers.tolist()]
         pad = torch.nn.utils.rnn.pad_sequence
         ids_NK, counts_NK = pad(ids, batch_first=True), pad(counts, batch_first=True)
         return SampledRows(ids_NK.to(device), counts_NK.to(device).float(), self.vocab_size)

@@ -75,9 +75,9 @@ class CachedSignal:
         slices = []
         for index, positions in requests:
             location = self._store.locations[index]
-            wanted = _row_numbers(self._documents[index], positions)
+            row_numbers = _row_numbers(self._documents[index], positions)
             shard = self._store.shard(location.shard)
-            slices.append((shard, location.start, location.start + location.counted, wanted))
+            slices.append((shard, location.start, location.start + location.counted, row_numbers))
         return self._format.decode(slices, device)
 
 
@@ -91,9 +91,12 @@ class OnlineSignal:
 
     def rows(self, requests: Sequence[DocumentPositions], device: torch.device) -> DenseRows:
         hidden = self._pass.hidden([index for index, _ in requests])
-        wanted = [_row_numbers(self._pass.documents[index], positions) for index, positions in requests]
-        chosen = [hidden_PD[w.to(hidden_PD.device)] for hidden_PD, w in zip(hidden, wanted, strict=True)]
-        return DenseRows(torch.cat(chosen).to(device), self._pass.head.to(device))
+        row_numbers = [_row_numbers(self._pass.documents[index], positions) for index, positions in requests]
+        selected = [
+            hidden_PD[numbers.to(hidden_PD.device)]
+            for hidden_PD, numbers in zip(hidden, row_numbers, strict=True)
+        ]
+        return DenseRows(torch.cat(selected).to(device), self._pass.head.to(device))
 
 
 def cache_targets(
