@@ -105,11 +105,11 @@ class TestReading:
             ("", "r.yaml: the file is empty"),
             ("- a\n", "r.yaml:1: a recipe is a mapping"),
             ("name: [a\n", "r.yaml:2: not valid YAML"),
-            ("name: a\nname: b\n", "r.yaml:2: name: given twice, first on line 1"),
+            ("name: a\nname: b\n", "r.yaml:2: name: duplicate key, first on line 1"),
             ("name: a\n---\nname: b\n", "r.yaml:2: not valid YAML"),
             ("name: &a [*a]\n", "r.yaml:1: a value that contains itself"),
             ("name: !!python/name:os.system\n", "r.yaml:1: the tag"),
-            ("? [a]\n: b\n", "r.yaml:1: a key must be a word"),
+            ("? [a]\n: b\n", "r.yaml:1: a key must be plain text"),
             ("name: !!int five\n", "r.yaml:1: `five` is not a int"),
             ("name: \x00\n", "r.yaml: not valid YAML"),
         ],
@@ -431,7 +431,7 @@ class TestHostile:
         assert "r.yaml:5" in refused(SMALL + line)
 
     def test_a_null_character_in_the_name_of_a_file(self):
-        assert "not text" in refused(SMALL, 'prompts.source="a\\0b"')
+        assert "null character is not supported" in refused(SMALL, 'prompts.source="a\\0b"')
 
     @pytest.mark.parametrize(
         ("override", "bound"),

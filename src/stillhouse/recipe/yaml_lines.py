@@ -139,14 +139,14 @@ class _NodeReader:
         merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise RecipeError(f"{self.location(key_node)}: a key must be a word")
+                raise RecipeError(f"{self.location(key_node)}: a key must be plain text")
             key = key_node.value
             if key_node.tag == _TAG + "merge":
                 merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 continue
             if key in seen:
                 first = seen[key].start_mark.line + 1
-                raise RecipeError(f"{self.location(key_node)}: {key}: given twice, first on line {first}")
+                raise RecipeError(f"{self.location(key_node)}: {key}: duplicate key, first on line {first}")
             seen[key] = key_node
             self.origins[(*path, key)] = self.location(key_node)
             yield key, self.value(value_node, (*path, key))
@@ -162,9 +162,13 @@ class _NodeReader:
     def scalar(self, node: yaml.Node) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
         if not isinstance(text, str):
-            raise RecipeError(f"{self.location(node)}: the tag `{node.tag}` does not fit a list or a mapping")
+            raise RecipeError(
+                f"{self.location(node)}: the tag `{node.tag}` is not supported for a list or a mapping"
+            )
         if any("\ud800" <= character <= "\udfff" or character == "\0" for character in text):
-            raise RecipeError(f"{self.location(node)}: not text: half a surrogate pair, or a null character")
+            raise RecipeError(
+                f"{self.location(node)}: text with a lone surrogate or a null character is not supported"
+            )
         try:
             if kind == "null":
                 return None
@@ -178,4 +182,4 @@ class _NodeReader:
             raise RecipeError(f"{self.location(node)}: `{text}` is not a {kind}") from None
         if kind in ("str", "merge"):
             return text
-        raise RecipeError(f"{self.location(node)}: the tag `{node.tag}` has no meaning in a recipe")
+        raise RecipeError(f"{self.location(node)}: the tag `{node.tag}` is not supported")

@@ -17,8 +17,8 @@ from stillhouse.verifiers.sandbox import run_tests
 from stillhouse.verifiers.scorer_process import LoadError, ScorerProcess
 from stillhouse.verifiers.types import Answer, Score, VerifierFailure
 
-PACKAGES = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}
-VOTES = ("exact", "numeric", "math", "reasoning_gym")
+REQUIRED_PACKAGES = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}
+VOTING_KINDS = ("exact", "numeric", "math", "reasoning_gym")
 """Kinds whose extracted answer can take part in a majority vote."""
 
 
@@ -36,7 +36,7 @@ class Verifiers:
         except BaseException:
             self.close()
             raise
-        self._total = sum(verifier.weight for verifier in settings)
+        self._total_weight = sum(verifier.weight for verifier in settings)
 
     def __enter__(self) -> Verifiers:
         return self
@@ -51,30 +51,32 @@ class Verifiers:
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """One score for each answer: the weighted mean; ``failed`` if any verifier failed."""
-        return [self._mean(answer) for answer in answers]
+        return [self._weighted_mean(answer) for answer in answers]
 
     def vote(self, answer: Answer) -> str | None:
         """The vote of ``answer`` in a majority vote: its extracted answer with single spaces, or None."""
-        verifier = next((v for v in self._settings if v.kind in VOTES), None)
+        verifier = next((v for v in self._settings if v.kind in VOTING_KINDS), None)
         extracted = extract(answer.text, verifier.extract if verifier else "whole")
         return None if extracted is None else " ".join(extracted.split())
 
-    def _mean(self, answer: Answer) -> Score:
-        scores = [self._one(v, check, answer) for v, check in zip(self._settings, self._checks, strict=True)]
+    def _weighted_mean(self, answer: Answer) -> Score:
+        scores = [
+            self._score_one(v, check, answer) for v, check in zip(self._settings, self._checks, strict=True)
+        ]
         total = sum(v.weight * s.value for v, s in zip(self._settings, scores, strict=True))
         details = [
             f"{verifier.kind} {score.value:g}" + (f" ({score.detail})" if score.detail else "")
             for verifier, score in zip(self._settings, scores, strict=True)
         ]
-        value = min(1.0, max(0.0, total / self._total))
+        value = min(1.0, max(0.0, total / self._total_weight))
         return Score(value, "; ".join(details), any(score.failed for score in scores))
 
-    def _one(self, verifier: Verifier, check: Callable[[Answer], Score], answer: Answer) -> Score:
+    def _score_one(self, verifier: Verifier, check: Callable[[Answer], Score], answer: Answer) -> Score:
         try:
             score = check(answer)
             if not math.isfinite(score.value):
                 raise VerifierFailure(f"returned {score.value}, not a finite number")
-        except Exception as error:
+        except Exception as error:  # a user's function and third-party scorers may raise anything
             self.failures[verifier.kind] += 1
             detail = str(error) if isinstance(error, VerifierFailure) else f"{type(error).__name__}: {error}"
             return Score(0.0, detail[:500], failed=True)
@@ -132,7 +134,7 @@ def check_verifiers(settings: Sequence[Verifier]) -> None:
 
 def _require_packages(settings: Sequence[Verifier]) -> None:
     for verifier in settings:
-        package = PACKAGES.get(verifier.kind)
+        package = REQUIRED_PACKAGES.get(verifier.kind)
         if package is not None and importlib.util.find_spec(package) is None:
             raise MissingExtraError(
                 f"the verifier {verifier.kind} needs the package {package}, which is not installed",
