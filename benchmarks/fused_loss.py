@@ -39,7 +39,7 @@ from stillhouse.console import console
 from stillhouse.distill.loss.fused_loss import fused_loss
 from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TeacherRows, TopKRows
-from stillhouse.objectives import OBJECTIVES, ObjectiveName
+from stillhouse.divergences import OBJECTIVES, ObjectiveName
 from stillhouse.recipe import Objective
 
 FORWARD_KL = Objective(kind="forward_kl")

@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given, strategies as st
 
+from stillhouse.divergences import OBJECTIVES
 from stillhouse.evaluate.schema import Report
-from stillhouse.objectives import OBJECTIVES
 from stillhouse.provenance import (
     combine_verdicts,
     find_terms,

@@ -10,8 +10,8 @@ from .data.documents import (
 )
 from .forward.forward_pass import ForwardPass as ForwardPass
 from .forward.precision import compute_dtype as compute_dtype
-from .loss.divergences import divergence as divergence
 from .loss.lm_head import LMHead as LMHead, lm_head_of as lm_head_of
+from .loss.logit_losses import divergence as divergence
 from .loss.shared_vocabulary import (
     SharedVocabulary as SharedVocabulary,
     join_vocabularies as join_vocabularies,

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stillhouse.divergences import OBJECTIVES
 from stillhouse.evaluate.schema import Report
 from stillhouse.files import atomic_write
-from stillhouse.objectives import OBJECTIVES
 from stillhouse.pages import numbers, page_template
 
 _TITLES: dict[str, str] = {name: kind.title for name, kind in OBJECTIVES.items()}

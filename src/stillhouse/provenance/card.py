@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillhouse import __version__
-from stillhouse.objectives import OBJECTIVES
+from stillhouse.divergences import OBJECTIVES
 from stillhouse.pages.numbers import format_bytes, format_count
 from stillhouse.provenance.card_head import (
     base_reference,

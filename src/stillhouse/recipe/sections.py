@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from stillhouse.objectives import OBJECTIVES, ObjectiveKind, ObjectiveName
+from stillhouse.divergences import OBJECTIVES, ObjectiveKind, ObjectiveName
 from stillhouse.recipe.field_types import (
     NonNegativeFloat,
     NonNegativeInt,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from stillhouse.objectives import OBJECTIVES
+from stillhouse.divergences import OBJECTIVES
 from stillhouse.recipe.sections import Objective, Recipe, Student
 from stillhouse.recipe.teachers import all_teachers, teacher_rules
 

@@ -8,7 +8,7 @@ import torch
 from divergence_oracles import KINDS
 from hypothesis import given, settings, strategies as st
 
-from stillhouse.distill.loss.divergences import (
+from stillhouse.distill.loss.logit_losses import (
     Distribution,
     cross_entropy,
     divergence,

@@ -10,12 +10,12 @@ import divergence_oracles as oracle
 import pytest
 import torch
 
-from stillhouse.distill.loss.divergences import require_supported
 from stillhouse.distill.loss.fused_loss import fused_loss
 from stillhouse.distill.loss.lm_head import LMHead
+from stillhouse.distill.loss.logit_losses import require_supported
 from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TeacherRows
+from stillhouse.divergences import OBJECTIVES, ObjectiveName
 from stillhouse.errors import RecipeError
-from stillhouse.objectives import OBJECTIVES, ObjectiveName
 from stillhouse.recipe import Objective, parse_recipe
 
 DOCS = Path(__file__).parents[3] / "docs"

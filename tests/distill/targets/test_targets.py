@@ -123,7 +123,7 @@ def test_draws_follow_the_teacher(tmp_path):
 
 def test_drawn_targets_give_forward_kls_gradient_on_average():
     """Mean of 4,000 estimates of 6 draws each: z-tests, of which 1 in 10,000 correct estimators fails any."""
-    from stillhouse.distill.loss.divergences import sampled_forward_kl
+    from stillhouse.distill.loss.logit_losses import sampled_forward_kl
 
     generator = torch.Generator().manual_seed(0)
     teacher, student = torch.randn(2, 9, dtype=torch.float64, generator=generator).tolist()

@@ -4,7 +4,7 @@ The spans are those of :mod:`stillhouse.distill.data.cross_tokenizer`. Two ways 
 at the start of a span:
 
 - **A divergence over shared tokens.** Each distribution is summed over the tokens that both have
-  (:mod:`.shared_vocabulary`), and any divergence of :mod:`stillhouse.objectives` is taken between the two
+  (:mod:`.shared_vocabulary`), and any divergence of :mod:`stillhouse.divergences` is taken between the two
   sums. A span of several tokens adds the divergence between two binary distributions: given that a text
   begins like this span, does it continue as the span's text? The probability of the text is that of its first
   token times that of each later one (the chain rule, as in GOLD, Patiño et al. 2025). For forward KL the sum
@@ -34,16 +34,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillhouse.distill.loss.divergences import (
+from stillhouse.distill.loss.fused_loss import PrecomputedGradients, fused_loss
+from stillhouse.distill.loss.lm_head import LMHead
+from stillhouse.distill.loss.logit_losses import (
     divide_by_temperature,
     loss_and_gradient,
     reduction_dtype,
 )
-from stillhouse.distill.loss.fused_loss import PrecomputedGradients, fused_loss
-from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary
 from stillhouse.distill.loss.teacher_rows import DenseRows
-from stillhouse.objectives import Distribution
+from stillhouse.divergences import Distribution
 from stillhouse.recipe import Objective
 
 MAX_CHUNK_ENTRIES = 2**24

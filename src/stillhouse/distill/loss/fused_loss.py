@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stillhouse.distill.loss.divergences import (
+from stillhouse.distill.loss.lm_head import LMHead
+from stillhouse.distill.loss.logit_losses import (
     cross_entropy,
     divide_by_temperature,
     loss_and_gradient,
@@ -30,11 +31,10 @@ from stillhouse.distill.loss.divergences import (
     sampled_forward_kl,
     topk_divergence,
 )
-from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.policy_loss import PolicyRows, policy_gradient
 from stillhouse.distill.loss.teacher_rows import DenseRows, MixedRows, SampledRows, TeacherRows, TopKRows
+from stillhouse.divergences import Distribution
 from stillhouse.errors import RecipeError
-from stillhouse.objectives import Distribution
 from stillhouse.recipe import Objective
 
 TILE_ENTRIES_CPU = 2**20

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stillhouse.distill.loss.divergences import soften
 from stillhouse.distill.loss.lm_head import LMHead
+from stillhouse.distill.loss.logit_losses import soften
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from stillhouse.distill.loss.divergences import soften
 from stillhouse.distill.loss.lm_head import LMHead
+from stillhouse.distill.loss.logit_losses import soften
 from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TeacherRows, TopKRows
 from stillhouse.errors import RecipeError
 from stillhouse.files import atomic_write

@@ -19,7 +19,7 @@ import torch
 from stillhouse.console import console
 from stillhouse.distill.data.documents import Document, documents_hash
 from stillhouse.distill.forward.forward_pass import ForwardPass, model_digest
-from stillhouse.distill.loss.divergences import require_supported
+from stillhouse.distill.loss.logit_losses import require_supported
 from stillhouse.distill.loss.teacher_rows import DenseRows, TeacherRows
 from stillhouse.distill.targets.formats import (
     HiddenFormat,

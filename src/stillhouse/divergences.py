@@ -1,4 +1,4 @@
-"""What a student can minimise: every ``objective.kind``, with all that the package knows about it.
+"""The divergences, forward KL and others: every ``objective.kind``, with all that the package knows of it.
 
 Recipe validation, the losses, the report and the model card read :data:`OBJECTIVES`. The divergences are
 pure functions of two distributions, in nats: P is the teacher, Q the student. Each returns one loss a row

@@ -1,6 +1,6 @@
 """The objective's divergence between next-token logits: temperature, cross-entropy, top-k and drawn targets.
 
-The divergences themselves, and how to add one, are in :mod:`stillhouse.objectives`. P is the teacher, Q the
+The divergences themselves, and how to add one, are in :mod:`stillhouse.divergences`. P is the teacher, Q the
 student, in nats. Every function returns the loss and its derivative by the student's logits.
 
 Nothing here averages: losses are one a row, and the caller divides by the tokens it counted.
@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from stillhouse.divergences import Distribution, LossAndGradient, softmax_and_logsumexp
 from stillhouse.errors import RecipeError
-from stillhouse.objectives import Distribution, LossAndGradient, softmax_and_logsumexp
 from stillhouse.recipe import Objective
 from stillhouse.recipe.validation import objective_rules
 
