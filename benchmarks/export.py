@@ -97,7 +97,7 @@ def add_noise(weights: Weights, share: float) -> None:
 
 def pieces(weights: Weights, count: int) -> Tensor:
     """Real text as ids [N, T], at even distances from the pages, the licence and the sources."""
-    files = [ROOT / "LICENSE", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("src/stillhouse/*/*.py"))]
+    files = [ROOT / "LICENSE", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("src/stillhouse/**/*.py"))]
     ids = weights.tokenizer("\n\n".join(file.read_text("utf-8") for file in files))["input_ids"]
     all_NT = torch.tensor(ids)[: len(ids) // PIECE * PIECE].reshape(-1, PIECE)
     return all_NT[torch.linspace(0, len(all_NT) - 1, min(count, len(all_NT))).long()]
