@@ -10,6 +10,9 @@ Add a detector
 3. Add a settings dataclass to :mod:`stillhouse.trace.plan` and a field of the same name as the detector to
    ``PlannedTests``.
 
+A detector that needs a new file of the teacher also adds it to ``TeacherPlan`` and ``teacher_access``, and to
+:func:`stillhouse.trace.bundle.commitments.secret_files` if it is secret.
+
 Running, judging, verifying, the report and the command line read the registry and need no change. Keep heavy
 imports (torch, transformers) inside ``observe``: judging and verifying must work without them.
 

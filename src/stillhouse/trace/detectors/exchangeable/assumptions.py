@@ -34,20 +34,12 @@ def assumptions(
 ) -> tuple[Assumption, ...]:
     """All assumptions of a finding; ``early`` if asking could stop at `stop_at`."""
     k_N = resample_counts(usable_items(matrix.scores_NK1))
-    unscored, total = sum(matrix.unscored), len(transcript)
     rows = [
         *_log_assumptions(metadata),
         _check_alike(
             "delivered outputs and resamples are of like length", matrix.characters_NK1, "characters"
         ),
-        Assumption(
-            "every text has a score",
-            None if unscored == 0 else unscored <= REJECT_AT * total,
-            f"{unscored:,} of {total:,} missing or infinite ({matrix.unscored[0]:,} delivered, "
-            f"{matrix.unscored[1]:,} resamples); such texts are left out alike, whichever they are",
-        )
-        if unscored
-        else Assumption("every text has a score", True, f"{total:,} of {total:,}"),
+        _every_text_scored(matrix.unscored, len(transcript)),
         Assumption(
             "every delivered output has the same number of resamples",
             bool((k_N == k_N.max()).all()),
@@ -66,6 +58,19 @@ def assumptions(
         text = "the p-value holds in finite samples"
         rows.append(Assumption(text, True, "Chernoff's bound: too many outputs for the exact one"))
     return tuple(rows)
+
+
+def _every_text_scored(unscored: tuple[int, int], total: int) -> Assumption:
+    """Whether at most a share :data:`REJECT_AT` of the texts, outputs and resamples, has no score."""
+    text, missing = "every text has a score", sum(unscored)
+    if not missing:
+        return Assumption(text, True, f"{total:,} of {total:,}")
+    return Assumption(
+        text,
+        missing <= REJECT_AT * total,
+        f"{missing:,} of {total:,} missing or infinite ({unscored[0]:,} delivered, {unscored[1]:,} resamples); "
+        "such texts are left out alike, whichever they are",
+    )
 
 
 def _log_assumptions(metadata: Mapping[str, Any]) -> list[Assumption]:
