@@ -68,8 +68,8 @@ def _every_text_scored(unscored: tuple[int, int], total: int) -> Assumption:
     return Assumption(
         text,
         missing <= REJECT_AT * total,
-        f"{missing:,} of {total:,} missing or infinite ({unscored[0]:,} delivered, {unscored[1]:,} resamples); "
-        "such texts are left out alike, whichever they are",
+        f"{missing:,} of {total:,} missing or infinite ({unscored[0]:,} delivered, "
+        f"{unscored[1]:,} resamples); such texts are left out alike, whichever they are",
     )
 
 
