@@ -38,7 +38,7 @@ def main() -> None:
     weights = load_weights("embedded:smollm2", dtype="bfloat16")
     text = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")  # it does not change
     ids = weights.tokenizer(text)["input_ids"]
-    prompts = [ids[35 * n : 35 * n + 95 + n % 11] for n in range(64)]
+    prompts = [ids[33 * n : 33 * n + 95 + n % 11] for n in range(64)]
     assert all(len(prompt) >= 95 for prompt in prompts)
     cases = {f"{count} prompts": prompts[:count] for count in arguments.batches}
     cases["4 prompts, n = 8"] = [prompt for prompt in prompts[:4] for _ in range(8)]
