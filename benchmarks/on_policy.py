@@ -1,18 +1,18 @@
-"""Learning from samples: Stillhouse beside TRL 1.16 on the same model, prompts and tokens, on CPU.
+"""On-policy training: Stillhouse and TRL 1.16 on the same model, prompts and tokens, on CPU.
 
     python -m venv benchmarks/peers/.venv
     benchmarks/peers/.venv/bin/pip install -r benchmarks/peers/trl.txt
     GOMP_SPINCOUNT=0 python benchmarks/on_policy.py
 
-TRL's GRPOTrainer, DistillationTrainer (reverse KL) and GKDTrainer (lmbda 1, beta 0.5), each beside
+TRL's GRPOTrainer, DistillationTrainer (reverse KL) and GKDTrainer (lmbda 1, beta 0.5), each compared with
 ``train_on_policy`` with the same objective: SmolLM2-135M is student and teacher, 4 MMLU prompts of at most
-160 tokens a step, 8 answers to each of exactly 64 tokens, one AdamW step on all 32, all weights learned,
+160 tokens per step, 8 answers to each of exactly 64 tokens, one AdamW step on all 32, all weights trained,
 float32 master weights. Both sides read one safetensors directory and one file of prompts. Every run is a
-process of its own; contestants take turns; one step warms up. Medians over the rounds, ratios within them.
+separate process; the sides alternate; the first step is a warm-up. Medians over rounds, ratios within rounds.
 
-TRL runs as its documentation advises for speed (bfloat16, no checkpointing of activations, nothing logged,
-answers of equal length in a pass), 8 rows a pass: measured as quick as 16, quicker than 4 and 32. With
-``--precisions weights`` its weights themselves are bfloat16, which is faster and loses small updates.
+TRL runs as its documentation advises for speed (bfloat16, no activation checkpointing, no logging, answers of
+equal length in a pass), with 8 rows per pass: measured as fast as 16, faster than 4 and 32. With
+``--precisions weights`` its weights are bfloat16, which is faster and loses small updates.
 """
 
 from __future__ import annotations
@@ -44,76 +44,78 @@ OURS = "ours"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--peer", type=Path, default=PEER, help="the python of the environment with TRL")
+    parser.add_argument("--peer", type=Path, default=PEER, help="Python of the environment with TRL")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=["autocast"])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=3, help="counted steps of each process")
-    parser.add_argument("--prompts", type=int, default=4, help="prompts a step")
-    parser.add_argument("--samples", type=int, default=8, help="answers to each prompt")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of each process")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
+    parser.add_argument("--samples", type=int, default=8, help="answers per prompt")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=8, help="TRL's rows of a pass")
-    parser.add_argument("--micro-tokens", type=int, default=2048, help="our tokens of a pass")
+    parser.add_argument("--batch", type=int, default=8, help="TRL's rows per pass")
+    parser.add_argument("--micro-tokens", type=int, default=2048, help="our tokens per pass")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "on_policy.json")
-    wanted = parser.parse_args()
-    if not wanted.peer.exists():
+    options = parser.parse_args()
+    if not options.peer.exists():
         sys.exit(
-            f"{wanted.peer} is not there. Make it with:\n"
+            f"{options.peer} does not exist. Create it with:\n"
             f"  python -m venv {HERE}/peers/.venv\n"
             f"  {HERE}/peers/.venv/bin/pip install -r {HERE}/peers/trl.txt\n"
             "or name another environment's python with --peer."
         )
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
-        task = prepare(wanted, Path(directory))
-        for method in wanted.methods:
-            results[method] = compare(task | {"method": method}, wanted)
+        task = prepare(options, Path(directory))
+        for method in options.methods:
+            results[method] = compare(task | {"method": method}, options)
             show(method, results[method])
-            wanted.out.parent.mkdir(parents=True, exist_ok=True)
-            settings = {key: str(value) for key, value in vars(wanted).items()}
-            found = {"settings": settings, "load_average": os.getloadavg(), "methods": results}
-            wanted.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            settings = {key: str(value) for key, value in vars(options).items()}
+            results_file = {"settings": settings, "load_average": os.getloadavg(), "methods": results}
+            options.out.write_text(json.dumps(results_file, indent=1) + "\n", encoding="utf-8")
 
 
-def prepare(wanted: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Writes the model and the prompts for both sides; returns what every run is told."""
+def prepare(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Writes the model and the prompts for both sides; returns the task for every run."""
     weights = load_weights("embedded:smollm2")
     model = directory / "model"
     save_student(weights.model, weights.tokenizer, weights.template, model)
-    asked = [prompt.question for prompt in load_prompts("package:mmlu", limit=200, seed=0)]
+    conversations = [prompt.question for prompt in load_prompts("package:mmlu", limit=200, seed=0)]
     short = [
-        talk
-        for talk in asked
-        if len(weights.template.encode_prompt(weights.tokenizer, talk)) <= LONGEST_PROMPT
+        conversation
+        for conversation in conversations
+        if len(weights.template.encode_prompt(weights.tokenizer, conversation)) <= LONGEST_PROMPT
     ]
-    count = wanted.prompts * (wanted.steps + WARM_UP)
+    count = options.prompts * (options.steps + WARM_UP)
     if count > len(short):
-        sys.exit(f"{count} prompts are needed and there are {len(short)}: lower --prompts or --steps")
+        sys.exit(
+            f"{count} prompts are needed, but only {len(short)} are short enough: lower --prompts or --steps"
+        )
     prompts = directory / "prompts.jsonl"
-    lines = [json.dumps({"prompt": talk}) for talk in short[:count]]
+    lines = [json.dumps({"prompt": conversation}) for conversation in short[:count]]
     prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {
         "model": str(model),
         "prompts": str(prompts),
-        "prompts_per_step": wanted.prompts,
-        "samples": wanted.samples,
-        "max_tokens": wanted.max_tokens,
-        "steps": wanted.steps,
-        "threads": wanted.threads,
+        "prompts_per_step": options.prompts,
+        "samples": options.samples,
+        "max_tokens": options.max_tokens,
+        "steps": options.steps,
+        "threads": options.threads,
         "learning_rate": 1e-6,
         "seed": 0,
-        "ours": {"micro_tokens": wanted.micro_tokens},
-        "peer": {"batch": wanted.batch, "precision": "autocast"},
+        "ours": {"micro_tokens": options.micro_tokens},
+        "peer": {"batch": options.batch, "precision": "autocast"},
     }
 
 
-def compare(task: dict[str, Any], wanted: argparse.Namespace) -> dict[str, Any]:
-    """Every contestant's runs of one method, in turn, and the medians."""
-    runs: dict[str, list[dict[str, Any]]] = {OURS: []} | {f"TRL {name}": [] for name in wanted.precisions}
-    for _ in range(wanted.rounds):
+def compare(task: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Alternates runs of both sides for one method; returns the runs, medians and ratios."""
+    runs: dict[str, list[dict[str, Any]]] = {OURS: []} | {f"TRL {name}": [] for name in options.precisions}
+    for _ in range(options.rounds):
         for name, done in runs.items():
-            done.append(run(name, task, wanted.peer))
+            done.append(run(name, task, options.peer))
             print(task["method"], name, json.dumps(done[-1]), flush=True)
             require_same_work(runs[OURS][0], done[-1])
     peers = [name for name in runs if name != OURS]
@@ -125,7 +127,7 @@ def compare(task: dict[str, Any], wanted: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(name: str, task: dict[str, Any], peer: Path) -> dict[str, Any]:
-    """One process; what it printed last."""
+    """Runs one process; returns the JSON of its last line."""
     python, worker = (sys.executable, "our_worker.py") if name == OURS else (peer, "trl_worker.py")
     if name != OURS:
         task = task | {"peer": task["peer"] | {"precision": name.removeprefix("TRL ")}}
@@ -142,13 +144,13 @@ def run(name: str, task: dict[str, Any], peer: Path) -> dict[str, Any]:
 
 
 def require_same_work(ours: dict[str, Any], other: dict[str, Any]) -> None:
-    """Samples, tokens written and learned, and optimizer steps are the same."""
+    """Exits unless samples, tokens generated and trained on, and optimizer steps are equal."""
     if ours["counts"] != other["counts"]:
         sys.exit(f"the work differs: {ours['counts']} and {other['counts']}")
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Of a contestant's runs; the memory is the largest."""
+    """Medians over the runs of one side; memory is the maximum."""
     counts = runs[0]["counts"]
     steps, wall = counts["optimizer steps"], statistics.median(run["wall_s"] for run in runs)
     parts = {
@@ -167,7 +169,7 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def ratios(peer: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, float]:
-    """How many times our time and memory the peer took, each the median over the rounds."""
+    """The peer's time and memory divided by ours, medians over the rounds."""
     return {
         name: statistics.median(one[name] / other[name] for one, other in zip(peer, ours, strict=True))
         for name in ("wall_s", "process_s", "peak_mb")

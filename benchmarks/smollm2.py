@@ -7,10 +7,10 @@ from pathlib import Path
 from stillhouse.models import Weights, load_weights
 
 
-def saved(place: str | Path, dtype: str) -> Weights:
-    """Writes weights, tokenizer and chat template to ``place``; what it wrote, in memory."""
+def saved(directory: str | Path, dtype: str) -> Weights:
+    """Writes weights, tokenizer and chat template to ``directory``; returns the weights."""
     weights = load_weights("embedded:smollm2", dtype=dtype)
     weights.tokenizer.chat_template = weights.template.source
-    weights.model.save_pretrained(place)
-    weights.tokenizer.save_pretrained(place)
+    weights.model.save_pretrained(directory)
+    weights.tokenizer.save_pretrained(directory)
     return weights

@@ -1,4 +1,4 @@
-"""Our side of ``on_policy.py``: one run of ``train_on_policy`` on the same task as ``trl_worker.py``."""
+"""Stillhouse's side of ``on_policy.py``: runs ``train_on_policy`` on the same task as ``trl_worker.py``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from stillhouse.recipe import Objective, Train
 from stillhouse.recipe.on_policy import OnPolicy
 
 OBJECTIVES = {
-    "grpo": Objective(kind="cross_entropy"),  # of weight 0: the reward alone teaches
+    "grpo": Objective(kind="cross_entropy"),  # with weight 0: the reward is the only signal
     "distillation": Objective(kind="reverse_kl"),
     "gkd": Objective(kind="jsd", beta=0.5),
 }
 
 
 class Marks:
-    """A tracker: it hears of every round when its metrics are written, before any checkpoint."""
+    """A tracker that records the end of each round, before any checkpoint."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
@@ -42,25 +42,25 @@ class Marks:
 
 
 def tokenized_prompts(weights: Weights, path: str, seed: int) -> list[TokenizedPrompt]:
-    """The prompts, placed so that the loop's shuffle asks them in the file's order."""
-    talks = read_conversations(path)
-    order = np.random.default_rng([seed, 0]).permutation(len(talks))
-    placed: list[TokenizedPrompt | None] = [None] * len(talks)
-    for number, talk in enumerate(talks):
-        ids = weights.template.encode_prompt(weights.tokenizer, talk)
-        placed[int(order[number])] = TokenizedPrompt(str(number), ids, (TeacherPrompt(0, 1.0, ids),))
-    return [prompt for prompt in placed if prompt is not None]
+    """The prompts, ordered so that the loop's shuffle restores the order of the file."""
+    conversations = read_conversations(path)
+    order = np.random.default_rng([seed, 0]).permutation(len(conversations))
+    ordered: list[TokenizedPrompt | None] = [None] * len(conversations)
+    for number, conversation in enumerate(conversations):
+        ids = weights.template.encode_prompt(weights.tokenizer, conversation)
+        ordered[int(order[number])] = TokenizedPrompt(str(number), ids, (TeacherPrompt(0, 1.0, ids),))
+    return [prompt for prompt in ordered if prompt is not None]
 
 
 def watch(meter: Meter) -> None:
-    """Times the loop's parts from outside."""
+    """Wraps parts of the loop to count and time them."""
     roll_out, update = sampler.roll_out, learner.OnPolicyLearner.update
 
     def counted_roll_out(*arguments: Any, **keywords: Any) -> Any:
-        found = roll_out(*arguments, **keywords)
-        meter.count("samples", len(found.rollouts))
-        meter.count("generated", sum(len(rollout.ids) for rollout in found.rollouts))
-        return found
+        batch = roll_out(*arguments, **keywords)
+        meter.count("samples", len(batch.rollouts))
+        meter.count("generated", sum(len(rollout.ids) for rollout in batch.rollouts))
+        return batch
 
     def counted_update(self: Any, learning_rate: float) -> None:
         update(self, learning_rate)

@@ -1,6 +1,6 @@
-"""What both contestants of ``on_policy.py`` share: the task, the reward, and how they measure themselves.
+"""Shared by both workers of ``on_policy.py``: the task, the reward and the measurement.
 
-Only the standard library: it is read by two Python environments.
+Only the standard library, because two Python environments import it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP = 1
-"""Steps that are made and not counted."""
+"""Steps before the measured ones."""
 
 
 def reward(text: str) -> float:
-    """The share of the letter e: cheap, and different for almost any two texts."""
+    """The share of the letter e: cheap to compute, and different for almost any two texts."""
     return text.count("e") / max(len(text), 1)
 
 
 def read_conversations(path: str) -> list[list[dict[str, str]]]:
-    """The prompts, in the order in which they are asked."""
+    """The prompts, in the order in which they are used."""
     return [json.loads(line)["prompt"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 class Meter:
-    """Marks the ends of steps, adds up what was made, and times its parts.
+    """Records the end of each step, counts samples and tokens, and times parts of the steps.
 
-    Counts and parts (sampling, teacher) are those after the warm-up.
+    Counts and parts (sampling, teacher) exclude the warm-up.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Meter:
         return len(self.marks) >= WARM_UP
 
     def mark(self) -> None:
-        """A step has ended."""
+        """Records the end of a step."""
         self.marks.append((time.perf_counter(), time.process_time()))
 
     def count(self, name: str, number: int) -> None:
@@ -51,7 +51,7 @@ class Meter:
             self.counts[name] += number
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, whose wall seconds are added to the part ``name``."""
+        """Wraps ``function`` to add its wall seconds to the part ``name``."""
 
         def run(*arguments: Any, **keywords: Any) -> Any:
             started = time.perf_counter()
@@ -63,17 +63,17 @@ class Meter:
         return run
 
     def report(self) -> None:
-        """Prints one line of JSON, the last of the process's output."""
+        """Prints the result as one line of JSON, the last line of the output."""
         wall, process = (
             end - start for start, end in zip(self.marks[WARM_UP - 1], self.marks[-1], strict=True)
         )
-        found = {"wall_s": wall, "process_s": process, "peak_mb": peak_mb()}
-        print(json.dumps(found | {"counts": self.counts, "parts_s": self.parts}), flush=True)
+        result = {"wall_s": wall, "process_s": process, "peak_mb": peak_mb()}
+        print(json.dumps(result | {"counts": self.counts, "parts_s": self.parts}), flush=True)
 
 
 def peak_mb() -> float:
     """The largest resident memory of this process so far (Linux)."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) / 1024
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert match is not None
+    return int(match[1]) / 1024

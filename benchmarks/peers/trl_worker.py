@@ -2,10 +2,10 @@
 
     PEER_PYTHON benchmarks/peers/trl_worker.py '{"method": "grpo", …}'
 
-Every answer is forced to its full length, nothing is logged or saved, no activation is made twice. ``peer``
-of the task holds what can be tuned: ``batch`` (rows of a pass), ``precision`` (``autocast``: bfloat16 passes
-over float32 weights, TRL's default; ``float32``; ``weights``: the weights themselves in bfloat16, which is
-less than what is asked of a trainer, since small updates are then lost).
+Every answer is forced to its full length; nothing is logged or saved; activations are not recomputed. The
+task's ``peer`` has the tunable options: ``batch`` (rows per pass) and ``precision`` (``autocast``: bfloat16
+passes over float32 weights, TRL's default; ``float32``; ``weights``: weights in bfloat16, which loses small
+updates).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Marks(TrainerCallback):
 
 
 def common_options(task: dict[str, Any], directory: str) -> dict[str, Any]:
-    """Arguments that all three configurations know."""
+    """Arguments common to all three configurations."""
     rows, batch = task["prompts_per_step"] * task["samples"], task["peer"]["batch"]
     return {
         "output_dir": directory,
@@ -83,7 +83,7 @@ def grpo(task: dict[str, Any], directory: str, tools: dict[str, Any]) -> GRPOTra
 
 
 def distillation(task: dict[str, Any], directory: str, tools: dict[str, Any]) -> DistillationTrainer:
-    """Reverse KL. It knows no groups: a prompt's samples are as many rows."""
+    """Reverse KL. It does not support groups: each sample of a prompt is a row."""
     options = DistillationConfig(
         **common_options(task, directory),
         max_completion_length=task["max_tokens"],
@@ -91,7 +91,7 @@ def distillation(task: dict[str, Any], directory: str, tools: dict[str, Any]) ->
         beta=1.0,
         shuffle_dataset=False,
     )
-    rows = [{"prompt": talk} for talk in repeated(task)]
+    rows = [{"prompt": conversation} for conversation in repeated(task)]
     return DistillationTrainer(
         args=options, teacher_model=teacher(task), train_dataset=Dataset.from_list(rows), **tools
     )
@@ -106,9 +106,9 @@ def gkd(task: dict[str, Any], directory: str, tools: dict[str, Any]) -> GKDTrain
         beta=0.5,
         train_sampling_strategy="sequential",
     )
-    # Its collator wants an answer; lmbda 1 throws it away, though the loss is divided by its tokens.
+    # Its collator needs an answer; lmbda 1 discards it, but the loss is still divided by its tokens.
     answer = [{"role": "assistant", "content": "A"}]
-    rows = [{"messages": talk + answer} for talk in repeated(task)]
+    rows = [{"messages": conversation + answer} for conversation in repeated(task)]
     trainer = GKDTrainer(
         args=options, teacher_model=teacher(task), train_dataset=Dataset.from_list(rows), **tools
     )
@@ -117,8 +117,10 @@ def gkd(task: dict[str, Any], directory: str, tools: dict[str, Any]) -> GKDTrain
 
 
 def repeated(task: dict[str, Any]) -> list[list[dict[str, str]]]:
-    """Each prompt as often as it is to be answered."""
-    return [talk for talk in read_conversations(task["prompts"]) for _ in range(task["samples"])]
+    """Each prompt once per sample."""
+    return [
+        conversation for conversation in read_conversations(task["prompts"]) for _ in range(task["samples"])
+    ]
 
 
 def student(task: dict[str, Any]) -> Any:
@@ -132,15 +134,15 @@ def teacher(task: dict[str, Any]) -> Any:
 
 
 def watch(trainer: Any, meter: Meter) -> None:
-    """Counts and times what ``trainer`` does from outside, without changing it."""
+    """Wraps parts of ``trainer`` to count and time them, without changing what they do."""
     generate, compute_loss = trainer.model.generate, trainer.compute_loss
 
     def counted_generate(*arguments: Any, **keywords: Any) -> Any:
-        found = generate(*arguments, **keywords)
-        ids = found if torch.is_tensor(found) else found.sequences
+        output = generate(*arguments, **keywords)
+        ids = output if torch.is_tensor(output) else output.sequences
         meter.count("samples", len(ids))
         meter.count("generated", len(ids) * (ids.shape[1] - keywords["input_ids"].shape[1]))
-        return found
+        return output
 
     def counted_loss(model: Any, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
         mask = inputs["labels"] != -100 if "labels" in inputs else inputs["completion_mask"]
