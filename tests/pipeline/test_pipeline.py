@@ -1,4 +1,4 @@
-"""What a run refuses before its first stage, and that it is alone in its directory."""
+"""Errors before the first stage, and the lock on a run's directory."""
 
 from __future__ import annotations
 

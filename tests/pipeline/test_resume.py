@@ -1,4 +1,4 @@
-"""What a run that is there may change, and what the hashes of its recipe leave out."""
+"""Which changes of its recipe an existing run resumes with, and which keys its hashes leave out."""
 
 import pytest
 
@@ -18,7 +18,7 @@ NAMES = [stage.name for stage in STAGES]
 
 
 def refused(directory, *overrides):
-    """The keys that the run in ``directory`` cannot go on with changed."""
+    """The keys whose changes prevent the run in ``directory`` from resuming."""
     return [
         key
         for key, _, _ in compare_recipes(BEFORE, parse_recipe(SOUND, overrides=overrides), directory).refused
@@ -115,5 +115,5 @@ def test_keys_without_a_say_in_the_result_are_in_no_hash(tmp_path, override):
 
 @pytest.mark.parametrize("key", recipe_keys())
 def test_every_key_belongs_to_a_stage(key):
-    """A new section that no stage names would change nothing and be refused by nobody."""
+    """A new section that no stage names would change nothing and never be refused."""
     assert key in RESULT_NEUTRAL or _affected(key, None)

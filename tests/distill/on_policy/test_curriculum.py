@@ -1,4 +1,4 @@
-"""Which prompts are asked: estimates in closed form, draws by chi-squared, and the loop that uses them."""
+"""The curriculum: estimates in closed form, sampling by chi-squared, and the loop that uses them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ SOLVED = {f"q{i}" for i in (3, 4, 5)}
 
 
 def mostly_certain(answers) -> list[float]:
-    """Six of eight questions have one reward whatever is said; the other two can be learned."""
+    """Six of eight prompts have the same reward for every answer; the other two can be learned."""
     return [
         0.0 if prompt.id in HOPELESS else 1.0 if prompt.id in SOLVED else even_share([(prompt, ids)])[0]
         for prompt, ids in answers

@@ -1,4 +1,4 @@
-"""The on-policy loop on a tiny model: it climbs, it nears its teacher, it survives what goes wrong."""
+"""The on-policy loop on a tiny model: rising rewards, falling divergence, resuming and failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The on-policy loop with several teachers: routed by question, or averaged; against float64 by hand."""
+"""The on-policy loop with several teachers, routed by prompt or averaged; against float64 by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The on-policy teacher told by its likeliest ids and a tail, against both models' own logits in float64."""
+"""On-policy top-k rows of the teacher, against both models' own logits in float64."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def a_round() -> RolloutBatch:
     return RolloutBatch(rollouts, torch.zeros(2, 2), 0)
 
 
-def read_by_teacher(samples: RolloutBatch) -> list[Document]:
+def teacher_documents(samples: RolloutBatch) -> list[Document]:
     return [document for document, _ in samples.teacher_documents(0).values()]
 
 
@@ -48,7 +48,7 @@ def other_teacher(vocab_size: int = VOCABULARY):
 
 
 def learned(teacher, objective: Objective) -> tuple[dict, dict]:
-    """What a round of learning measures, and the gradient it leaves (the step has a rate of 0)."""
+    """The metrics of a round, and its gradient (the step has a learning rate of 0)."""
     student = llama()
     learner = OnPolicyLearner(
         student, [teacher], objective, replace(TAUGHT, prompts=2, samples=2), TRAIN, None
@@ -82,7 +82,9 @@ def test_it_is_the_divergence_between_merged_distributions(kind, vocab_size):
     found = learned(teacher, objective)[0]["teacher"]
     samples = a_round()
     expected = []
-    pairs = zip(logits(llama(), samples.documents()), logits(teacher, read_by_teacher(samples)), strict=True)
+    pairs = zip(
+        logits(llama(), samples.documents()), logits(teacher, teacher_documents(samples)), strict=True
+    )
     for s, t in pairs:
         p, q = (oracle.probabilities(side[:VOCABULARY], 1.5) for side in (t, s))
         listed = sorted(range(VOCABULARY), key=lambda i: -p[i])[:K]
@@ -106,7 +108,7 @@ def test_all_ids_but_one_are_the_whole_distribution():
 def test_it_is_what_offline_would_cache(tmp_path):
     """The same documents cached offline: the same ids, and log-probabilities but for float16."""
     teacher, objective = other_teacher(), Objective(targets="topk", top_k=K, temperature=1.5)
-    documents = read_by_teacher(a_round())
+    documents = teacher_documents(a_round())
     signal = cache_targets(teacher, documents, objective, tmp_path, seed=0, dtype="float32")
     parts = [(i, d.predicting) for i, d in enumerate(documents)]
     cached = signal.rows(parts, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Killed, interrupted, damaged, full: the run that goes on must be the run left alone."""
+"""Checkpoints: a run resumed after a kill, an interrupt or damage equals the uninterrupted run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""metrics.jsonl after kills, and that the trackers hold what was logged."""
+"""metrics.jsonl after kills, and the content of the trackers."""
 
 import json
 import sqlite3

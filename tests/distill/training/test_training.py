@@ -1,4 +1,4 @@
-"""The loop against slow obvious versions of itself, and what it does when things go wrong."""
+"""The training loop against slow, obvious versions of itself, and its failures."""
 
 import copy
 import json
