@@ -32,8 +32,8 @@ def plan(
 ) -> None:
     """Estimate what a recipe costs: tokens, memory, time, money, terms.
 
-    Loads no weights and sends nothing to a teacher; times this machine for
-    about a second. Same as `still run --dry-run`.
+    Loads no weights and sends nothing to a teacher; benchmarks this machine
+    for about a second. Same as `still run --dry-run`.
     """
     show_plan(read_recipe(recipe, overrides, accept_terms))
 

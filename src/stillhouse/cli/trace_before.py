@@ -49,7 +49,7 @@ def resample(
 ) -> None:
     """Draw fresh outputs of the archived teacher for the prompts of a log.
 
-    A trace compares delivered outputs with them. Show them to nobody.
+    A trace compares delivered outputs with them. Keep them secret.
 
     Parameters
     ----------

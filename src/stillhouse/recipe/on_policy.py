@@ -34,8 +34,8 @@ class Policy:
     dynamic_sampling: bool = False
     """Sample more prompts until the round has enough groups whose rewards differ (DAPO)."""
     overlong: NonNegativeInt = 0
-    """Soft length penalty: the reward falls by up to 1 over the last this many tokens before `max_tokens`
-    (DAPO); 0: no penalty."""
+    """Soft length penalty: the reward falls by up to 1 over this many tokens before `max_tokens` (DAPO);
+    0: no penalty."""
     reference_kl: NonNegativeFloat = 0.0
     """Weight of the KL divergence from the initial student (the k3 estimator, GRPO)."""
     entropy: NonNegativeFloat = 0.0

@@ -40,7 +40,8 @@ class Teacher:
     """Teacher model."""
 
     model: Text
-    """Reference: a directory, `file.gguf`, `embedded:smollm2`, `hub:org/name` or `api:https://host/v1#model`."""
+    """Reference: a directory, `file.gguf`, `embedded:smollm2`, `hub:org/name` or `api:https://host/v1#model`.
+    If `teacher` has none, `student.model` is the teacher."""
     system: str | None = None
     """System prompt for every conversation that has none; `file:PATH` reads it from a text file."""
     examples: str | None = None
@@ -66,7 +67,7 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Low-rank adapters instead of full training (merged on export)."""
+    """Low-rank adapters instead of full training (merged when the student is saved)."""
 
     rank: PositiveInt = 16
     """Rank of the weight update."""
@@ -91,7 +92,7 @@ class Student:
     tokenizer: Text | None = None
     """`scratch`: reference of a model whose tokenizer the student uses (default: the teacher)."""
     vocabulary: Annotated[int, Ge(512), Le(2**20)] | None = None
-    """`scratch`: instead, train a byte-level tokenizer of this size on the corpus, with the teacher's special
+    """`scratch`: train a byte-level tokenizer of this size on the corpus instead, with the teacher's special
     tokens and chat template."""
     layers: PositiveInt | None = None
     """`prune`: layers to keep; those with the least block influence are removed."""
@@ -151,11 +152,11 @@ class Collect:
     retries: NonNegativeInt = 6
     """Retries before a request counts as failed."""
     tolerated_failures: Share = 0.05
-    """Share of requests that may fail; above this share the run stops; run the same command to resume."""
+    """Share of requests that may fail; above it the run stops, and the same command resumes it."""
     max_cost: NonNegativeFloat | None = None
-    """Budget in US dollars; collection stops before it exceeds it."""
+    """Budget in US dollars; collection stops before exceeding it."""
     max_total_tokens: PositiveInt | None = None
-    """Budget of prompt and completion tokens; collection stops before it exceeds it."""
+    """Budget of prompt and completion tokens; collection stops before exceeding it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +201,9 @@ class Objective:
     loss_on: Literal["assistant", "all"] = "assistant"
     """Tokens that count: those that the chat template marks as the assistant's, or all."""
     targets: Literal["hidden", "topk", "sampled", "online"] = "hidden"
-    """How the teacher's distributions are stored: hidden states (exact), top-k, drawn ids, or not at all."""
+    """How the teacher's distributions are stored: hidden states (exact), top-k ids, sampled ids, or not."""
     top_k: PositiveInt = 64
-    """`topk`: entries a token; the rest is one tail bucket (on-policy too). `sampled`: draws a token."""
+    """`topk`: ids per token; the rest is one tail bucket (on-policy too). `sampled`: draws per token."""
 
     @property
     def resolved_kind(self) -> ObjectiveKind:

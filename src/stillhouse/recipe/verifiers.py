@@ -38,6 +38,6 @@ class Select:
     min_reward: Share = 1.0
     """Smallest reward (the weighted mean of the verifiers) of a kept answer."""
     per_prompt: PositiveInt | None = 1
-    """Most answers kept for each prompt; none: all."""
+    """Maximum number of answers kept per prompt; none: all."""
     prefer: Literal["shorter", "first"] = "shorter"
     """Which of a prompt's right answers to keep first."""

@@ -161,7 +161,7 @@ class PlannedTests:
     weights: WeightsLineage | None = WeightsLineage()
     """Tests for a fine-tune of the teacher's weights."""
     training_order: TrainingOrder | None = None
-    """Tests for the same by the order of training texts."""
+    """Tests whether the suspect descends from a model, by the order of its training texts."""
 
     @classmethod
     def none(cls) -> PlannedTests:
