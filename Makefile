@@ -28,7 +28,7 @@ layers: .venv/installed
 	$(BIN)/lint-imports
 
 docs: .venv/installed
-	$(BIN)/python -m stillhouse.cli.docs docs
+	$(BIN)/python -m stillhouse.cli.generate_docs docs
 
 # The sdist and the wheel made from it, in dist/, and a check of what is inside them.
 release: .venv/installed

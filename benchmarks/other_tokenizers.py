@@ -39,16 +39,16 @@ import torch
 from torch import Tensor
 
 from stillhouse.corpus import Corpus
-from stillhouse.distill.data.cross_tokenizer import ChatTokenizer, align_documents
 from stillhouse.distill.data.documents import Document, make_documents
+from stillhouse.distill.data.token_alignment import ChatTokenizer, align_documents
 from stillhouse.distill.forward.forward_pass import ForwardPass
 from stillhouse.distill.loss import cross_tokenizer
 from stillhouse.distill.loss.cross_tokenizer import SpanPredictions, ranked_distance
 from stillhouse.distill.loss.logit_losses import loss_and_gradient
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary, join_vocabularies
 from stillhouse.distill.students.build import build_student
-from stillhouse.distill.targets.cross_tokenizer import SpanSignal
-from stillhouse.distill.targets.signal import cache_targets
+from stillhouse.distill.targets.span_targets import SpanSignal
+from stillhouse.distill.targets.teacher_signal import cache_targets
 from stillhouse.distill.training.loop import train
 from stillhouse.divergences import Distribution
 from stillhouse.models import Weights, load_weights

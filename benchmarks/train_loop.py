@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from stillhouse.console import console
-from stillhouse.distill.data.batches import Step, micro_batches, plan_steps
+from stillhouse.distill.data.batch_schedule import Step, micro_batches, plan_steps
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward import packed_attention
 from stillhouse.distill.forward.packing import PADDED, collate, hidden_states, use_attention

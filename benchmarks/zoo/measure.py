@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from stillhouse.stats import (
     clopper_pearson,
     log_betting_process,
-    log_e_process,
+    log_rank_e_process,
     log_size,
     rank_payoffs,
     rank_test,
@@ -154,7 +154,7 @@ def null_draws(
 def evidence(scores_NK1: np.ndarray) -> dict[str, float | int | None]:
     """The exchangeable test of one suspect: E at the end, and outputs until it reaches 20 and 1,000."""
     test = rank_test(scores_NK1)
-    log_e = log_e_process(scores_NK1)
+    log_e = log_rank_e_process(scores_NK1)
     return {
         "z": test.z,
         "auc": test.auc,

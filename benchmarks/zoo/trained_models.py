@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from stillhouse.distill.training.runtime import choose_device
+from stillhouse.distill.training.environment import choose_device
 from stillhouse.hashing import sha256_json
 
 from .vocabulary import byte_level_bpe

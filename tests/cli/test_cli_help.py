@@ -12,7 +12,7 @@ import pytest
 from stillhouse import __version__
 from stillhouse.cli import app, main
 from stillhouse.cli.app import VERBS
-from stillhouse.cli.docs import PAGES
+from stillhouse.cli.generate_docs import PAGES
 from stillhouse.cli.help_text import unwrap
 from stillhouse.cli.overrides import gather_overrides
 from stillhouse.cli.trace import SUBCOMMANDS

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from stillhouse.corpus import Corpus, Prompt, collect_answers
-from stillhouse.corpus.collect.run import CollectSummary
+from stillhouse.corpus.collect.loop import CollectSummary
 from stillhouse.errors import StillhouseError
 from stillhouse.hashing import sha256_json
 from stillhouse.models import Capabilities, Reply, Request

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.distill.data.cross_tokenizer import ChatTokenizer
+from stillhouse.distill.data.token_alignment import ChatTokenizer
 from stillhouse.models import ChatTemplate
 
 TEXT = (

@@ -23,7 +23,7 @@ SETTINGS = Evaluate(samples=4, sample_tokens=6)
 def test_estimates_are_those_of_a_count_by_hand(monkeypatch):
     said = iter(["a", "a", "x", None, "x", "x", "b", "y", "c", "c", "c", "c"])
     replies = [None if text is None else Reply(text, None, "stop", 1, 1) for text in said]
-    monkeypatch.setattr("stillhouse.evaluate.sampled._replies", lambda candidate, requests: replies)
+    monkeypatch.setattr("stillhouse.evaluate.sampled_answers._replies", lambda candidate, requests: replies)
     candidate = Candidate("student", "s", None)  # pyright: ignore[reportArgumentType]
     with open_verifiers([Verifier(kind="exact")]) as verifiers:
         found = sample_and_score([candidate], PROMPTS, SETTINGS, verifiers, seed=0)["student"]

@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError, TokenizerMismatchError
-from stillhouse.export import check, export_gguf
-from stillhouse.export.check import SAMPLES
+from stillhouse.export import check_gguf, export_gguf
+from stillhouse.export.check_gguf import SAMPLES
 from stillhouse.models import load_tokenizer, pre_tokenizer_name
 from stillhouse.models.gguf.file import read_gguf
 from stillhouse.models.gguf.pretokenizers import _ALIASES, KNOWN, pre_tokenizer
@@ -161,9 +161,9 @@ def test_a_file_that_tokenizes_text_differently_is_not_kept(tmp_path, monkeypatc
     save(tmp_path / "model", "llama", byte_level("llama-bpe"))
     monkeypatch.setattr("stillhouse.export.tokenizer.pre_tokenizer_name", lambda backend: "smollm")
     if by_llama_cpp:
-        monkeypatch.setattr(check, "tokenizer_difference", lambda a, b: None)
+        monkeypatch.setattr(check_gguf, "tokenizer_difference", lambda a, b: None)
         monkeypatch.setattr(
-            check, "tokenizer_from_gguf", lambda file: load_tokenizer(str(tmp_path / "model"))[0]
+            check_gguf, "tokenizer_from_gguf", lambda file: load_tokenizer(str(tmp_path / "model"))[0]
         )
     with pytest.raises(
         TokenizerMismatchError, match=r"in llama\.cpp" if by_llama_cpp else "not carried over"

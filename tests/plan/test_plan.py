@@ -9,7 +9,7 @@ from stillhouse.cli import main
 from stillhouse.corpus import Prompt
 from stillhouse.errors import ModelNotFoundError, RecipeError
 from stillhouse.models import describe
-from stillhouse.plan import Machine, costs, plan
+from stillhouse.plan import Machine, cost_formulas, plan
 from stillhouse.plan.machine import measure_machine
 from stillhouse.plan.shapes import shape_of, student_shape
 from stillhouse.plan.workload import api_cost, estimate_workload
@@ -19,7 +19,7 @@ from stillhouse.recipe.verifiers import Select, Verifier
 
 # SmolLM2-135M: 30 layers, D 576, MLP 1536, 9 and 3 heads of 64, V 49,152, tied: 134,515,008 with its norms.
 LAYER = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536
-SMOLLM2 = costs.Shape(
+SMOLLM2 = cost_formulas.Shape(
     layers=30,
     layer_parameters=LAYER,
     hidden=576,
@@ -35,7 +35,7 @@ TWO_CORES = Machine(121e9, 328e9, 22e9, fast_bfloat16=True)
 
 class TestFormulas:
     def test_a_gated_layer(self):
-        assert costs.gated_layer(576, 1536, 9, 3, 64) == LAYER == 3_538_944
+        assert cost_formulas.gated_layer(576, 1536, 9, 3, 64) == LAYER == 3_538_944
 
     def test_parameters_are_those_of_the_real_model_but_for_its_norms(self):
         norms = 30 * 2 * 576 + 576
@@ -45,16 +45,18 @@ class TestFormulas:
 
     def test_a_forward_pass(self):
         # Two operations per parameter and token.
-        assert costs.forward_flops(SMOLLM2, 1, context=0, head_tokens=1) == 2 * SMOLLM2.parameters
-        assert costs.forward_flops(SMOLLM2, 1, context=0, head_tokens=0) == 2 * 30 * 3_538_944
+        assert cost_formulas.forward_flops(SMOLLM2, 1, context=0, head_tokens=1) == 2 * SMOLLM2.parameters
+        assert cost_formulas.forward_flops(SMOLLM2, 1, context=0, head_tokens=0) == 2 * 30 * 3_538_944
         # Attention of a document of 4 tokens over 1, 2, 3 and 4 of them: 10 pairs, 4 · width operations
         # each; the formula takes half the square, 8 pairs.
         one_layer = dataclasses.replace(SMOLLM2, layers=1, layer_parameters=0)
-        assert costs.forward_flops(one_layer, 4, context=4, head_tokens=0) == 4 * 576 * 8
+        assert cost_formulas.forward_flops(one_layer, 4, context=4, head_tokens=0) == 4 * 576 * 8
 
     def test_training_costs_three_passes_and_two_where_weights_are_frozen(self):
         def flops(weights, head):
-            return costs.training_flops(SMOLLM2, 10, context=0, head_tokens=10, weights=weights, head=head)
+            return cost_formulas.training_flops(
+                SMOLLM2, 10, context=0, head_tokens=10, weights=weights, head=head
+            )
 
         body, head = 20 * 30 * 3_538_944, 20 * 49152 * 576
         assert flops(True, True) == 3 * (body + head)
@@ -62,40 +64,44 @@ class TestFormulas:
         assert flops(False, False) == 2 * (body + head)
 
     def test_seconds_follow_from_rates(self):
-        assert costs.pass_seconds(10.0, UNIT, bfloat16=False) == pytest.approx(10 / costs.PASS_FLOAT32)
-        assert costs.pass_seconds(10.0, UNIT, bfloat16=True) == pytest.approx(10 / costs.PASS_BFLOAT16)
-        assert costs.optimizer_seconds(2, 100, UNIT) == 2 * 100 * costs.ADAMW_BYTES
-        assert costs.api_seconds(9, 100, 4) == pytest.approx(3 * (1.0 + 100 / 50))
+        assert cost_formulas.pass_seconds(10.0, UNIT, bfloat16=False) == pytest.approx(
+            10 / cost_formulas.PASS_FLOAT32
+        )
+        assert cost_formulas.pass_seconds(10.0, UNIT, bfloat16=True) == pytest.approx(
+            10 / cost_formulas.PASS_BFLOAT16
+        )
+        assert cost_formulas.optimizer_seconds(2, 100, UNIT) == 2 * 100 * cost_formulas.ADAMW_BYTES
+        assert cost_formulas.api_seconds(9, 100, 4) == pytest.approx(3 * (1.0 + 100 / 50))
 
     @pytest.mark.parametrize(
         ("tokens_per_s", "seconds"),
         [
             # The measured rates behind the constants, in tokens/s on 2 cores: the formulas must return them.
-            (947, costs.pass_seconds(2 * SMOLLM2.parameters, TWO_CORES, bfloat16=True)),
-            (502, costs.pass_seconds(2 * SMOLLM2.parameters, TWO_CORES, bfloat16=False)),
-            (304, costs.pass_seconds(6 * SMOLLM2.parameters, TWO_CORES, bfloat16=True)),
-            (159, costs.pass_seconds(6 * SMOLLM2.parameters, TWO_CORES, bfloat16=False)),
-            (304, costs.llama_generation_seconds(SMOLLM2, 98e6, 1, 0, 8, TWO_CORES)),
-            (169, costs.llama_generation_seconds(SMOLLM2, 98e6, 0, 1, 8, TWO_CORES)),
-            (103, costs.llama_generation_seconds(SMOLLM2, 98e6, 0, 1, 1, TWO_CORES)),
-            (22, costs.torch_generation_seconds(SMOLLM2, 0, 1, 1, TWO_CORES)),
-            (107, costs.torch_generation_seconds(SMOLLM2, 0, 1, 8, TWO_CORES)),
-            (216, costs.torch_generation_seconds(SMOLLM2, 0, 1, 32, TWO_CORES)),
-            (262, costs.torch_generation_seconds(SMOLLM2, 0, 1, 64, TWO_CORES)),
+            (947, cost_formulas.pass_seconds(2 * SMOLLM2.parameters, TWO_CORES, bfloat16=True)),
+            (502, cost_formulas.pass_seconds(2 * SMOLLM2.parameters, TWO_CORES, bfloat16=False)),
+            (304, cost_formulas.pass_seconds(6 * SMOLLM2.parameters, TWO_CORES, bfloat16=True)),
+            (159, cost_formulas.pass_seconds(6 * SMOLLM2.parameters, TWO_CORES, bfloat16=False)),
+            (304, cost_formulas.llama_generation_seconds(SMOLLM2, 98e6, 1, 0, 8, TWO_CORES)),
+            (169, cost_formulas.llama_generation_seconds(SMOLLM2, 98e6, 0, 1, 8, TWO_CORES)),
+            (103, cost_formulas.llama_generation_seconds(SMOLLM2, 98e6, 0, 1, 1, TWO_CORES)),
+            (22, cost_formulas.torch_generation_seconds(SMOLLM2, 0, 1, 1, TWO_CORES)),
+            (107, cost_formulas.torch_generation_seconds(SMOLLM2, 0, 1, 8, TWO_CORES)),
+            (216, cost_formulas.torch_generation_seconds(SMOLLM2, 0, 1, 32, TWO_CORES)),
+            (262, cost_formulas.torch_generation_seconds(SMOLLM2, 0, 1, 64, TWO_CORES)),
         ],
     )
     def test_measured_rates_come_back_within_a_factor_of_two(self, tokens_per_s, seconds):
         assert 0.5 < (1 / seconds) / tokens_per_s < 2
 
     def test_memory_of_training(self):
-        shape = costs.Shape(2, 50, hidden=4, intermediate=8, vocab=10, attention_width=4, tied=True)
+        shape = cost_formulas.Shape(2, 50, hidden=4, intermediate=8, vocab=10, attention_width=4, tied=True)
         assert shape.parameters == 140
         kept = 3 * 2 * (16 * 4 + 4 * 8) * 4
         chunk = 512 * 10 * 4 * 4
         wanted = 16 * 140 + kept + chunk + 4 * 40
-        assert costs.training_memory(shape, 140, 3, bfloat16=False, teacher_head=40) == wanted
+        assert cost_formulas.training_memory(shape, 140, 3, bfloat16=False, teacher_head=40) == wanted
         adapters = 4 * 140 + 12 * 7 + 2 * 140 + kept / 2 + chunk
-        assert costs.training_memory(shape, 7, 3, bfloat16=True, teacher_head=0) == adapters
+        assert cost_formulas.training_memory(shape, 7, 3, bfloat16=True, teacher_head=0) == adapters
 
 
 PROMPTS = [Prompt(str(n), [{"role": "user", "content": "x" * 400}], "s") for n in range(12)]
@@ -169,7 +175,7 @@ class TestStudents:
         assert kept.layers == 2
         narrow = student_shape(Student(init="prune", intermediate=768, hidden=288), SMOLLM2, vocab=None)
         # Every matrix has one side in the residual stream.
-        assert narrow.layer_parameters == pytest.approx(costs.gated_layer(288, 768, 9, 3, 64))
+        assert narrow.layer_parameters == pytest.approx(cost_formulas.gated_layer(288, 768, 9, 3, 64))
 
     def test_from_nothing(self):
         config = {
@@ -183,7 +189,7 @@ class TestStudents:
             "tie_word_embeddings": True,
         }
         shape = student_shape(Student(init="scratch", config=config), None, vocab=1000)
-        assert shape.parameters == 4 * costs.gated_layer(128, 384, 4, 2, 32) + 1000 * 128
+        assert shape.parameters == 4 * cost_formulas.gated_layer(128, 384, 4, 2, 32) + 1000 * 128
 
 
 class TestPlans:

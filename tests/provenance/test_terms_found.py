@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from stillhouse.errors import RecipeError
 from stillhouse.provenance import all_terms, find_terms
-from stillhouse.provenance.find import model_name
+from stillhouse.provenance.terms_lookup import model_name
 
 BY_REFERENCE = {
     # embedded models and hub names

@@ -11,7 +11,7 @@ from stillhouse.cli.options import (
     Restart,
     RunDirectory,
 )
-from stillhouse.cli.stages import run_part
+from stillhouse.cli.run_stages import run_part
 
 EXAMPLES = """\
 Examples:

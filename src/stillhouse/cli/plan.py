@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from stillhouse.cli.options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile
-from stillhouse.cli.stages import read_recipe
+from stillhouse.cli.run_stages import read_recipe
 from stillhouse.console import console
 from stillhouse.errors import TermsError
 from stillhouse.pages.numbers import format_bytes, format_dollars, format_duration

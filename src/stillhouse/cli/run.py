@@ -15,7 +15,7 @@ from stillhouse.cli.options import (
     Restart,
     RunDirectory,
 )
-from stillhouse.cli.stages import read_recipe, run_stages
+from stillhouse.cli.run_stages import read_recipe, run_stages
 from stillhouse.console import console
 from stillhouse.errors import UsageError
 

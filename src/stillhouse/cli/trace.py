@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from stillhouse.cli import trace_before
+from stillhouse.cli import trace_prepare
 from stillhouse.cli.options import Output, OutputFlags
 from stillhouse.console import WIDTH, console
 from stillhouse.errors import UsageError
@@ -155,7 +155,7 @@ def verify(
 
 
 SUBCOMMANDS = {
-    **trace_before.SUBCOMMANDS,
+    **trace_prepare.SUBCOMMANDS,
     "commit": (commit, COMMIT_EXAMPLES),
     "verify": (verify, VERIFY_EXAMPLES),
 }

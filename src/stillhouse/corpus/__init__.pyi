@@ -1,4 +1,4 @@
-from .collect.run import CollectSummary as CollectSummary, collect_answers as collect_answers
+from .collect.loop import CollectSummary as CollectSummary, collect_answers as collect_answers
 from .curate.filter import FilterSummary as FilterSummary, filter_corpus as filter_corpus
 from .curate.rejection_sampling import (
     SelectSummary as SelectSummary,

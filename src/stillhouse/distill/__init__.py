@@ -1,4 +1,4 @@
-"""How knowledge moves: documents, targets, divergences, students, the training loop."""
+"""Distillation: tokenised documents, teacher targets, losses, students, off-policy and on-policy training."""
 
 import lazy_loader
 

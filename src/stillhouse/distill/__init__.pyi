@@ -1,12 +1,12 @@
-from .data.cross_tokenizer import (
-    AlignedDocuments as AlignedDocuments,
-    ChatTokenizer as ChatTokenizer,
-    align_documents as align_documents,
-)
 from .data.documents import (
     Document as Document,
     documents_hash as documents_hash,
     make_documents as make_documents,
+)
+from .data.token_alignment import (
+    AlignedDocuments as AlignedDocuments,
+    ChatTokenizer as ChatTokenizer,
+    align_documents as align_documents,
 )
 from .forward.forward_pass import ForwardPass as ForwardPass
 from .forward.precision import compute_dtype as compute_dtype
@@ -32,16 +32,16 @@ from .students.build import (
 )
 from .students.lora import prepare_lora as prepare_lora
 from .students.save import save_student as save_student
-from .targets.cross_tokenizer import SpanSignal as SpanSignal
-from .targets.ensemble import EnsembleMember as EnsembleMember, EnsembleSignal as EnsembleSignal
-from .targets.private_context import (
+from .targets.context_distillation import (
     PrivateContextSignal as PrivateContextSignal,
     make_teacher_documents as make_teacher_documents,
 )
-from .targets.signal import (
+from .targets.ensemble import EnsembleMember as EnsembleMember, EnsembleSignal as EnsembleSignal
+from .targets.span_targets import SpanSignal as SpanSignal
+from .targets.teacher_signal import (
     TeacherSignal as TeacherSignal,
     cache_targets as cache_targets,
     open_targets as open_targets,
 )
+from .training.environment import choose_device as choose_device
 from .training.loop import TrainResult as TrainResult, train as train
-from .training.runtime import choose_device as choose_device

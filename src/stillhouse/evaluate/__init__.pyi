@@ -1,5 +1,5 @@
 from .compare import Candidate as Candidate, evaluate_models as evaluate_models
-from .ensemble import EnsembleReference as EnsembleReference
+from .ensemble_reference import EnsembleReference as EnsembleReference
 from .measures import (
     Measures as Measures,
     ReferenceModel as ReferenceModel,
@@ -7,6 +7,10 @@ from .measures import (
     measure as measure,
 )
 from .report import write_report as write_report
-from .sampled import Judged as Judged, judge_answers as judge_answers, sample_and_score as sample_and_score
+from .sampled_answers import (
+    Judged as Judged,
+    judge_answers as judge_answers,
+    sample_and_score as sample_and_score,
+)
 from .study import study_page as study_page, study_results as study_results, study_table as study_table
 from .table import results_table as results_table

@@ -206,6 +206,7 @@ def _chunk_sums(logp_NV: Tensor, teacher_logp_NV: Tensor | None, labels_N: Tenso
     if teacher_logp_NV is None:
         return np.array([nll.item(), 0.0, 0.0])
     teacher_logp_NV = teacher_logp_NV.to(logp_NV.device)
+    # Not `forward_kl` of stillhouse/divergences.py, which also computes the gradient, another [N, V].
     kl_N = (teacher_logp_NV.exp() * (teacher_logp_NV - logp_NV)).sum(-1)
     agree = (teacher_logp_NV.argmax(-1) == logp_NV.argmax(-1)).sum()
     return np.array([nll.item(), kl_N.double().sum().item(), float(agree.item())])

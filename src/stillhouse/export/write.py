@@ -18,7 +18,7 @@ import numpy as np
 
 from stillhouse.console import console
 from stillhouse.errors import MissingExtraError, StorageError, UsageError
-from stillhouse.export.check import check_file
+from stillhouse.export.check_gguf import check_file
 from stillhouse.export.header import add_header, architecture_of
 from stillhouse.export.modelfile import TemplateLocation, modelfile, readme
 from stillhouse.export.quantise import QUANTISATIONS, quantise, require_type, stored_bytes, tensor_types

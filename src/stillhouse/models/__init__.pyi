@@ -24,7 +24,6 @@ from .gguf.architectures import (
 )
 from .gguf.file import GgufFile as GgufFile, read_gguf as read_gguf
 from .gguf.pretokenizers import pre_tokenizer_name as pre_tokenizer_name
-from .gguf.token_bytes import token_bytes as token_bytes
 from .gguf.token_types import SPECIAL_TOKENS as SPECIAL_TOKENS, TokenType as TokenType
 from .gguf.tokenizer import (
     bpe_merges as bpe_merges,
@@ -46,6 +45,7 @@ from .sampling.continuous import (
     LiveSequence as LiveSequence,
     TokenLogprob as TokenLogprob,
 )
+from .token_bytes import token_bytes as token_bytes
 from .types import (
     Capabilities as Capabilities,
     Marker as Marker,

@@ -1,4 +1,4 @@
-"""CPU features."""
+"""Detects whether the CPU has bfloat16 instructions."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 A change is refused if a stage that has finished, or one that has begun (answers in the corpus, cached
 targets, checkpoints), would have to be repeated or would mix two recipes. Terms, evaluation and model card
-may be repeated at any time. Nothing is written here: :mod:`.runner` skips finished stages, and
-:mod:`stillhouse.distill.training.checkpoint` resumes training.
+may be repeated at any time. Nothing is written here:
+:mod:`stillhouse.cli.run_directory` decides between a new run and a resumed one, :mod:`.runner` skips finished
+stages, and :mod:`stillhouse.distill.training.checkpoint` resumes training.
 """
 
 from __future__ import annotations

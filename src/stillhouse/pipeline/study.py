@@ -23,7 +23,7 @@ from stillhouse.console import console
 from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.files import atomic_write, read_json, read_json_lines, write_json
 from stillhouse.hashing import sha256_file, sha256_json
-from stillhouse.plan.costs import forward_flops, training_flops
+from stillhouse.plan.cost_formulas import forward_flops, training_flops
 from stillhouse.plan.shapes import Shape, shape_of
 from stillhouse.provenance import Manifest, versions
 from stillhouse.recipe import Recipe

@@ -1,4 +1,4 @@
-from .costs import Machine as Machine
+from .cost_formulas import Machine as Machine
 from .preflight import preflight as preflight
 from .run_plan import RunPlan as RunPlan, plan as plan
-from .stages import StagePlan as StagePlan
+from .stage_costs import StagePlan as StagePlan

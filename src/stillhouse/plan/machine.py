@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from stillhouse.plan.costs import Machine
+from stillhouse.plan.cost_formulas import Machine
 
 
 def measure_machine(device: str = "cpu", seconds: float = 0.3) -> Machine:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stillhouse.plan.costs import Machine
+from stillhouse.plan.cost_formulas import Machine
 from stillhouse.plan.machine import measure_machine
 from stillhouse.plan.preflight import preflight
 from stillhouse.plan.shapes import shape_of, student_shape
-from stillhouse.plan.stages import PlanInputs, StagePlan, plan_stages
+from stillhouse.plan.stage_costs import PlanInputs, StagePlan, plan_stages
 from stillhouse.plan.workload import api_cost, estimate_workload
 from stillhouse.recipe import Recipe
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import RecipeError
-from stillhouse.plan.costs import Shape, gated_layer
+from stillhouse.plan.cost_formulas import Shape, gated_layer
 from stillhouse.recipe import Student
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 from .card import model_card as model_card
 from .card_head import read_card_head as read_card_head
-from .find import find_terms as find_terms
 from .manifest import (
     RECIPE_INPUT as RECIPE_INPUT,
     STAGE_INPUT as STAGE_INPUT,
@@ -8,9 +7,10 @@ from .manifest import (
     recipe_section_hash as recipe_section_hash,
     versions as versions,
 )
-from .page import terms_page as terms_page
 from .terms import Terms as Terms, all_terms as all_terms
-from .verdict import (
+from .terms_document import terms_page as terms_page
+from .terms_lookup import find_terms as find_terms
+from .terms_verdict import (
     TermsVerdict as TermsVerdict,
     combine_verdicts as combine_verdicts,
     explain_terms as explain_terms,

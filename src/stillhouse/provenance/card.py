@@ -24,7 +24,7 @@ from stillhouse.provenance.card_head import (
     student_license,
 )
 from stillhouse.provenance.terms import Terms
-from stillhouse.provenance.verdict import TermsVerdict, naming_warning
+from stillhouse.provenance.terms_verdict import TermsVerdict, naming_warning
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.recipe.load import dump_recipe
 from stillhouse.recipe.teachers import all_teachers

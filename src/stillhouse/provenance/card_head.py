@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from stillhouse.provenance.find import find_terms, model_name
 from stillhouse.provenance.terms import Terms
+from stillhouse.provenance.terms_lookup import find_terms, model_name
 from stillhouse.recipe import Recipe
 from stillhouse.recipe.teachers import all_teachers
 

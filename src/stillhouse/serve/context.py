@@ -1,4 +1,4 @@
-"""What the handlers of one server share: its models, its queue and the threads that read prompts."""
+"""Shared state of the request handlers: the models, the queue and the threads that read prompts."""
 
 from __future__ import annotations
 

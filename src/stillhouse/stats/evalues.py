@@ -1,4 +1,4 @@
-"""How strong is evidence that may be watched while it grows? E-values: expectation at most 1 under the null.
+"""E-values and betting e-processes: evidence with expectation at most 1 under the null, at any time.
 
 An e-process may be stopped at any time (Ville 1939: the chance that it ever reaches 1/α is at most α).
 E-values may be averaged whatever their dependence, and 1/E is a p-value. A product of e-values is an e-value

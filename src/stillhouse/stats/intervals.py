@@ -1,4 +1,4 @@
-"""How uncertain is a measure over tokens? Intervals with whole documents as the sampled unit.
+"""Confidence intervals: ratios and paired differences clustered by document, and Clopper-Pearson.
 
 Tokens of one document are alike, so an interval that treats them as independent is
 too narrow. All intervals here treat a measure as a ratio of two sums over documents
@@ -119,3 +119,17 @@ def student_t(confidence: float, degrees: int) -> float:
     from scipy.special import stdtrit  # scipy.stats would cost a second to import
 
     return float(stdtrit(degrees, 0.5 + confidence / 2))
+
+
+def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval for a rate after k successes in n trials (Clopper & Pearson 1934); equal tails.
+
+    With k = 0 it is [0, 1 − (α/2)^(1/n)]: no success in 300 trials still leaves a rate of 1%.
+    """
+    from scipy.special import betaincinv
+
+    assert 0 <= k <= n and n > 0
+    half = (1.0 - confidence) / 2
+    low = float(betaincinv(k, n - k + 1, half)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 1.0 - half)) if k < n else 1.0
+    return low, high

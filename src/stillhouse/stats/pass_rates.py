@@ -1,4 +1,4 @@
-"""How often are answers right? Measures over several answers to each prompt.
+"""pass@k, majority vote and means over prompts, from several answers to each prompt.
 
 Prompts are the sampled unit; answers are draws within a prompt.
 """

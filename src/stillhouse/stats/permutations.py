@@ -1,4 +1,4 @@
-"""How surprising is it that randomly dealt labels match? Exact tails, in logarithms.
+"""Exact tail probabilities of matches of a random permutation and of coin tosses; Fisher's combination.
 
 For a uniformly random permutation and for fair coins. Every result is the natural logarithm of a probability,
 because a model of 46,000 units that are all recognised has one of about e^-32,000.

@@ -1,4 +1,4 @@
-"""How large must a log be? Power and log sizes of the rank test and of its e-process.
+"""Power and required log sizes of the rank test and of its e-process.
 
 The rank test's z ≈ (2·AUC − 1) · f · √(3NK / (K + 2)), where f is the share of the log that was trained on
 and AUC the chance that a trained output outranks one of its K resamples. The e-process gives first places

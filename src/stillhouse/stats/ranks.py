@@ -1,4 +1,4 @@
-"""Do delivered outputs rank above their resamples, and how surprising are all the ranks together?
+"""Rank test of delivered outputs against their resamples, exact under permutation, and its e-process.
 
 Everything here is conditional on the scores of an item as a set: under the null the label "delivered" is on
 each of its K + 1 texts with chance 1 / (K + 1), independently of other items. This is the only assumption;
@@ -126,7 +126,7 @@ def rank_payoffs(scores_NK1: np.ndarray, bets: Sequence[float] = BETS) -> np.nda
     return np.where(np.isnan(scores_NK1), 0.0, paid_BNK1)
 
 
-def log_e_process(scores_NK1: np.ndarray, bets: Sequence[float] = BETS) -> np.ndarray:
+def log_rank_e_process(scores_NK1: np.ndarray, bets: Sequence[float] = BETS) -> np.ndarray:
     """ln E [N] of the running e-process that bets on the delivered outputs' ranks."""
     return log_betting_process(rank_payoffs(scores_NK1, bets)[:, :, 0])
 

@@ -1,4 +1,4 @@
-"""How surprising is a count or a sum? Exact upper tails, e-values against the same nulls, exact intervals.
+"""Upper tail probabilities of binomial counts and gamma sums, and e-values against the same nulls.
 
 The nulls are those of the watermarks: binomial counts and sums of exponential variables. Arrays broadcast.
 The probability of a possible outcome is never 0: below :data:`SMALLEST` it is :data:`SMALLEST`.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betainc, betaincinv, gammaincc, stdtr, xlogy
+from scipy.special import betainc, gammaincc, stdtr, xlogy
 
 SMALLEST = float(np.finfo(np.float64).tiny)
 """The smallest p-value that is reported: the smallest normal float64."""
@@ -54,18 +54,6 @@ def gamma_log_e(total: ArrayLike, n: ArrayLike) -> np.ndarray:
     total, n = np.asarray(total, np.float64)[..., None], np.asarray(n, np.float64)[..., None]
     mean = 1 + 2.0 ** (3 - np.arange(1, ALTERNATIVES + 1))
     return _mean_of_logs(total * (1 - 1 / mean) - n * np.log(mean))
-
-
-def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval for a rate after k successes in n trials (Clopper & Pearson 1934); equal tails.
-
-    With k = 0 it is [0, 1 − (α/2)^(1/n)]: no success in 300 trials still leaves a rate of 1%.
-    """
-    assert 0 <= k <= n and n > 0
-    half = (1.0 - confidence) / 2
-    low = float(betaincinv(k, n - k + 1, half)) if k else 0.0
-    high = float(betaincinv(k + 1, n - k, 1.0 - half)) if k < n else 1.0
-    return low, high
 
 
 def student_t_upper(t: float, degrees: int) -> float:

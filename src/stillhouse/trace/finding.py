@@ -1,4 +1,4 @@
-"""Findings: the result of one test, and the interface of the function that computes it.
+"""`Finding`, the result of one test, and the interface of `judge`, which computes it.
 
 Each detector has two independent functions. `observe` queries models and returns a transcript, one Arrow
 table. `judge` is arithmetic on that table: no model, no file, no clock, and every random number from a seed

@@ -12,9 +12,9 @@ from typing import Any
 from stillhouse.errors import MissingExtraError, RecipeError
 from stillhouse.recipe import Verifier
 from stillhouse.verifiers.extract import extract
-from stillhouse.verifiers.plain import exact_match, format_check, numeric_match
 from stillhouse.verifiers.sandbox import run_tests
 from stillhouse.verifiers.scorer_process import LoadError, ScorerProcess
+from stillhouse.verifiers.text_verifiers import exact_match, format_check, numeric_match
 from stillhouse.verifiers.types import Answer, Score, VerifierFailure
 
 REQUIRED_PACKAGES = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}

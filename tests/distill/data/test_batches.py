@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, strategies as st
 
-from stillhouse.distill.data.batches import micro_batches, plan_steps
+from stillhouse.distill.data.batch_schedule import micro_batches, plan_steps
 from stillhouse.recipe import Train
 
 lengths_strategy = st.lists(st.integers(1, 60), min_size=1, max_size=40)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from two_tokenizers import TEXT, chatml_reader, tags_reader, thinking_reader
 
-from stillhouse.distill.data.cross_tokenizer import AlignedDocuments, ChatTokenizer, align_documents
 from stillhouse.distill.data.documents import Document, make_documents
+from stillhouse.distill.data.token_alignment import AlignedDocuments, ChatTokenizer, align_documents
 from stillhouse.errors import TokenizerMismatchError
 from stillhouse.models import ChatTemplate
 

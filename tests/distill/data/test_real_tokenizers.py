@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from two_tokenizers import exchanges_of
 
-from stillhouse.distill.data.cross_tokenizer import ChatTokenizer, align_documents
 from stillhouse.distill.data.documents import make_documents
+from stillhouse.distill.data.token_alignment import ChatTokenizer, align_documents
 from stillhouse.distill.loss.shared_vocabulary import join_vocabularies
 from stillhouse.distill.students.train_tokenizer import train_tokenizer
 from stillhouse.models import load_tokenizer

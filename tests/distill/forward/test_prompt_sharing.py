@@ -14,7 +14,7 @@ from tiny_training import (
     naive_loss_sum,
 )
 
-from stillhouse.distill.data.batches import micro_batches
+from stillhouse.distill.data.batch_schedule import micro_batches
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward.forward_pass import ForwardPass
 from stillhouse.distill.forward.packed_attention import NAME

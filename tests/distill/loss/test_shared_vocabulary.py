@@ -3,7 +3,7 @@
 import torch
 from two_tokenizers import TEXT, chatml_reader, make_tokenizer, tags_reader
 
-from stillhouse.distill.data.cross_tokenizer import ChatTokenizer
+from stillhouse.distill.data.token_alignment import ChatTokenizer
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary, join_vocabularies
 from stillhouse.models import token_bytes
 

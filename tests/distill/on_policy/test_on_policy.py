@@ -16,7 +16,7 @@ from stillhouse.distill.on_policy.config import OnPolicyConfig
 from stillhouse.distill.on_policy.learner import OffPolicyData, OnPolicyLearner
 from stillhouse.distill.on_policy.loop import train_on_policy
 from stillhouse.distill.on_policy.rollouts import Rollout, RolloutBatch, TeacherPrompt, TokenizedPrompt
-from stillhouse.distill.targets.signal import OnlineSignal
+from stillhouse.distill.targets.teacher_signal import OnlineSignal
 from stillhouse.errors import CapabilityError, EmptyCorpusError, NonFiniteLossError, StillhouseError
 from stillhouse.recipe import Objective, Train
 from stillhouse.recipe.on_policy import OnPolicy, Policy

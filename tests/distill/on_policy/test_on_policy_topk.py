@@ -16,7 +16,7 @@ from stillhouse.distill.loss.teacher_rows import TopKRows
 from stillhouse.distill.on_policy.learner import OnPolicyLearner
 from stillhouse.distill.on_policy.rollouts import Rollout, RolloutBatch
 from stillhouse.distill.targets.formats import TopKFormat
-from stillhouse.distill.targets.signal import cache_targets
+from stillhouse.distill.targets.teacher_signal import cache_targets
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Objective
 

@@ -15,7 +15,7 @@ from stillhouse.distill.loss.fused_loss import fused_loss
 from stillhouse.distill.loss.lm_head import LMHead
 from stillhouse.distill.loss.teacher_rows import DenseRows, MixedRows, MixtureComponent, SampledRows, TopKRows
 from stillhouse.distill.targets.ensemble import EnsembleMember, EnsembleSignal, join_rows
-from stillhouse.distill.targets.signal import cache_targets
+from stillhouse.distill.targets.teacher_signal import cache_targets
 from stillhouse.recipe import Objective
 
 CPU = torch.device("cpu")

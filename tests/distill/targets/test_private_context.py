@@ -15,8 +15,8 @@ from stillhouse.distill.data.documents import Document, make_documents
 from stillhouse.distill.loss.fused_loss import fused_loss
 from stillhouse.distill.loss.lm_head import lm_head_of
 from stillhouse.distill.loss.teacher_rows import DenseRows
-from stillhouse.distill.targets.private_context import PrivateContextSignal, make_teacher_documents
-from stillhouse.distill.targets.signal import cache_targets
+from stillhouse.distill.targets.context_distillation import PrivateContextSignal, make_teacher_documents
+from stillhouse.distill.targets.teacher_signal import cache_targets
 from stillhouse.distill.training.loop import train
 from stillhouse.errors import TokenizerMismatchError
 from stillhouse.models import ChatTemplate

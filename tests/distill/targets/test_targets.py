@@ -18,7 +18,7 @@ from stillhouse.distill.forward import forward_pass
 from stillhouse.distill.loss.teacher_rows import DenseRows, SampledRows, TopKRows
 from stillhouse.distill.targets import store
 from stillhouse.distill.targets.formats import count_draws, draw
-from stillhouse.distill.targets.signal import cache_targets, open_targets
+from stillhouse.distill.targets.teacher_signal import cache_targets, open_targets
 from stillhouse.errors import ContextLengthError, IntegrityError, RecipeError
 from stillhouse.recipe import Objective
 

@@ -6,13 +6,13 @@ import torch
 from tiny_training import llama
 from two_tokenizers import chatml_reader, exchanges_of, tags_reader
 
-from stillhouse.distill.data.cross_tokenizer import align_documents
 from stillhouse.distill.data.documents import make_documents
+from stillhouse.distill.data.token_alignment import align_documents
 from stillhouse.distill.loss.cross_tokenizer import SpanRows, span_loss
 from stillhouse.distill.loss.lm_head import lm_head_of
 from stillhouse.distill.loss.shared_vocabulary import join_vocabularies
-from stillhouse.distill.targets.cross_tokenizer import SpanSignal
-from stillhouse.distill.targets.signal import cache_targets, open_targets
+from stillhouse.distill.targets.span_targets import SpanSignal
+from stillhouse.distill.targets.teacher_signal import cache_targets, open_targets
 from stillhouse.distill.training.loop import train
 from stillhouse.distill.training.tracking import MetricsLog
 from stillhouse.recipe import Objective, Train

@@ -10,14 +10,14 @@ import torch
 from tiny_training import VOCABULARY, documents_of, gradients_of, llama, naive_loss_sum
 from torch import nn
 
-from stillhouse.distill.data.batches import Step
+from stillhouse.distill.data.batch_schedule import Step
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward.precision import WorkingCopy, compute_dtype
 from stillhouse.distill.loss.teacher_rows import DenseRows
-from stillhouse.distill.targets.signal import OnlineSignal, cache_targets, open_targets
+from stillhouse.distill.targets.teacher_signal import OnlineSignal, cache_targets, open_targets
+from stillhouse.distill.training.environment import memory_errors, uninterrupted
 from stillhouse.distill.training.learner import Learner
 from stillhouse.distill.training.loop import train
-from stillhouse.distill.training.runtime import memory_errors, uninterrupted
 from stillhouse.errors import (
     ContextLengthError,
     EmptyCorpusError,

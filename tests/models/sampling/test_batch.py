@@ -54,7 +54,7 @@ def test_greedy_equals_generate_of_each_prompt_alone(kind):
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_halves_are_multiplied_in_float32_where_the_processor_only_emulates_them(kind, half, monkeypatch):
     """The oracle is generate on a float32 model of the same rounded weights, each prompt alone."""
-    monkeypatch.setattr("stillhouse.models.sampling.linear.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("stillhouse.models.sampling.fused_linear.cpu_has_bfloat16", lambda: False)
     rounded = tiny(kind).to(half)
     memory = KeyValues(SIZES["num_hidden_layers"], len(PROMPTS), 64)
     with torch.inference_mode():

@@ -1,1 +1,1 @@
-"""Choose which exchanges are kept: filters, duplicates, refusals, rejection sampling."""
+"""Choosing the exchanges to keep: filters, duplicates, refusals, rejection sampling."""

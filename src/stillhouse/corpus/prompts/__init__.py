@@ -1,1 +1,1 @@
-"""Read prompts from files, packages and generators; hold some out; add context."""
+"""Prompts from files, packages and generators; the held-out split; context."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.distill.data.batches import micro_batches
+from stillhouse.distill.data.batch_schedule import micro_batches
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward import packed_attention
 from stillhouse.distill.forward.prompt_sharing import MIN_SHARED_PROMPT, prompt_sharing_batches, share_prompts

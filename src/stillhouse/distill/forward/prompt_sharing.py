@@ -15,7 +15,7 @@ from itertools import groupby
 
 import numpy as np
 
-from stillhouse.distill.data.batches import micro_batches
+from stillhouse.distill.data.batch_schedule import micro_batches
 from stillhouse.distill.data.documents import Document
 
 MIN_SHARED_PROMPT = 16
@@ -92,8 +92,8 @@ def prompt_sharing_batches(
 ) -> list[tuple[int, ...]]:
     """Splits a step into packed passes of at most ``micro_tokens`` tokens, documents of one prompt together.
 
-    Like :func:`stillhouse.distill.data.batches.micro_batches`, but a prompt counts once in each pass. Without
-    prompts to share it returns the same.
+    Like :func:`stillhouse.distill.data.batch_schedule.micro_batches`, but a prompt counts once in each pass.
+    Without prompts to share it returns the same.
     """
     prompts = {i: prompt_of(documents[i]) for i in indices}
     groups: dict[bytes | int, list[int]] = {}

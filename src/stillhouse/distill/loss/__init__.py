@@ -1,1 +1,1 @@
-"""Divergences and the fused losses that use them."""
+"""Losses over logits and hidden states; the divergences themselves are in stillhouse/divergences.py."""

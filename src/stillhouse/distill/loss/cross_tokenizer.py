@@ -1,6 +1,6 @@
 """The loss for teacher and student with different tokenizers, over the spans of an answer.
 
-The spans are those of :mod:`stillhouse.distill.data.cross_tokenizer`. Two ways to compare the distributions
+The spans are those of :mod:`stillhouse.distill.data.token_alignment`. Two ways to compare the distributions
 at the start of a span:
 
 - **A divergence over shared tokens.** Each distribution is summed over the tokens that both have

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.distill.data.batches import Step
+from stillhouse.distill.data.batch_schedule import Step
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward.forward_pass import ForwardPass
 from stillhouse.distill.forward.packing import collate, hidden_states, split_into_passes
@@ -36,7 +36,7 @@ from stillhouse.recipe.on_policy import OnPolicy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stillhouse.distill.targets.signal import TeacherSignal
+    from stillhouse.distill.targets.teacher_signal import TeacherSignal
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,9 +32,9 @@ from stillhouse.distill.on_policy.learner import OffPolicyData, OnPolicyLearner
 from stillhouse.distill.on_policy.rollouts import RewardFunction, RolloutBatch, TokenizedPrompt
 from stillhouse.distill.on_policy.sampler import sample_round
 from stillhouse.distill.training.checkpoint import CheckpointManager, generator_states
+from stillhouse.distill.training.environment import choose_device, memory_errors, reproducible, uninterrupted
 from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.distill.training.optimizer import frozen_embeddings
-from stillhouse.distill.training.runtime import choose_device, memory_errors, reproducible, uninterrupted
 from stillhouse.distill.training.tracking import MetricsLog, open_tracker
 from stillhouse.errors import CapabilityError, EmptyCorpusError, StillhouseError
 from stillhouse.hashing import sha256_json

@@ -2,7 +2,7 @@
 
 LoRA adapters are added afterwards (``lora.prepare_lora``). A student whose tokenizer differs from the
 teacher's can learn the teacher's text, or its distributions over spans
-(:mod:`stillhouse.distill.data.cross_tokenizer`); :func:`require_same_tokenizer` is for objectives that need
+(:mod:`stillhouse.distill.data.token_alignment`); :func:`require_same_tokenizer` is for objectives that need
 the teacher's probabilities of the student's own tokens.
 """
 

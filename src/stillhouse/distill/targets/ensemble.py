@@ -26,7 +26,7 @@ from stillhouse.distill.loss.teacher_rows import (
 )
 
 if TYPE_CHECKING:
-    from stillhouse.distill.targets.signal import DocumentPositions, TeacherSignal
+    from stillhouse.distill.targets.teacher_signal import DocumentPositions, TeacherSignal
 
 
 @dataclass(frozen=True, eq=False)

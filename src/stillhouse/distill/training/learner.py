@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stillhouse.distill.data.batches import Step
+from stillhouse.distill.data.batch_schedule import Step
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward.packing import (
     choose_layout,
@@ -38,7 +38,7 @@ from stillhouse.recipe import Objective, Train
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stillhouse.distill.targets.signal import TeacherSignal
+    from stillhouse.distill.targets.teacher_signal import TeacherSignal
 
 
 class Learner:

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from stillhouse.console import console
-from stillhouse.distill.data.batches import Step, plan_steps
+from stillhouse.distill.data.batch_schedule import Step, plan_steps
 from stillhouse.distill.data.documents import Document, documents_hash
 from stillhouse.distill.forward.forward_pass import model_digest, require_context
 from stillhouse.distill.training.checkpoint import CheckpointManager, generator_states
+from stillhouse.distill.training.environment import choose_device, memory_errors, reproducible, uninterrupted
 from stillhouse.distill.training.learner import Learner
 from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.distill.training.optimizer import frozen_embeddings
-from stillhouse.distill.training.runtime import choose_device, memory_errors, reproducible, uninterrupted
 from stillhouse.distill.training.tracking import MetricsLog, open_tracker
 from stillhouse.errors import EmptyCorpusError, NonFiniteLossError
 from stillhouse.recipe import Objective, Train
@@ -38,7 +38,7 @@ from stillhouse.recipe import Objective, Train
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stillhouse.distill.targets.signal import TeacherSignal
+    from stillhouse.distill.targets.teacher_signal import TeacherSignal
 
 # Train settings that change where or how often something is written, not what the student becomes.
 NOT_IDENTITY = ("train.checkpoint_every", "train.trackers")

@@ -1,4 +1,4 @@
-"""How many calls to a server may be in flight: additive increase, multiplicative decrease.
+"""Adaptive limit of concurrent calls to a server: additive increase, multiplicative decrease (AIMD).
 
 The congestion control of TCP (Chiu and Jain 1989): a round of calls without trouble adds one to the
 limit, a sign of overload halves it. Overload that belongs to the same round counts once: calls that

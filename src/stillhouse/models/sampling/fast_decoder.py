@@ -21,8 +21,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from stillhouse.models.sampling.fused_linear import Product, added, gated, joined, product_dtype
 from stillhouse.models.sampling.kv_cache import KeyValues
-from stillhouse.models.sampling.linear import Product, added, gated, joined, product_dtype
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the frequencies of others depend on the length

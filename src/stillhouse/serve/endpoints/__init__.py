@@ -1,1 +1,1 @@
-"""Handlers of the server's endpoints, one file each; app.py lists their routes."""
+"""Handlers of the server's endpoints, one file each, and what they share; app.py lists their routes."""

@@ -1,4 +1,4 @@
-"""What a detector is: one test of a trace, complete in its own file.
+"""The `Detector` interface: one test of a trace, complete in its own file.
 
 Add a detector
 --------------

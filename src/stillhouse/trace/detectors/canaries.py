@@ -30,7 +30,14 @@ import pyarrow as pa
 
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import write_secret_lines
-from stillhouse.stats import RankTest, e_from_log, label_permutation_p, log_e_process, rank_payoffs, rank_test
+from stillhouse.stats import (
+    RankTest,
+    e_from_log,
+    label_permutation_p,
+    log_rank_e_process,
+    rank_payoffs,
+    rank_test,
+)
 from stillhouse.trace.access import Access
 from stillhouse.trace.detectors.base import Detector
 from stillhouse.trace.detectors.case import Case
@@ -206,7 +213,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         statistic="nats by which the canaries' ranks are likelier if some are remembered, or known by heart",
         value=float(values_NK1[:, 0].sum()) / STEPS_PER_NAT,
         p_value=label_permutation_p(values_NK1, ~np.isnan(scores_NK1)),
-        e_value=e_from_log(log_e_process(scores_NK1, BETS)[-1]),
+        e_value=e_from_log(log_rank_e_process(scores_NK1, BETS)[-1]),
         effect={"auc": test.auc, "z": test.z, "first_places": float((above_N == 0).mean())},
         assumptions=_assumptions(left_out, rank_test(tokens_NK1)),
         rivals=RIVALS,

@@ -1,4 +1,4 @@
-"""What a detector observes: one suspect, one teacher and its log, under one plan."""
+"""The inputs of one detector: one suspect, one teacher and its log, under one plan."""
 
 from __future__ import annotations
 

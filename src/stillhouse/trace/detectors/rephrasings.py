@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import write_secret_lines
-from stillhouse.stats import e_from_log, log_e_process, rank_test, student_t_upper
+from stillhouse.stats import e_from_log, log_rank_e_process, rank_test, student_t_upper
 from stillhouse.trace.access import Access
 from stillhouse.trace.detectors.base import Detector
 from stillhouse.trace.detectors.case import Case
@@ -180,7 +180,7 @@ def judge(transcript: pa.Table, parameters: Mapping[str, Any]) -> Finding:
         ),
         value=float(test.total) if drawn else mean_gain,
         p_value=p,
-        e_value=e_from_log(log_e_process(table.scores_NK1)[-1]) if drawn else None,
+        e_value=e_from_log(log_rank_e_process(table.scores_NK1)[-1]) if drawn else None,
         effect={"auc": test.auc, "mean_gain": mean_gain, "p_paired_t": t_p, "p_rank": test.p},
         assumptions=_assumptions(table, drawn),
         rivals=RIVALS if drawn else (*RIVALS, "the published version reads differently from its rephrasings"),

@@ -22,7 +22,7 @@ class TorchSuspect:
     can = SuspectCapabilities(generate=True, logprobs=True, weights=True)
 
     def __init__(self, reference: str, *, seed: int = 0) -> None:
-        from stillhouse.distill.training.runtime import choose_device
+        from stillhouse.distill.training.environment import choose_device
 
         weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
         weights.model.to(choose_device("auto"))  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Answers kept in batches, so that a trace that was killed resumes within a test.
+"""A journal of a suspect's answers, so that a killed trace resumes within a test.
 
 Batches are asked in the order that the questions fix, and each is kept whole or not at all. A batch that is
 asked again is the same batch, and gives the same numbers to the last bit.

@@ -21,7 +21,7 @@ from stillhouse.stats import (
     delivered_win_rates,
     detectable_effect,
     e_from_log,
-    log_e_process,
+    log_rank_e_process,
     mid_ranks,
     p_from_e,
     power_of_e,
@@ -98,7 +98,7 @@ def _finding(
     metadata = json.loads((transcript.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     scores_NK1 = usable_items(matrix.scores_NK1)
     total = len(scores_NK1)
-    log_e_N = log_e_process(scores_NK1)
+    log_e_N = log_rank_e_process(scores_NK1)
     stop_at = parameters.get("stop_at")
     stopped = None if stop_at is None else rounds_until(log_e_N, float(stop_at))
     n = stopped or len(log_e_N)

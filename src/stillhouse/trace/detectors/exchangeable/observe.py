@@ -15,7 +15,7 @@ import pyarrow as pa
 from stillhouse.console import Progress, console
 from stillhouse.errors import CapabilityError, UsageError
 from stillhouse.hashing import sha256_json
-from stillhouse.stats import log_e_process, rounds_until, usable_items
+from stillhouse.stats import log_rank_e_process, rounds_until, usable_items
 from stillhouse.trace.delivered_log import Delivered, Log
 from stillhouse.trace.detectors.exchangeable.scores import (
     RankingScore,
@@ -218,4 +218,4 @@ def _reached_stop(transcript: pa.Table, score: RankingScore, stop_at: float) -> 
     scores_NK1 = usable_items(score_matrix(transcript, score).scores_NK1)
     if not len(scores_NK1):
         return False
-    return rounds_until(log_e_process(scores_NK1), stop_at) is not None
+    return rounds_until(log_rank_e_process(scores_NK1), stop_at) is not None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stillhouse.pages.numbers import format_count
-from stillhouse.plan import costs
-from stillhouse.plan.costs import Machine, Shape
+from stillhouse.plan import cost_formulas
+from stillhouse.plan.cost_formulas import Machine, Shape
 from stillhouse.plan.workload import TYPICAL_ANSWER, Workload
 from stillhouse.recipe import Recipe
 from stillhouse.recipe.on_policy import OnPolicy
@@ -59,7 +59,7 @@ class PlanInputs:
     @property
     def resident(self) -> float:
         """Bytes in memory in every stage after collecting: Python, torch and the teachers in float32."""
-        return costs.BASE_MEMORY + sum(4 * shape.parameters for shape in self.teachers)
+        return cost_formulas.BASE_MEMORY + sum(4 * shape.parameters for shape in self.teachers)
 
     @property
     def teachers(self) -> list[Shape]:
@@ -88,23 +88,23 @@ def plan_stages(inputs: PlanInputs) -> list[StagePlan]:
 def _collect(inputs: PlanInputs) -> StagePlan:
     workload, machine = inputs.workload, inputs.machine
     if not workload.requests:
-        return StagePlan("collect", 0, costs.BASE_MEMORY, 1.0, "all prompts already have answers")
+        return StagePlan("collect", 0, cost_formulas.BASE_MEMORY, 1.0, "all prompts already have answers")
     tokens = round(workload.prompt_tokens + workload.new_tokens)
-    memory: float = costs.BASE_MEMORY
+    memory: float = cost_formulas.BASE_MEMORY
     if inputs.teacher is None:
         backend = "API"
         each = workload.new_tokens / workload.requests
-        seconds = costs.api_seconds(workload.requests, each, inputs.recipe.collect.concurrency)
+        seconds = cost_formulas.api_seconds(workload.requests, each, inputs.recipe.collect.concurrency)
     elif (backend := _backend(inputs)) == "llama.cpp":
         size = inputs.teacher_info.size_bytes or inputs.teacher.parameters
         memory += size
-        seconds = 2.0 + costs.llama_generation_seconds(
+        seconds = 2.0 + cost_formulas.llama_generation_seconds(
             inputs.teacher, size, workload.prompt_tokens, workload.new_tokens, LLAMA_SLOTS, machine
         )
     else:
         batch = min(TORCH_BATCH, inputs.recipe.collect.concurrency, workload.requests)
         memory += inputs.teacher.parameters * (2 if machine.fast_bfloat16 else 4)
-        seconds = _load_seconds(inputs) + costs.torch_generation_seconds(
+        seconds = _load_seconds(inputs) + cost_formulas.torch_generation_seconds(
             inputs.teacher, workload.prompt_tokens, workload.new_tokens, batch, machine
         )
     return StagePlan(
@@ -114,33 +114,37 @@ def _collect(inputs: PlanInputs) -> StagePlan:
 
 def _filter(inputs: PlanInputs) -> StagePlan:
     tokens = round(inputs.workload.train_documents * inputs.workload.document_tokens)
-    return StagePlan("filter", tokens, costs.BASE_MEMORY, 1.0)
+    return StagePlan("filter", tokens, cost_formulas.BASE_MEMORY, 1.0)
 
 
 def _select(inputs: PlanInputs) -> StagePlan:
     """Scores every training answer."""
     answers = inputs.workload.train_documents
     seconds = 1.0 + _scoring_seconds(inputs, answers)
-    return StagePlan("select", 0, costs.BASE_MEMORY, seconds, f"{answers:,.0f} answers")
+    return StagePlan("select", 0, cost_formulas.BASE_MEMORY, seconds, f"{answers:,.0f} answers")
 
 
 def _scoring_seconds(inputs: PlanInputs, answers: float) -> float:
     """Seconds of all verifiers, one answer after another."""
-    return answers * sum(costs.VERIFY_S.get(v.kind, costs.COMPARE_S) for v in inputs.recipe.verifiers)
+    return answers * sum(
+        cost_formulas.VERIFY_S.get(v.kind, cost_formulas.COMPARE_S) for v in inputs.recipe.verifiers
+    )
 
 
 def _student(inputs: PlanInputs) -> StagePlan:
     """Includes loading the teacher, which stays in memory from this stage on."""
     workload, student = inputs.workload, inputs.student
-    seconds = costs.IMPORT_S + (_load_seconds(inputs) if inputs.teacher else 0.0)
-    seconds += 2 * student.parameters * costs.SAFETENSORS_LOAD_S  # written, and read again
+    seconds = cost_formulas.IMPORT_S + (_load_seconds(inputs) if inputs.teacher else 0.0)
+    seconds += 2 * student.parameters * cost_formulas.SAFETENSORS_LOAD_S  # written, and read again
     tokens = 0
     if inputs.recipe.student.init == "prune" and inputs.teacher is not None:
         corpus = workload.train_documents * workload.document_tokens
         tokens = round(min(inputs.recipe.student.calibration_tokens, corpus))
-        flops = costs.forward_flops(inputs.teacher, tokens, context=workload.document_tokens, head_tokens=0)
+        flops = cost_formulas.forward_flops(
+            inputs.teacher, tokens, context=workload.document_tokens, head_tokens=0
+        )
         # one pass measures importance, one fits the repair
-        seconds += 2 * costs.pass_seconds(flops, inputs.machine, bfloat16=False)
+        seconds += 2 * cost_formulas.pass_seconds(flops, inputs.machine, bfloat16=False)
     memory = inputs.resident + 4 * student.parameters
     note = f"{format_count(student.parameters)} parameters"
     return StagePlan("student", tokens, round(memory), seconds, note)
@@ -179,7 +183,7 @@ def _on_policy(inputs: PlanInputs, settings: OnPolicy) -> StagePlan:
     samples = rounds * settings.prompts * settings.samples
     tokens, counted = samples * (prompt + answer), samples * answer
     batch = min(TORCH_BATCH, settings.prompts * settings.samples)
-    sampling = costs.torch_generation_seconds(
+    sampling = cost_formulas.torch_generation_seconds(
         inputs.student, rounds * settings.prompts * prompt, counted, batch, inputs.machine
     )
     steps = settings.rounds * settings.policy.inner_steps
@@ -204,17 +208,19 @@ def _learning(
     if lora is not None:
         # A rank-r update of an n × m matrix has r (n + m) parameters; seven matrices per layer.
         trained = student.layers * 7 * lora.rank * (student.hidden + student.intermediate)
-    flops = costs.training_flops(
+    flops = cost_formulas.training_flops(
         student, tokens, context=context, head_tokens=counted, weights=lora is None, head=trains_head
     )
     seconds = (
-        costs.pass_seconds(flops, inputs.machine, bfloat16=bfloat16)
-        + costs.loss_seconds(counted, student.vocab, inputs.machine, divergence=uses_teacher)
-        + costs.optimizer_seconds(steps, trained, inputs.machine)
+        cost_formulas.pass_seconds(flops, inputs.machine, bfloat16=bfloat16)
+        + cost_formulas.loss_seconds(counted, student.vocab, inputs.machine, divergence=uses_teacher)
+        + cost_formulas.optimizer_seconds(steps, trained, inputs.machine)
     )
     teacher_head = inputs.teacher.head if uses_teacher and inputs.teacher is not None else 0
     micro = min(train.micro_tokens, train.batch_tokens)
-    memory = costs.training_memory(student, trained, micro, bfloat16=bfloat16, teacher_head=teacher_head)
+    memory = cost_formulas.training_memory(
+        student, trained, micro, bfloat16=bfloat16, teacher_head=teacher_head
+    )
     return seconds, inputs.resident + memory
 
 
@@ -230,17 +236,17 @@ def _evaluate(inputs: PlanInputs) -> StagePlan:
     rounds = SPEED_ROUNDS if settings.speed else 0
     seconds = 0.0
     for shape in models:
-        flops = costs.forward_flops(
+        flops = cost_formulas.forward_flops(
             shape,
             text + rounds * 2 * SPEED_READ,
             context=workload.document_tokens,
             head_tokens=text * workload.counted,
         )
-        seconds += costs.pass_seconds(flops, machine, bfloat16=False)
-        one_token = costs.weights_read_seconds(4 * shape.parameters, machine)
+        seconds += cost_formulas.pass_seconds(flops, machine, bfloat16=False)
+        one_token = cost_formulas.weights_read_seconds(4 * shape.parameters, machine)
         seconds += (written + rounds * SPEED_WRITTEN) * one_token
         seconds += _sampled_seconds(inputs, shape)
-    memory = costs.BASE_MEMORY + sum(4 * shape.parameters for shape in models)
+    memory = cost_formulas.BASE_MEMORY + sum(4 * shape.parameters for shape in models)
     return StagePlan("evaluate", round(text * len(models)), round(memory), seconds, f"{len(models)} models")
 
 
@@ -253,17 +259,17 @@ def _sampled_seconds(inputs: PlanInputs, shape: Shape) -> float:
     written = answers * min(settings.sample_tokens, TYPICAL_ANSWER)
     read = prompts * inputs.workload.document_tokens
     batch = min(TORCH_BATCH, answers)
-    generation = costs.torch_generation_seconds(shape, read, written, batch, inputs.machine)
+    generation = cost_formulas.torch_generation_seconds(shape, read, written, batch, inputs.machine)
     return generation + _scoring_seconds(inputs, answers)
 
 
 def _teacher_seconds(inputs: PlanInputs, tokens: float, head_tokens: float) -> float:
     """Seconds of the teacher's layers over ``tokens`` and its head over ``head_tokens``."""
     assert inputs.teacher is not None
-    flops = costs.forward_flops(
+    flops = cost_formulas.forward_flops(
         inputs.teacher, tokens, context=inputs.workload.document_tokens, head_tokens=head_tokens
     )
-    return costs.pass_seconds(flops, inputs.machine, bfloat16=inputs.machine.fast_bfloat16)
+    return cost_formulas.pass_seconds(flops, inputs.machine, bfloat16=inputs.machine.fast_bfloat16)
 
 
 def _backend(inputs: PlanInputs) -> str:
@@ -275,7 +281,9 @@ def _backend(inputs: PlanInputs) -> str:
 
 def _load_seconds(inputs: PlanInputs) -> float:
     assert inputs.teacher is not None
-    return inputs.teacher.parameters * (costs.GGUF_LOAD_S if _is_gguf(inputs) else costs.SAFETENSORS_LOAD_S)
+    return inputs.teacher.parameters * (
+        cost_formulas.GGUF_LOAD_S if _is_gguf(inputs) else cost_formulas.SAFETENSORS_LOAD_S
+    )
 
 
 def _is_gguf(inputs: PlanInputs) -> bool:

@@ -1,11 +1,11 @@
-"""The table of terms as a page of the documentation (``docs/terms-table.md``)."""
+"""The table of licence terms as a page of the documentation (``docs/terms-table.md``)."""
 
 from __future__ import annotations
 
 from typing import get_args
 
 from stillhouse.provenance.terms import Terms, all_terms
-from stillhouse.provenance.verdict import judge_terms
+from stillhouse.provenance.terms_verdict import judge_terms
 from stillhouse.recipe import Purpose
 
 _MARKS = {True: "yes", False: "no", None: "unknown"}

@@ -1,4 +1,4 @@
-"""The plan of a training run: the documents of each optimizer step, fixed before the first step.
+"""Batch schedule: which documents each optimizer step reads, fixed before the first step.
 
 The plan depends only on the documents' lengths, the settings and the seed, so a resumed run and the control
 arm read the same documents in the same order. No tensor is made here.

@@ -1,4 +1,4 @@
-"""What terms mean for a purpose: allowed, refused or unknown, with the duties.
+"""Decides whether licence terms allow a purpose: allowed, refused or unknown, with the duties.
 
 A verdict is about an entry of the table, not about the law. ``research`` and ``personal``
 mean use without commercial advantage; ``competing`` is commercial use that competes with

@@ -22,7 +22,7 @@ from stillhouse.errors import TokenizerMismatchError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from stillhouse.distill.targets.signal import DocumentPositions, TeacherSignal
+    from stillhouse.distill.targets.teacher_signal import DocumentPositions, TeacherSignal
     from stillhouse.models import ChatTemplate, Message
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from stillhouse.distill.data.cross_tokenizer import AlignedDocuments
+from stillhouse.distill.data.token_alignment import AlignedDocuments
 from stillhouse.distill.loss.cross_tokenizer import SpanRows
 from stillhouse.distill.loss.shared_vocabulary import SharedVocabulary
 from stillhouse.distill.loss.teacher_rows import DenseRows
-from stillhouse.distill.targets.signal import DocumentPositions, TeacherSignal
+from stillhouse.distill.targets.teacher_signal import DocumentPositions, TeacherSignal
 
 
 class SpanSignal:

@@ -1,4 +1,4 @@
-"""Finds the terms that a model falls under, from its name, its host and the metadata of its files.
+"""Finds the licence terms that a model falls under, from its name, its host and the metadata of its files.
 
 Reads text only: opens no file and makes no connection. A name proves nothing; a user
 who knows better declares the terms (``teacher.terms``).

@@ -1,4 +1,4 @@
-"""Generates the reference pages from the code: ``python -m stillhouse.cli.docs docs``.
+"""Generates the reference pages from the code: ``python -m stillhouse.cli.generate_docs docs``.
 
 docs/cli.md comes from the verbs, docs/recipe.md and docs/trace-plan.md from the fields of a recipe and of a
 trace's plan. A test checks that they are current.
