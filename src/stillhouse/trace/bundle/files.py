@@ -149,7 +149,7 @@ def signature_difference(directory: Path, evidence: Evidence, expected: str | No
     except FileNotFoundError:
         return f"{SIGNATURE} is missing, but the evidence says that it is signed"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{SIGNATURE}: {error}"
+        return f"{SIGNATURE}, which signs {EVIDENCE}: {error}"
     return None
 
 

@@ -84,7 +84,9 @@ def require_signature(public: str, signature: str, data: bytes) -> None:
     except ValueError as error:
         raise IntegrityError(f"not a public key and a signature in hexadecimal: {error}") from error
     except InvalidSignature as error:
-        raise IntegrityError(f"the signature is not that of the key {public[:16]}… over this file") from error
+        raise IntegrityError(
+            f"the signature is not that of the key {public[:16]}… over this content"
+        ) from error
 
 
 def _require_cryptography() -> None:

@@ -282,7 +282,7 @@ class ApiSuspect:
             raise ApiError(
                 f"{self.reference}: {FAILURES_IN_A_ROW} requests failed one after another; "
                 f"the last: {result}",
-                hint="The answers so far are kept; run the same command again when the server is well.",
+                hint="The answers so far are kept; run the same command again when the server answers.",
             )
         if isinstance(result, StillhouseError):
             self._errors[key] = result
