@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from stillhouse import __version__
 from stillhouse.cli import app, main
@@ -56,6 +57,7 @@ def test_every_verb_shows_examples_that_can_be_pasted(verb, capsys):
 def test_help_wraps_at_the_width_of_the_terminal(verb, columns, monkeypatch, capsys):
     """Within a paragraph, a line ends only where the next word does not fit."""
     monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(app, "_console", Console())  # otherwise cyclopts keeps the first width of the process
     assert main([*verb.split(), "--help"]) == 0
     description = capsys.readouterr().out.partition("╭")[0].split("\n\n")[1:]
     for paragraph in description:
