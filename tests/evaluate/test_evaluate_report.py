@@ -11,7 +11,7 @@ from evaluate_sample import estimate, sample_report
 from pydantic import ValidationError
 
 from stillhouse.errors import StorageError
-from stillhouse.evaluate import write_report
+from stillhouse.evaluate import results_table, write_report
 from stillhouse.evaluate.report import draw, plain_value, render_page
 from stillhouse.evaluate.schema import Report
 from stillhouse.stats import exponential, interval
@@ -222,3 +222,11 @@ def test_an_infinite_perplexity_is_null_in_json_and_a_sign_on_the_page(tmp_path)
 )
 def test_facts_read_as_text(value, text):
     assert plain_value(value) == text
+
+
+@pytest.mark.parametrize(("rate", "cell"), [(37.04, "37"), (1313.4, "1,313"), (0.512, "0.512")])
+def test_a_speed_in_the_terminal_has_no_exponent(rate, cell):
+    report = sample_report()
+    report["models"][0]["tokens_per_s"]["median"] = rate
+    _, columns, rows = results_table(report)
+    assert rows[0][columns.index("tok/s")] == cell

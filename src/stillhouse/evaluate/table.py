@@ -38,7 +38,9 @@ def _row(model: Mapping[str, Any]) -> list[str]:
         "100" if is_reference else _cell(model["agreement"], scale=100),
         _cell(model["perplexity"]),
         f"{model['bytes'] / 1e6:.0f}" if model["bytes"] >= 1e7 else f"{model['bytes'] / 1e6:.1f}",
-        f"{speed['median']:.3g}" if speed else "–",
+        (f"{speed['median']:,.0f}" if speed["median"] >= 1000 else f"{speed['median']:.3g}")
+        if speed
+        else "–",
     ]
 
 
