@@ -28,6 +28,14 @@ def seed_from(text: str) -> int:
     return int(sha256_text(text)[:8], 16) & 0x7FFFFFFF
 
 
+def seed_for_item(seed: int, name: str) -> int:
+    """A 31-bit seed for one item of a seeded run, whatever the order of the items.
+
+    Not :func:`seed_from`, which takes other bits of the hash: recorded runs must draw the same again.
+    """
+    return int(sha256_text(f"{seed}:{name}")[:8], 16) >> 1
+
+
 def sha256_json(value: Any) -> str:
     """The SHA-256 of :func:`canonical_json` of ``value``."""
     return sha256_text(canonical_json(value))

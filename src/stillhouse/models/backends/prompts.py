@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ContextLengthError, ModelError, StillhouseError
+from stillhouse.hashing import seed_for_item
 from stillhouse.models.chat.reasoning import REASONING_START
 from stillhouse.models.chat.template import ChatTemplate
 from stillhouse.models.types import Request, Sampling
@@ -74,8 +74,7 @@ class PromptEncoder:
         """
         sampling = request.sampling
         if sampling.seed is None:
-            digest = hashlib.sha256(f"{self.seed}:{request.id}".encode()).digest()
-            sampling = replace(sampling, seed=int.from_bytes(digest[:4], "big") >> 1)
+            sampling = replace(sampling, seed=seed_for_item(self.seed, request.id))
         return replace(
             self.fit_to_context(sampling, prompt_tokens), stop=(*sampling.stop, *self.template.stops)
         )

@@ -5,7 +5,6 @@ Shapes: T tokens of a text, B texts of a batch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from stillhouse.errors import StillhouseError
+from stillhouse.hashing import seed_for_item
 from stillhouse.models import Reply, Request, Sampling, Weights, tokenizer_difference
 from stillhouse.trace.delivered_log import Delivered
 from stillhouse.trace.detectors.transcript import empty_transcript
@@ -64,7 +64,8 @@ def observe_closed(
             SCHEMA, "the log has texts without prompts, so there is nothing to ask the suspect"
         )
     requests = [
-        Request(row.id, list(row.prompt), replace(sampling, seed=_seed(seed, row.id))) for row in distinct
+        Request(row.id, list(row.prompt), replace(sampling, seed=seed_for_item(seed, row.id)))
+        for row in distinct
     ]
     answers = [reply.text if isinstance(reply, Reply) else reply for reply in ask(requests)]
     return closed_transcript(distinct, answers, tokenizer)
@@ -172,7 +173,3 @@ def _likeliest(suspect: Weights, texts: Sequence[list[int]]) -> torch.Tensor:
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _seed(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big") >> 1
