@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from evaluate_threads import one_thread  # noqa: F401  autouse
 
 from stillhouse.console import plain_table
 from stillhouse.corpus import Prompt

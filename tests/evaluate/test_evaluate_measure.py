@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from evaluate_threads import one_thread  # noqa: F401  autouse
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluate_threads import one_thread  # noqa: F401  autouse
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillhouse.evaluate.speed import measure_speed
