@@ -110,7 +110,7 @@ def resample(
 ) -> Resamples:
     """Draws ``draws`` outputs for every row of ``log`` and writes them to ``out`` (parquet).
 
-    Draws that are already in ``out``, or in the journal of a killed run, are not repeated.
+    Draws that are already in ``out``, or in a whole batch of a killed run's journal, are not repeated.
 
     Args:
         teacher: reference of the archived teacher.
@@ -289,12 +289,17 @@ async def _draw_missing(
     done: dict[tuple[str, int], dict[str, Any]],
     mark: LogMark | None,
 ) -> None:
-    """Draws the outputs that are not ``done`` yet; adds them to ``done`` and to the journal."""
+    """Draws the outputs that are not ``done`` yet; adds them to ``done`` and to the journal.
+
+    A batch that a killed run journalled in part is drawn again as a whole: the composition of a batch moves
+    the last bits of its probabilities, so a shifted batch could draw other tokens.
+    """
     planned = [(row, draw) for row in log.rows for draw in range(1, made_from["draws"] + 1)]
-    missing = [(row, draw) for row, draw in planned if (row.id, draw) not in done]
-    with console.progress("resample", len(planned), "outputs", done=len(done)) as progress:
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
+    batches = [planned[start : start + BATCH] for start in range(0, len(planned), BATCH)]
+    missing = [batch for batch in batches if any((row.id, draw) not in done for row, draw in batch)]
+    remaining = sum(map(len, missing))
+    with console.progress("resample", len(planned), "outputs", done=len(planned) - remaining) as progress:
+        for batch in missing:
             requests = [_request(row, draw, made_from["seed"], mark) for row, draw in batch]
             replies = await model.generate(requests)
             for (row, draw), request, reply in zip(batch, requests, replies, strict=True):
