@@ -247,6 +247,41 @@ class TestTerms:
         assert "for research" in text
         assert "Apache-2.0" in text
 
+    @pytest.mark.parametrize(
+        ("model", "purpose", "status"),
+        [
+            ("hub:databricks/dbrx-instruct", "research", 3),
+            ("hub:Qwen/Qwen2.5-3B", "commercial", 3),
+            ("hub:Qwen/Qwen2.5-3B", "research", 0),
+            (
+                "hub:someone/great-model",
+                "research",
+                3,
+            ),  # a run with it is refused too, until a reason is given
+            ("embedded:smollm2", "competing", 0),
+        ],
+    )
+    def test_a_refused_purpose_is_an_exit_status(self, model, purpose, status, capsys):
+        assert main(["terms", model, "--purpose", purpose]) == status
+        shown = capsys.readouterr()
+        assert f"for {purpose}" in shown.out
+        assert bool(shown.err) == (status == 3)
+        assert main(["terms", model]) == 0, "without a purpose it only informs"
+
+    def test_the_card_of_a_hub_model_in_the_cache_is_read(self, tmp_path, monkeypatch, capsys):
+        """Only the card is here, as after `hf download org/name README.md`."""
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        folder = tmp_path / "models--someone--great-model"
+        snapshot = folder / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0" * 40)
+        (snapshot / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Great\n")
+        assert main(["terms", "hub:someone/great-model", "--purpose", "commercial", "--json"]) == 3
+        assert json.loads(capsys.readouterr().out)["key"] == "cc-by-nc-4.0"
+
     def test_unknown_ones_say_what_to_do(self, capsys):
         assert main(["terms", "unknown"]) == 0
         text = " ".join(capsys.readouterr().out.split())

@@ -33,6 +33,9 @@ xai-api                 nnnn
 deepseek-api            yyyy
 zai-api                 nnnn
 cohere-api              ????
+moonshot-api            ????
+minimax-api             ????
+alibaba-api             ????
 gemma                   yyyy
 gemma-4                 yyyy
 llama-2                 nnnn
@@ -54,6 +57,28 @@ mistral-research        ynnn
 xai-community           nnnn
 cohere-cc-by-nc         yynn
 gpt-oss                 yyyy
+kimi                    yyyy
+kimi-mit                yyyy
+glm                     yyyy
+glm-license             ????
+minimax-m2              yyyy
+minimax-other           ????
+phi                     yyyy
+olmo                    yyyy
+granite                 yyyy
+codestral               yynn
+yi                      yyyy
+yi-license              ????
+falcon-apache           yyyy
+falcon                  yyyy
+falcon-180b             ????
+dbrx                    nnnn
+bloom                   yyyy
+nvidia-open             yyyy
+nvidia-cosmos           yyyy
+nvidia-research         ?nnn
+exaone                  nnnn
+grok-1                  yyyy
 smollm                  yyyy
 apache-2.0              yyyy
 mit                     yyyy
@@ -87,7 +112,7 @@ def test_the_verdict_for_each_purpose(key, purpose, mark):
         assert verdict.duties == ()
 
 
-@pytest.mark.parametrize("key", ["llama-2", "llama-3", "tongyi-qianwen", "xai-community"])
+@pytest.mark.parametrize("key", ["llama-2", "llama-3", "tongyi-qianwen", "xai-community", "dbrx"])
 def test_some_outputs_may_improve_their_own_family_only(key):
     terms, others = terms_by_key()[key], terms_by_key()["apache-2.0"]
     verdict = judge_terms(terms, "research", student=terms)

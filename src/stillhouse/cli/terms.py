@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from stillhouse.cli.options import Output, OutputFlags
 from stillhouse.console import console
+from stillhouse.errors import TermsError
 from stillhouse.recipe import Purpose
 
 USAGE = "Usage: still terms [OPTIONS] [MODEL]"
@@ -22,19 +23,19 @@ def terms(
     model: Annotated[str | None, Parameter(metavar="MODEL")] = None,
     /,
     *,
-    purpose: Purpose = "research",
+    purpose: Purpose | None = None,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
     """Explain the terms of a model, or list all known terms.
 
-    This is not legal advice.
+    With --purpose, exits with status 3 if a run with that purpose would be refused. This is not legal advice.
 
     Parameters
     ----------
     model
         A model's reference or name, or a key of the table; without it, the whole table is listed.
     purpose
-        The intended use of the student.
+        The intended use of the student; research, if it is not given.
     """
     if model is None:
         _list_all()
@@ -51,9 +52,10 @@ def _list_all() -> None:
     console.data([explain_terms(t) for t in entries])
 
 
-def _explain(model: str, purpose: Purpose) -> None:
-    from stillhouse.provenance import explain_terms, find_terms, judge_terms
+def _explain(model: str, asked_purpose: Purpose | None) -> None:
+    from stillhouse.provenance import explain_terms, find_terms, judge_terms, require_allowed
 
+    purpose = asked_purpose or "research"
     entry = find_terms(model, metadata=_metadata(model))
     verdict = judge_terms(entry, purpose)
     answer = {True: "allowed", False: "refused", None: "unknown (needs --accept-terms)"}[verdict.allowed]
@@ -69,12 +71,19 @@ def _explain(model: str, purpose: Purpose) -> None:
         ["clause", entry.clause],
         ["source", entry.source],
         ["checked", entry.checked],
-        *([["note", entry.note]] if entry.note and is_unknown else []),
+        *([["note", entry.note]] if entry.note else []),
     ]
     console.table(f"{entry.name} ({entry.key})", ["field", "terms"], rows)
-    console.data({"model": model, "purpose": purpose, **explain_terms(entry)})
+    report = {"model": model, "purpose": purpose, **explain_terms(entry)}
     if suggestion := _suggestion(model, has_terms=entry.key != "unknown"):
         console.hint(suggestion)
+    if asked_purpose:
+        try:
+            require_allowed(entry, asked_purpose, None)
+        except TermsError as error:
+            error.report = report
+            raise
+    console.data(report)
 
 
 def _suggestion(model: str, *, has_terms: bool) -> str | None:
@@ -102,12 +111,7 @@ def _suggestion(model: str, *, has_terms: bool) -> str | None:
 
 
 def _metadata(model: str) -> dict[str, str] | None:
-    """The licence metadata of the model's own files; None without local files, as for a bare key or name."""
-    from stillhouse.errors import ModelNotFoundError
-    from stillhouse.models import describe, parse_reference
+    """What the model's own files say; None without local files, as for a bare key or name."""
+    from stillhouse.models import license_fields
 
-    try:
-        reference = parse_reference(model)
-        return None if reference.kind == "api" else describe(model).metadata
-    except ModelNotFoundError:
-        return None
+    return license_fields(model) or None

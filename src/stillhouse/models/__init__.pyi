@@ -31,7 +31,7 @@ from .gguf.tokenizer import (
     tokenizer_difference as tokenizer_difference,
     tokenizer_from_gguf as tokenizer_from_gguf,
 )
-from .metadata import describe as describe
+from .metadata import describe as describe, license_fields as license_fields
 from .recipe_terms import recipe_terms as recipe_terms, terms_of as terms_of
 from .reference import EMBEDDED as EMBEDDED, Reference as Reference, parse_reference as parse_reference
 from .sampling.batch import can_sample as can_sample, sample as sample

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import ModelError, StillhouseError
+from stillhouse.errors import ModelError, ModelNotFoundError, StillhouseError
 from stillhouse.hashing import sha256_text
 from stillhouse.models import hub
 from stillhouse.models.gguf.architectures import ARCHITECTURES
@@ -55,6 +55,27 @@ def describe(reference: str) -> ModelInfo:
             f"{reference}: a file of the model is damaged: {type(error).__name__}: {error}"[:300],
             hint="Download the model again.",
         ) from error
+
+
+def license_fields(reference: str) -> dict[str, str]:
+    """What the model's files say of its licence and origin: head of the card, ``config.json``, GGUF header.
+
+    Needs no weights: of a Hub model, ``README.md`` or ``config.json`` alone is enough. Empty for an API, and
+    where no such file is here.
+
+    Raises:
+        ModelError: a GGUF header is damaged.
+    """
+    try:
+        parsed = parse_reference(reference)
+        if parsed.kind == "api":
+            return {}
+        if parsed.is_gguf:
+            return describe(reference).metadata
+        path = parsed.path or hub.fetch(parsed, ["README.md", "config.json"])
+    except ModelNotFoundError:
+        return {}
+    return _license_fields(parsed, path)
 
 
 def _api_info(reference: Reference) -> ModelInfo:
@@ -103,15 +124,7 @@ def _directory_info(reference: Reference, path: Path) -> ModelInfo:
         require_safetensors(path)
     config = _json(path / "config.json")
     text = config.get("text_config", config)
-    card = path / "README.md"
-    card_head = read_card_head(card.read_text("utf-8", "replace")) if card.is_file() else {}
-    license = card_head.get("license") or config.get("license")
-    name = config.get("_name_or_path") or reference.name or path.name
-    metadata = card_head | {
-        "general.license": license,
-        "model_type": config.get("model_type"),
-        "general.name": name,
-    }
+    metadata = _license_fields(reference, path)
     return ModelInfo(
         reference=reference.text,
         kind=reference.kind,
@@ -123,12 +136,25 @@ def _directory_info(reference: Reference, path: Path) -> ModelInfo:
         context_length=text.get("max_position_embeddings"),
         tokenizer_hash=_tokenizer_hash(path / "tokenizer.json"),
         template_hash=_template_hash(path),
-        license=license,
-        name=name,
+        license=metadata.get("general.license"),
+        name=metadata["general.name"],
         size_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")) or None,
         config=config,
-        metadata={key: str(value) for key, value in metadata.items() if value},
+        metadata=metadata,
     )
+
+
+def _license_fields(reference: Reference, path: Path) -> dict[str, str]:
+    """The fields of a directory's card and ``config.json``; either may be absent."""
+    card, config_file = path / "README.md", path / "config.json"
+    card_head = read_card_head(card.read_text("utf-8", "replace")) if card.is_file() else {}
+    config = _json(config_file) if config_file.is_file() else {}
+    fields = card_head | {
+        "general.license": card_head.get("license") or config.get("license"),
+        "model_type": config.get("model_type"),
+        "general.name": config.get("_name_or_path") or reference.name or path.name,
+    }
+    return {key: str(value) for key, value in fields.items() if value}
 
 
 def _parameters(path: Path) -> int | None:
