@@ -38,6 +38,8 @@ class StillProcess:
     """A running command, with the part of `subprocess.Popen`'s interface that tests use.
 
     Args:
+        stdin: a file or a terminal to read from; nothing by default.
+        terminal: a pseudo-terminal's path, for stdin, stdout and stderr.
         constants: values for module constants, as `{"stillhouse.serve.engines.mailbox.ROUND_S": 0.1}`.
         environment: variables beside those of this process.
     """
@@ -46,6 +48,8 @@ class StillProcess:
         self,
         *arguments: str | Path,
         cwd: Path | None = None,
+        stdin: str | Path | None = None,
+        terminal: str | None = None,
         constants: Mapping[str, Any] | None = None,
         **environment: str,
     ):
@@ -54,11 +58,12 @@ class StillProcess:
         self.stdout_path, self.stderr_path = Path(directory, "stdout"), Path(directory, "stderr")
         self.args = ["still", *map(str, arguments)]
         settings = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-        outputs = str(self.stdout_path), str(self.stderr_path)
-        for output in outputs:
-            Path(output).touch()
+        outputs = (terminal or str(self.stdout_path), terminal or str(self.stderr_path))
+        self.stdout_path.touch()
+        self.stderr_path.touch()
+        files = (terminal or str(stdin or os.devnull), *outputs)
         self._process = _server.Process(
-            target=_run, args=(self.args, str(cwd or Path.cwd()), settings, outputs, dict(constants or {}))
+            target=_run, args=(self.args, str(cwd or Path.cwd()), settings, files, dict(constants or {}))
         )
         self._process.start()
         assert self._process.pid is not None
@@ -99,9 +104,15 @@ class StillProcess:
         return self.stdout, self.stderr
 
 
-def still(*arguments: str | Path, cwd: Path, timeout: float = 240, **environment: str):
+def still(
+    *arguments: str | Path,
+    cwd: Path,
+    stdin: str | Path | None = None,
+    timeout: float = 240,
+    **environment: str,
+):
     """Runs a command to its end, as `subprocess.run(..., capture_output=True, text=True)` does."""
-    process = StillProcess(*arguments, cwd=cwd, **environment)
+    process = StillProcess(*arguments, cwd=cwd, stdin=stdin, **environment)
     try:
         status = process.wait(timeout)
     finally:
@@ -113,14 +124,18 @@ def _run(
     arguments: list[str],
     cwd: str,
     environment: dict[str, str],
-    outputs: tuple[str, str],
+    files: tuple[str, str, str],
     constants: dict[str, Any],
 ) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
-    for descriptor, path in enumerate(outputs, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
+    for descriptor, path in enumerate(files):
+        mode = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_APPEND
+        os.dup2(os.open(path, mode | os.O_NOCTTY), descriptor)
+    # The server's stdin is closed, and its other streams take their files for seekable ones.
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(descriptor, mode, encoding="utf-8", buffering=buffering)  # noqa: SIM115  until the end
+        for descriptor, mode, buffering in ((0, "r", -1), (1, "w", 1 if os.isatty(1) else -1), (2, "w", 1))
+    )
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

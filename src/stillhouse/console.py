@@ -50,25 +50,27 @@ class Console:
     def info(self, text: str) -> None:
         """Prints a message about what happened."""
         if not self.quiet:
-            _stderr(text)
+            _stderr(printable(text))
 
     def hint(self, text: str) -> None:
         """Prints what the user can do next."""
         if not self.quiet:
-            _stderr(f"{_style('hint:', '36')} {text}")
+            _stderr(f"{_style('hint:', '36')} {printable(text)}")
 
     def warn(self, text: str) -> None:
         """Prints a warning: the work continues, but the result may not be what the user wants."""
-        _stderr(f"{_style('warning:', '33')} {text}")
+        _stderr(f"{_style('warning:', '33')} {printable(text)}")
 
     def error(self, text: str) -> None:
         """Prints an error: the work stops."""
-        _stderr(f"{_style('error:', '1;31')} {text}")
+        _stderr(f"{_style('error:', '1;31')} {printable(text)}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table to stdout, or nothing if `json` is set (see `data`)."""
         if self.json:
             return
+        title, columns = printable(title), [printable(column) for column in columns]
+        rows = [[printable(cell) for cell in row] for row in rows]
         if sys.stdout.isatty():
             _rich_table(title, columns, rows)
         else:
@@ -77,7 +79,8 @@ class Console:
     def data(self, value: Any) -> None:
         """Prints ``value`` to stdout as JSON if `json` is set; otherwise nothing."""
         if self.json:
-            print(json.dumps(value, indent=2, ensure_ascii=False))
+            # json escapes controls below U+0020 only; a terminal also obeys those above U+007E.
+            print(_UPPER_CONTROLS.sub(_escape, json.dumps(value, indent=2, ensure_ascii=False)))
 
     @contextlib.contextmanager
     def progress(self, label: str, total: int | None, unit: str = "", *, done: int = 0) -> Iterator[Progress]:
@@ -101,6 +104,24 @@ class Console:
 
 
 console = Console()
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UPPER_CONTROLS = re.compile(r"[\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal: control characters but newline and tab become pictures (`␛`)."""
+    return _CONTROLS.sub(_picture, text.replace("\r\n", "\n"))
+
+
+def _picture(control: re.Match[str]) -> str:
+    code = ord(control[0])
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
+
+def _escape(control: re.Match[str]) -> str:
+    return f"\\u{ord(control[0]):04x}"
 
 
 # Plain text

@@ -15,7 +15,20 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError
 
 from stillhouse import __version__
-from stillhouse.cli import collect, evaluate, export, plan, run, serve, terms, trace, train, verify
+from stillhouse.cli import (
+    ask,
+    chat,
+    collect,
+    evaluate,
+    export,
+    plan,
+    run,
+    serve,
+    terms,
+    trace,
+    train,
+    verify,
+)
 from stillhouse.cli.failures import explain
 from stillhouse.cli.help_text import unwrap
 from stillhouse.cli.overrides import gather_overrides
@@ -46,6 +59,8 @@ VERBS = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "trace": trace.trace,
+    "chat": chat.chat,
+    "ask": ask.ask,
     "serve": serve.serve,
     "export": export.export,
     "terms": terms.terms,

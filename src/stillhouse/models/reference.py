@@ -2,8 +2,8 @@
 
 `directory` · `file.gguf` · `embedded:smollm2` · `hub:org/name` · `api:https://host/v1#model`
 
-Parsing checks that local paths exist, but reads no file and opens no connection. `describe` and
-`load_weights` check the model itself.
+A run's directory names its student. Parsing checks that local paths exist, but reads no file and opens no
+connection. `describe` and `load_weights` check the model itself.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def _api(text: str, rest: str) -> Reference:
 def _local(text: str) -> Reference:
     path = _path(text)
     if text and path.is_dir():
-        return Reference("directory", text, path=path)
+        student = path / "student"
+        is_run = not (path / "config.json").is_file() and (student / "config.json").is_file()
+        return Reference("directory", text, path=student if is_run else path)
     if path.is_file():
         if path.suffix == ".gguf":
             return Reference("gguf", text, path=path)

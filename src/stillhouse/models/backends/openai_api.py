@@ -12,12 +12,13 @@ import datetime
 import json
 import os
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from stillhouse.errors import (
+    ApiError,
     AuthenticationError,
     ContextLengthError,
     ModelError,
@@ -62,6 +63,19 @@ class Completion:
     """Prompt and generated tokens, as the provider counts them."""
 
 
+@dataclass(frozen=True)
+class StreamedPiece:
+    """The next piece of an answer that an API streams."""
+
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: str | None = None
+    """In one of the last pieces; None before."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """Both 0 in pieces without a usage report."""
+
+
 class ApiModel:
     """A model behind an OpenAI-compatible API."""
 
@@ -102,6 +116,58 @@ class ApiModel:
             AuthenticationError, ModelNotFoundError: as :meth:`generate`.
         """
         return await self._with_retries(lambda: self._attempt_completion(prompt, sampling, echo))
+
+    async def stream(self, request: Request) -> AsyncIterator[StreamedPiece]:
+        """Yields one answer in pieces as they arrive; closing the iterator cancels the request.
+
+        Opening the stream is retried; a stream that breaks off is an error, because its text was used.
+
+        Raises:
+            AuthenticationError, ModelNotFoundError: as :meth:`generate`.
+            ApiError: the server does not answer, or breaks off.
+            ModelError: it refuses the request.
+        """
+        import openai
+        from httpx2 import HTTPError
+
+        parameters = self._parameters(request) | {"stream": True}
+        stream = await self._with_retries(lambda: self._open_stream(parameters))
+        if isinstance(stream, StillhouseError):
+            raise stream
+        try:
+            async with stream:
+                async for chunk in stream:
+                    if piece := _piece(chunk):
+                        yield piece
+        except openai.APIStatusError as error:
+            raise self._final(error.status_code, error.response.text, error.response.headers) from error
+        except (openai.OpenAIError, HTTPError) as error:
+            raise ApiError(f"{self.url} broke off in the middle of its answer: {error}") from error
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ApiError(f"{self.url} streams in an unknown form: {error!r}"[:300]) from error
+
+    async def _open_stream(self, parameters: dict[str, Any]) -> Any:
+        """One attempt."""
+        import openai
+
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._client.chat.completions.create(**parameters)
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise TemporaryError(f"{self.url} gave no answer in {self._timeout_s:g} s") from error
+        except openai.APIStatusError as error:
+            raise self._status_error(
+                error.status_code, error.response.text, error.response.headers
+            ) from error
+        except openai.APIConnectionError as error:
+            raise TemporaryError(
+                f"the connection to {self.url} failed: {error.__cause__ or error}"
+            ) from error
+
+    def _final(self, status: int, body: str, headers: Any) -> Exception:
+        """The error for a status in the middle of a stream, which is not retried."""
+        error = self._status_error(status, body, headers)
+        return ApiError(error.what) if isinstance(error, TemporaryError) else error
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -303,6 +369,22 @@ def _from_choice(request: Request, data: dict[str, Any], choice: dict[str, Any],
         request_id=headers.get("x-request-id") or _name(data.get("id")),
         top_logprobs=(choice.get("logprobs") or {}).get("content"),
         model=_name(data.get("model")),
+    )
+
+
+def _piece(chunk: Any) -> StreamedPiece | None:
+    """The piece in a chunk of a stream; None where it has no content."""
+    usage, choice = getattr(chunk, "usage", None), chunk.choices[0] if chunk.choices else None
+    if choice is None and usage is None:
+        return None
+    delta = getattr(choice, "delta", None)
+    reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
+    return StreamedPiece(
+        text=_text(getattr(delta, "content", None)) or _text(getattr(delta, "refusal", None)) or "",
+        reasoning=reasoning if isinstance(reasoning, str) else "",
+        finish_reason=_name(getattr(choice, "finish_reason", None)),
+        prompt_tokens=_count(getattr(usage, "prompt_tokens", 0)),
+        completion_tokens=_count(getattr(usage, "completion_tokens", 0)),
     )
 
 

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 
 from stillhouse.serve.engines.base import Engine
 from stillhouse.serve.engines.llama_cpp import LlamaEngine
-from stillhouse.serve.engines.pytorch import TorchEngine
+from stillhouse.serve.engines.pytorch import SLOTS, TorchEngine
 
 if TYPE_CHECKING:
     from stillhouse.models import Marker
 
 
-def open_engine(reference: str, marker: Marker | None = None) -> Engine:
+def open_engine(reference: str, marker: Marker | None = None, *, slots: int = SLOTS) -> Engine:
     """Loads a model: llama.cpp for GGUF files, PyTorch for safetensors. Takes seconds to minutes.
 
     Args:
         marker: watermark for every answer; not for GGUF, because llama.cpp does its own sampling.
+        slots: generations that run at once (PyTorch only); with fewer, each may have a longer context.
 
     Raises:
         StillhouseError: as :func:`stillhouse.models.load_weights`.
@@ -37,4 +38,4 @@ def open_engine(reference: str, marker: Marker | None = None) -> Engine:
         return LlamaEngine(model)
     weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
     weights.template = IsolatedTemplate.of(weights.template)
-    return TorchEngine(weights, marker=marker)
+    return TorchEngine(weights, slots=slots, marker=marker)

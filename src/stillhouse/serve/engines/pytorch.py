@@ -48,12 +48,13 @@ class TorchEngine:
                 f"{weights.reference}: its sliding-window attention cannot be served from safetensors",
                 hint="`still export` it to GGUF and serve that file.",
             )
-        self.context_length = _context_length(self._model, slots + KEPT + 1)
+        kept = min(KEPT, slots)
+        self.context_length = _context_length(self._model, slots + kept + 1)
         self.prompts = PromptEncoder(weights.tokenizer, weights.template, self.context_length, seed=0)
         self.capabilities = frozenset({"echo", "embed", "schema", *template_capabilities(self.prompts)})
         self._tokenizer, self._marker = weights.tokenizer, marker
         self._sampler = ContinuousSampler(
-            self._model, weights.end_ids, slots=slots, capacity=self.context_length, kept=KEPT
+            self._model, weights.end_ids, slots=slots, capacity=self.context_length, kept=kept
         )
         # Rows of the output layer: models pad their vocabulary beyond the tokenizer's.
         vocab_size = self._model.get_output_embeddings().weight.shape[0]
