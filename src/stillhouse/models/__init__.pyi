@@ -34,7 +34,8 @@ from .gguf.tokenizer import (
 from .metadata import describe as describe, license_fields as license_fields
 from .recipe_terms import recipe_terms as recipe_terms, terms_of as terms_of
 from .reference import EMBEDDED as EMBEDDED, Reference as Reference, parse_reference as parse_reference
-from .sampling.batch import can_sample as can_sample, sample as sample
+from .rotations import rotation_switch as rotation_switch
+from .sampling.batch import sample as sample
 from .sampling.constrained import (
     ConstraintFactory as ConstraintFactory,
     validated_schema as validated_schema,

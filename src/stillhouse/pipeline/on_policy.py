@@ -137,7 +137,12 @@ def _teacher_ids(run: RunContext, number: int, prompt: Prompt) -> list[int]:
 
 
 def _context_length(model: PreTrainedModel) -> int:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    """The longest sequence whose samples have the probabilities that a pass over the whole computes."""
+    from stillhouse.models import rotation_switch
+
+    # An answer that grows beyond the switch is sampled with both rotations, and learned with one.
+    switch = rotation_switch(model.config)
+    return switch or getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def _pass_rates(run: RunContext) -> dict[str, float]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal as signals
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tiny_training import VOCABULARY, documents_of, llama
+from tiny_training import ARCHITECTURES, VOCABULARY, WINDOW, documents_of, llama
 
 from stillhouse.distill.on_policy import sampler
 from stillhouse.distill.on_policy.config import OnPolicyConfig
@@ -17,7 +18,7 @@ from stillhouse.distill.on_policy.learner import OffPolicyData, OnPolicyLearner
 from stillhouse.distill.on_policy.loop import train_on_policy
 from stillhouse.distill.on_policy.rollouts import Rollout, RolloutBatch, TeacherPrompt, TokenizedPrompt
 from stillhouse.distill.targets.teacher_signal import OnlineSignal
-from stillhouse.errors import CapabilityError, EmptyCorpusError, NonFiniteLossError, StillhouseError
+from stillhouse.errors import EmptyCorpusError, NonFiniteLossError, StillhouseError
 from stillhouse.recipe import Objective, Train
 from stillhouse.recipe.on_policy import OnPolicy, Policy
 
@@ -259,13 +260,17 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path):
     assert same(before, state(model))
 
 
-def test_no_question_and_no_sampling_are_said(tmp_path):
-    from tiny_training import ARCHITECTURES
-
+def test_without_a_prompt_it_fails(tmp_path):
     with pytest.raises(EmptyCorpusError):
         run(llama(), tmp_path, prompts=[])
-    with pytest.raises(CapabilityError, match="sliding"):
-        run(ARCHITECTURES["gemma3"](), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["qwen2_window", "gemma3"])
+def test_samples_beyond_a_window_have_the_probabilities_that_the_learner_computes(tmp_path, name):
+    """The samples of the first round are on-policy, so nothing separates old and new probabilities."""
+    settings = replace(REWARD, rounds=1, prompts=3, samples=2, max_tokens=4 * WINDOW)
+    run(ARCHITECTURES[name](), tmp_path, settings=settings, end_ids={-1})
+    assert lines(tmp_path)[0]["old_kl"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(

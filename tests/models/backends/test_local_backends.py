@@ -126,7 +126,7 @@ def test_llama_cpp_prints_nothing(path, capfd):
     assert captured.err == ""
 
 
-def test_a_sliding_window_model_answers_through_transformers(tmp_path):
+def test_answers_of_a_sliding_window_model_do_not_depend_on_the_batch(tmp_path):
     path = write_gguf(
         tmp_path / "gemma.gguf",
         tokens=TOKENS,

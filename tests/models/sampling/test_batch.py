@@ -9,7 +9,7 @@ from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from stillhouse.models import load_weights
-from stillhouse.models.sampling.batch import can_sample, draw, sample
+from stillhouse.models.sampling.batch import draw, sample
 from stillhouse.models.sampling.fast_decoder import FastDecoder, fast_decoder
 from stillhouse.models.sampling.kv_cache import KeyValues
 from stillhouse.models.types import Sampling
@@ -39,7 +39,6 @@ def tiny(kind: str):
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_greedy_equals_generate_of_each_prompt_alone(kind):
     model = tiny(kind)
-    assert can_sample(model)
     drawn = sample(model, PROMPTS, [Sampling(temperature=0, max_tokens=40)] * len(PROMPTS), ends={5})
     for prompt, answer in zip(PROMPTS, drawn, strict=True):
         ids = torch.tensor([prompt])
@@ -119,11 +118,6 @@ def test_only_the_nucleus_is_drawn_and_all_of_it(top_k, top_p):
     assert likely <= drawn
 
 
-def test_a_sliding_window_is_left_to_generate():
-    config = Qwen3Config(**SIZES, head_dim=8, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    assert not can_sample(Qwen3ForCausalLM(config))
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_the_family_takes_the_lean_pass_and_few_slots_change_nothing(kind):
     model = tiny(kind)
@@ -140,7 +134,7 @@ def test_a_module_without_a_lean_pass_draws_the_same(kind, monkeypatch):
     model = tiny(kind)
     settings = [Sampling(max_tokens=3 + 4 * n, seed=n) for n in range(len(PROMPTS))]
     lean = sample(model, PROMPTS, settings, ends={5}, slots=2)
-    monkeypatch.setattr("stillhouse.models.sampling.batch.fast_decoder", lambda *_: None)
+    monkeypatch.setattr("stillhouse.models.sampling.open_decoder.fast_decoder", lambda *_: None)
     own = sample(model, PROMPTS, settings, ends={5}, slots=2)
     assert [a.ids for a in lean] == [a.ids for a in own]
 

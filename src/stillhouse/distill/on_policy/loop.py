@@ -36,9 +36,8 @@ from stillhouse.distill.training.environment import choose_device, memory_errors
 from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.distill.training.optimizer import frozen_embeddings
 from stillhouse.distill.training.tracking import MetricsLog, open_tracker
-from stillhouse.errors import CapabilityError, EmptyCorpusError, StillhouseError
+from stillhouse.errors import EmptyCorpusError, StillhouseError
 from stillhouse.hashing import sha256_json
-from stillhouse.models import can_sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,7 +82,6 @@ def train_on_policy(
     Raises:
         EmptyCorpusError: there are no prompts.
         RecipeError: ``top_k`` is not below the vocabulary size.
-        CapabilityError: sampling does not support the student's layers (sliding windows, state spaces).
         StillhouseError: no sample of ``settings.patience`` rounds got any reward.
         NonFiniteLossError, CheckpointError, OutOfMemoryError, StorageError, KeyboardInterrupt: as in
             :func:`stillhouse.distill.training.loop.train`.
@@ -93,11 +91,6 @@ def train_on_policy(
     assert reward_function is not None or not config.settings.reward
     if not prompts:
         raise EmptyCorpusError("there is no prompt for the student to answer")
-    if not can_sample(model):
-        raise CapabilityError(
-            f"sampling from a {model.config.model_type} student with sliding windows is not supported",
-            hint="Take a student whose layers all attend to the whole sequence.",
-        )
     # Before the model moves and training changes it: the identity includes a digest of the initial weights.
     checkpoints = CheckpointManager(directory / "checkpoints", _identity(model, teachers, prompts, config))
     original_device = model.device

@@ -3,10 +3,8 @@
 It is faster than ``generate`` through a lean forward pass for the llama family (:mod:`.fast_decoder`), a
 key-value cache that is allocated once, one prefill for equal prompts, and slots that are filled again as soon
 as they are free. Each sequence samples from its own seed, with one uniform number for each token, so its
-tokens do not depend on the rest of the batch (the last bits of a bfloat16 pass can).
-
-Models with layers that do not attend to the whole sequence (sliding windows, state spaces) are not supported;
-see :func:`can_sample`.
+tokens do not depend on the rest of the batch (the last bits of a bfloat16 pass can). Models that cannot
+share a pass (recurrent layers) take one sequence at a time; see :mod:`.open_decoder`.
 
 Shapes: B running sequences, P prompts, V vocabulary.
 """
@@ -21,13 +19,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stillhouse.models.sampling.fast_decoder import FastDecoder, fast_decoder
-from stillhouse.models.sampling.kv_cache import KeyValues
-from stillhouse.models.sampling.module_decoder import ModuleDecoder
 from stillhouse.models.sampling.next_token import draw, draw_with_logp
+from stillhouse.models.sampling.open_decoder import Decoder, open_decoder
 from stillhouse.models.types import Marker, Sampling
 
-__all__ = ["SampledAnswer", "can_sample", "draw", "sample"]
+__all__ = ["SampledAnswer", "draw", "sample"]
 
 SLOTS = 64  # sequences that run at once
 PREFILL = 1024  # prompt tokens of one prefill pass with more than one prompt; longer passes are slower
@@ -66,13 +62,6 @@ class _Sequence:
     def length(self) -> int:
         """Tokens in the cache: all but the last, which the next step reads."""
         return len(self.prompt) + len(self.ids) - 1
-
-
-def can_sample(model: PreTrainedModel) -> bool:
-    """Whether every layer of ``model`` attends to the whole sequence, as this sampler requires."""
-    text = model.config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or ["full_attention"]
-    return all(kind == "full_attention" for kind in kinds) and not getattr(text, "use_sliding_window", False)
 
 
 @torch.inference_mode()
@@ -116,14 +105,12 @@ def sample(
         )
     ]
     longest = max(len(sequence.prompt) + sequence.setting.max_tokens for sequence in sequences)
-    layers = model.config.get_text_config().num_hidden_layers
-    memory = KeyValues(layers, min(slots, len(sequences)), longest)
-    decoder = fast_decoder(model, memory, sequences[0].prompt) or ModuleDecoder(model, memory)
+    decoder = open_decoder(model, min(slots, len(sequences)), longest, sequences[0].prompt)
     queue = _PromptQueue(sequences, decoder)
     running: list[_Sequence] = []
     while running or queue.waiting:
         # Fill free slots before the next step, so that steps run with as full a batch as possible.
-        if queue.waiting and len(running) < memory.slots:
+        if queue.waiting and len(running) < decoder.memory.slots:
             advanced, logits_BV = queue.prefill(len(running))
             running += advanced
         else:
@@ -134,7 +121,7 @@ def sample(
         _sample_tokens(advanced, logits_BV, ends, stopped)
         if on_token:
             on_token(len(advanced))
-        _remove_finished(running, memory)
+        _remove_finished(running, decoder)
     return [
         SampledAnswer(sequence.ids, sequence.finish_reason or "length", sequence.logp)
         for sequence in sequences
@@ -144,7 +131,7 @@ def sample(
 class _PromptQueue:
     """Sequences that wait for a slot, grouped by prompt, so that each prompt is prefilled once."""
 
-    def __init__(self, sequences: Sequence[_Sequence], decoder: FastDecoder | ModuleDecoder) -> None:
+    def __init__(self, sequences: Sequence[_Sequence], decoder: Decoder) -> None:
         by_prompt: dict[tuple[int, ...], deque[_Sequence]] = {}
         for sequence in sequences:
             by_prompt.setdefault(sequence.prompt, deque()).append(sequence)
@@ -219,12 +206,12 @@ def _sample_tokens(
             sequence.finish_reason = "length"
 
 
-def _remove_finished(running: list[_Sequence], memory: KeyValues) -> None:
+def _remove_finished(running: list[_Sequence], decoder: Decoder) -> None:
     """Removes finished sequences; the last running one moves to the slot of each."""
     # From the end, so that the sequence that moves is never itself a finished one.
     for slot in reversed(range(len(running))):
         if running[slot].finish_reason is not None:
             last = running.pop()
             if slot < len(running):
-                memory.copy(len(running), [slot], last.length)
+                decoder.memory.copy(len(running), [slot], last.length)
                 running[slot] = last

@@ -22,10 +22,8 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.models.sampling.constrained import Constraint
-from stillhouse.models.sampling.fast_decoder import fast_decoder
-from stillhouse.models.sampling.kv_cache import KeyValues
-from stillhouse.models.sampling.module_decoder import ModuleDecoder
 from stillhouse.models.sampling.next_token import draw_with_logp
+from stillhouse.models.sampling.open_decoder import open_decoder
 from stillhouse.models.types import Marker, Sampling
 
 CHUNK = 256  # tokens of waiting prompts that one step reads
@@ -104,8 +102,7 @@ class ContinuousSampler:
     """Samples tokens for sequences of one model.
 
     Args:
-        model: in eval mode; every layer attends to the whole sequence
-            (:func:`~stillhouse.models.sampling.batch.can_sample`).
+        model: in eval mode.
         ends: ids that end an answer.
         slots: sequences that run at once.
         capacity: longest sequence in tokens, prompt and answer.
@@ -116,15 +113,16 @@ class ContinuousSampler:
         self, model: PreTrainedModel, ends: set[int], *, slots: int, capacity: int, kept: int
     ) -> None:
         self.model, self.ends, self.slots, self.capacity = model, ends, slots, capacity
-        layers = model.config.get_text_config().num_hidden_layers
-        self._memory = KeyValues(layers, slots + kept, capacity)
+        with torch.inference_mode():
+            trial = [number % model.config.get_text_config().vocab_size for number in range(1, 9)]
+            self._decoder = open_decoder(model, slots + kept, capacity, trial)
+        self._memory = self._decoder.memory
         # Prompts are read in the spare slot. A running slot is taken only when the whole prompt is there,
         # since a step reads the first B slots and must find only running sequences in them.
         self._entrance = self._memory.spare
-        with torch.inference_mode():
-            trial = [number % model.config.get_text_config().vocab_size for number in range(1, 9)]
-            self._decoder = fast_decoder(model, self._memory, trial) or ModuleDecoder(model, self._memory)
-        self._prefixes = [_CachedPrefix(slots + number) for number in range(kept)]
+        self._prefixes = (
+            [_CachedPrefix(slots + number) for number in range(kept)] if self._decoder.shares_prefixes else []
+        )
         self._running: list[LiveSequence] = []
         self._waiting: deque[LiveSequence] = deque()
         self._clock = 0
@@ -174,7 +172,9 @@ class ContinuousSampler:
             if sequence._read == 0:
                 # Not when it was queued: sequences that ended while it waited can hold a longer prefix.
                 self._copy_prefix(sequence)
-            ids = sequence.prompt[sequence._read : sequence._read + budget]
+            # A cache that cannot be cut to a prefix cannot be relied on to take a prompt in chunks either.
+            chunk = budget if self._decoder.shares_prefixes else len(sequence.prompt)
+            ids = sequence.prompt[sequence._read : sequence._read + chunk]
             logits_NV = self._decoder.extend(ids, self._entrance, sequence._read, every=sequence.score_prompt)
             if sequence.score_prompt:
                 # The logits after a token score the next one, so those after the last score nothing.
@@ -194,7 +194,7 @@ class ContinuousSampler:
 
     def _copy_prefix(self, sequence: LiveSequence) -> None:
         """Copies the longest known prefix of the prompt to the entrance."""
-        if sequence.score_prompt:
+        if sequence.score_prompt or not self._decoder.shares_prefixes:
             return  # scores need the logits after every token, and the cache holds no logits
         candidates = [(prefix.ids, prefix.slot, prefix) for prefix in self._prefixes]
         candidates += [

@@ -63,13 +63,19 @@ def fast_decoder(model: PreTrainedModel, memory: KeyValues, trial: Sequence[int]
 class FastDecoder:
     """Prefill and decoding steps of one model, with its keys and values in ``memory``."""
 
+    shares_prefixes = True
+
     def __init__(self, model: PreTrainedModel, memory: KeyValues) -> None:
         base: Any = model.model
         self.memory = memory
         linears = [module for layer in base.layers for module in _linears(layer)]
         dtype = product_dtype(base.embed_tokens.weight, [*linears, model.lm_head])
         self.embed_VE = base.embed_tokens.weight.to(dtype)
-        self.layers = [_FastLayer(layer, memory, number, dtype) for number, layer in enumerate(base.layers)]
+        # Mistral has one window for all layers in its configuration, Qwen one in each layer that has any.
+        window = model.config.sliding_window if type(model).__name__ == "MistralForCausalLM" else None
+        self.layers = [
+            _FastLayer(layer, memory, number, dtype, window) for number, layer in enumerate(base.layers)
+        ]
         self.norm = _normed(base.norm)
         self.head = joined([model.lm_head], dtype)
         positions = torch.arange(memory.capacity, device=model.device)
@@ -105,10 +111,12 @@ class FastDecoder:
         total, device = past + len(ids), self.embed_VE.device
         self.memory.clear_to(total)
         positions_N = torch.arange(past, total, device=device)
-        mask_NT = torch.arange(total, device=device) <= positions_N[:, None]
+        masks = {
+            window: _seen(positions_N, total, window) for window in {layer.window for layer in self.layers}
+        }
 
         def attend(layer: _FastLayer, heads: torch.Tensor) -> torch.Tensor:
-            return layer.attend_more(heads, slot, past, mask_NT)
+            return layer.attend_more(heads, slot, past, masks[layer.window])
 
         hidden_NE = self._layers(self.embed_VE[torch.tensor(list(ids), device=device)], positions_N, attend)
         return self._logits(hidden_NE if every else hidden_NE[-1:])
@@ -121,13 +129,15 @@ class FastDecoder:
         """
         total = int(lengths_B.max()) + 1
         self.memory.clear_to(total)
-        beyond_BT = torch.arange(total, device=lengths_B.device) > lengths_B[:, None]
-        mask_BT = torch.zeros(beyond_BT.shape, dtype=self.cos_TD.dtype, device=lengths_B.device)
-        mask_B11T = mask_BT.masked_fill_(beyond_BT, -torch.inf)[:, None, None]
+        masks = {}
+        for window in {layer.window for layer in self.layers}:
+            hidden_BT = ~_seen(lengths_B, total, window)
+            mask_BT = torch.zeros(hidden_BT.shape, dtype=self.cos_TD.dtype, device=lengths_B.device)
+            masks[window] = mask_BT.masked_fill_(hidden_BT, -torch.inf)[:, None, None]
         rows_R = self.memory.rows(lengths_B)
 
         def attend(layer: _FastLayer, heads: torch.Tensor) -> torch.Tensor:
-            return layer.attend_step(heads, rows_R, mask_B11T)
+            return layer.attend_step(heads, rows_R, masks[layer.window])
 
         return self._logits(self._layers(self.embed_VE[tokens_B], lengths_B, attend))
 
@@ -144,8 +154,12 @@ class FastDecoder:
 class _FastLayer:
     """One decoder layer; the hidden states are [tokens, E] throughout."""
 
-    def __init__(self, layer: Any, memory: KeyValues, number: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layer: Any, memory: KeyValues, number: int, dtype: torch.dtype, window: int | None
+    ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
+        self.window: int | None = getattr(attention, "sliding_window", window)
+        """A token attends to itself and to the ``window - 1`` tokens before it; to all of them if None."""
         self.memory, self.number = memory, number
         self.norm_in, self.norm_mlp = map(_normed, (layer.input_layernorm, layer.post_attention_layernorm))
         self.norms_qk = (
@@ -201,8 +215,17 @@ class _FastLayer:
             own = heads[start:end].transpose(0, 1)
             self.memory.write(self.number, (slot, slice(None), slice(end - start)), own[-2 * kv :])
             q_HTD, k_HTD, v_HTD = own[None].split([kv * self.groups, kv, kv], 1)
+            length, mask_TT = end - start, None
+            if self.window is not None and self.window < length:
+                mask_TT = _seen(torch.arange(length, device=heads.device), length, self.window)
             mixed = F.scaled_dot_product_attention(
-                q_HTD, k_HTD, v_HTD, is_causal=True, scale=self.scale, enable_gqa=True
+                q_HTD,
+                k_HTD,
+                v_HTD,
+                attn_mask=mask_TT,
+                is_causal=mask_TT is None,
+                scale=self.scale,
+                enable_gqa=True,
             )
             outputs.append(mixed[0].transpose(0, 1))
         return torch.cat(outputs)
@@ -224,6 +247,13 @@ class _FastLayer:
             enable_gqa=True,
         )
         return mixed[0].transpose(0, 1)
+
+
+def _seen(positions_N: torch.Tensor, total: int, window: int | None) -> torch.Tensor:
+    """Which of the first ``total`` tokens the tokens at N positions attend to, bool [N, T]."""
+    tokens_T = torch.arange(total, device=positions_N.device)
+    seen_NT = tokens_T <= positions_N[:, None]
+    return seen_NT if window is None else seen_NT & (tokens_T > positions_N[:, None] - window)
 
 
 def _linears(layer: Any) -> list[Any]:

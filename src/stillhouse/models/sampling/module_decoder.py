@@ -1,6 +1,8 @@
 """Prefill and decoding steps through a module's own forward pass, for architectures without a fast decoder.
 
-Every layer must attend to the whole sequence; see :func:`~stillhouse.models.sampling.batch.can_sample`.
+All sequences advance in one pass. That is right for layers whose keys and values depend on their token alone,
+with any mask (whole sequence, sliding windows, chunks), and wrong for recurrent layers:
+:mod:`.open_decoder` finds out.
 
 Shapes: B sequences, P prompts, T tokens, V vocabulary.
 """
@@ -11,14 +13,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from stillhouse.models.sampling.kv_cache import KeyValues
+from stillhouse.models.sampling.row_masks import masks_at
 
 
 class ModuleDecoder:
     """The same interface as :class:`~stillhouse.models.sampling.fast_decoder.FastDecoder`."""
+
+    shares_prefixes = True
 
     def __init__(self, model: PreTrainedModel, memory: KeyValues) -> None:
         self.model, self.memory = model, memory
@@ -49,7 +55,8 @@ class ModuleDecoder:
         self.memory.clear_to(total)
         self.target.rows_R, self.target.total = self.memory.rows(lengths_B), total
         mask_BT = torch.arange(total, device=lengths_B.device) <= lengths_B[:, None]
-        return self._forward(tokens_B[:, None], mask_BT.long(), lengths_B[:, None])[:, -1]
+        with masks_at(lengths_B):
+            return self._forward(tokens_B[:, None], mask_BT.long(), lengths_B[:, None])[:, -1]
 
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, *, keep: int = 1
@@ -88,18 +95,30 @@ class _SlotLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows_R, pairs = self.target.rows_R, torch.cat([key_states, value_states], 1)
+        key_width, value_width = key_states.shape[-1], value_states.shape[-1]
+        # Latent attention has keys and values of different width; the memory has one width for both.
+        width = max(key_width, value_width)
+        rows_R, pairs = (
+            self.target.rows_R,
+            torch.cat([_widened(key_states, width), _widened(value_states, width)], 1),
+        )
         if rows_R is None:
             slot, past, total = self.target.slot, self.target.past, self.target.total
             self.memory.write(self.number, (slot, slice(None), slice(past, total)), pairs[0])
             if past:
                 memory = self.memory.layers[self.number]
                 assert memory is not None
-                key_states, value_states = memory[slot : slot + 1, :, :total].chunk(2, 1)
+                keys, values = memory[slot : slot + 1, :, :total].chunk(2, 1)
+                return keys[..., :key_width], values[..., :value_width]
             return key_states, value_states
         memory = self.memory.append(self.number, rows_R, pairs[:, :, 0])
         keys, values = memory[: len(pairs), :, : self.target.total].chunk(2, 1)
-        return keys, values
+        return keys[..., :key_width], values[..., :value_width]
 
     def get_seq_length(self) -> int:
         return self.target.past if self.target.rows_R is None else self.target.total - 1
+
+
+def _widened(heads: torch.Tensor, width: int) -> torch.Tensor:
+    """``heads`` with zeros at the end of the last dimension, up to ``width``."""
+    return heads if heads.shape[-1] == width else F.pad(heads, (0, width - heads.shape[-1]))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import console
 from stillhouse.errors import (
-    CapabilityError,
     ModelError,
     OutOfMemoryError,
     StillhouseError,
@@ -40,14 +39,9 @@ class TorchEngine:
     """
 
     def __init__(self, weights: Any, *, slots: int = SLOTS, marker: Marker | None = None) -> None:
-        from stillhouse.models import ConstraintFactory, ContinuousSampler, PromptEncoder, can_sample
+        from stillhouse.models import ConstraintFactory, ContinuousSampler, PromptEncoder
 
         self._model = weights.model
-        if not can_sample(self._model):
-            raise CapabilityError(
-                f"{weights.reference}: its sliding-window attention cannot be served from safetensors",
-                hint="`still export` it to GGUF and serve that file.",
-            )
         kept = min(KEPT, slots)
         self.context_length = _context_length(self._model, slots + kept + 1)
         self.prompts = PromptEncoder(weights.tokenizer, weights.template, self.context_length, seed=0)

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from stillhouse.errors import StillhouseError
-from stillhouse.models import Reply, Request, Sampling, TorchModel, cpu_has_bfloat16, load_weights
-from stillhouse.models.backends.pytorch import sample_any
+from stillhouse.models import Reply, Request, Sampling, TorchModel, cpu_has_bfloat16, load_weights, sample
 from stillhouse.models.chat.encode import added_tokens, encode_segment
 from stillhouse.trace.suspects.base import Prompt, SuspectCapabilities, TextLikelihood
 from stillhouse.trace.suspects.prefix_scoring import PrefixScorer
@@ -63,7 +62,7 @@ class TorchSuspect:
                 indices.append(index)
                 inputs.append(input_ids)
                 settings.append(Sampling(temperature=0.0, max_tokens=left))
-        answers = sample_any(self.weights.model, inputs, settings, ends=self.weights.end_ids)
+        answers = sample(self.weights.model, inputs, settings, ends=self.weights.end_ids)
         for index, answer in zip(indices, answers, strict=True):
             text = self.weights.tokenizer.decode(answer.ids, skip_special_tokens=True)
             continuations[index] = str(text)
