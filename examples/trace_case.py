@@ -38,11 +38,11 @@ TEMPLATE = (
 PLAN = """\
 name: {name}
 question: Was {name} trained on the answers that acme was given?
-suspect: {directory}/{name}
+suspect: {name}
 teachers:
 - name: ours
-  model: {directory}/teacher
-  log: {directory}/delivered.jsonl
+  model: teacher
+  log: delivered.jsonl
   accounts: [acme]
   placebo_accounts: [zeta]
 tests:
@@ -76,7 +76,7 @@ def main(directory: Path) -> None:
         student = copy.deepcopy(base)
         fine_tune(student, tokenizer, [(prompts[i], outputs[i]) for i in used])
         save(student, tokenizer, directory / name)
-        (directory / f"{name}.yaml").write_text(PLAN.format(name=name, directory=directory))
+        (directory / f"{name}.yaml").write_text(PLAN.format(name=name))
     surrogate_prompts = rng.sample(prompts, len(used))
     surrogate_answers = answers(directory / "teacher", surrogate_prompts, seed=2)
     write_log(directory, "surrogate", surrogate_prompts, surrogate_answers)

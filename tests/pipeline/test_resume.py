@@ -97,7 +97,7 @@ def test_collecting_that_a_limit_ended_goes_on_when_the_limit_is_raised(tmp_path
     assert refused(tmp_path, "collect.retries=9") == []
     other = parse_recipe(SOUND, overrides=["collect.max_total_tokens=9"])
     inputs = [
-        [_inputs(STAGES[1], RunContext(recipe, tmp_path), facts) for recipe in (BEFORE, other)]
+        [_inputs(STAGES[1], RunContext(recipe, tmp_path), recipe, facts) for recipe in (BEFORE, other)]
         for facts in ({}, stopped["collect"])
     ]
     assert inputs[0][0] == inputs[0][1]
@@ -108,8 +108,8 @@ def test_collecting_that_a_limit_ended_goes_on_when_the_limit_is_raised(tmp_path
 def test_keys_without_a_say_in_the_result_are_in_no_hash(tmp_path, override):
     other = parse_recipe(SOUND, overrides=[override])
     for stage in STAGES:
-        assert _inputs(stage, RunContext(other, tmp_path), {}) == _inputs(
-            stage, RunContext(BEFORE, tmp_path), {}
+        assert _inputs(stage, RunContext(other, tmp_path), other, {}) == _inputs(
+            stage, RunContext(BEFORE, tmp_path), BEFORE, {}
         )
 
 

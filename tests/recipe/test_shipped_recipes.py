@@ -41,7 +41,7 @@ def test_the_quickstart_names_a_model_that_its_package_brings():
 def test_a_shipped_study_is_read_with_every_arm(path):
     study = load_study(path, ["seeds=[7]"])
     assert study.seeds == (7,)
-    assert (path.parent / study.make).is_file()
+    assert Path(study.make).is_file()
     assert all(set(required_arms(study, name)) < set(study.arms) for name in study.arms)
 
 

@@ -22,6 +22,7 @@ from stillhouse.cli.app import EXIT_STATUS, SUMMARY, VERBS, app
 from stillhouse.files import atomic_write
 from stillhouse.provenance import terms_page
 from stillhouse.recipe import Recipe
+from stillhouse.recipe.field_types import HoldsPath
 from stillhouse.recipe.load import section_of
 from stillhouse.trace.plan import TracePlan
 
@@ -44,6 +45,11 @@ student:
   layers: 15
 ```
 
+A path is relative to the recipe's own file; on the command line, to the working directory. (Earlier versions
+resolved every path against the working directory. A path that exists only there still works, with a warning.)
+The resolved recipe in a run's directory holds paths relative to that directory, so it can be run from
+anywhere. Modules of `verifiers.function` are imported from the Python path and the working directory.
+
 The rules of YAML 1.2 apply: `no` and `on` are strings, `1e-4` is a number; `1_000_000` is also a number. An
 unknown or duplicate key, a wrong type or a value out of range is an error that names the line."""
 
@@ -52,9 +58,14 @@ PLAN_PREFACE = """\
 # The plan of a trace
 
 A plan is a YAML file for `still trace --plan`; [trace.md](trace.md) has an example. Omitted keys have the
-defaults below; keys that the command line sets (suspect, teachers, references) can be omitted too. The
-resolved plan is stored in the bundle and committed before the first query. An unknown or duplicate key, a
+defaults below; keys that the command line sets (suspect, teachers, references) can be omitted too. A path is
+relative to the plan's own file. The resolved plan is stored in the bundle and committed before the first
+query; there, paths are relative to the directory in which the trace ran, or absolute. An unknown or duplicate key, a
 wrong type or a value out of range is an error that names the line."""
+
+
+DERIVED_DEFAULTS = {"teacher.model": "`student.model`"}
+"""Defaults that come from another key, which a dataclass cannot express."""
 
 
 def command_page() -> str:
@@ -99,7 +110,8 @@ def _section(section: type, prefix: str) -> list[str]:
         if inner is not None:
             subsections += _section(inner, f"{key}.")
         if inner is None or prefix:
-            cells = [f"`{key}`", _type_text(hints[field.name]), _default_text(field), meanings[field.name]]
+            default = DERIVED_DEFAULTS.get(key) or _default_text(field)
+            cells = [f"`{key}`", _type_text(hints[field.name]), default, meanings[field.name]]
             rows.append(f"| {' | '.join(cells)} |")
     table = "\n".join(["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows])
     title = f"## `{prefix.rstrip('.')}`" if prefix else "## Top level"
@@ -170,6 +182,8 @@ def _range_text(limit: Any) -> str:
             return f" ≤ {value}"
         case MinLen():
             return ""
+    if isinstance(limit, HoldsPath):
+        return ""
     raise AssertionError(f"no text for {limit!r}")
 
 

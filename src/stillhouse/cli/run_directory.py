@@ -16,7 +16,7 @@ from stillhouse.console import console
 from stillhouse.errors import RecipeError, UsageError
 from stillhouse.files import LOCK, storage_errors, take_lock
 from stillhouse.recipe import Recipe
-from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.load import parse_recipe, read_text
 
 if TYPE_CHECKING:
     from stillhouse.pipeline.resume import Difference
@@ -87,7 +87,7 @@ def _move_aside(directory: Path) -> Path:
 
 def _require_compatible(recipe: Recipe, directory: Path) -> list[str]:
     """Describes the changes with which the run resumes; raises UsageError if finished work depends on one."""
-    from stillhouse.pipeline.resume import compare_recipes
+    from stillhouse.pipeline.resume import compare_recipes, recorded_form
 
     hint = "Use another directory with --out, or --restart to move this run aside and start over."
     if not (directory / "recipe.yaml").is_file():
@@ -95,12 +95,13 @@ def _require_compatible(recipe: Recipe, directory: Path) -> list[str]:
             f"{directory} is not empty and is not a run", hint="Choose another directory with --out."
         )
     try:
-        before = load_recipe(directory / "recipe.yaml")
+        file = directory / "recipe.yaml"
+        before = parse_recipe(read_text(file), name=str(file))  # paths as written there
     except RecipeError as error:
         raise UsageError(
             f"{directory} holds a run whose recipe cannot be read:\n{error}", hint=hint
         ) from error
-    changes = compare_recipes(before, recipe, directory)
+    changes = compare_recipes(before, recorded_form(recipe, directory), directory)
     if changes.refused:
         lines = [f"  {line}" for line in _describe(changes.refused, "there", "now")]
         raise UsageError(f"{directory} holds a run of another recipe:\n" + "\n".join(lines), hint=hint)

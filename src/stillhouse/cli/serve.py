@@ -138,12 +138,12 @@ def _local_teacher(run: Path) -> str | None:
     """Returns the teacher of a run; None if ``run`` is not a run or its teacher is not on this machine."""
     from stillhouse.errors import StillhouseError
     from stillhouse.models import parse_reference
-    from stillhouse.recipe.load import load_recorded_recipe
+    from stillhouse.recipe.load import load_run_recipe
 
     if not ((run / "recipe.yaml").is_file() and (run / "manifest.json").is_file()):
         return None
     try:
-        teacher = load_recorded_recipe(run / "recipe.yaml")[0].teacher.model
+        teacher = load_run_recipe(run).teacher.model
         return teacher if parse_reference(teacher).kind != "api" else None
     except StillhouseError:
         return None

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillhouse.errors import RecipeError
 from stillhouse.pipeline.stages import STAGES
 from stillhouse.provenance.manifest import RESULT_NEUTRAL, Manifest
 from stillhouse.recipe import Recipe
-from stillhouse.recipe.load import differing_keys
+from stillhouse.recipe.load import differing_keys, load_recorded_recipe
+from stillhouse.recipe.paths import record_paths
 
 Difference = tuple[str, Any, Any]
 """A dotted key, its value in the run's recipe, and the new one."""
@@ -36,8 +38,20 @@ class RecipeChanges:
     refused: list[Difference]
 
 
+def recorded_form(recipe: Recipe, directory: Path) -> Recipe:
+    """The recipe as it is recorded in ``directory``: its paths are relative to the directory.
+
+    A path that the run's recipe has already is written as it is there.
+    """
+    try:
+        before, _ = load_recorded_recipe(directory / "recipe.yaml")
+    except RecipeError:  # a new run, or one that has nothing to resume
+        before = None
+    return record_paths(recipe, directory, before)
+
+
 def compare_recipes(before: Recipe, now: Recipe, directory: Path) -> RecipeChanges:
-    """Which differences between two recipes the run in ``directory`` can resume with.
+    """Which differences between two recorded recipes the run in ``directory`` can resume with.
 
     Raises:
         IntegrityError: its manifest cannot be read.

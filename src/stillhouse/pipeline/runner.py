@@ -22,7 +22,7 @@ from stillhouse import __version__
 from stillhouse.console import console
 from stillhouse.errors import RecipeError
 from stillhouse.files import atomic_write, read_json, take_lock
-from stillhouse.pipeline.resume import stopping_limit
+from stillhouse.pipeline.resume import recorded_form, stopping_limit
 from stillhouse.pipeline.run_context import RunContext
 from stillhouse.pipeline.stages import STAGES, Stage
 from stillhouse.pipeline.study import run_study
@@ -67,7 +67,8 @@ def _locked(directory: Path) -> Iterator[None]:
 def _run(
     recipe: Recipe, directory: Path, until: str | None, on_stage: Callable[[str], None] | None
 ) -> dict[str, Any]:
-    atomic_write(directory / "recipe.yaml", dump_recipe(recipe))
+    recorded = recorded_form(recipe, directory)
+    atomic_write(directory / "recipe.yaml", dump_recipe(recorded))
     context = RunContext(recipe, directory)
     # Checks the terms before anything is loaded or paid for, even if the manifest has that stage as done.
     context.verdict  # noqa: B018
@@ -79,25 +80,26 @@ def _run(
     checks = ("filter",) if until in _WITHOUT_STUDENT else CHECKED
     preflight(recipe, [stage for stage in checks if stage not in context.manifest.stages])
     for stage in STAGES:
-        if context.manifest.finished(stage.name, _inputs(stage, context, context.manifest.facts(stage.name))):
+        facts = context.manifest.facts(stage.name)
+        if context.manifest.finished(stage.name, _inputs(stage, context, recorded, facts)):
             console.info(f"{stage.name}: unchanged, skipped")
         else:
             if on_stage:
                 on_stage(stage.name)
-            _run_stage(stage, context)
+            _run_stage(stage, context, recorded)
         if stage.name == until:
             return context.manifest.facts(stage.name)
     return read_json(directory / "report.json")
 
 
-def _run_stage(stage: Stage, context: RunContext) -> None:
+def _run_stage(stage: Stage, context: RunContext, recorded: Recipe) -> None:
     """Runs one stage and records its inputs, outputs, facts and times in the manifest."""
     started, cpu_before = datetime.now(UTC), _cpu_seconds()
     result = stage.function(context)
     seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
     facts = result.facts | {"seconds": seconds, "cpu_seconds": round(_cpu_seconds() - cpu_before, 1)}
     # Hashed after the stage has run: the facts say which limit, if any, has become an input.
-    inputs = _inputs(stage, context, facts)
+    inputs = _inputs(stage, context, recorded, facts)
     context.manifest.record(stage.name, inputs, result.outputs, facts, started=started)
 
 
@@ -107,15 +109,16 @@ def _cpu_seconds() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def _inputs(stage: Stage, context: RunContext, facts: Mapping[str, Any]) -> dict[str, str]:
+def _inputs(stage: Stage, context: RunContext, recorded: Recipe, facts: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of everything that a stage depends on: recipe sections, earlier outputs, this version.
 
+    The sections are those of the recorded recipe, whose paths do not depend on the working directory.
     A limit on collecting is an input only if it stopped the stage: a higher one then resumes it.
     """
     inputs = {"stillhouse": __version__}
     limit = stopping_limit(facts)
     for section in (*stage.sections, *([limit] if limit else [])):
-        inputs[f"{RECIPE_INPUT}{section}"] = recipe_section_hash(context.recipe, section)
+        inputs[f"{RECIPE_INPUT}{section}"] = recipe_section_hash(recorded, section)
     for name in stage.depends_on:
         inputs[f"{STAGE_INPUT}{name}"] = context.manifest.digest(name)
     return inputs

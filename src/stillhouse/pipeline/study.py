@@ -27,7 +27,7 @@ from stillhouse.plan.cost_formulas import forward_flops, training_flops
 from stillhouse.plan.shapes import Shape, shape_of
 from stillhouse.provenance import Manifest, versions
 from stillhouse.recipe import Recipe
-from stillhouse.recipe.load import load_recipe, recipe_hash
+from stillhouse.recipe.load import load_run_recipe, recipe_hash
 from stillhouse.recipe.study import Study, arm_recipe, required_arms
 
 COSTED_STAGES = ("collect", "filter", "select", "student", "targets", "train", "on_policy")
@@ -44,7 +44,7 @@ def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict
     """Runs all arms that are not finished and returns the results of all finished seeds.
 
     Args:
-        file: the study's own file; the path `make` is relative to it.
+        file: the study's own file, for messages.
         run: :func:`stillhouse.pipeline.run`.
 
     Raises:
@@ -70,7 +70,7 @@ def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict
 
 def _make_data(study: Study, file: Path, seed: int, data: Path) -> Path:
     """Makes the data of a seed once; raises RecipeError if its code or settings have changed since."""
-    source = file.parent / study.make
+    source = Path(study.make)
     if not source.is_file():
         raise RecipeError(f"{file}: make: there is no {source}")
     expected = sha256_json([source.read_text("utf-8"), study.settings, seed])
@@ -242,7 +242,7 @@ def _cost(directory: Path) -> dict[str, float]:
     """
     from stillhouse.models import describe
 
-    manifest, recipe = Manifest.load(directory), load_recipe(directory / "recipe.yaml")
+    manifest, recipe = Manifest.load(directory), load_run_recipe(directory)
     student = shape_of(describe(str(directory / "student")))
     facts = describe(recipe.teacher.model)
     teacher = None if facts.kind == "api" else shape_of(facts)

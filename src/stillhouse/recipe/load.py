@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from stillhouse.errors import RecipeError
 from stillhouse.hashing import sha256_text
+from stillhouse.recipe.paths import map_paths, resolve_path, resolve_paths
 from stillhouse.recipe.retired import RetiredValues, restore_retired, retired_complaints, take_retired
 from stillhouse.recipe.sections import Recipe
 from stillhouse.recipe.suggest import did_you_mean, nearest
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe, applies overrides and validates it.
+    """Reads a recipe, applies overrides, resolves paths (:mod:`.paths`) and validates it.
 
     Args:
         path: a YAML file.
@@ -40,11 +41,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the file cannot be read or is invalid; the message lists all complaints with their
             locations.
     """
-    return parse_recipe(read_text(Path(path)), name=str(path), overrides=overrides)
+    path = Path(path)
+    values, origins = _read_mapping(read_text(path), str(path), overrides)
+    return build_recipe(resolve_paths(Recipe, values, origins, path.parent), origins)
+
+
+def load_run_recipe(directory: str | Path) -> Recipe:
+    """The recipe of the run in ``directory``, with its paths as this process opens them.
+
+    Raises:
+        RecipeError: the file cannot be read or is invalid.
+    """
+    directory = Path(directory)
+    recipe, _ = load_recorded_recipe(directory / "recipe.yaml")
+    return map_paths(Recipe, recipe, lambda _, text: resolve_path(text, directory)[0])
 
 
 def load_recorded_recipe(path: str | Path) -> tuple[Recipe, RetiredValues]:
-    """Reads the resolved recipe of a run, which an older version may have written.
+    """Reads the resolved recipe of a run, which an older version may have written; paths stay as written.
 
     Returns:
         The recipe, and the values of its retired keys, valid or not, for :func:`.retired.restore_retired`.
@@ -77,17 +91,16 @@ def read_text(file: Path, what: str = "recipe") -> str:
 
 
 def parse_recipe(text: str, *, name: str = "<text>", overrides: Sequence[str] = ()) -> Recipe:
-    """Like `load_recipe`, from text; ``name`` is the file name in error messages."""
-    values, origins = _read_mapping(text, name)
-    for override in overrides:
-        apply_override(override, values, origins)
-    return build_recipe(values, origins)
+    """Like `load_recipe`, from text; ``name`` is the file name in error messages. Paths stay as written."""
+    return build_recipe(*_read_mapping(text, name, overrides))
 
 
-def _read_mapping(text: str, name: str) -> tuple[dict[str, Any], Origins]:
+def _read_mapping(text: str, name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Origins]:
     values, origins = read_yaml(text, name)
     if not isinstance(values, dict):
         raise RecipeError(f"{name}:1: a recipe is a mapping of keys (name, teacher, …), not {_show(values)}")
+    for override in overrides:
+        apply_override(override, values, origins)
     return values, origins
 
 

@@ -15,8 +15,10 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from stillhouse.divergences import OBJECTIVES, ObjectiveKind, ObjectiveName
 from stillhouse.recipe.field_types import (
+    HoldsPath,
     NonNegativeFloat,
     NonNegativeInt,
+    PathText,
     PositiveFloat,
     PositiveInt,
     PositiveShare,
@@ -39,12 +41,12 @@ Purpose = Literal["research", "personal", "commercial", "competing"]
 class Teacher:
     """Teacher model."""
 
-    model: Text
+    model: PathText
     """Reference: a directory, `file.gguf`, `embedded:smollm2`, `hub:org/name` or `api:https://host/v1#model`.
-    If `teacher` has none, `student.model` is the teacher."""
-    system: str | None = None
+    The student's starting weights by default; a student from `scratch` needs a teacher."""
+    system: Annotated[str, HoldsPath("file:")] | None = None
     """System prompt for every conversation that has none; `file:PATH` reads it from a text file."""
-    examples: str | None = None
+    examples: PathText | None = None
     """File of finished conversations (as `prompts.source`), placed before every conversation."""
     context: Literal["shared", "private"] = "shared"
     """`shared`: the student also reads `system` and `examples`. `private`: only the teacher does (context
@@ -85,11 +87,11 @@ class Student:
 
     init: Literal["pretrained", "scratch", "prune"] = "pretrained"
     """`pretrained` weights, a randomly initialised model (`scratch`), or a pruned model (`prune`)."""
-    model: Text | None = None
+    model: PathText | None = None
     """Reference of the starting weights (`pretrained`) or of the model to prune (default: the teacher)."""
     config: dict[str, Any] = field(default_factory=dict)
     """`scratch`: a transformers configuration, e.g. `{model_type: qwen3, hidden_size: 64}`."""
-    tokenizer: Text | None = None
+    tokenizer: PathText | None = None
     """`scratch`: reference of a model whose tokenizer the student uses (default: the teacher)."""
     vocabulary: Annotated[int, Ge(512), Le(2**20)] | None = None
     """`scratch`: train a byte-level tokenizer of this size on the corpus instead, with the teacher's special
@@ -118,7 +120,7 @@ class Student:
 class Prompts:
     """Prompts for the teacher."""
 
-    source: Text
+    source: PathText
     """`package:mmlu`, `reasoning_gym:NAME?size=200&seed=7`, or a .jsonl, .json, .parquet, .csv or .txt
     file of prompts or finished exchanges."""
     column: str | None = None

@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.field_types import NonNegativeInt, PositiveFloat, Text
+from stillhouse.recipe.field_types import NonNegativeInt, PathText, PositiveFloat, Text
 from stillhouse.recipe.load import apply_override, build_recipe, read_text, validate
+from stillhouse.recipe.paths import resolve_paths
 from stillhouse.recipe.sections import Evaluate, Recipe
 from stillhouse.recipe.suggest import did_you_mean
 from stillhouse.recipe.validation import directory_name
@@ -34,7 +35,7 @@ class Arm:
 
     label: Text
     """A short description."""
-    recipe: dict[str, Any]
+    recipe: Annotated[dict[str, Any], Recipe]
     """Keys of a recipe, merged into the study's `common`."""
 
 
@@ -64,15 +65,15 @@ class Study:
     study: Text
     """Name of the study; its directory is runs/<name>."""
     seeds: Annotated[tuple[NonNegativeInt, ...], MinLen(1)]
-    make: Text
-    """Python file, relative to the study's; its `make(directory, seed, settings)` writes a seed's data."""
+    make: PathText
+    """Python file; its `make(directory, seed, settings)` writes a seed's data."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Passed to `make`."""
-    common: dict[str, Any] = field(default_factory=dict)
+    common: Annotated[dict[str, Any], Recipe] = field(default_factory=dict)
     """Keys of every arm's recipe."""
     arms: Annotated[dict[str, Arm], MinLen(1)]
     """Arms by name, in the order in which they run."""
-    tests: Annotated[dict[str, Text], MinLen(1)]
+    tests: Annotated[dict[str, PathText], MinLen(1)]
     """Prompt files by name; every arm's student answers all of them."""
     verifiers: Annotated[tuple[Verifier, ...], MinLen(1)]
     """Verifiers that score the answers."""
@@ -90,7 +91,7 @@ def is_study(path: Path) -> bool:
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """Loads a study, applies overrides, and validates it with each arm's recipe.
+    """Loads a study, applies overrides, resolves paths, and validates it with each arm's recipe.
 
     Raises:
         RecipeError: the file cannot be read or is invalid.
@@ -100,6 +101,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise RecipeError(f"{path}:1: a study is a mapping of keys (study, seeds, arms, …)")
     for override in overrides:
         apply_override(override, values, origins)
+    values = resolve_paths(Study, values, origins, path.parent)
     study = validate(Study, values, origins, _broken_rules)
     for name in study.arms:
         _arm(study, name, study.seeds[0], Path("data"), Path("runs"), _arm_origins(origins, name))

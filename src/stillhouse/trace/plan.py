@@ -15,15 +15,23 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Le
 
 from stillhouse.errors import RecipeError, UsageError
-from stillhouse.recipe.field_types import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Text
+from stillhouse.recipe.field_types import (
+    NonNegativeInt,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Text,
+)
 from stillhouse.recipe.load import read_text, validate
+from stillhouse.recipe.paths import resolve_paths, shorten_paths
 from stillhouse.recipe.validation import directory_name
-from stillhouse.recipe.yaml_lines import dump_yaml, read_yaml
+from stillhouse.recipe.yaml_lines import Origins, dump_yaml, read_yaml
 
 ScoreName = Literal["loglik", "min_k", "reference", "teacher", "overlap"]
 DEFAULT_QUESTION = "Was the suspect trained on outputs that the teacher delivered to these accounts?"
@@ -35,20 +43,20 @@ class TeacherPlan:
 
     name: Text
     """Short name: letters, digits, `.`, `_` and `-`."""
-    log: Text
+    log: PathText
     """Delivered outputs: parquet, a corpus directory, or JSON lines."""
-    model: Text | None = None
+    model: PathText | None = None
     """The archived teacher: reference of a model. Without it the exchangeable test needs `resamples`."""
-    resamples: Text | None = None
+    resamples: PathText | None = None
     """Fresh outputs for the same prompts, made by `still trace resample`; by default the trace draws them."""
     accounts: tuple[Text, ...] = ()
     """Accounts of the log to test; an empty list selects all."""
     placebo_accounts: tuple[Text, ...] = ()
     """Accounts whose outputs the suspect cannot have seen; tested in the same way, and expected to show
     nothing."""
-    watermark_key: Text | None = None
+    watermark_key: PathText | None = None
     """File with the secret key of the watermark in these outputs, in hexadecimal."""
-    canaries: Text | None = None
+    canaries: PathText | None = None
     """File with the canaries and their decoys."""
 
 
@@ -108,7 +116,7 @@ class Rephrasings:
 
     weight: PositiveFloat = 1.0
     """Weight of its e-value in the mean of its level."""
-    texts: Text | None = None
+    texts: PathText | None = None
     """File with the published texts and their rephrasings."""
 
 
@@ -138,7 +146,7 @@ class WeightsLineage:
 class TrainingOrder:
     """Tests whether the suspect descends from a model whose order of training texts is known."""
 
-    texts: Text | None = None
+    texts: PathText | None = None
     """File with training texts in the order of training: JSON lines with `text`."""
 
 
@@ -186,13 +194,13 @@ class TracePlan:
     """Short name."""
     question: Text = DEFAULT_QUESTION
     """The question that the trace answers, in one sentence."""
-    suspect: Text | None = None
+    suspect: PathText | None = None
     """The model under test: a reference."""
     teachers: tuple[TeacherPlan, ...] = ()
     """Models whose outputs may have been used. With more than one, each must reach a higher threshold."""
-    references: tuple[Text, ...] = ()
+    references: tuple[PathText, ...] = ()
     """Unrelated models of the suspect's kind and age."""
-    public: tuple[Text, ...] = ()
+    public: tuple[PathText, ...] = ()
     """Publicly available text files, which are searched for delivered outputs."""
     seed: NonNegativeInt = 0
     """Seed of all random choices: resamples, ties, placebos."""
@@ -218,20 +226,32 @@ class TracePlan:
 
 
 def load_plan(path: str | Path) -> TracePlan:
-    """Reads and validates a plan.
+    """Reads and validates a plan; its paths are relative to the file.
 
     Raises:
         RecipeError: the file cannot be read, or the plan is invalid; lists every error with its line.
     """
-    return parse_plan(read_text(Path(path), "plan"), name=str(path))
+    path = Path(path)
+    values, origins = _read_mapping(read_text(path, "plan"), str(path))
+    values = resolve_paths(TracePlan, values, origins, path.parent)
+    return validate(TracePlan, values, origins, _broken_rules)
+
+
+def load_bundled_plan(path: Path) -> TracePlan:
+    """Reads the plan of a bundle; paths stay as written: relative to where the trace ran, or absolute."""
+    return parse_plan(read_text(path, "plan"), name=str(path))
 
 
 def parse_plan(text: str, *, name: str = "<text>") -> TracePlan:
-    """Like :func:`load_plan`, from text; ``name`` is the file name in error messages."""
+    """Like :func:`load_plan`, from text, with paths as written; ``name`` is the file name in messages."""
+    return validate(TracePlan, *_read_mapping(text, name), _broken_rules)
+
+
+def _read_mapping(text: str, name: str) -> tuple[dict[str, Any], Origins]:
     values, origins = read_yaml(text, name)
     if not isinstance(values, dict):
         raise RecipeError(f"{name}:1: a plan is a mapping of keys (question, teachers, tests, …)")
-    return validate(TracePlan, values, origins, _broken_rules)
+    return values, origins
 
 
 def dump_plan(plan: TracePlan) -> str:
@@ -256,7 +276,7 @@ def resolve_plan(
     teachers: Sequence[TeacherPlan],
     references: Sequence[str],
 ) -> TracePlan:
-    """The plan completed with the models and logs that the command line names.
+    """The plan completed with the models and logs that the command line names; its paths contain no `..`.
 
     Raises:
         UsageError: neither names the suspect or a log, or they name different ones.
@@ -277,7 +297,7 @@ def resolve_plan(
         raise UsageError(
             "no log was named", hint="Give --log FILE (and --teacher MODEL), or `teachers` in the plan."
         )
-    return resolved
+    return shorten_paths(resolved)
 
 
 def _broken_rules(plan: TracePlan) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ from stillhouse.trace.bundle.schema import Evidence, PlannedTestRecord
 from stillhouse.trace.detectors.case import Case
 from stillhouse.trace.detectors.registry import DETECTORS
 from stillhouse.trace.judge import judge_transcript
-from stillhouse.trace.plan import TeacherPlan, TracePlan, load_plan
+from stillhouse.trace.plan import TeacherPlan, TracePlan, load_bundled_plan
 from stillhouse.trace.run import environment, read_teacher_log, write_observation
 from stillhouse.trace.suspects.base import Suspect
 from stillhouse.trace.suspects.open import open_suspect
@@ -42,7 +42,7 @@ def rerun_bundle(directory: Path, result: BundleVerification) -> None:
         IntegrityError: a model or a log is not the recorded one.
         StillhouseError: a model or a log is missing.
     """
-    plan, evidence = load_plan(directory / PLAN), result.evidence
+    plan, evidence = load_bundled_plan(directory / PLAN), result.evidence
     _require_recorded(plan, evidence)
     local = all(parse_reference(reference).kind != "api" for reference in _references(plan))
     here = environment()

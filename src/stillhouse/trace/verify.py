@@ -44,7 +44,7 @@ from stillhouse.trace.bundle.schema import (
     VerdictRecord,
 )
 from stillhouse.trace.judge import judge_all
-from stillhouse.trace.plan import TracePlan, load_plan
+from stillhouse.trace.plan import TracePlan, load_bundled_plan
 from stillhouse.trace.report.page import render_page
 from stillhouse.trace.run import commitments_record
 
@@ -99,7 +99,7 @@ def verify_bundle(directory: Path, *, public_key: str | None = None) -> BundleVe
         result.notes.append("not signed: anyone with the files could have changed all of them together")
     result.differences += _file_differences(directory, evidence)
     try:
-        plan = load_plan(directory / PLAN)
+        plan = load_bundled_plan(directory / PLAN)
         commitments = read_commitments(directory / COMMITMENTS)
     except StillhouseError as error:
         result.differences.append(str(error))
