@@ -60,8 +60,8 @@ PLAN_PREFACE = """\
 A plan is a YAML file for `still trace --plan`; [trace.md](trace.md) has an example. Omitted keys have the
 defaults below; keys that the command line sets (suspect, teachers, references) can be omitted too. A path is
 relative to the plan's own file. The resolved plan is stored in the bundle and committed before the first
-query; there, paths are relative to the directory in which the trace ran, or absolute. An unknown or duplicate key, a
-wrong type or a value out of range is an error that names the line."""
+query; there, paths are relative to the directory in which the trace ran, or absolute. An unknown or
+duplicate key, a wrong type or a value out of range is an error that names the line."""
 
 
 DERIVED_DEFAULTS = {"teacher.model": "`student.model`"}
