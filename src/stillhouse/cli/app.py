@@ -21,6 +21,7 @@ from stillhouse.cli import (
     collect,
     evaluate,
     export,
+    models,
     plan,
     run,
     serve,
@@ -63,6 +64,7 @@ VERBS = {
     "ask": ask.ask,
     "serve": serve.serve,
     "export": export.export,
+    "models": models.models,
     "terms": terms.terms,
     "verify": verify.verify,
 }

@@ -176,7 +176,8 @@ class _ApiChat:
                 parts: list[tuple[TextKind, str]] = []
                 if piece.reasoning:
                     parts.append(("reasoning", piece.reasoning))
-                parts += [("content", piece.text)] if separate and piece.text else []
+                if separate and piece.text:
+                    parts.append(("content", piece.text))
                 if not separate:
                     parts += parser.add(piece.text)
                 for kind, text in parts:
