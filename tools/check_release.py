@@ -40,7 +40,8 @@ for package, name in names:
 assert len(lazy) > 10 and len(names) > 100, (len(lazy), len(names))
 
 assert all_terms()
-assert resources.files("stillhouse.serve").joinpath("page/index.html").read_text("utf-8")
+for file in ("index.html", "vendor/katex.min.js", "vendor/fonts/KaTeX_Main-Regular.woff2"):
+    assert resources.files("stillhouse.serve").joinpath("page", file).read_bytes()
 for package, name in [
     ("pages", "page.css"),
     ("evaluate", "report.html.j2"),

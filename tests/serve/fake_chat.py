@@ -228,7 +228,7 @@ _HEADERS = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "n
 
 
 async def _file(request: Request) -> Response:
-    name = request.path_params.get("name", "index.html")
+    name = request.path_params.get("path", "index.html")
     return FileResponse(PAGE / name, headers=_HEADERS)
 
 
@@ -238,7 +238,7 @@ def serving(fake: FakeChat, port: int = 0) -> Iterator[str]:
     app = Starlette(
         routes=[
             Route("/", _file),
-            Route("/page/{name}", _file),
+            Route("/page/{path:path}", _file),
             Route("/v1/models", fake.list_models),
             Route("/v1/chat/completions", fake.complete, methods=["POST"]),
         ]

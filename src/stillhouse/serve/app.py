@@ -99,5 +99,5 @@ def _routes(context: ServerContext) -> list[Route]:
         get("/health", get_health),
         get("/openapi.json", get_openapi),
         get("/", get_page),
-        get("/page/{name}", get_page),
+        get("/page/{path:path}", get_page),
     ]

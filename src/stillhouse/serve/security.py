@@ -26,8 +26,8 @@ BODY_TIMEOUT_S = 30.0  # for a whole body: a slow client must not hold its conne
 # No inline scripts and no other origin: even if a model's text became HTML, it could neither run code nor
 # send a conversation anywhere.
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = [
     (b"content-security-policy", PAGE_POLICY.encode()),

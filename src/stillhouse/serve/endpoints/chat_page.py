@@ -1,7 +1,8 @@
-"""`GET /` and `GET /page/{name}`: the chat page and its files."""
+"""`GET /` and `GET /page/{path}`: the chat page and its files."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from starlette.requests import Request
@@ -11,14 +12,25 @@ from stillhouse.serve.context import ServerContext
 from stillhouse.serve.error_responses import not_found
 
 PAGE = Path(__file__).parents[1] / "page"
-MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
+MEDIA_TYPES = {
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".html": "text/html",
+    ".woff2": "font/woff2",
+}
+
+
+@cache
+def _paths() -> frozenset[str]:
+    return frozenset(file.relative_to(PAGE).as_posix() for file in PAGE.rglob("*") if file.is_file())
 
 
 async def get_page(context: ServerContext, request: Request) -> Response:
     """Returns a file of the chat page."""
-    name = request.path_params.get("name", "index.html")
+    name = request.path_params.get("path", "index.html")
     path = PAGE / name
-    # Compared with the names that exist, not resolved: no spelling of `..` can then lead out of the folder.
-    if name not in {file.name for file in PAGE.iterdir()} or path.suffix not in MEDIA_TYPES:
+    # Compared with the paths that exist, not resolved: no spelling of `..` can then lead out of the folder.
+    if name not in _paths() or path.suffix not in MEDIA_TYPES:
         return not_found(request, None)
     return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])

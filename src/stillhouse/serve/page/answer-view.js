@@ -160,7 +160,7 @@ function statisticsOf(attempt) {
   const speed = speedOf(attempt);
   if (speed !== null) texts.push(`${speed < 10 ? speed.toFixed(1) : Math.round(speed).toLocaleString("en")} tokens/s`);
   texts.push(`first token after ${attempt.first.toFixed(2)} s`);
-  if (attempt.usage?.prompt_tokens) texts.push(`prompt ${attempt.usage.prompt_tokens.toLocaleString("en")} tokens`);
+  if (attempt.usage?.prompt_tokens) texts.push(`prompt ${attempt.usage.prompt_tokens.toLocaleString("en")} ${attempt.usage.prompt_tokens === 1 ? "token" : "tokens"}`);
   return texts;
 }
 

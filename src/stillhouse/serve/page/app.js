@@ -1,11 +1,12 @@
 /** The chat page: connects the user's actions, the server's answers, the store and the view. */
 
 import { Api, ChatError } from "./api.js";
-import { failUnfinished, historyOf, newAttempt, newConversation, swapColumns } from "./conversation.js";
-import { askForKey, askToConfirm, isDialogOpen, prepareDialogs } from "./dialogs.js";
+import { failUnfinished, historyOf, newAttempt, newConversation, swapColumns, titleOf } from "./conversation.js";
+import { askForKey, askForName, askToConfirm, isDialogOpen, prepareDialogs } from "./dialogs.js";
 import { announce, make } from "./dom.js";
 import { SamplingForm } from "./settings.js";
 import { Store } from "./store.js";
+import { exportConversations, readConversations } from "./transfer.js";
 import { View, isSendKey, listConversations, notice } from "./view.js";
 
 const SAVE_EVERY = 2000; // milliseconds, while an answer is being written
@@ -126,6 +127,7 @@ function markFailed(attempt, error) {
 
 async function awaitAnswers(conversation, answers) {
   store.save(conversation);
+  if (conversation === current) store.saveLast(conversation.id);
   refresh();
   const attempts = await Promise.all(answers);
   // It may have been deleted meanwhile.
@@ -155,6 +157,7 @@ function open(conversation) {
   useKnownModels();
   byId("system").value = current.system;
   view.open(current);
+  store.saveLast(current.turns.length ? current.id : null);
   refresh();
   closeDrawer();
 }
@@ -162,6 +165,15 @@ function open(conversation) {
 function startNew() {
   open(newConversation(settings));
   focusPrompt();
+}
+
+async function rename(id) {
+  const conversation = store.get(id);
+  const name = await askForName(titleOf(conversation));
+  if (name === null || !store.get(id)) return;
+  conversation.title = name || undefined; // without a name it is called by its first words again
+  store.save(conversation);
+  refresh();
 }
 
 async function remove(id) {
@@ -187,12 +199,16 @@ async function eraseAll() {
   announce("All conversations were erased.");
 }
 
-function exportAll() {
-  const all = { format: "stillhouse conversations", version: 1, exported: new Date().toISOString(),
-    conversations: store.conversations() };
-  const address = URL.createObjectURL(new Blob([JSON.stringify(all, null, 2)], { type: "application/json" }));
-  make("a", { href: address, download: `stillhouse-conversations-${all.exported.slice(0, 10)}.json` }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+async function importAll(file) {
+  try {
+    const read = await readConversations(file, (id) => store.get(id));
+    for (const conversation of read) store.save(conversation);
+    const count = read.length === 1 ? "1 conversation was" : `${read.length} conversations were`;
+    notice("import", read.length ? `${count} imported.` : "All conversations of this file are here already.");
+    refresh();
+  } catch (error) {
+    notice("import", error.message);
+  }
 }
 
 function changedElsewhere(id) {
@@ -207,7 +223,8 @@ function changedElsewhere(id) {
 /** Updates everything around the conversation. */
 function refresh() {
   const conversations = store.conversations();
-  listConversations(conversations, current, { open: (id) => open(store.get(id)), remove });
+  listConversations(conversations, byId("search").value, current, { open: (id) => open(store.get(id)), rename, remove });
+  byId("search").hidden = conversations.length === 0;
   byId("export").disabled = byId("erase").disabled = conversations.length === 0;
   view.setBusy(isBusy(current));
   const { beside } = current;
@@ -334,7 +351,7 @@ function onKeydown(event) {
 
 function addListeners() {
   const clicks = {
-    new: startNew, export: exportAll, erase: eraseAll, swap, beside: toggleBeside, theme: toggleTheme,
+    new: startNew, export: () => exportConversations(store.conversations()), import: () => byId("import-file").click(), erase: eraseAll, swap, beside: toggleBeside, theme: toggleTheme,
     stop: () => stop(current),
     "open-settings": () => byId("settings").showModal(),
     "open-help": () => byId("help").showModal(),
@@ -351,6 +368,12 @@ function addListeners() {
     send(prompt.value);
   });
   prompt.addEventListener("input", resizePrompt);
+  byId("search").addEventListener("input", refresh);
+  byId("import-file").addEventListener("change", async (event) => {
+    const [file] = event.target.files;
+    if (file) await importAll(file);
+    event.target.value = ""; // the same file can be chosen again
+  });
   for (const column of [0, 1]) byId(`model-${column}`).addEventListener("change", modelsChanged);
   byId("system").addEventListener("input", () => {
     current.system = byId("system").value;
@@ -378,7 +401,7 @@ function start() {
   addListeners();
   setTheme(document.documentElement.dataset.theme ?? "");
   drawerChanged();
-  open(current);
+  open(store.last() ?? current);
   focusPrompt();
   loadModels();
 }

@@ -11,7 +11,7 @@
  * @typedef {{shown: number, attempts: Attempt[]}} Answer
  * @typedef {{prompt: string, answers: (Answer|null)[]}} Turn
  * @typedef {{version: 1, id: string, created: number, updated: number, system: string, models: string[],
- *   beside: boolean, turns: Turn[]}} Conversation
+ *   beside: boolean, turns: Turn[], title?: string}} Conversation
  */
 
 /** @returns {Conversation} */
@@ -42,10 +42,36 @@ export function historyOf(conversation, column) {
   return messages;
 }
 
-/** A conversation's title: the first words of its first prompt. */
+/** A conversation's title: the one that the user gave it, or the first words of its first prompt. */
 export function titleOf(conversation) {
+  if (conversation.title) return conversation.title;
   const words = (conversation.turns[0]?.prompt ?? "").trim().split(/\s+/).slice(0, 9).join(" ");
   return [...words].slice(0, 60).join("") || "New conversation";
+}
+
+/**
+ * A line of the conversation around the first place that contains `words`; null if none does, "" if the title does.
+ * Upper and lower case, accents and the kind of white space do not count.
+ */
+export function findIn(conversation, words) {
+  const wanted = folded(words.trim());
+  if (folded(titleOf(conversation)).includes(wanted)) return "";
+  for (const turn of conversation.turns) {
+    for (const text of [turn.prompt, ...turn.answers.flatMap((answer) => answer?.attempts ?? []).map(({ content }) => content)]) {
+      const at = folded(text).indexOf(wanted);
+      if (at >= 0) return excerpt(text.replace(/\s+/g, " "), at);
+    }
+  }
+  return null;
+}
+
+function folded(text) {
+  return text.replace(/\s+/g, " ").normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
+}
+
+function excerpt(text, at) {
+  const from = Math.max(0, Math.min(at, text.length - 40) - 8);
+  return `${from ? "…" : ""}${[...text.slice(from)].slice(0, 80).join("")}`;
 }
 
 /** Swaps the two columns with their histories. */
@@ -74,7 +100,7 @@ export function speedOf(attempt) {
   return tokens > 1 && seconds > 0.05 ? (tokens - 1) / seconds : null;
 }
 
-function uniqueId() {
+export function uniqueId() {
   // Browsers offer crypto.randomUUID only over HTTPS or on localhost.
   return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -54,6 +54,24 @@ export function askToConfirm(title, text, buttonLabel) {
   });
 }
 
+/** Asks for a conversation's name; null if the user cancels. */
+export function askForName(name) {
+  const dialog = byId("rename");
+  const field = byId("rename-value");
+  field.value = name;
+  return new Promise((resolve) => {
+    let chosen = null;
+    dialog.querySelector("form").onsubmit = (event) => {
+      event.preventDefault();
+      chosen = field.value.trim();
+      dialog.close();
+    };
+    dialog.onclose = () => resolve(chosen);
+    dialog.showModal();
+    field.select();
+  });
+}
+
 function isOutside(dialog, { clientX, clientY }) {
   const box = dialog.getBoundingClientRect();
   return clientX < box.left || clientX > box.right || clientY < box.top || clientY > box.bottom;

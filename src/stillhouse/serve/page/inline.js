@@ -1,9 +1,11 @@
 /**
- * Parses inline Markdown: emphasis, code, links; mathematics stays as it is written.
+ * Parses inline Markdown: emphasis, code, links, formulas.
  *
  * The text comes from a model and is treated as hostile: it becomes text nodes and a few elements created here,
  * never HTML. Only http, https and mailto addresses become links. Nothing is fetched: an image becomes a link.
  */
+
+import { formula, isFormula } from "./mathematics.js";
 
 const SPECIAL = /[\\`*_~[!<$\n&h]/g;
 const PUNCTUATION = /[\p{P}\p{S}]/u;
@@ -122,19 +124,22 @@ class Inline {
       }
       to = this.text.length;
     }
-    const code = element("code", this.text.slice(from, to).trim());
-    code.className = "math";
-    return this.#push(code, Math.min(to + end.length, this.text.length));
+    const source = this.text.slice(from, to).trim();
+    const isOpen = to === this.text.length;
+    const shown = isOpen || !source ? element("code", source) : formula(source, end === "\\]" || end === "$$");
+    return this.#push(shown, Math.min(to + end.length, this.text.length));
   }
 
   #dollars() {
     if (this.text.startsWith("$$", this.at)) {
       return this.text.indexOf("$$", this.at + 2) > 0 && this.#formula("$$", "$$");
     }
-    // A single dollar is money, unless both dollars touch the formula and no digit follows.
-    const formula = /\$(?=[^\s$])([^$\n]{0,300}?[^\s$\\])\$(?!\d)/y;
-    formula.lastIndex = this.at;
-    return formula.test(this.text) && !/\w/.test(this.text[this.at - 1] ?? "") && this.#formula("$", "$");
+    // A single dollar is money, unless both dollars touch a formula and no digit follows.
+    const pair = /\$(?=[^\s$])([^$\n]{0,300}?[^\s$\\])\$(?!\d)/y;
+    pair.lastIndex = this.at;
+    const match = pair.exec(this.text);
+    return Boolean(match) && !/\w/.test(this.text[this.at - 1] ?? "")
+      && isFormula(match[1], this.text.slice(pair.lastIndex, pair.lastIndex + 2)) && this.#formula("$", "$");
   }
 
   #code() {

@@ -9,6 +9,8 @@
  * code, underlined headings, reference links.
  */
 
+import { directionOf } from "./direction.js";
+import { highlight } from "./highlight.js";
 import { inline } from "./inline.js";
 
 const DEEPEST = 12; // nesting of quotes and list items; deeper marks are text
@@ -176,7 +178,8 @@ export class Markdown {
       const quote = QUOTE.exec(rest);
       const item = quote ? null : ITEM.exec(rest);
       if (quote) {
-        this.#push({ kind: "quote", el: this.#add("blockquote") });
+        const el = this.#add("blockquote");
+        this.#push({ kind: "quote", el, group: { el } });
         rest = rest.slice(quote[0].length);
       } else if (item) {
         this.#item(item);
@@ -201,7 +204,7 @@ export class Markdown {
     }
     const mark = ordered ? number.length + 1 : 1;
     const offset = indent.length + mark + Math.min(Math.max(gap.length, 1), 4);
-    this.#push({ kind: "item", el: this.#add("li", parent.list.el), need: indent.length + 2, offset });
+    this.#push({ kind: "item", el: this.#add("li", parent.list.el), group: parent.list, need: indent.length + 2, offset });
   }
 
   #push(container) {
@@ -243,14 +246,14 @@ export class Markdown {
     pre.setAttribute("aria-label", language ? `Code, ${language}` : "Code");
     const code = pre.appendChild(document.createElement("code"));
     if (this.copyButton) bar.append(this.copyButton(() => code.textContent));
-    this.leaf = { kind: "code", el: code, fence, indent: indent.length, part: null, empty: true };
+    this.leaf = { kind: "code", el: code, language: language.toLowerCase(), fence, indent: indent.length, part: null, empty: true };
   }
 
   #codeLine(line) {
     const { leaf } = this;
     const close = /^\s*(`{3,}|~{3,})\s*$/.exec(line);
     if (close && close[1][0] === leaf.fence[0] && close[1].length >= leaf.fence.length) {
-      if (!this.draft) this.leaf = null;
+      if (!this.draft) this.#close();
       return;
     }
     const indent = Math.min(leaf.indent, line.length - line.trimStart().length);
@@ -289,6 +292,7 @@ export class Markdown {
     scroller.setAttribute("role", "region");
     scroller.setAttribute("aria-label", "Table");
     const table = scroller.appendChild(document.createElement("table"));
+    if (directionOf(head.join(" ")) === "rtl") scroller.dir = "rtl";
     const align = marks.map((mark) => (mark.endsWith(":") ? (mark.startsWith(":") ? "center" : "right") : ""));
     this.leaf = { kind: "table", align, el: table.createTHead() };
     this.#row(this.leaf, null, head);
@@ -316,6 +320,7 @@ export class Markdown {
 
   #close() {
     if (this.leaf) this.#render(this.leaf, false);
+    if (this.leaf?.kind === "code" && !this.draft) highlight(this.leaf.el, this.leaf.language);
     this.leaf = null;
   }
 
@@ -326,7 +331,19 @@ export class Markdown {
     const waits = open && !leaf.settled && /^\|[^\n]*$/.test(leaf.text) && leaf.text.length < LONG_LINE;
     removeUnsettled(leaf);
     leaf.el.hidden = waits;
+    if (!waits) this.#direct(leaf.text);
     if (!waits) leaf.el.append(...inline(leaf.text, { open }).nodes);
+  }
+
+  /** Turns the lists and quotations around a text that is written from right to left; their first text decides. */
+  #direct(text) {
+    const direction = directionOf(text);
+    if (!direction) return;
+    for (const { group } of this.stack) {
+      if (!group || group.direction) continue;
+      group.direction = direction;
+      if (direction === "rtl") group.el.dir = "rtl";
+    }
   }
 
   /** Settles the beginning of a long text, which is then not parsed again. */

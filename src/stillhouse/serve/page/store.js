@@ -7,6 +7,7 @@
 
 const CHAT = "stillhouse.chat.";
 const SETTINGS = "stillhouse.settings";
+const LAST = "stillhouse.last";
 
 export class Store {
   /**
@@ -60,6 +61,16 @@ export class Store {
 
   saveSettings(settings) {
     this.#write(SETTINGS, settings);
+  }
+
+  /** The conversation that was open last, if it is still here. */
+  last() {
+    return this.chats.get(parseJson(this.storage?.getItem(LAST)));
+  }
+
+  /** Remembers which conversation is open; null for a new one. */
+  saveLast(id) {
+    this.#write(LAST, id);
   }
 
   #names() {

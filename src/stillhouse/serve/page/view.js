@@ -1,7 +1,7 @@
 /** Draws the conversation: its turns, the empty page, the scroll position, notices and the sidebar's list. */
 
 import { AnswerView } from "./answer-view.js";
-import { titleOf } from "./conversation.js";
+import { findIn, titleOf } from "./conversation.js";
 import { copyButton, icon, iconButton, make } from "./dom.js";
 
 const NEAR = 48; // pixels from the end within which a reader counts as being at the end
@@ -25,6 +25,7 @@ export class View {
     this.following = true;
     this.main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     this.toEnd.addEventListener("click", () => this.goToEnd());
+    this.turns.addEventListener("grown", () => this.contentGrew()); // a formula was typeset
     new ResizeObserver(() => this.contentGrew()).observe(this.main);
   }
 
@@ -156,9 +157,12 @@ export class View {
   }
 }
 
-/** Whether a key pressed in a text field sends it. Enter also ends the composition of a character. */
+/**
+ * Whether a key pressed in a text field sends it. Enter also ends the composition of a character: Safari then has
+ * finished composing already, and tells it only by the key code 229.
+ */
 export function isSendKey(event) {
-  return event.key === "Enter" && !event.shiftKey && !event.isComposing;
+  return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;
 }
 
 /** Shows a notice above the conversation; a null text removes it. */
@@ -170,15 +174,20 @@ export function notice(name, text, ...more) {
   document.getElementById("notices").append(box);
 }
 
-/** Draws the sidebar's list of conversations. */
-export function listConversations(conversations, current, { open, remove }) {
-  const list = document.getElementById("conversations");
-  list.replaceChildren(...conversations.map((conversation) => {
+/** Draws the sidebar's list of the conversations that contain `words`. */
+export function listConversations(conversations, words, current, { open, rename, remove }) {
+  const found = conversations
+    .map((conversation) => ({ conversation, excerpt: words.trim() ? findIn(conversation, words) : "" }))
+    .filter(({ excerpt }) => excerpt !== null);
+  document.getElementById("nothing-found").hidden = found.length > 0 || !words.trim();
+  document.getElementById("conversations").replaceChildren(...found.map(({ conversation, excerpt }) => {
     const title = titleOf(conversation);
     const isCurrent = conversation.id === current.id;
     return make("li", {},
-      make("button", { type: "button", className: "title", title, dir: "auto", ...(isCurrent && { "aria-current": "true" }),
-        onclick: () => open(conversation.id) }, title),
+      make("button", { type: "button", className: "title", title, ...(isCurrent && { "aria-current": "true" }),
+        onclick: () => open(conversation.id) },
+        make("span", { dir: "auto" }, title), excerpt && make("span", { className: "excerpt", dir: "auto" }, excerpt)),
+      iconButton("edit", `Rename “${title}”`, () => rename(conversation.id)),
       iconButton("trash", `Delete “${title}”`, () => remove(conversation.id)));
   }));
 }
