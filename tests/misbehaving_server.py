@@ -24,7 +24,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,11 @@ from starlette.routing import Route
 
 MODEL = "misbehaving-1"
 TRANSIENT = ("429", "429date", "500", "503", "hang", "cut", "json", "empty")
-FAULTS = (*TRANSIENT, "401", "403", "404", "400", "context", "silent", "error200", "quota")
+FAULTS = (
+    *TRANSIENT,
+    *("401", "402", "403", "404", "400", "context", "policy", "silent"),
+    *("error200", "halfway", "quota"),
+)
 WORDS = (
     "the still takes a large spirit apart and keeps what matters so that a small model learns from it".split()
 )
@@ -60,6 +64,12 @@ class Teacher:
     hang_s: float = 30.0
     delay_s: float = 0.0
     """Time that every answer takes."""
+    credit: int | None = None
+    """Answers after which the account has no credit left (402)."""
+    refuses: dict[tuple[str, ...], Response] = field(default_factory=dict)
+    """The response to a request that has all these fields."""
+    shape: Callable[[dict[str, Any]], None] = lambda answer: None
+    """Changes the answer before it is sent."""
     log: Path | None = None
     """JSON lines: id, prompt and outcome of every try."""
     tries: Counter[str] = field(default_factory=Counter)
@@ -68,6 +78,8 @@ class Teacher:
     arrivals: list[tuple[str, float]] = field(default_factory=list)
     """Prompt and monotonic time of every try."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    addresses: list[tuple[str, str, Any]] = field(default_factory=list)
+    """Path, query and headers of every try."""
     most_at_once: int = 0
     _now: int = 0
 
@@ -79,17 +91,24 @@ class Teacher:
         self.tries[key] += 1
         self.arrivals.append((prompt, time.monotonic()))
         self.bodies.append(body)
+        self.addresses.append((request.url.path, request.url.query, request.headers))
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
         try:
             await asyncio.sleep(self.delay_s)
             fault = self.fault(prompt, key, number)
+            for names, refusal in self.refuses.items():
+                if set(names) <= body.keys():
+                    return refusal
+            if self.credit is not None and sum(self.served.values()) >= self.credit:
+                fault = "402"
             name = f"req-{digest(key)[:8]}-{number}"
             self.note(name, prompt, fault or "ok")
             if fault and fault != "silent":
                 return await self.fail(fault, body)
             self.served[prompt] += 1
             answer = completion(body, silent=fault == "silent")
+            self.shape(answer)
             return JSONResponse(answer, headers={"x-request-id": name})
         finally:
             self._now -= 1
@@ -122,6 +141,9 @@ class Teacher:
             "context": error(
                 400, "This model's maximum context length is 10 tokens", "context_length_exceeded"
             ),
+            "halfway": JSONResponse(_broken_off(completion(body))),
+            "policy": error(400, "The prompt was blocked by our content policy", "content_policy_violation"),
+            "402": error(402, "Insufficient Balance", "invalid_request_error"),
             "quota": error(429, "You exceeded your current quota", "insufficient_quota"),
         }
         return plain[fault] if fault in plain else error(int(fault), f"as ordered: {fault}")
@@ -140,6 +162,14 @@ class _Cut(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": half, "more_body": True})
         raise ConnectionAbortedError("cut off on purpose")
+
+
+def _broken_off(answer: dict[str, Any]) -> dict[str, Any]:
+    """Half an answer and an error, as gateways send with status 200 when their provider hangs up."""
+    [choice] = answer["choices"]
+    choice["message"]["content"] = choice["message"]["content"][:20]
+    choice |= {"finish_reason": "error", "error": {"code": 502, "message": "Provider disconnected"}}
+    return answer
 
 
 def digest(text: str) -> str:
@@ -194,7 +224,7 @@ def error(status: int, message: str, code: str = "", headers: dict[str, str] | N
 
 def server(teacher: Teacher, port: int = 0) -> tuple[uvicorn.Server, socket.socket, str]:
     """A server bound to 127.0.0.1, its socket, and its address."""
-    app = Starlette(routes=[Route("/v1/chat/completions", teacher.complete, methods=["POST"])])
+    app = Starlette(routes=[Route("/v1/{_:path}", teacher.complete, methods=["POST"])])
     runner, bound, address = bound_server(app, port)
     return runner, bound, f"{address}/v1"
 

@@ -75,6 +75,14 @@ class ContextLengthError(ModelError):
     """A prompt is longer than the model's context."""
 
 
+class PromptRefusedError(ModelError):
+    """A teacher's content policy refuses one prompt."""
+
+
+class ParameterError(ModelError):
+    """An API refuses a parameter of the request; every prompt would fail alike."""
+
+
 class CapabilityError(StillhouseError, NotImplementedError):
     """The model does not support the request (see ``model.can``)."""
 
@@ -89,6 +97,10 @@ class ApiError(StillhouseError, ConnectionError):
 
 class AuthenticationError(StillhouseError, PermissionError):
     """A remote teacher rejected the API key; never retried."""
+
+
+class CreditError(StillhouseError, PermissionError):
+    """A remote teacher's account has no credit left; never retried."""
 
 
 class CorpusError(StillhouseError, ValueError):

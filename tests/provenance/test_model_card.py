@@ -192,7 +192,11 @@ def test_an_estimate_without_ends_is_shown_alone():
 
 
 def test_the_recipe_in_the_card_makes_the_same_student():
-    made_by = recipe(objective=Objective(kind="jsd", beta=0.3), collect=Collect(max_tokens=48), seed=7)
+    made_by = recipe(
+        objective=Objective(kind="jsd", beta=0.3),
+        collect=Collect(temperature=0.5, top_p=1.0, max_tokens=48),
+        seed=7,
+    )
     block = re.search(r"```yaml\n(.*?)\n```", card(made_by), re.DOTALL)
     assert block and parse_recipe(block.group(1)) == made_by
 

@@ -43,6 +43,7 @@ class TestReading:
             teacher=Teacher(model="embedded:smollm2"),
             prompts=Prompts(source="package:mmlu"),
             student=Student(model="m"),
+            collect=Collect(temperature=1.0, top_p=1.0),  # of local weights; an API has its own defaults
         )
 
     @pytest.mark.parametrize(

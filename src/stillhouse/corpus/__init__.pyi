@@ -1,3 +1,4 @@
+from .collect.failures import describe_failures as describe_failures
 from .collect.loop import CollectSummary as CollectSummary, collect_answers as collect_answers
 from .curate.filter import FilterSummary as FilterSummary, filter_corpus as filter_corpus
 from .curate.rejection_sampling import (

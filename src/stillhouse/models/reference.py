@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from stillhouse.errors import ModelNotFoundError
 
@@ -40,7 +40,7 @@ class Reference:
     path: Path | None = None
     """`directory`, `gguf`, `embedded`: the path of the files."""
     url: str | None = None
-    """`api`: the base address, without the model's name."""
+    """`api`: the base address, without the model's name; it may have a query."""
     name: str | None = None
     """`hub`: org/name, optionally with @revision; `api`: the model's name; `embedded`: its short name."""
 
@@ -53,6 +53,11 @@ class Reference:
     def is_remote(self) -> bool:
         """Whether it is an API on another machine."""
         return self.kind == "api" and urlsplit(self.url or "").hostname not in _LOOPBACK
+
+    def endpoint(self, path: str) -> str:
+        """`api`: the address of ``path`` below the base; the base's query (Azure's version) follows it."""
+        parts = urlsplit(self.url or "")
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}{path}"))
 
 
 def parse_reference(text: str) -> Reference:

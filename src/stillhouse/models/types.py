@@ -77,6 +77,9 @@ class Request:
     sampling: Sampling
     marker: Marker | None = None
     """A watermark for the answer; needs `Capabilities.watermark`."""
+    api_defaults: tuple[str, ...] = ()
+    """Sampling settings (fields of :class:`Sampling`) that an API is not sent: its own defaults apply. Local
+    backends use the values in `sampling`."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class Reply:
     reasoning: str | None
     """Reasoning that an API returned separately from the text, or that was split off it; None without any."""
     finish_reason: str
-    """`stop` (the model ended), `length` (max_tokens or the context ended it), or the API's own value."""
+    """`stop` (the model ended), `length` (max_tokens or the context ended it), another class of
+    :mod:`.finish_reasons`, or the API's own word."""
     prompt_tokens: int
     completion_tokens: int
     request_id: str | None = None
@@ -96,6 +100,8 @@ class Reply:
     """One item for each token, in the API's form: token, logprob, top_logprobs."""
     model: str | None = None
     """The model name that the provider reports."""
+    not_sent: tuple[str, ...] = ()
+    """Sampling settings that an API was not sent: left to its defaults, or refused by it."""
 
 
 @dataclass(frozen=True)

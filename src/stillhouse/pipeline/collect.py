@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.pipeline.run_context import RunContext
-from stillhouse.recipe.teachers import all_teachers, teacher_number
+from stillhouse.recipe.teachers import all_teachers, teacher_number, template_variables
 
 if TYPE_CHECKING:
     from stillhouse.corpus import CollectSummary, Prompt
@@ -58,6 +58,8 @@ async def _collect(
         timeout_s=settings.timeout_s,
         retries=settings.retries,
         seed=run.recipe.seed,
+        variables=template_variables(teacher),
+        extra_body=teacher.extra_body,
     )
     try:
         return await collect_answers(
@@ -82,6 +84,8 @@ def _sum_summaries(summaries: Sequence[CollectSummary]) -> CollectSummary:
         summaries[0],
         **sums,
         failed=dict(sum((Counter(summary.failed) for summary in summaries), Counter())),
+        failure_details={key: text for s in summaries for key, text in s.failure_details.items()},
+        not_sent=dict(sum((Counter(summary.not_sent) for summary in summaries), Counter())),
         cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
         seconds=round(sum(summary.seconds for summary in summaries), 3),
         lowest_concurrency=min(summary.lowest_concurrency for summary in summaries),

@@ -63,7 +63,11 @@ def compare_recipes(before: Recipe, now: Recipe, directory: Path) -> RecipeChang
     refused: list[Difference] = []
     for difference in differing_keys(before, now):
         key = difference[0]
-        if (key in RESULT_NEUTRAL and key != limit) or key.startswith("evaluate."):
+        if (
+            (key in RESULT_NEUTRAL and key != limit)
+            or key.startswith("evaluate.")
+            or _was_default(difference)
+        ):
             allowed.append(difference)
             continue
         repeated = _affected(key, limit) & begun
@@ -73,6 +77,12 @@ def compare_recipes(before: Recipe, now: Recipe, directory: Path) -> RecipeChang
             repeated -= set(_REPEATABLE)
         (refused if repeated else allowed).append(difference)
     return RecipeChanges(allowed, refused)
+
+
+def _was_default(difference: Difference) -> bool:
+    """Whether an older version wrote its default for a setting that is now left to an API."""
+    key, before, now = difference
+    return key in ("collect.temperature", "collect.top_p") and before == 1.0 and now is None
 
 
 def stopping_limit(facts: Mapping[str, Any]) -> str | None:

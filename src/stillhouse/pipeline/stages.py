@@ -68,10 +68,8 @@ def check_terms(run: RunContext) -> StageResult:
 
 def collect_answers(run: RunContext) -> StageResult:
     """Collects answers from the teachers, or imports those that the prompt file already has."""
-    from stillhouse.corpus import load_context
-    from stillhouse.verifiers import check_verifiers
+    from stillhouse.corpus import describe_failures, load_context
 
-    check_verifiers(run.recipe.verifiers)
     train, held_out, dropped = run.prompts
     ngram = run.recipe.filter.contamination_ngram
     shared = f", {len(dropped)} dropped for sharing {ngram} words with a held-out one" if ngram else ""
@@ -87,15 +85,18 @@ def collect_answers(run: RunContext) -> StageResult:
             f"of {summary.asked} answers; the run continues with those "
             "(a higher limit collects the rest, as long as no student was trained)"
         )
-    failed = sum(summary.failed.values())
-    if failed:
-        console.warn(f"{failed} of {summary.asked} requests failed: {summary.failed}")
-    if failed > run.recipe.collect.tolerated_failures * summary.asked:
+    failed, tolerated = sum(summary.failed.values()), run.recipe.collect.tolerated_failures
+    words = describe_failures(summary.failed, summary.failure_details)
+    if failed > tolerated * summary.asked:
         raise ApiError(
-            f"{failed} of {summary.asked} requests failed; the answers so far are kept",
-            hint="Run the same command to retry them; with a higher collect.tolerated_failures the run "
-            "continues without them.",
+            f"of {summary.asked} requests {words}\n"
+            f"collect.tolerated_failures allows {tolerated:.0%}; the answers so far are kept",
+            hint="Run the same command again to ask them again (prompts that are too long, or that a content "
+            "policy refuses, are not); with a higher collect.tolerated_failures the run continues without "
+            "them.",
         )
+    if failed:
+        console.warn(f"of {summary.asked} requests {words}")
     outputs = _files(run.corpus("collected").directory)
     contexts = [load_context(teacher) for teacher in all_teachers(run.recipe)]
     if any(contexts):

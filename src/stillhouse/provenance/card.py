@@ -8,6 +8,7 @@ lacks. Text from outside (names, reasons) is escaped for Markdown.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from stillhouse.provenance.terms import Terms
 from stillhouse.provenance.terms_verdict import TermsVerdict, naming_warning
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.recipe.load import dump_recipe
-from stillhouse.recipe.teachers import all_teachers
+from stillhouse.recipe.teachers import all_teachers, request_options
 
 
 def model_card(
@@ -89,11 +90,16 @@ def _teacher(recipe: Recipe, report: Mapping[str, Any]) -> str:
     rows = [("model", _model(recipe.teacher.model))]
     rows += [("fingerprint (SHA-256)", f"`{lineage[k]}`") for k in ("teacher_hash",) if lineage.get(k)]
     rows += [("chat template (SHA-256)", f"`{lineage[k]}`") for k in ("template_hash",) if lineage.get(k)]
-    rows += _context(recipe.teacher)
+    rows += [*_options(recipe.teacher), *_context(recipe.teacher)]
     for number, teacher in enumerate(recipe.teachers, start=1):
         rows.append((f"teacher {number + 1}", f"{_model(teacher.model)}, {_role(teacher)}"))
-        rows += _context(teacher)
+        rows += [*_options(teacher), *_context(teacher)]
     return _list(rows)
+
+
+def _options(teacher: Teacher) -> list[tuple[str, str]]:
+    options = request_options(teacher)
+    return [("options of its requests", f"`{json.dumps(options, ensure_ascii=False)}`")] if options else []
 
 
 def _context(teacher: Teacher) -> list[tuple[str, str]]:
@@ -121,13 +127,17 @@ def _data(recipe: Recipe, report: Mapping[str, Any]) -> str:
     rows.append(
         (
             "answers",
-            f"{settings.samples} per prompt, at temperature {settings.temperature:g}, "
-            f"top-p {settings.top_p:g}, at most {settings.max_tokens} tokens",
+            f"{settings.samples} per prompt, at {_set('temperature', settings.temperature)}, "
+            f"{_set('top-p', settings.top_p)}, at most {settings.max_tokens} tokens",
         )
     )
     counts = report.get("corpus") or {}
     rows += [(_readable(key), _value(value)) for key, value in counts.items() if _is_plain(value)]
     return _list(rows)
+
+
+def _set(name: str, value: float | None) -> str:
+    return f"the API's default {name}" if value is None else f"{name} {value:g}"
 
 
 def _training(recipe: Recipe, manifest_facts: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from stillhouse.errors import IntegrityError
 from stillhouse.files import read_json, write_json
 from stillhouse.hashing import sha256_file, sha256_json
 from stillhouse.recipe import Recipe
+from stillhouse.recipe.field_types import hashed_values
 from stillhouse.recipe.retired import RetiredValues, restore_retired
 
 MANIFEST = "manifest.json"
@@ -208,15 +209,9 @@ def recipe_section_hash(recipe: Recipe, section: str, retired: RetiredValues | N
     for name in section.split("."):
         value = getattr(value, name)
     if not dataclasses.is_dataclass(value):
-        return sha256_json(_plain(value))
-    fields = restore_retired(section, dataclasses.asdict(value), retired)  # pyright: ignore[reportArgumentType]
+        return sha256_json(hashed_values(value))
+    fields = restore_retired(section, hashed_values(value), retired)
     return sha256_json({key: v for key, v in fields.items() if f"{section}.{key}" not in RESULT_NEUTRAL})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
 
 
 def _is_below(path: str) -> bool:

@@ -1,9 +1,10 @@
-"""Types of recipe fields with their ranges."""
+"""Types of recipe fields with their ranges, and fields that a later version added."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
@@ -26,3 +27,24 @@ NonNegativeFloat = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 PositiveShare = Annotated[float, Gt(0), Le(1)]
 ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
+
+ADDED = {"added": True}
+"""Metadata of a field that came after version 0.2.0. Hashes leave such a field out while it has its default,
+so that the finished stages of older runs stay finished."""
+
+
+def hashed_values(value: Any) -> Any:
+    """A recipe, a section or a value as plain data to hash: see :data:`ADDED`."""
+    if isinstance(value, tuple | list):
+        return [hashed_values(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {
+        field.name: hashed_values(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if not (field.metadata == ADDED and getattr(value, field.name) == _default(field))
+    }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

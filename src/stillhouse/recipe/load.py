@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from stillhouse.errors import RecipeError
 from stillhouse.hashing import sha256_text
+from stillhouse.recipe.field_types import hashed_values
 from stillhouse.recipe.paths import map_paths, resolve_path, resolve_paths
 from stillhouse.recipe.retired import RetiredValues, restore_retired, retired_complaints, take_retired
 from stillhouse.recipe.sections import Recipe
@@ -115,6 +116,7 @@ def build_recipe(values: dict[str, Any], origins: Origins) -> Recipe:
         RecipeError: a value is invalid; the message lists all complaints with their locations.
     """
     _default_teacher(values)
+    _default_sampling(values)
     retired = list(retired_complaints(take_retired(values)))
     return validate(Recipe, values, origins, broken_rules, retired)
 
@@ -158,7 +160,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def recipe_hash(recipe: Recipe) -> str:
     """The SHA-256 of the resolved recipe; retired keys do not change it."""
-    sections = dataclasses.asdict(recipe).items()
+    sections = hashed_values(recipe).items()
     return sha256_text(
         dump_yaml(
             {
@@ -217,6 +219,20 @@ def _default_teacher(values: dict[str, Any]) -> None:
         teacher["model"] = start
     if not teacher:
         del values["teacher"]  # so that it is missing, not empty
+
+
+def _default_sampling(values: dict[str, Any]) -> None:
+    """Samples local teachers from their own distribution; an API has defaults of its own."""
+    others = values.get("teachers")
+    teachers = [values.get("teacher"), *(others if isinstance(others, list) else [])]
+    models = [teacher.get("model") for teacher in teachers if isinstance(teacher, dict)]
+    collect = values.setdefault("collect", {})
+    if isinstance(collect, dict) and not any(str(model).startswith("api:") for model in models):
+        for key in ("temperature", "top_p"):
+            if collect.get(key) is None:
+                collect[key] = 1.0
+    if not collect:
+        del values["collect"]
 
 
 # Overrides

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from stillhouse.divergences import OBJECTIVES, ObjectiveKind, ObjectiveName
 from stillhouse.recipe.field_types import (
+    ADDED,
     HoldsPath,
     NonNegativeFloat,
     NonNegativeInt,
@@ -59,6 +60,15 @@ class Teacher:
     """Key in the terms table (`still terms`), if the reference does not identify the model's owner."""
     backend: Literal["auto", "torch", "llama.cpp"] = "auto"
     """Inference backend for local weights; `auto` uses llama.cpp for GGUF files if it is installed."""
+    enable_thinking: bool | None = field(default=None, metadata=ADDED)
+    """Whether the teacher thinks before it answers, for chat templates with this variable (Qwen3, GLM). An
+    API gets it as `chat_template_kwargs`, which vLLM, SGLang and llama.cpp read."""
+    reasoning_effort: Text | None = field(default=None, metadata=ADDED)
+    """How long the teacher thinks, e.g. `low`: a field of an API's requests, or a variable of the template
+    (gpt-oss)."""
+    extra_body: dict[str, Any] = field(default_factory=dict, metadata=ADDED)
+    """API: further fields of each request, e.g. `{thinking: {type: disabled}}`; `null` leaves a field out.
+    They are recorded, so no secrets."""
     api_key_env: Text = "OPENAI_API_KEY"
     """Environment variable with the API key; keys are never written in a recipe."""
     price_in: NonNegativeFloat | None = None
@@ -137,10 +147,11 @@ class Collect:
 
     samples: PositiveInt = 1
     """Answers for each prompt."""
-    temperature: NonNegativeFloat = 1.0
-    """Sampling temperature; 0 is greedy."""
-    top_p: PositiveShare = 1.0
-    """Nucleus sampling: the smallest set of tokens with this probability."""
+    temperature: NonNegativeFloat | None = None
+    """Sampling temperature; 0 is greedy. Not set: 1 for local weights; an API uses its own default."""
+    top_p: PositiveShare | None = None
+    """Nucleus sampling: the smallest set of tokens with this probability. Not set: 1 for local weights; an
+    API uses its own default."""
     top_k: Annotated[int, Ge(0), Int32] = 0
     """Sample from the k most likely tokens; 0: from all."""
     max_tokens: Annotated[int, Gt(0), Int32] = 512
@@ -154,7 +165,8 @@ class Collect:
     retries: NonNegativeInt = 6
     """Retries before a request counts as failed."""
     tolerated_failures: Share = 0.05
-    """Share of requests that may fail; above it the run stops, and the same command resumes it."""
+    """Share of all requests, those of earlier runs included, that may fail; above it the run stops, and the
+    same command resumes it."""
     max_cost: NonNegativeFloat | None = None
     """Budget in US dollars; collection stops before exceeding it."""
     max_total_tokens: PositiveInt | None = None
@@ -168,6 +180,8 @@ class Filter:
 
     truncated: bool = True
     """Drop answers that `max_tokens` cut off."""
+    content_filter: bool = field(default=True, metadata=ADDED)
+    """Drop answers that the provider's content filter cut off."""
     refusals: bool = True
     """Drop refusals."""
     thoughts: bool = True

@@ -14,6 +14,19 @@ from stillhouse.recipe.sections import Recipe, Teacher
 
 Complaint = tuple[str, str]
 
+OWN_FIELDS = ("model", "messages", "stream", "n", "logprobs")
+"""Fields of a request that the collection needs as they are."""
+SAMPLING_KEYS = {
+    "temperature": "collect.temperature",
+    "top_p": "collect.top_p",
+    "top_k": "collect.top_k",
+    "max_tokens": "collect.max_tokens",
+    "max_completion_tokens": "collect.max_tokens",
+    "top_logprobs": "collect.top_logprobs",
+    "seed": "seed",
+}
+"""Recipe keys of a request's sampling settings."""
+
 
 def all_teachers(recipe: Recipe) -> tuple[Teacher, ...]:
     """The main teacher, then the others in the order of the recipe."""
@@ -42,6 +55,18 @@ def averages(recipe: Recipe) -> bool:
     return len(teacher_shares(recipe, 0)) > 1
 
 
+def template_variables(teacher: Teacher) -> dict[str, Any]:
+    """The chat template's variables that the recipe sets for a teacher's answers."""
+    names = ("enable_thinking", "reasoning_effort")
+    return {name: value for name in names if (value := getattr(teacher, name)) is not None}
+
+
+def request_options(teacher: Teacher) -> dict[str, Any]:
+    """What decides a teacher's answers besides sampling and context; empty by default."""
+    extra = {"extra_body": teacher.extra_body} if teacher.extra_body else {}
+    return template_variables(teacher) | extra
+
+
 def teacher_rules(recipe: Recipe) -> Iterator[Complaint]:
     """Complaints about the recipe's teachers, by dotted key."""
     if recipe.teacher.route:
@@ -55,6 +80,7 @@ def teacher_rules(recipe: Recipe) -> Iterator[Complaint]:
     for number, teacher in enumerate(recipe.teachers):
         key = f"teachers.{number}"
         yield from _context(teacher, key)
+        yield from _requests(teacher, key)
         if not teacher.route:
             yield from _averaged(recipe, teacher, key)
         elif teacher.weight != Teacher.weight:
@@ -65,6 +91,7 @@ def teacher_rules(recipe: Recipe) -> Iterator[Complaint]:
     if not averages(recipe) and recipe.teacher.weight != Teacher.weight:
         yield "teacher.weight", "has no effect unless one of `teachers` has no `route`"
     yield from _context(recipe.teacher, "teacher")
+    yield from _requests(recipe.teacher, "teacher")
 
 
 def _averaged(recipe: Recipe, teacher: Teacher, key: str) -> Iterator[Complaint]:
@@ -82,11 +109,26 @@ def _averaged(recipe: Recipe, teacher: Teacher, key: str) -> Iterator[Complaint]
             "objective.targets",
             f"`{objective.targets}` of several teachers cannot be averaged; use `hidden` or `online`",
         )
+    if request_options(teacher):
+        yield key, "has options for its requests, but without a `route` it answers nothing"
     if teacher.context == "shared" and (teacher.system is not None or teacher.examples is not None):
         yield (
             f"{key}.context",
             "the text comes from the main teacher; what only this teacher sees must be `private`",
         )
+
+
+def _requests(teacher: Teacher, key: str) -> Iterator[Complaint]:
+    """Rules for fields of requests that would have no effect, or contradict another key."""
+    if teacher.extra_body and not teacher.model.startswith("api:"):
+        yield f"{key}.extra_body", "has no effect on local weights; it adds fields to requests to an API"
+    for name, value in teacher.extra_body.items():
+        if name in OWN_FIELDS:
+            yield f"{key}.extra_body.{name}", "is set by the collection itself"
+        elif name in SAMPLING_KEYS and value is not None:
+            yield f"{key}.extra_body.{name}", f"set `{SAMPLING_KEYS[name]}`, which the corpus records"
+        elif name in ("reasoning_effort", "enable_thinking") and getattr(teacher, name) is not None:
+            yield f"{key}.extra_body.{name}", f"is set by `{key}.{name}` too"
 
 
 def _context(teacher: Teacher, key: str) -> Iterator[Complaint]:

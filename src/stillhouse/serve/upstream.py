@@ -59,7 +59,7 @@ class Upstream:
         self.host = address.netloc.rpartition("@")[2]
         """Host and port, without a user name and password."""
         self._is_remote, self._is_encrypted = reference.is_remote, address.scheme == "https"
-        self._url, self._upstream_name, self._key_variable = reference.url, reference.name, api_key_env
+        self._reference, self._upstream_name, self._key_variable = reference, reference.name, api_key_env
         key = os.environ.get(api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise AuthenticationError(
@@ -106,7 +106,7 @@ class Upstream:
         """
         request = self._client.build_request(
             "POST",
-            self._url + path,
+            self._reference.endpoint(path),
             content=self._request_body(body),
             headers={"content-type": "application/json"},
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 
@@ -10,9 +11,19 @@ import pytest
 from corpus_helpers import FakeTeacher, make_prompt, make_prompts, run_collect
 from hypothesis import given, settings, strategies as st
 
+from stillhouse.console import console
 from stillhouse.corpus import Corpus, Prompt, collect_answers
 from stillhouse.corpus.collect.failures import Failures
-from stillhouse.errors import ApiError, AuthenticationError, ContextLengthError, EmptyCorpusError
+from stillhouse.errors import (
+    ApiError,
+    AuthenticationError,
+    ContextLengthError,
+    CreditError,
+    EmptyCorpusError,
+    ModelError,
+    ParameterError,
+    PromptRefusedError,
+)
 from stillhouse.models import Reply
 from stillhouse.models.backends.concurrency import AdaptiveConcurrency
 from stillhouse.recipe import Collect, Teacher
@@ -273,6 +284,67 @@ def test_a_request_the_api_did_not_answer_is_asked_again_by_the_next_run(tmp_pat
     assert len(asked(second)) == 1
 
 
+@pytest.mark.parametrize("error", [ApiError("503"), ModelError("refused"), ParameterError("no top_k")])
+def test_what_does_not_belong_to_the_prompt_is_asked_again(tmp_path, error):
+    prompts, corpus = make_prompts(6), Corpus(tmp_path)
+    count = itertools.count()
+    flaky = FakeTeacher(lambda r: error if next(count) == 3 else "fine", concurrency=1)
+    assert sum(run_collect(flaky, prompts, corpus).failed.values()) == 1
+    summary = run_collect(FakeTeacher(), prompts, corpus)
+    assert (summary.finished_before, summary.collected, summary.failed) == (5, 1, {})
+
+
+def test_failures_of_earlier_runs_count(tmp_path):
+    prompts, corpus = make_prompts(6), Corpus(tmp_path)
+    teacher = FakeTeacher(
+        lambda r: PromptRefusedError("flagged") if "number 3" in r.messages[0]["content"] else "fine"
+    )
+    for _ in range(2):
+        summary = run_collect(teacher, prompts, corpus)
+        assert summary.failed == {"refused by a content policy": 1}
+        assert summary.failure_details == {"refused by a content policy": "flagged"}
+    assert len(asked(teacher)) == 6
+
+
+OLD_LINES = {
+    "http://x/v1: Insufficient Balance": 1,
+    "http://x/v1 refuses the request (400): unknown field seed": 1,
+    "http://x/v1 refuses the request (400): Content Exists Risk": 0,
+}
+
+
+@pytest.mark.parametrize(("detail", "asked_again"), OLD_LINES.items())
+def test_old_journals_call_every_refusal_final(tmp_path, detail, asked_again):
+    """Version 0.2.0 wrote the reason ModelError; what cannot be told to be the prompt's is asked again."""
+    prompts, corpus = make_prompts(3), Corpus(tmp_path)
+    bad = FakeTeacher(lambda r: ModelError(detail) if "number 1" in r.messages[0]["content"] else "fine")
+    run_collect(bad, prompts, corpus)
+    path = tmp_path / "failures.jsonl"
+    line = json.loads(path.read_text())
+    path.write_text(json.dumps(line | {"reason": "ModelError", "final": True}) + "\n")
+    assert run_collect(FakeTeacher(), prompts, corpus).collected == asked_again
+
+
+def test_no_credit_stops_at_the_first_and_keeps_what_is_in_flight(tmp_path):
+    """Answers in flight are paid for."""
+    corpus = Corpus(tmp_path)
+    teacher = FakeTeacher(delay_s=0.05, concurrency=4)
+    calls = itertools.count()
+
+    def paid(request):
+        if next(calls) == 4:
+            raise CreditError("Insufficient Balance")
+        return "fine"
+
+    teacher.answer = paid
+    with pytest.raises(CreditError, match="Insufficient Balance"):
+        run_collect(teacher, make_prompts(50), corpus)
+    stored = len(corpus)
+    assert len(asked(teacher)) == stored + 1 <= 12
+    assert not (tmp_path / "failures.jsonl").exists()
+    assert run_collect(FakeTeacher(), make_prompts(50), corpus).collected == 50 - stored
+
+
 def test_refused_key_stops_at_once_and_keeps_what_was_answered(tmp_path):
     count = itertools.count()
     for number, wrap in enumerate([lambda error: error, lambda error: (_ for _ in ()).throw(error)]):
@@ -292,9 +364,84 @@ def test_refused_key_stops_at_once_and_keeps_what_was_answered(tmp_path):
 
 def test_a_dead_server_stops_collecting_soon(tmp_path):
     teacher = FakeTeacher(lambda r: ApiError("connection refused"))
-    with pytest.raises(ApiError, match=r"20 requests failed one after another; the last: connection refused"):
+    with pytest.raises(ApiError, match=r"0 answered, 20 failed: connection refused"):
         run_collect(teacher, make_prompts(500), Corpus(tmp_path), concurrency=4)
     assert len(asked(teacher)) < 30
+
+
+def test_failures_of_one_kind_stop_once_the_run_cannot_succeed(tmp_path):
+    """Every other request fails, so never twenty after another."""
+    numbers = itertools.count()
+    teacher = FakeTeacher(lambda r: ModelError("no such field") if next(numbers) % 2 else "fine")
+    with pytest.raises(ModelError, match=r"\d+ answered, 20 failed: no such field"):
+        run_collect(teacher, make_prompts(300), Corpus(tmp_path))
+    assert len(asked(teacher)) < 60
+    # 20 of 300 are tolerated here, and so are forty.
+    numbers = itertools.count()
+    teacher = FakeTeacher(lambda r: ApiError("busy") if next(numbers) % 5 == 0 else "fine")
+    summary = run_collect(teacher, make_prompts(300), Corpus(tmp_path / "2"), tolerated_failures=0.3)
+    assert (summary.collected, summary.failed) == (240, {"no answer from the API": 60})
+
+
+def test_long_prompts_at_the_end_do_not_stop_a_collection(tmp_path):
+    def answer(request):
+        number = int(request.messages[0]["content"].split()[2].rstrip(":"))
+        return ContextLengthError("900 tokens") if number >= 470 else "fine"
+
+    summary = run_collect(FakeTeacher(answer), make_prompts(500), Corpus(tmp_path), tolerated_failures=0.1)
+    assert summary.failed == {"longer than the context": 30}
+
+
+def test_a_refused_parameter_stops_before_the_first_answer(tmp_path):
+    teacher = FakeTeacher(lambda r: ParameterError("refuses `top_k`"), concurrency=4)
+    with pytest.raises(ParameterError, match="top_k"):
+        run_collect(teacher, make_prompts(500), Corpus(tmp_path))
+    assert len(asked(teacher)) <= 4
+
+
+def test_failures_are_no_progress(tmp_path, monkeypatch):
+    advanced = []
+
+    class Bar:
+        def advance(self, n=1, **extras):
+            advanced.append((n, extras))
+
+    monkeypatch.setattr(console, "progress", lambda *_, **__: contextlib.nullcontext(Bar()))
+    teacher = FakeTeacher(lambda r: ApiError("connection refused"), concurrency=1)
+    with pytest.raises(EmptyCorpusError, match="fake:teacher: 0 answered, 12 failed: connection refused"):
+        run_collect(teacher, make_prompts(12), Corpus(tmp_path))
+    assert advanced == [(0, {"failed": n}) for n in range(1, 13)]
+
+
+def test_settings_left_to_an_api_are_not_recorded_as_sent(tmp_path):
+    """Local weights sample at temperature 1; an API has a default of its own, which is unknown."""
+    teacher = FakeTeacher(lambda r: reply(not_sent=(*r.api_defaults, "seed")))
+    local = Corpus(tmp_path / "local")
+    run_collect(FakeTeacher(), make_prompts(2), local)
+    assert {(row["temperature"], row["top_p"]) for row in local.rows()} == {(1.0, 1.0)}
+    teacher.reference = "api:http://127.0.0.1:9/v1#m"
+    corpus = Corpus(tmp_path / "api")
+    summary = run_collect(teacher, make_prompts(2), corpus, top_p=0.9)
+    assert [(r["temperature"], r["top_p"], r["seed"]) for r in corpus.rows()] == [(None, 0.9, None)] * 2
+    assert summary.not_sent == {"temperature": 2, "seed": 2}
+    # The same ids as before settings could be left open: no answer is paid for twice.
+    assert local.ids() == corpus_ids(tmp_path / "old", temperature=1.0, top_p=1.0)
+
+
+def corpus_ids(directory, **settings) -> set[str]:
+    corpus = Corpus(directory)
+    run_collect(FakeTeacher(), make_prompts(2), corpus, **settings)
+    return corpus.ids()
+
+
+def test_options_of_requests_are_part_of_an_answers_identity(tmp_path):
+    ids = [
+        corpus_ids(tmp_path / str(number), teacher=Teacher(model="x", **options))
+        for number, options in enumerate(
+            [{}, {"enable_thinking": False}, {"reasoning_effort": "low"}, {"extra_body": {"a": 1}}]
+        )
+    ]
+    assert len(set().union(*ids)) == 8
 
 
 @pytest.mark.parametrize("count", [5, 400])
@@ -307,7 +454,7 @@ def test_a_teacher_that_says_nothing_is_an_error(tmp_path, count):
 
 def test_a_teacher_that_answers_no_prompt_is_an_error(tmp_path):
     teacher = FakeTeacher(lambda r: ContextLengthError("too long"))
-    with pytest.raises(EmptyCorpusError, match=r"answered none of 5 prompts: longer than the context \(5\)"):
+    with pytest.raises(EmptyCorpusError, match="0 answered, 5 failed: too long"):
         run_collect(teacher, make_prompts(5), Corpus(tmp_path))
 
 
@@ -327,7 +474,8 @@ def test_cancelling_keeps_every_finished_answer_and_seals(tmp_path):
                 teacher, prompts, corpus, Collect(), teacher=Teacher(model="x"), terms="mit", seed=0
             )
         )
-        await asyncio.sleep(0.2)
+        while len(teacher.asked) < 12:
+            await asyncio.sleep(0.01)
         work.cancel()
         await work
 

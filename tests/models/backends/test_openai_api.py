@@ -6,29 +6,35 @@ import asyncio
 import json
 
 import pytest
-from misbehaving_server import MODEL, Teacher, answer_to, serving
+from misbehaving_server import MODEL, Teacher, answer_to, error, serving
+from starlette.responses import JSONResponse
 
 from stillhouse.errors import (
     ApiError,
     AuthenticationError,
     ContextLengthError,
+    CreditError,
     ModelError,
     ModelNotFoundError,
+    ParameterError,
+    PromptRefusedError,
 )
 from stillhouse.models import Reply, Request, Sampling, open_model
 from stillhouse.models.backends.openai_api import ApiModel
 from stillhouse.models.backends.retry import TemporaryError
 
 
-def ask(teacher, *prompts, timeout_s=20.0, retries=4, sampling=None, history=()):
+def ask(
+    teacher, *prompts, timeout_s=20.0, retries=4, sampling=None, history=(), query="", unset=(), **options
+):
     """The results of one call with ``prompts``, and how often the server pushed back."""
     sampling = sampling or Sampling(seed=1, max_tokens=64)
 
     async def run(url):
-        model = open_model(f"api:{url}#{MODEL}", timeout_s=timeout_s, retries=retries)
+        model = open_model(f"api:{url}{query}#{MODEL}", timeout_s=timeout_s, retries=retries, **options)
         try:
             messages = [[*history, {"role": "user", "content": prompt}] for prompt in prompts]
-            requests = [Request(str(n), m, sampling) for n, m in enumerate(messages)]
+            requests = [Request(str(n), m, sampling, api_defaults=unset) for n, m in enumerate(messages)]
             return await model.generate(requests), model.pushbacks
         finally:
             await model.close()
@@ -74,7 +80,7 @@ def test_what_is_sent():
     assert "logprobs" not in body
 
 
-PASSING = ["429", "429date", "500", "503", "cut", "json", "empty", "error200", "408", "409"]
+PASSING = ["429", "429date", "500", "503", "cut", "json", "empty", "error200", "halfway", "408", "409"]
 
 
 @pytest.mark.parametrize("fault", PASSING)
@@ -139,7 +145,7 @@ def test_an_unknown_model_stops_at_once():
         ask(Teacher(), "ask [fault:404]")
 
 
-REFUSED = {"context": ContextLengthError, "400": ModelError, "quota": ModelError}
+REFUSED = {"context": ContextLengthError, "400": ModelError, "policy": PromptRefusedError}
 
 
 @pytest.mark.parametrize("fault", REFUSED)
@@ -150,35 +156,194 @@ def test_a_refused_request_is_not_tried_again(fault):
     assert len(teacher.arrivals) == 1
 
 
+@pytest.mark.parametrize("fault", ["402", "quota"])
+def test_an_account_without_credit_stops_at_once(fault):
+    teacher = Teacher()
+    with pytest.raises(CreditError, match=r"Insufficient Balance|exceeded your current quota"):
+        ask(teacher, f"ask [fault:{fault}]")
+    assert len(teacher.arrivals) == 1
+
+
+UNKNOWN_SEED = JSONResponse(
+    {
+        "detail": [
+            {"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}
+        ]
+    },
+    status_code=422,
+)
+OLD_LIMIT = error(
+    400,
+    "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead.",
+    "unsupported_parameter",
+)
+NOT_BOTH = error(
+    400, "`temperature` and `top_p` cannot both be specified for this model. Please use only one."
+)
+
+
+def test_a_refused_seed_and_limit_are_adapted_once_and_remembered(capsys):
+    teacher = Teacher(refuses={("seed",): UNKNOWN_SEED, ("max_tokens",): OLD_LIMIT})
+    [first], _ = ask(teacher, "one", retries=0)
+    assert isinstance(first, Reply), first
+    assert first.not_sent == ("seed",)
+    sent = teacher.bodies[-1]
+    assert sent["max_completion_tokens"] == 64
+    assert {"seed", "max_tokens"}.isdisjoint(sent)
+    assert len(teacher.bodies) == 3
+    printed = capsys.readouterr().err
+    assert "refuses `seed`, so it is no longer sent" in printed
+    assert "sending `max_completion_tokens`" in printed
+
+    teacher = Teacher(refuses=teacher.refuses)
+    replies, _ = ask(teacher, *map(str, range(8)), retries=0)
+    assert all(isinstance(reply, Reply) for reply in replies)
+    assert len(teacher.bodies) <= 3 * 8
+    assert capsys.readouterr().err.count("refuses `seed`") == 1
+
+
+def test_what_is_not_set_is_not_sent():
+    teacher = Teacher(refuses={("temperature", "top_p"): NOT_BOTH})
+    unset = ("temperature", "top_p")
+    [reply], _ = ask(teacher, "a", unset=unset)
+    assert isinstance(reply, Reply)
+    assert reply.not_sent == unset
+    assert set(unset).isdisjoint(teacher.bodies[0])
+    [reply], _ = ask(teacher, "b", sampling=Sampling(temperature=0.5), unset=("top_p",))
+    assert isinstance(reply, Reply)
+    assert teacher.bodies[1]["temperature"] == 0.5
+    # Greedy decoding has no nucleus.
+    [reply], _ = ask(teacher, "c", sampling=Sampling(temperature=0.0))
+    assert isinstance(reply, Reply)
+
+
+def test_a_setting_of_the_recipe_that_is_refused_is_an_error_with_the_servers_words():
+    teacher = Teacher(refuses={("temperature", "top_p"): NOT_BOTH})
+    [refused], _ = ask(teacher, "a", sampling=Sampling(temperature=0.5, top_p=0.9))
+    assert isinstance(refused, ParameterError)
+    assert "cannot both be specified" in str(refused)
+    assert "collect.temperature or collect.top_p" in str(refused.hint)
+    assert len(teacher.bodies) == 1
+
+
+def test_further_fields_are_sent_and_null_leaves_one_out():
+    teacher = Teacher()
+    variables = {"enable_thinking": False, "reasoning_effort": "low"}
+    extra = {"thinking": {"type": "disabled"}, "seed": None, "max_tokens": None}
+    [reply], _ = ask(teacher, "a", variables=variables, extra_body=extra)
+    [body] = teacher.bodies
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert body["reasoning_effort"] == "low"
+    assert body["thinking"] == {"type": "disabled"}
+    assert {"seed", "max_tokens", "max_completion_tokens"}.isdisjoint(body)
+    assert isinstance(reply, Reply)
+    assert reply.not_sent == ("seed",)
+
+
+def test_azures_query_follows_the_path_and_its_key_has_a_header_of_its_own(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    teacher = Teacher()
+    [reply], _ = ask(teacher, "a", query="/openai/deployments/gpt?api-version=2025-01-01")
+    assert isinstance(reply, Reply), reply
+    [(path, query, headers)] = teacher.addresses
+    assert path == "/v1/openai/deployments/gpt/chat/completions"
+    assert query == "api-version=2025-01-01"
+    assert headers["api-key"] == "secret"
+
+
 def parsed(body: dict | str) -> Reply:
     """The client's result for a body with status 200."""
     client = open_model(f"api:http://127.0.0.1:9/v1#{MODEL}")
     assert isinstance(client, ApiModel)
     request = Request("1", [{"role": "user", "content": "hi"}], Sampling(max_tokens=5))
-    return client._reply(request, body if isinstance(body, str) else json.dumps(body), {})
+    return client._reply(request, {}, body if isinstance(body, str) else json.dumps(body), {})
 
 
-ANSWER = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+def message(finish_reason="stop", **fields) -> dict:
+    return {"choices": [{"message": fields, "finish_reason": finish_reason}]}
+
+
+ANSWER = message(content="yes")
 OTHER_FORMS = {
-    "content in parts": {"choices": [{"message": {"content": [{"type": "text", "text": "a"}]}}]},
-    "content a number": {"choices": [{"message": {"content": 5}}]},
-    "usage a list": ANSWER | {"usage": [1]},
-    "usage text": ANSWER | {"usage": "many"},
-    "a count in words": ANSWER | {"usage": {"prompt_tokens": "five"}},
-    "a count beyond all bounds": ANSWER | {"usage": {"prompt_tokens": 3 * 10**9}},
+    "content a number": message(content=5),
+    "an image among the parts": message(content=[{"type": "image_url", "image_url": {"url": "x"}}]),
+    "a part without text": message(content=[{"type": "text"}]),
     "logprobs a list": {"choices": [{"message": {"content": "a"}, "logprobs": [1]}]},
+}
+BROKEN = {
     "choices an object": {"choices": {"0": 1}},
     "choices of text": {"choices": ["x"]},
     "choices of nothing": {"choices": [None]},
     "nested too deeply": "[" * 100_000,
     "a number of 5,000 digits": '{"x": ' + "1" * 5000 + "}",
+    "half an answer": message("error", content="The answer"),
 }
 
 
-@pytest.mark.parametrize("body", OTHER_FORMS.values(), ids=OTHER_FORMS.keys())
-def test_a_reply_of_another_form_is_a_failure_that_may_pass(body):
-    with pytest.raises(TemporaryError, match="answers"):
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_reply_is_a_failure_that_may_pass(body):
+    with pytest.raises(TemporaryError, match="answer"):
         parsed(body)
+
+
+@pytest.mark.parametrize("body", OTHER_FORMS.values(), ids=OTHER_FORMS.keys())
+def test_an_answer_that_cannot_be_read_is_not_paid_for_again(body):
+    with pytest.raises(ModelError, match="unknown form"):
+        parsed(body)
+
+
+USAGES = ([1], "many", {"prompt_tokens": "five"}, {"prompt_tokens": 3 * 10**9}, None)
+
+
+@pytest.mark.parametrize("usage", USAGES)
+def test_a_usage_without_numbers_is_estimated_and_the_answer_kept(usage):
+    reply = parsed(ANSWER | {"usage": usage})
+    assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("yes", 1, 1)
+
+
+HM = [{"type": "text", "text": "Hm."}]
+THOUGHTS = {
+    "Magistral's parts": {
+        "content": [{"type": "thinking", "thinking": HM}, {"type": "text", "text": "Yes."}]
+    },
+    "Anthropic's parts": {
+        "content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Yes."}]
+    },
+    "Gemini's parts": {"content": [{"text": "Hm.", "thought": True}, {"text": "Yes."}]},
+    "reasoning_content": {"content": "Yes.", "reasoning_content": "Hm."},
+    "reasoning": {"content": "Yes.", "reasoning": "Hm."},
+    "thinking": {"content": "Yes.", "thinking": "Hm."},
+    "thought": {"content": "Yes.", "thought": "Hm."},
+    "thinking_blocks": {"content": "Yes.", "thinking_blocks": [{"type": "thinking", "thinking": "Hm."}]},
+    "reasoning_details": {
+        "content": "Yes.",
+        "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}],
+    },
+    "in the text": {"content": "<think>\nHm.\n</think>\n\nYes."},
+    "a first name that is empty": {"content": "Yes.", "reasoning_content": "", "reasoning": "Hm."},
+}
+
+
+@pytest.mark.parametrize("fields", THOUGHTS.values(), ids=THOUGHTS.keys())
+def test_thoughts_have_many_names(fields):
+    reply = parsed(message(**fields))
+    assert (reply.text, reply.reasoning) == ("Yes.", "Hm.")
+
+
+@pytest.mark.parametrize(
+    "content", [[{"type": "text", "text": "a"}], [{"type": "output_text", "text": "a"}], ["a"]]
+)
+def test_a_list_of_one_text_is_that_text(content):
+    reply = parsed(message(content=content))
+    assert (reply.text, reply.reasoning) == ("a", None)
+
+
+def test_an_unknown_finish_reason_of_an_answer_as_long_as_allowed_is_a_cut():
+    usage = {"usage": {"completion_tokens": 5}}
+    assert parsed(message(None, content="a b c d e") | usage).finish_reason == "length"
+    assert parsed(message(None, content="a") | {"usage": {"completion_tokens": 4}}).finish_reason == "unknown"
+    assert parsed(message("done", content="a") | {"usage": {"completion_tokens": 4}}).finish_reason == "done"
 
 
 def test_what_a_reply_holds_has_the_types_that_a_corpus_can_hold():
@@ -207,6 +372,7 @@ def test_nobody_listening_is_an_api_error():
     [error] = asyncio.run(run())
     assert isinstance(error, ApiError)
     assert "127.0.0.1:9" in str(error)
+    assert "Connection refused" in str(error)
 
 
 def test_a_storm_of_faults_loses_and_doubles_nothing():

@@ -10,7 +10,7 @@ import datetime
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.corpus.messages import assistant_message
 from stillhouse.corpus.prompts.context import Context, load_context
@@ -18,6 +18,7 @@ from stillhouse.corpus.schema import Row
 from stillhouse.hashing import seed_from, sha256_json
 from stillhouse.models import Request, Sampling
 from stillhouse.recipe import Collect, Teacher
+from stillhouse.recipe.teachers import request_options
 
 if TYPE_CHECKING:
     from stillhouse.corpus.prompts.prompt import Prompt
@@ -54,9 +55,9 @@ def plan_exchanges(
     """
     unique = {prompt.id: (split, prompt) for split, prompt in reversed(list(prompts))}
     ordered = list(reversed(unique.values()))
-    context = load_context(teacher)
+    context, options = load_context(teacher), request_options(teacher)
     return [
-        _exchange(split, prompt, sample, model.fingerprint, settings, context, seed)
+        _exchange(split, prompt, sample, model, settings, context, options, seed)
         for sample in range(settings.samples)
         for split, prompt in ordered
         if sample == 0 or not (prompt.is_finished or split == "held_out")
@@ -64,19 +65,34 @@ def plan_exchanges(
 
 
 def _exchange(
-    split: str, prompt: Prompt, sample: int, fingerprint: str, settings: Collect, context: Context, seed: int
+    split: str,
+    prompt: Prompt,
+    sample: int,
+    model: Model,
+    settings: Collect,
+    context: Context,
+    options: dict[str, Any],
+    seed: int,
 ) -> Exchange:
+    open_settings = {"temperature": settings.temperature, "top_p": settings.top_p}
+    unset = tuple(name for name, value in open_settings.items() if value is None)
     sampling = {
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
+        **{name: 1.0 if value is None else value for name, value in open_settings.items()},
         "top_k": settings.top_k,
         "max_tokens": settings.max_tokens,
         "top_logprobs": settings.top_logprobs,
     }
-    source = IMPORTED if prompt.is_finished else [fingerprint, context.key, sampling, seed]
+    # Options are in the list only where there are any: ids of earlier versions stay as they are.
+    asked = [model.fingerprint, context.key, sampling, seed, *([options] if options else [])]
+    source = IMPORTED if prompt.is_finished else asked
     id = sha256_json([prompt.id, sample, source])[:32]
     sample_seed = seed_from(f"sample {seed} {id}")
-    request = Request(id, context.for_teacher(prompt.messages), Sampling(**sampling, seed=sample_seed))
+    request = Request(
+        id,
+        context.for_teacher(prompt.messages),
+        Sampling(**sampling, seed=sample_seed),
+        api_defaults=unset if model.reference.startswith("api:") else (),
+    )
     return Exchange(id, split, prompt, sample, request, context.for_student(prompt.messages))
 
 
@@ -107,6 +123,8 @@ def question_row(exchange: Exchange, model: Model, terms: str) -> Row:
 def answer_row(question: Row, reply: Reply, cost_usd: float | None) -> Row:
     """The finished row: the question with the teacher's answer, its tokens and cost."""
     return question | {
+        # The server's own value applied, which is unknown.
+        **dict.fromkeys(reply.not_sent),
         "messages": [*question["messages"], assistant_message(reply.text, reply.reasoning)],
         "finish_reason": reply.finish_reason,
         "request_id": reply.request_id,

@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import Progress, console
 from stillhouse.corpus.collect.budget import Budget, Reserve
@@ -23,10 +23,19 @@ from stillhouse.corpus.collect.exchanges import (
     plan_exchanges,
     question_row,
 )
-from stillhouse.corpus.collect.failures import Failures
+from stillhouse.corpus.collect.failures import Failures, describe_failures
 from stillhouse.corpus.store.corpus import Corpus
 from stillhouse.corpus.store.reconcile import reconcile
-from stillhouse.errors import ApiError, AuthenticationError, EmptyCorpusError, StillhouseError
+from stillhouse.errors import (
+    ApiError,
+    AuthenticationError,
+    ContextLengthError,
+    CreditError,
+    EmptyCorpusError,
+    ModelError,
+    ParameterError,
+    StillhouseError,
+)
 from stillhouse.models.backends.concurrency import AdaptiveConcurrency
 from stillhouse.recipe import Collect, Teacher
 
@@ -34,8 +43,9 @@ if TYPE_CHECKING:
     from stillhouse.corpus.prompts.prompt import Prompt
     from stillhouse.models import Model, Reply
 
-FAILURES_IN_A_ROW = 20
-"""Consecutive failed API requests (each after its retries) that stop the collection."""
+MOST_FAILURES = 20
+"""Failed requests (each after its retries) that stop the collection: one after another, or of one kind where
+so many requests have failed that the run cannot succeed."""
 EMPTY_ANSWERS = 20
 """Empty answers that stop the collection, if no answer before them had text or thoughts."""
 
@@ -47,13 +57,17 @@ class CollectSummary:
     asked: int
     """Exchanges that the recipe asks for."""
     finished_before: int
-    """Of those, the ones that were in the corpus (or had finally failed) when this run began."""
+    """Of those, the ones that were in the corpus (or had failed for good) when this run began."""
     collected: int
     """Answers that this run stored."""
     imported: int
     """Finished exchanges that this run took from the prompt file."""
     failed: dict[str, int]
-    """Requests of this run without an answer, by reason."""
+    """Requests without an answer, by reason, also those that had failed for good in earlier runs."""
+    failure_details: dict[str, str]
+    """For each reason the last failure in the server's (or the model's) own words."""
+    not_sent: dict[str, int]
+    """Answers of this run by sampling setting that the API was not sent: not in the recipe, or refused."""
     set_aside: int
     """Rows of an earlier recipe that this one does not ask for, moved to ``set_aside/``."""
     prompt_tokens: int
@@ -90,8 +104,10 @@ async def collect_answers(
             count towards the limits.
 
     Raises:
-        AuthenticationError: the key was refused; no further request is sent.
-        ApiError: :data:`FAILURES_IN_A_ROW` consecutive requests failed.
+        AuthenticationError, CreditError: the key was refused, or the account has no credit; no further
+            request is sent, and answers in flight are stored.
+        ParameterError: the API refuses a parameter, and nothing was answered in this run.
+        ApiError, ModelError: :data:`MOST_FAILURES` requests failed.
         EmptyCorpusError: the teacher answered no prompt, or every prompt with an empty text.
         StorageError: the disk is full; stored answers stay.
     """
@@ -111,6 +127,8 @@ async def collect_answers(
         collected=collection.collected,
         imported=collection.imported,
         failed=dict(collection.failed),
+        failure_details=dict(collection.failure_details),
+        not_sent=dict(collection.not_sent),
         set_aside=set_aside,
         prompt_tokens=collection.budget.prompt_tokens,
         completion_tokens=collection.budget.completion_tokens,
@@ -142,6 +160,9 @@ class _Collection:
         self.failures = Failures(corpus.directory)
         self.finished_before = self.collected = self.imported = 0
         self.failed: Counter[str] = Counter()
+        self.failure_details: dict[str, str] = {}
+        self.not_sent: Counter[str] = Counter()
+        self._settings, self._asked = settings, 0
         self.stopped_by: str | None = None
         self._stored = self._empty = self._failed_in_a_row = 0
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -149,7 +170,12 @@ class _Collection:
 
     async def collect(self, exchanges: list[Exchange]) -> None:
         """Imports finished exchanges and asks for missing ones."""
+        self._asked = len(exchanges)
         done = self._count_stored()
+        failed = self.failures.final()
+        for line in [failed[e.id] for e in exchanges if e.id in failed and e.id not in done]:
+            self._count_failure(line["reason"], line["detail"])
+            done.add(line["id"])
         for exchange in exchanges:
             if exchange.is_finished and exchange.id not in done:
                 self.corpus.append(imported_row(exchange, self.terms))
@@ -165,8 +191,8 @@ class _Collection:
             await self._ask(_batches(questions, self.batch_size, done), progress)
 
     def _count_stored(self) -> set[str]:
-        """Ids that must not be asked again; counts the cost of their answers."""
-        done = self.failures.final()
+        """Ids of stored answers; counts their cost."""
+        done: set[str] = set()
         columns = ["id", "prompt_id", "prompt_tokens", "completion_tokens", "cost_usd"]
         for row in self.corpus.rows(columns=columns):
             if row["prompt_id"] in self.other_prompts:
@@ -196,6 +222,10 @@ class _Collection:
                     self._in_flight.add(asyncio.create_task(call))
             while self._in_flight:
                 await self._wait_for_call()
+        except (AuthenticationError, CreditError):
+            if self._in_flight:  # answers that are paid for
+                await asyncio.wait(self._in_flight, timeout=self._settings.timeout_s)
+            raise
         finally:
             for task in self._in_flight:
                 task.cancel()
@@ -218,8 +248,10 @@ class _Collection:
                 self._store_failure(exchange, result)
             else:
                 self._store_answer(exchange, result)
-        cost = {"spent": self.budget.spent_usd} if self.budget.priced else {}
-        progress.advance(len(batch), **cost)
+        extras: dict[str, Any] = {"spent": self.budget.spent_usd} if self.budget.priced else {}
+        extras |= {"failed": self.failed.total()} if self.failed else {}
+        # Failures are no progress: a dead server must not end in a full bar.
+        progress.advance(sum(not isinstance(result, StillhouseError) for result in results), **extras)
         pushed_back = self.model.pushbacks > self._pushbacks
         self._pushbacks = self.model.pushbacks
         failed = any(isinstance(result, ApiError) for result in results)
@@ -233,32 +265,43 @@ class _Collection:
         self.collected += 1
         self._stored += 1
         self._failed_in_a_row = 0
+        self.not_sent.update(reply.not_sent)
         answer = row["messages"][-1]
         self._empty += not (answer["content"].strip() or answer.get("reasoning_content"))
         if self._empty == EMPTY_ANSWERS:
             self.require_an_answer()
 
     def _store_failure(self, exchange: Exchange, error: StillhouseError) -> None:
-        if isinstance(error, AuthenticationError):
+        refused_parameter = isinstance(error, ParameterError) and not self.collected
+        if refused_parameter or isinstance(error, AuthenticationError | CreditError):
             raise error
         reason = self.failures.add(question_row(exchange, self.model, self.terms), error)
-        self.failed[reason] += 1
-        self._failed_in_a_row += isinstance(error, ApiError)
-        if self._failed_in_a_row == FAILURES_IN_A_ROW:
-            raise ApiError(
-                f"{self.model.reference}: {FAILURES_IN_A_ROW} requests failed one after another; "
-                f"the last: {error}",
-                hint="The answers so far are kept; run the same command again when the server works.",
+        self._count_failure(reason, str(error))
+        # Prompts come by length, so that the longest, which may not fit a context, fail one after another.
+        self._failed_in_a_row += not isinstance(error, ContextLengthError)
+        beyond_hope = self.failed.total() > self._settings.tolerated_failures * self._asked
+        if self._failed_in_a_row >= MOST_FAILURES or (self.failed[reason] >= MOST_FAILURES and beyond_hope):
+            kind = ApiError if isinstance(error, ApiError) else ModelError
+            raise kind(
+                self.outcome(),
+                hint=f"Each failure is recorded in {self.failures.path}. The answers so far are kept; run "
+                "the same command again when the cause is gone.",
             ) from error
+
+    def _count_failure(self, reason: str, detail: str) -> None:
+        self.failed[reason] += 1
+        self.failure_details[reason] = detail
+
+    def outcome(self) -> str:
+        """How many were answered and failed, and why: `0 answered, 12 failed: … Connection refused`."""
+        return f"{self.model.reference}: {self._stored} answered, " + describe_failures(
+            self.failed, self.failure_details
+        )
 
     def require_an_answer(self) -> None:
         """Raises if the teacher has never given an answer with text or thoughts, in this run or before."""
         if self._stored == 0 and self.failed:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.failed.items())
-            raise EmptyCorpusError(
-                f"{self.model.reference} answered none of {self.failed.total()} prompts: {reasons}",
-                hint=f"Each failure is recorded in {self.failures.path}.",
-            )
+            raise EmptyCorpusError(self.outcome(), hint=f"Each failure is recorded in {self.failures.path}.")
         if self._empty and self._empty == self._stored:
             raise EmptyCorpusError(
                 f"{self.model.reference} answered {self._empty} prompts, each with an empty text",

@@ -13,6 +13,13 @@ from stillhouse.corpus.messages import answer_text, user_text
 from stillhouse.corpus.ngrams import Quotations, ngrams
 from stillhouse.corpus.prompts.prompt import Prompt
 from stillhouse.corpus.schema import Row
+from stillhouse.models.finish_reasons import (
+    CONTENT_FILTER as CONTENT_FILTERED,
+    ERROR,
+    LENGTH,
+    TOOL_CALLS,
+    finish_class,
+)
 from stillhouse.recipe import Filter
 
 Rejection = tuple[str, str]
@@ -21,6 +28,8 @@ Check = Callable[[Row], Rejection | None]
 
 EMPTY = "empty"
 TRUNCATED = "truncated"
+FAILED = "provider failed"
+CONTENT_FILTER = "content filter"
 TOO_SHORT = "too short"
 TOO_LONG = "too long"
 REFUSAL = "refusal"
@@ -37,17 +46,32 @@ def empty_check(settings: Filter) -> Check:
     def check(row: Row) -> Rejection | None:
         if answer_text(row["messages"]).strip():
             return None
-        cut_off = row["finish_reason"] == "length" and bool(row["messages"][-1].get("reasoning_content"))
+        cut_off = finish_class(row["finish_reason"]) == LENGTH and bool(
+            row["messages"][-1].get("reasoning_content")
+        )
         return None if cut_off and settings.thoughts and not settings.truncated else (EMPTY, "")
 
     return check
 
 
 def check_truncated(row: Row) -> Rejection | None:
-    """Rejects an answer that `max_tokens` or the context cut off."""
-    if row["finish_reason"] != "length":
-        return None
-    return TRUNCATED, f"cut off after {row['completion_tokens']} tokens"
+    """Rejects an answer that `max_tokens` or the context cut off, or that ends where a tool is called."""
+    reason = finish_class(row["finish_reason"])
+    if reason == TOOL_CALLS:
+        return TRUNCATED, "the answer ends with the call of a tool"
+    return (TRUNCATED, f"cut off after {row['completion_tokens']} tokens") if reason == LENGTH else None
+
+
+def check_failed(row: Row) -> Rejection | None:
+    """Rejects an answer in the middle of which the provider failed; only old corpora have any."""
+    failed = finish_class(row["finish_reason"]) == ERROR
+    return (FAILED, f"finish reason {row['finish_reason']!r}") if failed else None
+
+
+def check_content_filter(row: Row) -> Rejection | None:
+    """Rejects an answer that the provider's content filter cut off."""
+    filtered = finish_class(row["finish_reason"]) == CONTENT_FILTERED
+    return (CONTENT_FILTER, f"finish reason {row['finish_reason']!r}") if filtered else None
 
 
 def length_check(settings: Filter) -> Check:

@@ -1,8 +1,8 @@
 """Filters a corpus; every reject is stored with its reason.
 
 Rows are filtered sorted by prompt and sample, so the result does not depend on the order of collection.
-Held-out rows measure the student and are not trained on, so only empty, cut-off, too short and too long
-answers are removed from them.
+Held-out rows measure the student and are not trained on, so only empty, cut-off, filtered, too short and
+too long answers are removed from them.
 """
 
 from __future__ import annotations
@@ -103,6 +103,9 @@ def _checks_for_all(settings: Filter, counts: dict[str, int]) -> list[Check]:
     """The checks on training and held-out rows."""
     selected = [checks.empty_check(settings)]
     counts[checks.EMPTY] = 0
+    selected.append(checks.check_failed)
+    if settings.content_filter:
+        selected.append(checks.check_content_filter)
     if settings.truncated:
         selected.append(checks.check_truncated)
         counts[checks.TRUNCATED] = 0

@@ -50,12 +50,13 @@ class LlamaCppModel:
         *,
         seed: int,
         cache_prompts: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         validate_for_llama_cpp(file)
         self.reference, self.fingerprint = reference, fingerprint
         self.template_hash: str | None = template.hash
         self.context_length: int | None = slot_context(file)
-        self.prompts = PromptEncoder(tokenizer, template, self.context_length, seed)
+        self.prompts = PromptEncoder(tokenizer, template, self.context_length, seed, variables)
         self._cache_prompts, self._path = cache_prompts, file.path
         self._server = _start(file.path, self.context_length)
         self._embedder: Any = None
@@ -171,12 +172,15 @@ class LlamaCppModel:
         )
 
 
-def open_llama_cpp(reference: str, *, seed: int, cache_prompts: bool = False) -> LlamaCppModel:
+def open_llama_cpp(
+    reference: str, *, seed: int, cache_prompts: bool = False, variables: Mapping[str, Any] | None = None
+) -> LlamaCppModel:
     """Starts llama.cpp with the GGUF file that ``reference`` names.
 
     Args:
         cache_prompts: reuse the common prefix with the prompt before in a slot. The last bits of results then
             depend on that prompt.
+        variables: for the chat template.
     """
     from stillhouse.models.reference import parse_reference
     from stillhouse.models.weights import fingerprint, load_tokenizer
@@ -195,6 +199,7 @@ def open_llama_cpp(reference: str, *, seed: int, cache_prompts: bool = False) ->
         fingerprint(parsed, parsed.path),
         seed=seed,
         cache_prompts=cache_prompts,
+        variables=variables,
     )
 
 

@@ -11,6 +11,8 @@ Add a backend:
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
+from typing import Any
 
 from stillhouse.console import console
 from stillhouse.errors import UsageError
@@ -26,6 +28,8 @@ def open_model(
     timeout_s: float = 120.0,
     retries: int = 6,
     seed: int = 0,
+    variables: Mapping[str, Any] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
 ) -> Model:
     """Opens the model that ``reference`` names, ready to generate.
 
@@ -35,6 +39,8 @@ def open_model(
         timeout_s: seconds without an answer after which a request to an API is repeated.
         retries: attempts after the first.
         seed: for requests without a seed of their own.
+        variables: for the chat template, such as `enable_thinking`; a local model's template must read them.
+        extra_body: further fields of each request to an API.
 
     Raises:
         ModelNotFoundError, ModelError, AuthenticationError, MissingExtraError: see the backends.
@@ -43,7 +49,16 @@ def open_model(
     if parsed.kind == "api":
         from stillhouse.models.backends.openai_api import open_api
 
-        return open_api(parsed, api_key_env=api_key_env, timeout_s=timeout_s, retries=retries, seed=seed)
+        return open_api(
+            parsed,
+            api_key_env=api_key_env,
+            timeout_s=timeout_s,
+            retries=retries,
+            seed=seed,
+            variables=variables,
+            extra_body=extra_body,
+        )
+    assert not extra_body, "local models have no requests"
     if backend not in ("auto", "torch", "llama.cpp"):
         raise UsageError(f"there is no backend {backend!r}", hint="Choose auto, torch or llama.cpp.")
     if backend == "auto":
@@ -51,10 +66,10 @@ def open_model(
     if backend == "llama.cpp":
         from stillhouse.models.backends.llama_cpp import open_llama_cpp
 
-        return _warn_without_template(open_llama_cpp(parsed.text, seed=seed))
+        return _warn_without_template(open_llama_cpp(parsed.text, seed=seed, variables=variables))
     from stillhouse.models.backends.pytorch import open_torch
 
-    return _warn_without_template(open_torch(parsed.text, seed=seed))
+    return _warn_without_template(open_torch(parsed.text, seed=seed, variables=variables))
 
 
 def _warn_without_template(model: Model) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,14 @@ STOP_MARGIN = 16  # tokens decoded beyond the longest stop, since special tokens
 
 
 class PromptEncoder:
-    """Turns requests into token ids for one model."""
+    """Turns requests into token ids for one model.
+
+    Args:
+        variables: for the chat template of every request, such as `enable_thinking`.
+
+    Raises:
+        ModelError: the template does not read one of ``variables``.
+    """
 
     def __init__(
         self,
@@ -27,9 +34,12 @@ class PromptEncoder:
         template: ChatTemplate,
         context_length: int | None,
         seed: int,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer, self.template, self.seed = tokenizer, template, seed
         self.context_length = context_length
+        self.variables = dict(variables or {})
+        template.require_variables(self.variables)
 
     def encode(
         self, request: Request, *, answer_prefix: str = "", **variables: Any
@@ -44,7 +54,10 @@ class PromptEncoder:
                 self._begin_token()
                 if not request.messages
                 else self.template.encode_prompt(
-                    self.tokenizer, request.messages, answer_prefix=answer_prefix, **variables
+                    self.tokenizer,
+                    request.messages,
+                    answer_prefix=answer_prefix,
+                    **{**self.variables, **variables},
                 )
             )
         except StillhouseError as error:

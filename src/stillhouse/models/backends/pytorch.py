@@ -7,10 +7,10 @@ not on the rest of the batch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import OutOfMemoryError, StillhouseError, is_out_of_memory
 from stillhouse.models.backends.prompts import PromptEncoder, cut_at_stop, has_stop
@@ -32,13 +32,15 @@ class TorchModel:
     concurrency = 1
     pushbacks = 0
 
-    def __init__(self, weights: Weights, *, seed: int) -> None:
+    def __init__(self, weights: Weights, *, seed: int, variables: Mapping[str, Any] | None = None) -> None:
         self.reference, self.fingerprint = weights.reference, weights.fingerprint
         self.template_hash: str | None = weights.template.hash
         self.context_length = getattr(weights.model.config, "max_position_embeddings", None)
         self._model, self._tokenizer = weights.model, weights.tokenizer
         self.can = Capabilities(generate=True, logprobs=False, train=True, watermark=True)
-        self._prompts = PromptEncoder(weights.tokenizer, weights.template, self.context_length, seed)
+        self._prompts = PromptEncoder(
+            weights.tokenizer, weights.template, self.context_length, seed, variables
+        )
         self._ends = weights.end_ids
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
 
@@ -110,10 +112,9 @@ class _EncodedRequest:
     marker: Marker | None
 
 
-def open_torch(reference: str, *, seed: int) -> TorchModel:
-    """Loads ``reference`` for generation."""
+def open_torch(reference: str, *, seed: int, variables: Mapping[str, Any] | None = None) -> TorchModel:
+    """Loads ``reference`` for generation; ``variables`` are the chat template's."""
     from stillhouse.models.weights import load_weights
 
-    return TorchModel(
-        load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32"), seed=seed
-    )
+    weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
+    return TorchModel(weights, seed=seed, variables=variables)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -71,3 +72,12 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 def compile_template(source: str) -> jinja2.Template:
     """The compiled template. Raises jinja2.TemplateSyntaxError where it is malformed."""
     return _environment().from_string(source)
+
+
+@functools.lru_cache(maxsize=32)
+def variables_read(source: str) -> frozenset[str]:
+    """Names of the variables that a template reads; none where it is malformed."""
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(source)))
+    except jinja2.TemplateSyntaxError:
+        return frozenset()

@@ -8,7 +8,7 @@ the template alone (`assistant_mask`). Text inside a message cannot forge a turn
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,17 @@ class ChatTemplate:
     def stops(self) -> tuple[str, ...]:
         """Strings that end an answer besides the end token; base models have no end-of-turn token."""
         return () if self.declared else ("\n\nUser:",)
+
+    def require_variables(self, names: Collection[str]) -> None:
+        """Raises ModelError if the template does not read one of these variables, which would be ignored."""
+        from stillhouse.models.chat.jinja_sandbox import variables_read
+
+        for name in names:
+            if name not in variables_read(self.source):
+                raise ModelError(
+                    f"the chat template does not read `{name}`, so it would have no effect",
+                    hint=f"Remove teacher.{name}.",
+                )
 
     @functools.cached_property
     def tool_call_format(self) -> ToolCallFormat | None:
