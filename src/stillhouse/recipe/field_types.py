@@ -35,8 +35,8 @@ so that the finished stages of older runs stay finished."""
 
 def hashed_values(value: Any) -> Any:
     """A recipe, a section or a value as plain data to hash: see :data:`ADDED`."""
-    if isinstance(value, tuple | list):
-        return [hashed_values(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(map(hashed_values, value))
     if not dataclasses.is_dataclass(value):
         return value
     return {

@@ -337,7 +337,7 @@ def test_no_credit_stops_at_the_first_and_keeps_what_is_in_flight(tmp_path):
         return "fine"
 
     teacher.answer = paid
-    with pytest.raises(CreditError, match="Insufficient Balance"):
+    with pytest.raises(CreditError, match=r"^\d of 50 answered; Insufficient Balance"):
         run_collect(teacher, make_prompts(50), corpus)
     stored = len(corpus)
     assert len(asked(teacher)) == stored + 1 <= 12
@@ -432,6 +432,12 @@ def corpus_ids(directory, **settings) -> set[str]:
     corpus = Corpus(directory)
     run_collect(FakeTeacher(), make_prompts(2), corpus, **settings)
     return corpus.ids()
+
+
+def test_thoughts_that_were_switched_off_are_reported_once(tmp_path, capsys):
+    teacher = FakeTeacher(lambda r: reply(reasoning="hm"))
+    run_collect(teacher, make_prompts(3), Corpus(tmp_path), teacher=Teacher(model="x", enable_thinking=False))
+    assert capsys.readouterr().err.count("thinks although teacher.enable_thinking is false") == 1
 
 
 def test_options_of_requests_are_part_of_an_answers_identity(tmp_path):

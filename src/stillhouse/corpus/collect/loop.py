@@ -162,7 +162,8 @@ class _Collection:
         self.failed: Counter[str] = Counter()
         self.failure_details: dict[str, str] = {}
         self.not_sent: Counter[str] = Counter()
-        self._settings, self._asked = settings, 0
+        self._settings, self._teacher, self._asked = settings, teacher, 0
+        self._warned_of_thoughts = False
         self.stopped_by: str | None = None
         self._stored = self._empty = self._failed_in_a_row = 0
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -222,10 +223,11 @@ class _Collection:
                     self._in_flight.add(asyncio.create_task(call))
             while self._in_flight:
                 await self._wait_for_call()
-        except (AuthenticationError, CreditError):
+        except (AuthenticationError, CreditError) as error:
             if self._in_flight:  # answers that are paid for
                 await asyncio.wait(self._in_flight, timeout=self._settings.timeout_s)
-            raise
+            kept = f"{self._stored} of {self._asked} answered; " if self._stored else ""
+            raise type(error)(f"{kept}{error}", hint=error.hint) from error
         finally:
             for task in self._in_flight:
                 task.cancel()
@@ -267,9 +269,19 @@ class _Collection:
         self._failed_in_a_row = 0
         self.not_sent.update(reply.not_sent)
         answer = row["messages"][-1]
+        if answer.get("reasoning_content") and self._teacher.enable_thinking is False:
+            self._warn_of_thoughts()
         self._empty += not (answer["content"].strip() or answer.get("reasoning_content"))
         if self._empty == EMPTY_ANSWERS:
             self.require_an_answer()
+
+    def _warn_of_thoughts(self) -> None:
+        if not self._warned_of_thoughts:
+            console.warn(
+                f"{self.model.reference} thinks although teacher.enable_thinking is false; if it ignores the "
+                "option, set what its provider reads in teacher.extra_body"
+            )
+        self._warned_of_thoughts = True
 
     def _store_failure(self, exchange: Exchange, error: StillhouseError) -> None:
         refused_parameter = isinstance(error, ParameterError) and not self.collected
