@@ -1,8 +1,10 @@
 """Output of the command: data goes to stdout; messages, hints and progress go to stderr.
 
-On a terminal, rich draws tables and progress bars; it is imported only then. In a
-pipe all output is plain lines of at most 80 columns, and progress is one line every
-few seconds. ``NO_COLOR`` is respected. Nothing here reads input.
+Tables fit the terminal (80 columns in a pipe) and prose wraps at its width; neither breaks
+a word, a number or a number and its unit. In a pipe a paragraph of prose is one line, so
+that it can be searched. Progress is a bar on a terminal (drawn by rich, which is imported
+only then) and one line every few seconds in a pipe. ``COLUMNS`` and ``NO_COLOR`` are
+respected.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from stillhouse.pages.numbers import format_dollars, format_duration
 
 WIDTH = 80
+"""Columns of a table in a pipe."""
 FIRST_LINE_AFTER_S = 2.0
 LINE_EVERY_S = 5.0
 
@@ -50,20 +53,25 @@ class Console:
     def info(self, text: str) -> None:
         """Prints a message about what happened."""
         if not self.quiet:
-            _stderr(printable(text))
+            _message(text)
 
     def hint(self, text: str) -> None:
         """Prints what the user can do next."""
         if not self.quiet:
-            _stderr(f"{_style('hint:', '36')} {printable(text)}")
+            _message(text, "hint:", "36")
 
     def warn(self, text: str) -> None:
         """Prints a warning: the work continues, but the result may not be what the user wants."""
-        _stderr(f"{_style('warning:', '33')} {printable(text)}")
+        _message(text, "warning:", "33")
 
     def error(self, text: str) -> None:
         """Prints an error: the work stops."""
-        _stderr(f"{_style('error:', '1;31')} {printable(text)}")
+        _message(text, "error:", "1;31")
+
+    def text(self, text: str) -> None:
+        """Prints prose to stdout, or nothing if `json` is set (see `data`)."""
+        if not self.json:
+            print(wrap(printable(text), _columns(sys.stdout)))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table to stdout, or nothing if `json` is set (see `data`)."""
@@ -71,10 +79,7 @@ class Console:
             return
         title, columns = printable(title), [printable(column) for column in columns]
         rows = [[printable(cell) for cell in row] for row in rows]
-        if sys.stdout.isatty():
-            _rich_table(title, columns, rows)
-        else:
-            print(plain_table(title, columns, rows))
+        print(plain_table(title, columns, rows, _columns(sys.stdout) or WIDTH))
 
     def data(self, value: Any) -> None:
         """Prints ``value`` to stdout as JSON if `json` is set; otherwise nothing."""
@@ -126,17 +131,41 @@ def _escape(control: re.Match[str]) -> str:
 
 # Plain text
 
+_GLUE = "\ue000"
+"""Replaces a space at which a line must not end; a code point that no text uses."""
+_UNITS = r"(?:[kMGT]?B|[kMBT]|s|ms|min|h|%|points?|nats?|tokens?|documents?)(?!\w)"
+_INTERVAL = re.compile(r"\[[-+−∞\d.,%–e to]+\]")
+_NUMBER_AND_UNIT = re.compile(rf"(?<=\d) (?={_UNITS})|(?<=\d min) (?=\d)|(?<=\d h) (?=\d)")
+
+
+def wrap(text: str, width: int | None) -> str:
+    """``text`` with lines of at most ``width`` columns; None leaves each paragraph on its line.
+
+    Lines end between words only. A word longer than the width (a path) stays in one piece, and a number stays
+    with its unit. The continuation of an indented line is indented too.
+    """
+    if width is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += _wrap(line.strip(), width, indent)
+    return "\n".join(lines)
+
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
     """An aligned table that wraps long cells to fit ``width`` columns.
 
-    Columns of numbers are right-aligned. No cell becomes narrower than its longest word, so a long path
-    stays in one piece and can be copied; the table may then be wider than ``width``.
+    Columns of numbers are right-aligned. No cell becomes narrower than its longest word. A table that cannot
+    fit that way is printed row by row, one ``column  cell`` line below the other. A word longer than the
+    width (a path) stays in one piece.
     """
     grid = [list(columns), *[list(row) for row in rows]]
     widths = _fit([[row[i] for row in grid] for i in range(len(columns))], width - 2 * (len(columns) - 1))
     right = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(columns))]
-    lines = [title] if title else []
+    lines = _wrap(title, width) if title else []
+    if sum(widths) + 2 * (len(columns) - 1) > width and len(columns) > 1 and rows:
+        return "\n".join([*lines, *_records(columns, rows, width)])
     for number, row in enumerate(grid):
         lines += _table_row(row, widths, right)
         if number == 0:
@@ -144,10 +173,21 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     return "\n".join(lines)
 
 
+def _records(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """Each row as lines of its own, with the names of the columns on the left."""
+    names = max(map(len, columns))
+    for number, row in enumerate(rows):
+        if number:
+            yield ""
+        for column, cell in zip(columns, row, strict=True):
+            for k, line in enumerate(_wrap(cell, width - names - 2)):
+                yield f"{column if k == 0 else '':<{names}}  {line}".rstrip()
+
+
 def _fit(cells_by_column: Sequence[Sequence[str]], available: int) -> list[int]:
     """Column widths: starts from the full widths and narrows the widest column until the table fits."""
     widths = [max(map(len, "\n".join(cells).split("\n"))) for cells in cells_by_column]
-    longest_words = [max(map(len, " ".join(cells).split()), default=0) for cells in cells_by_column]
+    longest_words = [max(map(len, _glued(" ".join(cells)).split()), default=0) for cells in cells_by_column]
     while sum(widths) > available:
         shrinkable = [i for i in range(len(widths)) if widths[i] > longest_words[i]]
         if not shrinkable:
@@ -167,9 +207,22 @@ def _table_row(row: Sequence[str], widths: Sequence[int], right: Sequence[bool])
     return lines
 
 
-def _wrap(cell: str, width: int) -> list[str]:
-    wrapper = textwrap.TextWrapper(max(width, 1), break_long_words=False, break_on_hyphens=False)
-    return [line for paragraph in cell.split("\n") for line in wrapper.wrap(paragraph) or [""]]
+def _wrap(cell: str, width: int, indent: str = "") -> list[str]:
+    wrapper = textwrap.TextWrapper(
+        max(width, 1),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    lines = [line for paragraph in cell.split("\n") for line in wrapper.wrap(_glued(paragraph)) or [""]]
+    return [line.replace(_GLUE, " ") for line in lines]
+
+
+def _glued(text: str) -> str:
+    """``text`` in which no line can end inside an interval or between a number and its unit."""
+    text = _INTERVAL.sub(lambda match: match[0].replace(" ", _GLUE), text)
+    return _NUMBER_AND_UNIT.sub(_GLUE, text)
 
 
 def _is_number(cell: str) -> bool:
@@ -239,26 +292,30 @@ def _stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _message(text: str, label: str = "", colour: str = "") -> None:
+    """Writes a message to stderr, wrapped at the width of the terminal."""
+    text = printable(text)
+    wrapped = wrap(f"{label} {text}" if label else text, _columns(sys.stderr))
+    _stderr(wrapped.replace(label, _style(label, colour), 1) if label else wrapped)
+
+
+def _columns(stream: TextIO) -> int | None:
+    """``COLUMNS`` if it is set, else the width of the terminal behind ``stream``; None in a pipe."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns) > 0:
+        return int(columns)
+    try:
+        return (os.get_terminal_size(stream.fileno()).columns or WIDTH) if stream.isatty() else None
+    except (OSError, ValueError):  # no descriptor, or not a terminal after all
+        return None
+
+
 def _style(text: str, code: str) -> str:
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return f"\x1b[{code}m{text}\x1b[0m" if coloured else text
 
 
-# Terminal output with rich, which is imported only here
-
-
-def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console as RichConsole
-    from rich.table import Table
-
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
-    for i, column in enumerate(columns):
-        numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    RichConsole(file=sys.stdout, markup=False, highlight=False, emoji=False).print(table)
+# Progress bars with rich, which is imported only here
 
 
 @contextlib.contextmanager

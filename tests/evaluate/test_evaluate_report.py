@@ -150,7 +150,7 @@ def test_tables_have_captions_and_scopes(page):
 def test_the_numbers_of_the_table_are_those_of_the_report(page):
     words = " ".join(page.text.split())
     measures = "0.723 0.692 to 0.754 71.4 70.3 to 72.5 4.10 3.86 to 4.35"
-    assert f"Student, after student (forward_kl) {measures} 81.2 M 325 MB" in words
+    assert f"Student, after student (forward_kl) {measures} 81.2 M 325.0 MB" in words
     assert "Student − control −0.138 −0.159 to −0.117 +2.60 +2.00 to +3.20" in words
     assert "Teacher embedded:smollm2 0 by definition 100 by definition" in words
     assert "50 held-out documents, 4,870 counted tokens" in words
@@ -224,9 +224,17 @@ def test_facts_read_as_text(value, text):
     assert plain_value(value) == text
 
 
-@pytest.mark.parametrize(("rate", "cell"), [(37.04, "37"), (1313.4, "1,313"), (0.512, "0.512")])
-def test_a_speed_in_the_terminal_has_no_exponent(rate, cell):
+@pytest.mark.parametrize(
+    ("rates", "cells"),
+    [
+        ((37.04, 120.0, 118.2, 119.9), ["37.0", "120.0", "118.2", "119.9"]),
+        ((1313.4, 355.0, 400.0, 500.2), ["1,313", "355", "400", "500"]),
+        ((0.512, 7.0, 7.0, 7.0), ["0.51", "7.00", "7.00", "7.00"]),
+    ],
+)
+def test_speeds_in_the_terminal_have_one_precision_and_no_exponent(rates, cells):
     report = sample_report()
-    report["models"][0]["tokens_per_s"]["median"] = rate
+    for model, rate in zip(report["models"], rates, strict=True):
+        model["tokens_per_s"]["median"] = rate
     _, columns, rows = results_table(report)
-    assert rows[0][columns.index("tok/s")] == cell
+    assert [row[columns.index("tok/s")] for row in rows] == cells

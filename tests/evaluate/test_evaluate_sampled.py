@@ -26,7 +26,9 @@ def test_estimates_are_those_of_a_count_by_hand(monkeypatch):
     monkeypatch.setattr("stillhouse.evaluate.sampled_answers._replies", lambda candidate, requests: replies)
     candidate = Candidate("student", "s", None)  # pyright: ignore[reportArgumentType]
     with open_verifiers([Verifier(kind="exact")]) as verifiers:
-        found = sample_and_score([candidate], PROMPTS, SETTINGS, verifiers, seed=0)["student"]
+        scores, differences = sample_and_score([candidate], PROMPTS, SETTINGS, verifiers, seed=0)
+    found = scores["student"]
+    assert differences == {}
     assert found["pass_at_1"]["value"] == pytest.approx((2 / 4 + 1 / 4 + 1) / 3)
     assert found["consensus_at_k"]["value"] == pytest.approx(2 / 3)
     assert found["pass_at_1"]["documents"] == 3
@@ -41,11 +43,28 @@ def test_two_models_with_the_same_weights_say_the_same(tiny_teacher):
     with open_verifiers([verifier]) as verifiers:
         score = verifiers.score
         verifiers.score = lambda answers: texts.append([a.text for a in answers]) or score(answers)  # type: ignore[method-assign]
-        found = sample_and_score(pair, [*PROMPTS[1:], finished], SETTINGS, verifiers, seed=1)
+        found, differences = sample_and_score(pair, [*PROMPTS[1:], finished], SETTINGS, verifiers, seed=1)
     assert texts[:3] == texts[3:]
     assert len(set(texts[0])) > 1
     assert found["before"] == found["student"]
     assert found["student"]["pass_at_1"]["value"] == 1
+    assert [differences["before"][end] for end in ("value", "low", "high")] == [0, 0, 0]
+
+
+def test_the_difference_from_before_training_is_paired_by_prompt(monkeypatch):
+    said = {"student": "aaxabbxbcxxc", "before": "aaxxbxxxxxxc"}  # 4 answers to each of 3 prompts
+
+    def replies(candidate, requests):
+        return [Reply(text, None, "stop", 1, 1) for text in said[candidate.key]]
+
+    monkeypatch.setattr("stillhouse.evaluate.sampled_answers._replies", replies)
+    pair = [Candidate(key, key, None) for key in said]  # pyright: ignore[reportArgumentType]
+    with open_verifiers([Verifier(kind="exact")]) as verifiers:
+        _, differences = sample_and_score(pair, PROMPTS, SETTINGS, verifiers, seed=0)
+    found = differences["before"]
+    # shares 3/4, 3/4, 2/4 against 2/4, 1/4, 1/4: differences 1/4, 2/4, 1/4 with a standard error of 1/12
+    assert found["value"] == pytest.approx(1 / 3)
+    assert found["high"] - found["value"] == pytest.approx(4.302653 / 12, rel=1e-5)  # t(0.975; 2)
 
 
 def test_the_table_has_the_columns_only_where_they_were_measured():

@@ -1,4 +1,4 @@
-"""Formatted numbers, and the verdict in words."""
+"""Formatted numbers and the terminal's table of results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import given, strategies as st
 
 from stillhouse.console import plain_table
 from stillhouse.evaluate import results_table
-from stillhouse.evaluate.verdict import judge_comparison
 from stillhouse.pages.numbers import (
     format_bytes,
     format_count,
@@ -17,75 +16,6 @@ from stillhouse.pages.numbers import (
     format_interval,
     format_number,
 )
-
-
-def finding(value: float, half: float, against: str = "control", measure: str = "kl", **changes):
-    part = {"kl": None, "agreement": None, "nll": None} | {measure: estimate(value, half) | changes}
-    return judge_comparison({against: part}, [])
-
-
-UNDECIDED = "Student and control do not differ measurably in closeness to the teacher"
-
-
-@pytest.mark.parametrize(
-    ("value", "half", "outcome", "headline"),
-    [
-        (-0.2, 0.1, "better", "The student is closer to its teacher than the control"),
-        (0.2, 0.1, "worse", "The control is closer to the teacher than the student"),
-        (-0.2, 0.3, "undecided", UNDECIDED),
-        (-0.2, 0.2, "undecided", UNDECIDED),
-    ],
-)
-def test_the_outcome_needs_an_interval_without_zero(value, half, outcome, headline):
-    found = finding(value, half)
-    assert (found.outcome, found.headline) == (outcome, headline)
-
-
-def test_the_sentence_names_amount_interval_level_and_documents():
-    assert finding(-0.138, 0.021).sentence == (
-        "On 50 held-out documents the student's divergence from the teacher is 0.138 nats per token lower "
-        "than that of the control (95% interval of the paired difference: 0.117 to 0.159, clustered by "
-        "document)."
-    )
-    assert finding(-0.2, 0.3).sentence.endswith("−0.500 to +0.100, includes zero.")
-
-
-def test_a_worse_likelihood_of_the_text_is_reported():
-    part = {"kl": estimate(-0.138, 0.021), "agreement": None, "nll": estimate(0.104, 0.02)}
-    found = judge_comparison({"control": part}, [])
-    assert found.outcome == "better"
-    assert found.headline.endswith("than the control, but gives the text a lower likelihood")
-    assert found.sentence.endswith(
-        "clustered by document); its likelihood of the text is 0.104 nats per token worse."
-    )
-    unsure = judge_comparison({"control": part | {"nll": estimate(0.104, 0.2)}}, [])
-    assert "likelihood" not in unsure.sentence + unsure.headline
-
-
-def test_without_an_interval_nothing_follows():
-    found = finding(-0.2, 0.1, low=None, high=None, documents=1)
-    assert found.outcome == "undecided"
-    assert "On 1 held-out document the" in found.sentence
-    assert found.sentence.endswith("so this is not conclusive.")
-
-
-def test_without_a_control_the_student_is_compared_with_itself_before():
-    found = finding(-3.0, 0.1, against="before", measure="nll")
-    assert found.against == "before"
-    assert found.headline == "The student gives the text a higher likelihood than before training"
-    assert "negative log-likelihood of the text is 3.000 nats per token lower" in found.sentence
-
-
-def test_the_control_comes_first_where_there_are_both():
-    report = sample_report()
-    found = judge_comparison(report["comparison"], report["models"])
-    assert (found.against, found.outcome) == ("control", "better")
-
-
-def test_a_student_alone_is_reported_with_its_interval():
-    found = judge_comparison({}, sample_report()["models"])
-    assert found.outcome == "unmeasured"
-    assert "divergence from the teacher is 0.723 nats per token (95% interval" in found.sentence
 
 
 @pytest.mark.parametrize(

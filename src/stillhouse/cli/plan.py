@@ -46,8 +46,7 @@ def show_plan(recipe: Recipe) -> None:
 
     planned = plan_recipe(recipe)
     _print_stages(recipe.name, planned)
-    if not console.json:
-        print(f"Terms: {planned.verdict.reason}")
+    console.text(f"Terms: {planned.verdict.reason}")
     data = dataclasses.asdict(planned) | {
         "seconds": planned.seconds,
         "peak_memory_bytes": planned.peak_memory_bytes,
@@ -61,8 +60,8 @@ def show_plan(recipe: Recipe) -> None:
         error.report = data
         raise
     console.data(data | {"verdict": dataclasses.asdict(verdict)})
-    if verdict.accepted and not console.json:
-        print(f"Accepted by the recipe: {verdict.accepted}")
+    if verdict.accepted:
+        console.text(f"Accepted by the recipe: {verdict.accepted}")
 
 
 def _print_stages(name: str, planned: RunPlan) -> None:

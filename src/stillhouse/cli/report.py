@@ -1,4 +1,4 @@
-"""Prints a report: its table and verdict, or the whole report as JSON."""
+"""Prints a report: its tables and verdict, or the whole report as JSON."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from stillhouse.console import console
 
 
 def show_report(report: Mapping[str, Any]) -> None:
-    """Prints the table and the verdict, or with ``--json`` the whole report."""
-    from stillhouse.evaluate import results_table
+    """Prints models, verdict and differences, or with ``--json`` the whole report."""
+    from stillhouse.evaluate import difference_table, results_table
 
+    verdict = report["verdict"]
     console.table(*results_table(report))
-    if not console.json:
-        print(report["verdict"]["sentence"])
+    console.text("")
+    if headline := verdict.get("headline"):
+        console.text(f"{headline}.")
+    console.text(verdict["sentence"])
+    if report.get("comparison"):
+        console.text("")
+        console.table(*difference_table(report))
     console.data(report)

@@ -21,9 +21,8 @@ def show_study(file: Path, overrides: tuple[str, ...], out: Path | None, *, dry_
     directory = out or Path("runs") / study.study
     results = pipeline.run_study(study, file, directory, pipeline.run)
     console.table(*study_table(results))
-    if not console.json:
-        for claim in results["claims"]:
-            print(f"{claim['verdict']}: {claim['says']}\n    {difference_in_words(claim)}")
+    for claim in results["claims"]:
+        console.text(f"{claim['verdict']}: {claim['says']}\n    {difference_in_words(claim)}")
     console.data(results)
     console.info(f"report: {directory / 'study.html'}")
 

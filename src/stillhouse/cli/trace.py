@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,7 @@ from cyclopts import Parameter
 
 from stillhouse.cli import trace_prepare
 from stillhouse.cli.options import Output, OutputFlags
-from stillhouse.console import WIDTH, console
+from stillhouse.console import console
 from stillhouse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,10 +147,11 @@ def verify(
     console.data(result.to_json())
     for note in result.notes:
         console.warn(note)
-    if not console.json:
-        print(f"{directory}: {result.checked} files are as recorded; {result.numbers:,} numbers recomputed")
-        for teacher in result.evidence.teachers:
-            print(f"{teacher.name}: {teacher.verdict.headline}")
+    console.text(
+        f"{directory}: {result.checked} files are as recorded; {result.numbers:,} numbers recomputed"
+    )
+    for teacher in result.evidence.teachers:
+        console.text(f"{teacher.name}: {teacher.verdict.headline}")
 
 
 SUBCOMMANDS = {
@@ -214,11 +214,10 @@ def _show(evidence: Evidence) -> None:
     columns = ["teacher", "test", "level", "n", "p", "E"]
     first = 0 if len(evidence.teachers) > 1 else 1
     console.table(evidence.name, columns[first:], [row[first:] for row in rows])
-    if not console.json:
-        for teacher in evidence.teachers:
-            prefix = f"{teacher.name}: " if first == 0 else ""
-            print(f"{prefix}{teacher.verdict.headline}")
-            print(textwrap.fill(teacher.verdict.sentence, WIDTH))
+    for teacher in evidence.teachers:
+        prefix = f"{teacher.name}: " if first == 0 else ""
+        console.text(f"{prefix}{teacher.verdict.headline}")
+        console.text(teacher.verdict.sentence)
     console.data(evidence.model_dump())
 
 

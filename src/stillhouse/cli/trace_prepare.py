@@ -92,8 +92,7 @@ def resample(
     console.data(summary | {"failed": drawn.failed, "left_out": delivered.left_out})
     for reason, number in delivered.left_out.items():
         console.info(f"left out: {number:,} {reason}")
-    if not console.json:
-        print(f"{out}: {count:,} resamples of {len(delivered.rows):,} outputs, SHA-256 {digest}")
+    console.text(f"{out}: {count:,} resamples of {len(delivered.rows):,} outputs, SHA-256 {digest}")
 
 
 def surrogate(
@@ -157,16 +156,16 @@ def surrogate(
     console.data(summary | {"sizes": {str(share): size for share, size in sizes.items()}})
     if console.json:
         return
-    print(
+    console.text(
         f"AUC {result.auc:.3f} [{result.low:.3f}, {result.high:.3f}], 95%, from {result.n:,} outputs with "
         f"{result.resamples_each:.3g} resamples each"
     )
     if not result.is_informative:
-        print("The score does not separate used outputs from resamples, so it gives no bound.")
+        console.text("The score does not separate used outputs from resamples, so it gives no bound.")
         return
     rows = [[f"{share:.0%}", f"{sizes[share]:,}" if share in sizes else "no log"] for share in SHARES]
     console.table(f"log size for E ≥ {hard:,.0f} with {POWER:.0%} chance", ["share used", "outputs"], rows)
-    print(f"For the plan: surrogate_auc: [{result.low:.3f}, {result.high:.3f}]")
+    console.text(f"For the plan: surrogate_auc: [{result.low:.3f}, {result.high:.3f}]")
 
 
 def canaries(
@@ -251,9 +250,8 @@ def draw(
     digest = sha256_file(out)
     published = {text.id: text.published for text in texts}
     console.data({"file": str(out), "sha256": digest, "publish": published})
-    if not console.json:
-        for text in texts:
-            print(f"{text.id}: publish version {text.published + 1} of {len(text.versions)}")
+    for text in texts:
+        console.text(f"{text.id}: publish version {text.published + 1} of {len(text.versions)}")
     console.info(f"{out}: keep it secret; publish its SHA-256 before the texts: {digest}")
 
 

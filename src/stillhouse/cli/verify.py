@@ -47,5 +47,4 @@ def verify(
         error.report = report
         raise error
     console.data(report)
-    if not console.json:
-        print(f"{directory}: {result.checked} files match the manifest")
+    console.text(f"{directory}: {result.checked} files match the manifest")

@@ -13,4 +13,5 @@ from .sampled_answers import (
     sample_and_score as sample_and_score,
 )
 from .study import study_page as study_page, study_results as study_results, study_table as study_table
-from .table import results_table as results_table
+from .table import difference_table as difference_table, results_table as results_table
+from .verdict import judge_comparison as judge_comparison

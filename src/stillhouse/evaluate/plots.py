@@ -71,7 +71,7 @@ def differences(comparison: Mapping[str, Any], *, name: str, against: str) -> st
         reach = 1.15 * max([*ends, 1e-6])
         axes.axvline(0, color=COLOURS["ink"], lw=1)
         for y, (label, estimate) in enumerate(rows):
-            colour = COLOURS["student" if estimate["value"] < 0 else "control"]
+            colour = COLOURS["student" if estimate["value"] < 0 else against]
             if estimate["low"] is not None:
                 axes.plot([estimate["low"], estimate["high"]], [y, y], color=colour, lw=2.5)
             axes.plot([estimate["value"]], [y], "o", ms=5, color=colour)

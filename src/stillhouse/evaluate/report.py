@@ -7,18 +7,21 @@ adds no number that is not in ``report.json``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stillhouse.divergences import OBJECTIVES
 from stillhouse.evaluate.schema import Report
+from stillhouse.evaluate.verdict import MARGINS, SHARES
 from stillhouse.files import atomic_write
 from stillhouse.pages import numbers, page_template
 
 _TITLES: dict[str, str] = {name: kind.title for name, kind in OBJECTIVES.items()}
 ROUNDS = {"reward": "mean reward", "length": "tokens of an answer", "entropy": "entropy, nats per token"}
 """Measures of on-policy rounds that are plotted, with the labels of their axes."""
+SCALED = (*SHARES, "consensus_at_k")
+"""Measures shown in per cent."""
 FEW_DOCUMENTS = 20
 """With fewer held-out documents the page warns that the intervals are rough."""
 
@@ -43,15 +46,16 @@ def render_page(report: Mapping[str, Any]) -> str:
     """The page as one HTML text; the same report gives the same page."""
     filters = {
         "interval": numbers.format_interval,
-        "number": numbers.format_number,
-        "bytes": numbers.format_bytes,
-        "count": numbers.format_count,
         "value": plain_value,
         "title": readable_key,
         "duration": lambda seconds: numbers.format_duration(seconds, decimals=1),
     }
     return page_template(__package__, "report.html.j2", filters).render(
         report=report,
+        columns=_columns(report),
+        decimals=_decimals(report["models"]),
+        difference_decimals=_decimals(report["comparison"].values()),
+        margins=report["verdict"]["margins"],
         plots=draw(report),
         objective=_TITLES.get(report["objective"], report["objective"]),
         few=report["held_out"].get("documents", 0) < FEW_DOCUMENTS,
@@ -59,6 +63,30 @@ def render_page(report: Mapping[str, Any]) -> str:
         counts={k: v for k, v in report["corpus"].items() if k not in ("rejected", "seconds")},
         confidence=report["models"][0]["perplexity"]["confidence"],
     )
+
+
+def _columns(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Parameters, sizes and speeds of all models as text, each column in one unit and one precision."""
+    models = report["models"]
+    speeds = [model["tokens_per_s"] or {} for model in models]
+    medians = numbers.format_column([speed.get("median") for speed in speeds])
+    decimals = max((len(text.partition(".")[2]) for text in medians), default=0)
+    columns = {
+        "parameters": numbers.format_column([model["parameters"] for model in models], unit="count"),
+        "bytes": numbers.format_column([model["bytes"] for model in models], unit="B"),
+        "speed": medians,
+        "speeds": [f"{s['low']:,.{decimals}f} to {s['high']:,.{decimals}f}" if s else "" for s in speeds],
+    }
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _decimals(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The number of decimals of each measure's column; the teacher's own row is exact and does not count."""
+    rows = [entry for entry in entries if entry.get("key") != "teacher"]
+    return {
+        measure: numbers.column_decimals([row.get(measure) for row in rows], 100 if measure in SCALED else 1)
+        for measure in (*MARGINS, "consensus_at_k", "perplexity")
+    }
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:
@@ -76,8 +104,9 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         )
     against = report["verdict"]["against"]
     if against:
-        other = "control" if against == "control" else "before"
-        pictures["difference"] = plots.differences(report["comparison"][against], name="diff", against=other)
+        pictures["difference"] = plots.differences(
+            report["comparison"][against], name="diff", against=against
+        )
     objective = str(report["objective"])
     objectives = {"student": objective, "offline": objective, "control": "cross_entropy"}
     for key, points in report["training"].items():

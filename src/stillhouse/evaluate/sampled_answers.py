@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.console import console
 from stillhouse.hashing import seed_from
 from stillhouse.recipe import Evaluate
-from stillhouse.stats import clipped, interval, majority
+from stillhouse.stats import clipped, interval, majority, paired_difference
 from stillhouse.verifiers import Answer, Verifiers
 
 if TYPE_CHECKING:
@@ -34,21 +34,33 @@ def sample_and_score(
     *,
     seed: int,
     least: float = RIGHT,
-) -> dict[str, dict[str, Any]]:
-    """``pass_at_1`` and ``consensus_at_k`` of each candidate by key, with intervals clustered by prompt.
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """``pass_at_1`` and ``consensus_at_k`` of each candidate, and the student's differences from the others.
 
     Args:
         prompts: held-out prompts with their tags; the answer of a finished exchange is left out.
         settings: samples (k), temperature, sample_tokens, confidence.
         least: smallest reward of a correct answer.
+
+    Returns:
+        Both by the candidate's key: its entries with intervals clustered by prompt, and the paired difference
+        in pass@1, student minus candidate.
     """
+    shares: dict[str, list[float]] = {}
     estimates: dict[str, dict[str, Any]] = {}
     with console.progress("samples", len(candidates), "models") as progress:
         for candidate in candidates:
             judged = judge_answers(candidate, prompts, settings, verifiers, seed=seed, least=least)
             estimates[candidate.key] = _estimates(judged, settings)
+            shares[candidate.key] = [each.first for each in judged]
             progress.advance()
-    return estimates
+    ones = [1.0] * len(prompts)
+    differences = {
+        key: paired_difference(shares["student"], other, ones, settings.confidence).to_dict()
+        for key, other in shares.items()
+        if key != "student" and "student" in shares
+    }
+    return estimates, differences
 
 
 @dataclass(frozen=True)

@@ -77,15 +77,21 @@ class DifferenceEntry(_Entry):
     kl: EstimateEntry | None = None
     agreement: EstimateEntry | None = None
     nll: EstimateEntry | None = None
+    pass_at_1: EstimateEntry | None = None
+    """Paired by prompt."""
 
 
 class VerdictEntry(_Entry):
     """The comparison in words (see :mod:`.verdict`)."""
 
-    outcome: Literal["better", "worse", "undecided", "unmeasured"]
+    outcome: Literal["better", "improved", "small", "undecided", "mixed", "worse", "unmeasured"]
     against: str | None
     headline: str
     sentence: str
+    since_before: str | None = None
+    """The student minus itself before training, in one sentence."""
+    margins: dict[str, float] = Field(default_factory=dict)
+    """The smallest difference that matters, for each measure."""
 
 
 class StepEntry(BaseModel):

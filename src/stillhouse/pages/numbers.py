@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -45,30 +45,45 @@ def format_percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def decimals_for(estimate: Mapping[str, Any], scale: float = 1.0) -> int:
-    """Number of decimals (0 to 4) that shows the interval's half width with two digits."""
+def decimals_for(estimate: Mapping[str, Any], scale: float = 1.0, most: int = 4) -> int:
+    """Number of decimals (0 to ``most``) that shows the interval's half width with two digits."""
     if estimate["low"] is None or estimate["high"] is None or not math.isfinite(estimate["high"]):
         return 2
     half = (estimate["high"] - estimate["low"]) / 2 * scale
-    return 2 if half <= 0 else min(4, max(0, 1 - math.floor(math.log10(half))))
+    return 2 if half <= 0 else min(most, max(0, 1 - math.floor(math.log10(half))))
+
+
+def column_decimals(estimates: Iterable[Mapping[str, Any] | None], scale: float = 1.0) -> int:
+    """Number of decimals for a whole column of estimates: that of the one with the narrowest interval.
+
+    A column with very large numbers gets fewer, but at least two.
+    """
+    measured = [estimate for estimate in estimates if estimate is not None]
+    values = [e["value"] * scale for e in measured if e["value"] is not None and math.isfinite(e["value"])]
+    wanted = max((decimals_for(estimate, scale) for estimate in measured), default=2)
+    digits = len(str(int(max(map(abs, values), default=0))))
+    return min(wanted, max(2, 7 - digits))
 
 
 def format_interval(
-    estimate: Mapping[str, Any], *, scale: float = 1.0, signed: bool = False
+    estimate: Mapping[str, Any], *, scale: float = 1.0, signed: bool = False, decimals: int | None = None
 ) -> tuple[str, str]:
-    """A value and its interval as two texts; the interval's width decides the number of decimals.
+    """A value and its interval as two texts.
 
     A value beyond the largest float (null in a report read from disk) is ``∞``.
 
     Args:
         scale: factor before formatting; 100 for per cent.
         signed: whether positive numbers get a plus sign, for differences.
+        decimals: by default the interval's width decides; see :func:`column_decimals` for a column.
     """
-    decimals = decimals_for(estimate, scale)
+    decimals = decimals_for(estimate, scale) if decimals is None else decimals
 
     def text(value: float | None) -> str:
         if value is None or not math.isfinite(value):
             return "∞"
+        if abs(value * scale) >= 1e7:
+            return f"{value * scale:{'+' if signed else ''}.1e}"
         return f"{value * scale:{'+' if signed else ''},.{decimals}f}".replace("-", "−")
 
     if estimate["low"] is None:
@@ -93,6 +108,34 @@ def format_count(value: float) -> str:
             scaled = value / power
             return f"{scaled:.0f} {unit}" if scaled >= 99.5 else f"{scaled:.3g} {unit}"
     return f"{value:g}"
+
+
+def format_column(values: Sequence[float | None], *, unit: str = "") -> list[str]:
+    """A column of positive numbers in one unit with one number of decimals: ``98.6 MB``, ``325.0 MB``.
+
+    The smallest number gets three digits, or fewer beside one that is more than a thousand times larger.
+
+    Args:
+        unit: ``B`` for bytes (``kB``, ``MB``, …), ``count`` for counts (``k``, ``M``, ``B``), else a plain
+            number.
+    """
+    present = [value for value in values if value is not None and value > 0 and math.isfinite(value)]
+    if not present:
+        return ["–" if value is None else f"{value:g}" for value in values]
+    prefixes = {"B": ("TB", "GB", "MB", "kB", "B"), "count": ("T", "B", "M", "k", "")}.get(unit, ("",))
+    powers = [10.0 ** (3 * (len(prefixes) - 1 - i)) for i in range(len(prefixes))]
+    smallest, largest = min(present), max(present)
+    basis = smallest if largest / smallest < 1000 else largest
+    power, prefix = next(
+        ((p, name) for p, name in zip(powers, prefixes, strict=True) if basis >= 0.9995 * p),
+        (powers[-1], prefixes[-1]),
+    )
+    decimals = min(2, max(0, 2 - math.floor(math.log10(smallest / power))))
+    decimals = 0 if prefix == "B" and unit == "B" else decimals
+    return [
+        "–" if value is None else f"{value / power:,.{decimals}f}{' ' if prefix else ''}{prefix}"
+        for value in values
+    ]
 
 
 def format_duration(seconds: float, decimals: int = 0) -> str:

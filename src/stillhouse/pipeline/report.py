@@ -10,7 +10,7 @@ import datetime
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ def assemble(run: RunContext) -> dict[str, Any]:
     reference = _reference(run, candidates, documents)
     results = evaluate_models(candidates, documents, prompts, run.recipe.evaluate, reference=reference)
     sampled = [c for c in candidates if c.key != "teacher" or not run.recipe.teachers]
-    _add_samples(run, sampled, prompts, results["models"])
+    _add_samples(run, sampled, prompts, results)
     if run.recipe.teachers or all(candidate.key != "teacher" for candidate in candidates):
         _add_recorded_answers(run, prompts, results["answers"])
     facts = {name: run.manifest.facts(name) for name in STAGES_SHOWN}
@@ -89,10 +89,10 @@ def assemble(run: RunContext) -> dict[str, Any]:
 
 
 def _add_samples(
-    run: RunContext, candidates: Sequence[Candidate], prompts: Sequence[Prompt], models: list[dict[str, Any]]
+    run: RunContext, candidates: Sequence[Candidate], prompts: Sequence[Prompt], results: dict[str, Any]
 ) -> None:
     """Adds pass@1 and the majority vote of each model, if the recipe has ``evaluate.samples``."""
-    from stillhouse.evaluate import sample_and_score
+    from stillhouse.evaluate import judge_comparison, sample_and_score
     from stillhouse.verifiers import open_verifiers
 
     settings = run.recipe.evaluate
@@ -100,12 +100,17 @@ def _add_samples(
         return
     least = {} if run.recipe.select is None else {"least": run.recipe.select.min_reward}
     with open_verifiers(run.recipe.verifiers) as verifiers:
-        scores = sample_and_score(candidates, prompts, settings, verifiers, seed=run.recipe.seed, **least)
+        scores, differences = sample_and_score(
+            candidates, prompts, settings, verifiers, seed=run.recipe.seed, **least
+        )
         failed = {kind: count for kind, count in verifiers.failures.items() if count}
     if failed:
         console.warn(f"verifiers failed, which counts as a score of 0: {failed}")
-    for model in models:
+    for model in results["models"]:
         model |= scores.get(model["key"], {})
+    for key, difference in results["comparison"].items():
+        difference["pass_at_1"] = differences.get(key)
+    results["verdict"] = asdict(judge_comparison(results["comparison"], results["models"]))
 
 
 def corpus_counts(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,8 +190,15 @@ def _results(report: Mapping[str, Any]) -> str:
     confidence = next((m["perplexity"].get("confidence") for m in models if m.get("perplexity")), None)
     if confidence:
         note += f"In brackets: {confidence:.0%} intervals, clustered by document."
-    verdict = (report.get("verdict") or {}).get("sentence", "")
-    return "\n\n".join(filter(None, [escape(verdict), "\n".join(table), note.strip()]))
+    return "\n\n".join(filter(None, [*_verdict(report), "\n".join(table), note.strip()]))
+
+
+def _verdict(report: Mapping[str, Any]) -> list[str]:
+    """Headline, sentence and the change since before training, a paragraph each."""
+    verdict = report.get("verdict") or {}
+    headline = f"**{escape(verdict['headline'])}.**" if verdict.get("headline") else ""
+    sentences = " ".join(verdict[key] for key in ("sentence", "since_before") if verdict.get(key))
+    return [headline, escape(sentences)]
 
 
 def _terms(recipe: Recipe, terms: Sequence[Terms], verdict: TermsVerdict) -> str:
