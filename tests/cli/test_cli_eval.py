@@ -79,6 +79,25 @@ def test_a_damaged_report_is_an_error(tmp_path, text, capsys):
     assert "report.json" in capsys.readouterr().err
 
 
+def test_a_report_of_an_earlier_version_is_judged_again(tmp_path, capsys):
+    estimate = {"value": 2.0, "low": 1.5, "high": 2.5, "documents": 9, "confidence": 0.95}
+    lost = {"kl": None, "agreement": None, "nll": estimate}
+    student = {"key": "student", "kl": None, "agreement": None, "perplexity": estimate, "bytes": 5_000_000}
+    report = {
+        "held_out": {"documents": 9, "tokens": 900},
+        "models": [student | {"tokens_per_s": None}],
+        "comparison": {"before": lost},
+        "verdict": {"outcome": "better", "against": "control", "headline": "Praise", "sentence": "Praise."},
+    }
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert main(["eval", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "Training made the student worse: it gives the text a lower likelihood." in captured.out
+    assert "NLL nats/token" in captured.out and "+2.00 [+1.50, +2.50]" in captured.out
+    assert "Praise" not in captured.out
+    assert "judged again" in captured.err
+
+
 def test_prompts_without_answers_are_no_text_to_measure_on(tiny_teacher, questions, capsys):
     assert main(["eval", str(tiny_teacher), "--data", str(questions)]) == 1
     assert "no conversation ends with the assistant's turn" in capsys.readouterr().err

@@ -91,7 +91,7 @@ def sample_report() -> dict[str, Any]:
                 "before", "student before training", (3.814, 0.11), (0.164, 0.012), (6.78, 0.16), small, 41.2
             ),
             model(
-                "student", "student (forward_kl)", (0.723, 0.031), (0.714, 0.011), (1.41, 0.06), small, 41.0
+                "student", "student (forward KL)", (0.723, 0.031), (0.714, 0.011), (1.41, 0.06), small, 41.0
             ),
             model(
                 "control",

@@ -150,7 +150,7 @@ def test_tables_have_captions_and_scopes(page):
 def test_the_numbers_of_the_table_are_those_of_the_report(page):
     words = " ".join(page.text.split())
     measures = "0.723 0.692 to 0.754 71.4 70.3 to 72.5 4.10 3.86 to 4.35"
-    assert f"Student, after student (forward_kl) {measures} 81.2 M 325.0 MB" in words
+    assert f"Student, after student (forward KL) {measures} 81.2 M 325.0 MB" in words
     assert "Student − control −0.138 −0.159 to −0.117 +2.60 +2.00 to +3.20" in words
     assert "Teacher embedded:smollm2 0 by definition 100 by definition" in words
     assert "50 held-out documents, 4,870 counted tokens" in words

@@ -100,5 +100,5 @@ def test_the_terminals_table_keeps_within_80_columns(kl, agreement, perplexity, 
 def test_the_terminals_table_holds_value_and_interval():
     _, columns, rows = results_table(sample_report())
     assert columns == ["model", "KL nats/token", "top-1 %", "perplexity", "MB", "tok/s"]
-    assert rows[2] == ["student", "0.72 [0.69–0.75]", "71 [70–72]", "4.10 [3.86–4.35]", "325", "41"]
+    assert rows[2] == ["student", "0.72 [0.69–0.75]", "71 [70–72]", "4.10 [3.86–4.35]", "325", "41.0"]
     assert rows[0][:3] == ["teacher", "0", "100"]

@@ -148,13 +148,13 @@ def test_the_body_states_data_objective_numbers_and_terms():
     text = card(recipe(), REPORT, {"train": {"tokens": 60_000, "steps": 59, "train_seconds": 93.4}})
     for part in (
         "Closer than the control.",
-        "| student (forward\\_kl) | 0.4321 [0.3889, 0.4753] | 17.25 [15.53, 18.98] | 135 M | 98 MB |",
-        "| embedded:smollm2 | – | 12.5 [11.25, 13.75] |",
+        "| student (forward\\_kl) | 0.432 [0.389 to 0.475] | 17.2 [15.5 to 19.0] | 135 M | 98.0 MB |",
+        "| embedded:smollm2 | – | 12.5 [11.2 to 13.8] |",
         "Measured on 57 held-out documents.",
         "95% intervals, clustered by document",
         "forward KL divergence to the teacher",
-        "tokens: 60,000",
-        "kept: 210",
+        "tokens trained on: 60,000",
+        "exchanges to train on: 210",
         "near duplicate 3",
         "ab" * 32,
         "SmolLM (Apache-2.0) (`smollm`)",
@@ -188,7 +188,7 @@ def test_the_card_describes_every_objective(kind, align, cross_entropy):
 
 def test_an_estimate_without_ends_is_shown_alone():
     one = model("student", 0.5, 20.0) | {"kl": estimate(0.5, low=None, high=None)}
-    assert "| 0.5 | 20 [18, 22] |" in card(recipe(), {"models": [one]})
+    assert "| 0.50 | 20.0 [18.0 to 22.0] |" in card(recipe(), {"models": [one]})
 
 
 def test_the_recipe_in_the_card_makes_the_same_student():

@@ -19,6 +19,7 @@ from still_command import StillProcess, still
 from stillhouse import pipeline
 from stillhouse.corpus import Corpus
 from stillhouse.hashing import sha256_file
+from stillhouse.pages.fact_names import FACT_NAMES, TIMES
 from stillhouse.recipe.load import load_recipe
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,21 @@ def test_a_run_leaves_all_that_it_promises(finished):
     assert abs(kl["teacher"]) < 1e-6
     assert kl["student"] < kl["before"]
     assert "<script" not in (run / "report.html").read_text()
-    assert (run / "student" / "README.md").read_text().startswith("---\n")
+    card = (run / "student" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert report["verdict"]["headline"] in card.replace("\\", "")
+    assert "Student − before training: KL" in card
+
+
+def test_a_report_shows_each_stages_processor_time_and_no_raw_key(finished):
+    run = finished / "runs" / "small"
+    report = json.loads((run / "report.json").read_text())
+    manifest = json.loads((run / "manifest.json").read_text())
+    for stage in report["stages"]:
+        assert stage["cpu_seconds"] == manifest["stages"][stage["name"]]["facts"]["cpu_seconds"]
+    sections = ("corpus", "student_facts", "terms", "lineage", "environment")
+    assert {key for section in sections for key in report[section]} - FACT_NAMES.keys() == {"influence"}
+    assert not {key for section in sections for key in report[section]} & set(TIMES)
 
 
 def test_the_student_loads_in_transformers_alone(finished):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +81,12 @@ def _report_of_run(directory: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if not isinstance(report, dict) or "models" not in report:
         raise UsageError(f"{path} is not a report of `still run`")
+    if report.get("comparison") and "margins" not in report.get("verdict", {}):
+        from stillhouse.evaluate import judge_comparison
+
+        console.info("this report was written by an earlier version; its verdict is judged again")
+        verdict = judge_comparison(report["comparison"], report["models"])
+        return report | {"verdict": dataclasses.asdict(verdict)}
     return report
 
 

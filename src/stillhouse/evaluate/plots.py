@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from stillhouse.pages.numbers import format_count, format_number
+from stillhouse.pages.numbers import column_decimals, format_count, format_number
 from stillhouse.pages.svg import COLOURS, figure_axes, name_rows, running_mean, svg_element
 
 NAMES = {
@@ -31,6 +31,7 @@ def forest(
         scale: 100 for per cent.
     """
     rows = [m for m in models if m.get(measure)]
+    decimals = min(3, column_decimals([m[measure] for m in rows], scale))
     described = []
     with figure_axes(0.62 + 0.36 * len(rows)) as (drawing, axes):
         for y, model in enumerate(rows):
@@ -39,15 +40,16 @@ def forest(
             if estimate["low"] is not None:
                 axes.plot([estimate["low"] * scale, estimate["high"] * scale], [y, y], color=colour, lw=2.5)
             axes.plot([value], [y], "o", ms=5, color=colour)
+            text = f"{value:,.{decimals}f}"
             axes.annotate(
-                format_number(value),
+                text,
                 (value, y),
                 (0, 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8.5,
             )
-            described.append(f"{NAMES[model['key']]} {format_number(value)}")
+            described.append(f"{NAMES[model['key']]} {text}")
         name_rows(axes, [NAMES[m["key"]] for m in rows])
         axes.set_xlabel(unit)
         axes.margins(x=0.08)

@@ -13,9 +13,10 @@ from typing import Any
 
 from stillhouse.divergences import OBJECTIVES
 from stillhouse.evaluate.schema import Report
-from stillhouse.evaluate.verdict import MARGINS, SHARES
+from stillhouse.evaluate.verdict import MARGINS, SHARES, state_of
 from stillhouse.files import atomic_write
 from stillhouse.pages import numbers, page_template
+from stillhouse.pages.fact_names import STARTS, TIMES, fact_name
 
 _TITLES: dict[str, str] = {name: kind.title for name, kind in OBJECTIVES.items()}
 ROUNDS = {"reward": "mean reward", "length": "tokens of an answer", "entropy": "entropy, nats per token"}
@@ -47,7 +48,7 @@ def render_page(report: Mapping[str, Any]) -> str:
     filters = {
         "interval": numbers.format_interval,
         "value": plain_value,
-        "title": readable_key,
+        "title": fact_name,
         "duration": lambda seconds: numbers.format_duration(seconds, decimals=1),
     }
     return page_template(__package__, "report.html.j2", filters).render(
@@ -60,7 +61,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         objective=_TITLES.get(report["objective"], report["objective"]),
         few=report["held_out"].get("documents", 0) < FEW_DOCUMENTS,
         facts=_student_facts(report["student_facts"]),
-        counts={k: v for k, v in report["corpus"].items() if k not in ("rejected", "seconds")},
+        counts={k: v for k, v in report["corpus"].items() if k not in ("rejected", *TIMES)},
         confidence=report["models"][0]["perplexity"]["confidence"],
     )
 
@@ -103,10 +104,10 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
             others, "agreement", name="agreement", unit="top-1 agreement with the teacher, %", scale=100
         )
     against = report["verdict"]["against"]
-    if against:
-        pictures["difference"] = plots.differences(
-            report["comparison"][against], name="diff", against=against
-        )
+    comparison = report["comparison"].get(against) if against else None
+    # a loss in agreement or pass@1, which the picture does not have, must not hide behind gains that it has
+    if comparison and not any(comparison[m] and state_of(m, comparison[m]) == "worse" for m in SHARES):
+        pictures["difference"] = plots.differences(comparison, name="diff", against=against)
     objective = str(report["objective"])
     objectives = {"student": objective, "offline": objective, "control": "cross_entropy"}
     for key, points in report["training"].items():
@@ -129,7 +130,9 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
 
 def _student_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The student facts without those that are plotted; each healed gap is one phrase."""
-    shown = {key: value for key, value in facts.items() if key not in ("influence", "seconds")}
+    shown = {key: value for key, value in facts.items() if key not in ("influence", *TIMES)}
+    if facts.get("init") in STARTS:
+        shown["init"] = STARTS[facts["init"]]
     if facts.get("healed"):
         shown["healed"] = [
             f"layers {gap['first']} to {gap['last']} (error {numbers.format_number(gap['error_before'])} to "
@@ -152,10 +155,5 @@ def plain_value(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(plain_value(item) for item in value) or "–"
     if isinstance(value, Mapping):
-        return "; ".join(f"{readable_key(k)} {plain_value(v)}" for k, v in value.items()) or "–"
+        return "; ".join(f"{fact_name(k)} {plain_value(v)}" for k, v in value.items()) or "–"
     return str(value)
-
-
-def readable_key(key: str) -> str:
-    """``near_duplicate`` as ``near duplicate``."""
-    return str(key).replace("_", " ")

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import console
+from stillhouse.divergences import OBJECTIVES
 from stillhouse.files import read_json_lines
 from stillhouse.hashing import sha256_file
+from stillhouse.pages.fact_names import TIMES
 from stillhouse.pipeline.run_context import RunContext
 from stillhouse.pipeline.teacher_targets import assign_teachers
 from stillhouse.provenance import versions
@@ -67,7 +69,8 @@ def assemble(run: RunContext) -> dict[str, Any]:
         "objective": run.objective.kind,
         "training": _curves(run),
         "corpus": corpus_counts(facts["collect"] | facts["filter"]),
-        "student_facts": facts["student"] | _adapters(run.recipe.student.lora),
+        "student_facts": {k: v for k, v in facts["student"].items() if k not in TIMES}
+        | _adapters(run.recipe.student.lora),
         "stages": [
             {"name": name, **{k: v for k, v in stage.items() if isinstance(v, int | float)}}
             for name, stage in facts.items()
@@ -115,7 +118,7 @@ def _add_samples(
 
 def corpus_counts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of collecting and filtering for the report; the manifest has all of them."""
-    hidden = ("seconds", "lowest_concurrency")
+    hidden = (*TIMES, "lowest_concurrency")
     return {k: v for k, v in facts.items() if k not in hidden and (v or k not in BOOKKEEPING)}
 
 
@@ -162,12 +165,13 @@ def _candidates(run: RunContext) -> list[Candidate]:
     def saved(key: str, label: str, directory: Path) -> Candidate:
         return candidate(key, label, str(directory), directory)
 
-    trained = run.objective.kind if run.recipe.on_policy is None else "after its own samples"
+    objective = OBJECTIVES[run.objective.kind].title
+    trained = objective if run.recipe.on_policy is None else "after its own samples"
     student = saved("student", f"student ({trained})", run.directory / "student")
     before = candidate("before", "student before training", run.start, None)
     candidates = [before, student]
     if run.recipe.on_policy is not None and run.recipe.learns_offline:
-        label = f"student after the corpus ({run.objective.kind})"
+        label = f"student after the corpus ({objective})"
         candidates.insert(1, saved("offline", label, run.offline_student))
     numbers = range(len(all_teachers(run.recipe)))
     if run.teachers_have_weights and all(

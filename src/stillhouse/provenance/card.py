@@ -15,7 +15,8 @@ from typing import Any
 
 from stillhouse import __version__
 from stillhouse.divergences import OBJECTIVES
-from stillhouse.pages.numbers import format_bytes, format_count
+from stillhouse.pages.fact_names import TIMES, fact_name
+from stillhouse.pages.numbers import column_decimals, format_column, format_duration, format_interval
 from stillhouse.provenance.card_head import (
     base_reference,
     base_terms,
@@ -132,7 +133,11 @@ def _data(recipe: Recipe, report: Mapping[str, Any]) -> str:
         )
     )
     counts = report.get("corpus") or {}
-    rows += [(_readable(key), _value(value)) for key, value in counts.items() if _is_plain(value)]
+    rows += [
+        (escape(fact_name(key)), _value(value))
+        for key, value in counts.items()
+        if _is_plain(value) and key not in TIMES
+    ]
     return _list(rows)
 
 
@@ -156,9 +161,9 @@ def _training(recipe: Recipe, manifest_facts: Mapping[str, Any]) -> str:
     ]
     if recipe.student.lora:
         rows.append(("adapters", f"LoRA of rank {recipe.student.lora.rank}, merged into these weights"))
-    rows += [
-        (_readable(key), _value(facts[key])) for key in ("tokens", "steps", "train_seconds") if key in facts
-    ]
+    rows += [(fact_name(key), _value(facts[key])) for key in ("tokens", "steps") if key in facts]
+    if "train_seconds" in facts:
+        rows.append((fact_name("train_seconds"), format_duration(facts["train_seconds"])))
     return _list(rows)
 
 
@@ -167,24 +172,22 @@ def _results(report: Mapping[str, Any]) -> str:
     if not models:
         return ""
     columns = [
-        ("KL to the teacher, nats/token", lambda m: _estimate(m.get("kl"))),
-        ("top-1 agreement", lambda m: _estimate(m.get("agreement"))),
-        ("perplexity", lambda m: _estimate(m.get("perplexity"))),
-        ("parameters", lambda m: format_count(m["parameters"]) if m.get("parameters") else ""),
-        ("size", lambda m: format_bytes(m["bytes"]) if m.get("bytes") else ""),
-        ("tokens/s", lambda m: _number((m.get("tokens_per_s") or {}).get("median"))),
+        ("KL to the teacher, nats/token", _estimates(models, "kl")),
+        ("top-1 agreement, %", _estimates(models, "agreement", 100)),
+        ("pass@1, %", _estimates(models, "pass_at_1", 100)),
+        ("perplexity", _estimates(models, "perplexity")),
+        ("parameters", format_column([m.get("parameters") for m in models], unit="count")),
+        ("size", format_column([m.get("bytes") for m in models], unit="B")),
+        ("tokens/s", format_column([(m.get("tokens_per_s") or {}).get("median") for m in models])),
     ]
-    used = [(title, cell) for title, cell in columns if any(cell(m) for m in models)]
+    used = [(title, cells) for title, cells in columns if set(cells) != {"–"}]
     table = [
         "| " + " | ".join(["model", *[title for title, _ in used]]) + " |",
         "|" + "---|" * (len(used) + 1),
     ]
-    for m in models:
-        cells = [
-            escape(public_name(str(m.get("label", m.get("key", ""))))),
-            *[cell(m) or "–" for _, cell in used],
-        ]
-        table.append("| " + " | ".join(cells) + " |")
+    for number, m in enumerate(models):
+        name = escape(public_name(str(m.get("label", m.get("key", "")))))
+        table.append("| " + " | ".join([name, *[cells[number] for _, cells in used]]) + " |")
     held_out = report.get("held_out") or {}
     note = f"Measured on {held_out['documents']} held-out documents. " if held_out.get("documents") else ""
     confidence = next((m["perplexity"].get("confidence") for m in models if m.get("perplexity")), None)
@@ -300,17 +303,13 @@ def _list(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in rows)
 
 
-def _readable(key: str) -> str:
-    return escape(str(key).replace("_", " "))
-
-
 def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str) or (isinstance(value, Mapping) and bool(value))
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{_readable(key)} {_value(item)}" for key, item in value.items())
+        return ", ".join(f"{escape(fact_name(key))} {_value(item)}" for key, item in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -318,14 +317,15 @@ def _value(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else escape(str(value))
 
 
-def _estimate(estimate: Mapping[str, Any] | None) -> str:
-    if not estimate or estimate.get("value") is None:
-        return ""
-    value = f"{estimate['value']:.4g}"
-    if estimate.get("low") is None or estimate.get("high") is None:
-        return value
-    return f"{value} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.1f}"
+def _estimates(models: Sequence[Mapping[str, Any]], measure: str, scale: float = 1.0) -> list[str]:
+    """A measure's column, with one precision: ``0.432 [0.401 to 0.463]``."""
+    estimates = [model.get(measure) for model in models]
+    decimals = column_decimals(estimates, scale)
+    cells = []
+    for estimate in estimates:
+        if not estimate or estimate.get("value") is None:
+            cells.append("–")
+            continue
+        value, ends = format_interval(estimate, scale=scale, decimals=decimals)
+        cells.append(value if estimate.get("low") is None else f"{value} [{ends}]")
+    return cells
