@@ -67,6 +67,10 @@ class ModelError(StillhouseError, ValueError):
     """A model exists but cannot be used: it is damaged, unsafe or of an unknown kind."""
 
 
+class ChatTemplateError(ModelError):
+    """A chat template is malformed, or refuses a conversation."""
+
+
 class TokenizerMismatchError(ModelError):
     """Teacher and student (or a GGUF file and its tokenizer) do not share a vocabulary."""
 

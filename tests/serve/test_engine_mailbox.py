@@ -5,8 +5,6 @@ import threading
 import time
 
 from stillhouse.serve.engines import mailbox as mailbox_module
-from stillhouse.serve.engines.base import TextDelta
-from stillhouse.serve.engines.llama_cpp import _merge
 from stillhouse.serve.engines.mailbox import Mailbox
 
 THREADS, MESSAGES = 8, 2000
@@ -97,13 +95,3 @@ def test_the_first_message_arrives_at_once_and_the_next_ones_together_in_their_r
     first, second, received = asyncio.run(run())
     assert first < 0.9 < second
     assert received == [1, 2, 3]
-
-
-def test_deltas_that_arrive_together_become_one():
-    deltas = [
-        TextDelta("a", tokens=1, cached_tokens=7),
-        TextDelta("", tokens=1),
-        TextDelta("b", finish_reason="stop"),
-    ]
-    assert _merge(deltas) == TextDelta("ab", tokens=2, cached_tokens=7, finish_reason="stop")
-    assert _merge(deltas[:1]) is deltas[0]

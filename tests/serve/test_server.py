@@ -186,12 +186,6 @@ def test_errors_have_the_api_s_shape_and_status(server):
     with pytest.raises(openai.BadRequestError, match=r"\d+ tokens, the model's context \d+") as caught:
         chat(model="tiny", messages=[{"role": "user", "content": "word " * 20_000}])
     assert caught.value.code == "context_length_exceeded"
-    for model in ("tiny", "smollm2"):
-        with pytest.raises(
-            openai.BadRequestError, match=f"{model} does not support tools: its chat template"
-        ) as caught:
-            chat(model=model, messages=HELLO, tools=[{"type": "function", "function": {"name": "f"}}])
-        assert caught.value.code == "unsupported" and caught.value.body["param"] == "tools"
     with pytest.raises(openai.BadRequestError, match="only content parts of type text"):
         chat(model="tiny", messages=[{"role": "user", "content": [{"type": "image_url"}]}])
 

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from stillhouse.models.chat.tool_calls import ToolCallFormat
-from stillhouse.serve.api.responses import ChatChoice
+from stillhouse.serve.api.responses import ChatCompletionWriter
 from stillhouse.serve.engines.base import TextDelta
+from stillhouse.serve.generation.answers import ChatAnswer, TokenUsage
+from stillhouse.serve.generation.choices import ChoiceGenerations
 from stillhouse.serve.tool_parser import ParsedCall, ToolCallParser
 
 HERMES = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments")
@@ -124,17 +126,23 @@ def test_text_is_returned_as_soon_as_it_cannot_become_a_call():
     assert parser.add("<tool_call> no") == ["<tool_call>", " no"]
 
 
+def writer_of(answer):
+    writer = ChatCompletionWriter("m", include_usage=False, context=None)
+    writer.begin(ChoiceGenerations("m", None, [None], [answer], TokenUsage(1)))
+    return writer
+
+
 def test_an_answer_with_reasoning_text_and_two_calls_in_the_api_s_form():
     text = (
         "Which?</think>\n\nLet me see.\n"
         '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
         '<tool_call>\n{"name": "grün"}\n</tool_call>'
     )
-    choice = ChatChoice(
-        0, starts_in_reasoning=True, logprob_formatter=None, tool_parser=ToolCallParser(HERMES, NAMES)
-    )
-    chunks_ = [chunk for character in text for chunk in choice.add(TextDelta(character, tokens=1))]
-    chunks_ += choice.add(TextDelta(finish_reason="stop"))
+    answer = ChatAnswer(0, starts_in_reasoning=True, tool_parser=ToolCallParser(HERMES, NAMES))
+    writer = writer_of(answer)
+    deltas = [*(TextDelta(character, tokens=1) for character in text), TextDelta(finish_reason="stop")]
+    events = b"".join(writer.add(answer, delta) for delta in deltas).decode().split("\n\n")
+    chunks_ = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events if event]
     assert [chunk["finish_reason"] for chunk in chunks_] == [None] * (len(chunks_) - 1) + ["tool_calls"]
     deltas = [chunk["delta"] for chunk in chunks_]
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Which?"
@@ -143,7 +151,7 @@ def test_an_answer_with_reasoning_text_and_two_calls_in_the_api_s_form():
     assert [item["index"] for item in call_deltas] == [0, 0, 1, 1]
     assert [item["function"].get("name") for item in call_deltas] == ["f", None, "grün", None]
     assert [item["function"]["arguments"] for item in call_deltas] == ["", '{"x": 1}', "", "{}"]
-    message = choice.whole()["message"]
+    message = json.loads(writer.whole())["choices"][0]["message"]
     assert message["content"] == "Let me see." and message["reasoning_content"] == "Which?"
     assert [call["function"] for call in message["tool_calls"]] == [
         {"name": "f", "arguments": '{"x": 1}'},
@@ -153,13 +161,11 @@ def test_an_answer_with_reasoning_text_and_two_calls_in_the_api_s_form():
 
 
 def test_an_answer_that_was_cut_off_after_a_call_says_so():
-    choice = ChatChoice(
-        0, starts_in_reasoning=False, logprob_formatter=None, tool_parser=ToolCallParser(HERMES, NAMES)
-    )
-    choice.add(
+    answer = ChatAnswer(0, starts_in_reasoning=False, tool_parser=ToolCallParser(HERMES, NAMES))
+    answer.add(
         TextDelta('<tool_call>\n{"name": "f"}\n</tool_call>\n<tool_call>\n{"na', finish_reason="length")
     )
-    whole = choice.whole()
+    whole = json.loads(writer_of(answer).whole())["choices"][0]
     assert whole["finish_reason"] == "length" and len(whole["message"]["tool_calls"]) == 1
     assert whole["message"]["content"] == '<tool_call>\n{"na'
 

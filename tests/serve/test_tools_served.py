@@ -193,7 +193,6 @@ def test_an_answer_need_not_call_and_results_are_read(server, model):
             "not a JSON object",
             "messages",
         ),
-        ({"model": "smollm2", "tools": [DRAW]}, "smollm2 does not support tools: its chat template", "tools"),
     ],
 )
 def test_invalid_tool_requests_are_refused(server, more, message, param):

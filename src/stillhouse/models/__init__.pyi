@@ -1,4 +1,8 @@
-from .backends.llama_cpp import open_llama_cpp as open_llama_cpp, start_llama_server as start_llama_server
+from .backends.llama_cpp import (
+    open_llama_cpp as open_llama_cpp,
+    slot_context as slot_context,
+    start_llama_server as start_llama_server,
+)
 from .backends.open import open_model as open_model
 from .backends.openai_api import api_key_missing as api_key_missing
 from .backends.prompts import PromptEncoder as PromptEncoder, cut_at_stop as cut_at_stop, has_stop as has_stop
@@ -41,12 +45,14 @@ from .sampling.constrained import (
     ConstraintFactory as ConstraintFactory,
     validated_schema as validated_schema,
     with_guidance_options as with_guidance_options,
+    with_one_line_options as with_one_line_options,
 )
 from .sampling.continuous import (
     ContinuousSampler as ContinuousSampler,
     LiveSequence as LiveSequence,
     TokenLogprob as TokenLogprob,
 )
+from .sampling.penalties import NO_PENALTIES as NO_PENALTIES, LogitPenalties as LogitPenalties
 from .token_bytes import token_bytes as token_bytes
 from .types import (
     Capabilities as Capabilities,

@@ -134,7 +134,7 @@ def _tokenizer(reference: Reference, path: Path) -> tuple[PreTrainedTokenizerFas
 
         file = read_gguf(path)
         tokenizer = tokenizer_from_gguf(file)
-        tokenizer.chat_template = file.metadata.get("tokenizer.chat_template")
+        tokenizer.chat_template = _gguf_templates(file)
     else:
         tokenizer = _directory_tokenizer(path)
     return tokenizer, _template(tokenizer)
@@ -160,10 +160,18 @@ def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
     specials = {
         name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
     }
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        source = source.get("default")
-    return ChatTemplate(source, specials) if source else ChatTemplate.plain(specials)
+    named = tokenizer.chat_template
+    named = named if isinstance(named, dict) else {"default": named}
+    tool_source = named.get("tool_use")
+    source = named.get("default") or tool_source
+    return ChatTemplate(source, specials, tool_source=tool_source) if source else ChatTemplate.plain(specials)
+
+
+def _gguf_templates(file: GgufFile) -> str | dict[str, str] | None:
+    """The chat template of a GGUF file; a mapping where it also has one for tools."""
+    key = "tokenizer.chat_template"
+    default, tool_use = file.metadata.get(key), file.metadata.get(f"{key}.tool_use")
+    return {"default": default or tool_use, "tool_use": tool_use} if isinstance(tool_use, str) else default
 
 
 class _Loading:

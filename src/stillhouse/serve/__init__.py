@@ -1,4 +1,16 @@
-"""Serves models on this machine: an OpenAI-compatible API and a chat page."""
+"""Serves models on this machine: an OpenAI-compatible API and a chat page.
+
+A request passes these rooms, and an answer passes them back:
+
+- ``app.py`` (routes) → ``endpoints/`` (one handler for each path)
+- ``api/`` (the OpenAI dialect): a body is checked against ``schema.py`` and ``fields.py`` and becomes a
+  :class:`~stillhouse.serve.generation.chat_task.ChatTask`, the one internal form of a chat request
+- ``generation/`` (every dialect): the task becomes a prompt, generations, and the parts of an answer
+- ``engines/`` (llama.cpp and PyTorch): token ids in, text deltas out
+
+A further dialect builds a ``ChatTask`` and writes the parts of the answer with an ``AnswerWriter``
+(``generation/respond.py``); nothing else differs between dialects.
+"""
 
 import lazy_loader
 

@@ -22,7 +22,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stillhouse.serve.api.request_parsing import Body, parse_body
-from stillhouse.serve.api.schema import AddressedBody, ChatRequest, CompletionRequest, EmbeddingRequest
+from stillhouse.serve.api.schema import (
+    AddressedBody,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.endpoints.chat_completions import create_chat_completion
 from stillhouse.serve.endpoints.chat_page import get_page
@@ -30,8 +37,10 @@ from stillhouse.serve.endpoints.completions import create_completion
 from stillhouse.serve.endpoints.embeddings import create_embeddings
 from stillhouse.serve.endpoints.forward import forward
 from stillhouse.serve.endpoints.health import get_health
+from stillhouse.serve.endpoints.metrics import get_metrics
 from stillhouse.serve.endpoints.models import list_models, retrieve_model
 from stillhouse.serve.endpoints.openapi import get_openapi
+from stillhouse.serve.endpoints.tokenize import detokenize, tokenize
 from stillhouse.serve.error_responses import not_found, with_error_responses
 from stillhouse.serve.model_pool import ModelPool
 from stillhouse.serve.security import SecurityMiddleware, read_body
@@ -75,20 +84,20 @@ def _routes(context: ServerContext) -> list[Route]:
         async def handle(request: Request) -> Response:
             return await handler(context, request)
 
-        return Route(path, with_error_responses(handle), methods=["GET"])
+        return Route(path, with_error_responses(handle, context.metrics, path), methods=["GET"])
 
     def post(path: str, body_type: type[Body], handler: PostHandler[Body]) -> Route:
         async def handle(request: Request) -> Response:
             body = await read_body(request.scope, request.receive)
             # An upstream's body is passed on unparsed: that server may understand fields that this one does
-            # not.
-            if context.pool.upstreams:
+            # not. It is known to have the endpoints below /v1 only.
+            if context.pool.upstreams and path.startswith("/v1/"):
                 upstream = context.pool.upstreams.get(parse_body(AddressedBody, body).model)
                 if upstream:
                     return await forward(context, request, upstream, body)
             return await handler(context, request, parse_body(body_type, body))
 
-        return Route(path, with_error_responses(handle), methods=["POST"])
+        return Route(path, with_error_responses(handle, context.metrics, path), methods=["POST"])
 
     return [
         get("/v1/models", list_models),
@@ -96,7 +105,10 @@ def _routes(context: ServerContext) -> list[Route]:
         post("/v1/chat/completions", ChatRequest, create_chat_completion),
         post("/v1/completions", CompletionRequest, create_completion),
         post("/v1/embeddings", EmbeddingRequest, create_embeddings),
+        post("/tokenize", TokenizeRequest, tokenize),
+        post("/detokenize", DetokenizeRequest, detokenize),
         get("/health", get_health),
+        get("/metrics", get_metrics),
         get("/openapi.json", get_openapi),
         get("/", get_page),
         get("/page/{path:path}", get_page),

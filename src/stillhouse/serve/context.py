@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from stillhouse.serve.api.errors import QueueFullError
-from stillhouse.serve.api.responses import LogprobFormatter
 from stillhouse.serve.engines.base import Engine
+from stillhouse.serve.metrics import ServerMetrics
 from stillhouse.serve.model_pool import ModelPool
 
 Result = TypeVar("Result")
@@ -27,26 +27,30 @@ class ServerContext:
     def __init__(self, pool: ModelPool, *, queue_size: int) -> None:
         self.pool, self.queue_size = pool, queue_size
         self.answers_in_progress = 0
-        # Weak, so that nothing here keeps an unloaded model's tokenizer in memory.
-        self._logprob_formatters: weakref.WeakKeyDictionary[Any, LogprobFormatter] = (
-            weakref.WeakKeyDictionary()
-        )
+        self.metrics = ServerMetrics()
+        self.per_tokenizer: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        """What is made once for each model's prompt encoder. Weak, so that nothing here keeps an unloaded
+        model's tokenizer in memory."""
         self._prompt_threads: weakref.WeakKeyDictionary[Any, ThreadPoolExecutor] = weakref.WeakKeyDictionary()
 
     @contextlib.contextmanager
-    def reserve(self, answers: int) -> Iterator[None]:
-        """Reserves places in the queue.
+    def reserve(self, answers: int) -> Iterator[int]:
+        """Reserves places in the queue for a request, and yields how many.
+
+        A request for more answers than there are places gets those that are free, and works its answers off
+        in them.
 
         Raises:
-            QueueFullError: there are not enough.
+            QueueFullError: no place is free.
         """
-        if self.answers_in_progress + answers > self.queue_size:
+        places = min(answers, self.queue_size - self.answers_in_progress)
+        if places < 1:
             raise QueueFullError(f"at most {self.queue_size} answers may be running or waiting; retry later")
-        self.answers_in_progress += answers
+        self.answers_in_progress += places
         try:
-            yield
+            yield places
         finally:
-            self.answers_in_progress -= answers
+            self.answers_in_progress -= places
 
     async def read_prompt(self, engine: Engine, read: Callable[..., Result], *arguments: Any) -> Result:
         """Runs ``read(*arguments)``, which renders or tokenizes a prompt, in a thread of the engine's own.
@@ -57,9 +61,3 @@ class ServerContext:
             self._prompt_threads[engine.prompts] = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._prompt_threads[engine.prompts], read, *arguments)
-
-    def logprob_formatter(self, engine: Engine) -> LogprobFormatter:
-        """Returns the formatter of an engine's log-probabilities; made once, as it reads the vocabulary."""
-        if engine.prompts not in self._logprob_formatters:
-            self._logprob_formatters[engine.prompts] = LogprobFormatter(engine.prompts.tokenizer)
-        return self._logprob_formatters[engine.prompts]

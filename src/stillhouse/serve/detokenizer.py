@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse.models import partial_match_length
 
-_REPLACEMENT = "\ufffd"  # what a tokenizer writes for the first bytes of a character
+REPLACEMENT = "\ufffd"  # what a tokenizer writes for the first bytes of a character
 
 
 class Detokenizer:
@@ -41,13 +41,39 @@ class Detokenizer:
     def _new_text(self, *, end: bool) -> str:
         context = self._decode(self._ids[self._context_start : self._emitted])
         text = self._decode(self._ids[self._context_start :])
-        if len(text) <= len(context) or (text.endswith(_REPLACEMENT) and not end):
+        if len(text) <= len(context) or (text.endswith(REPLACEMENT) and not end):
             return ""
         self._context_start, self._emitted = self._emitted, len(self._ids)
         return text[len(context) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode([token for token in ids if token not in self._hidden_ids]))
+
+
+class TextBuilder:
+    """Turns the tokens of one answer into its text: whole characters, before any stop sequence.
+
+    Args:
+        stops: stop sequences.
+        shown: as of :class:`Detokenizer`.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], *, shown: Sequence[str] = ()) -> None:
+        self._detokenizer, self._stops = Detokenizer(tokenizer, shown=shown), StopFilter(stops)
+
+    def add(self, token: int | None, finish_reason: str | None) -> tuple[str, str | None]:
+        """Returns the text that ``token`` completes, and the finish reason.
+
+        Args:
+            token: None adds nothing.
+            finish_reason: of the engine, if this is its last token.
+        """
+        text = "" if token is None else self._stops.add(self._detokenizer.add(token))
+        if self._stops.stopped:
+            return text, "stop"
+        if finish_reason:
+            text += self._stops.add(self._detokenizer.end()) + self._stops.end()
+        return text, "stop" if self._stops.stopped else finish_reason
 
 
 class StopFilter:

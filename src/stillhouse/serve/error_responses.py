@@ -14,8 +14,8 @@ from stillhouse.console import console
 from stillhouse.errors import (
     ApiError,
     CapabilityError,
+    ChatTemplateError,
     ContextLengthError,
-    ModelError,
     ModelNotFoundError,
     SchemaError,
     StillhouseError,
@@ -26,6 +26,7 @@ from stillhouse.serve.api.errors import (
     QueueFullError,
     error_body,
 )
+from stillhouse.serve.metrics import ServerMetrics
 from stillhouse.serve.security import BodyError
 from stillhouse.serve.upstream import UpstreamError
 
@@ -34,14 +35,16 @@ RETRY_AFTER_S = 2
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def with_error_responses(handler: Handler) -> Handler:
-    """Wraps a handler so that every exception becomes a response."""
+def with_error_responses(handler: Handler, metrics: ServerMetrics, route: str) -> Handler:
+    """Wraps a handler so that every exception becomes a response, and every response is counted."""
 
     async def handle(request: Request) -> Response:
         try:
-            return await handler(request)
+            response = await handler(request)
         except Exception as error:
-            return _error_response(error, request.url.path)
+            response = _error_response(error, request.url.path)
+        metrics.count_request(route, response.status_code)
+        return response
 
     return handle
 
@@ -74,14 +77,14 @@ def _error_response(error: Exception, path: str) -> Response:
     if isinstance(error, UpstreamError):
         return Response(error.body, error.status, media_type="application/json", headers=error.headers)
     if isinstance(error, StillhouseError):
-        return _stillhouse_error_response(error)
+        return _stillhouse_error_response(error, path)
     log_fault(error, path)
     return _response(500, "internal error", kind="server_error")
 
 
-def _stillhouse_error_response(error: StillhouseError) -> Response:
+def _stillhouse_error_response(error: StillhouseError, path: str) -> Response:
     if isinstance(error, ContextLengthError):
-        return _response(400, str(error), param="messages", code="context_length_exceeded")
+        return _response(400, str(error), param=_prompt_param(path), code="context_length_exceeded")
     if isinstance(error, ModelNotFoundError):
         return _response(404, str(error), param="model", code="model_not_found")
     if isinstance(error, SchemaError):
@@ -91,9 +94,14 @@ def _stillhouse_error_response(error: StillhouseError) -> Response:
     if isinstance(error, ApiError):
         return _response(502, str(error), kind="upstream_error")
     # Chat templates refuse some conversations, such as two user turns in a row: that is the request's fault.
-    if isinstance(error, ModelError) and "template" in str(error):
+    if isinstance(error, ChatTemplateError):
         return _response(400, str(error), param="messages")
     return _response(503, str(error), kind="server_error")
+
+
+def _prompt_param(path: str) -> str:
+    """The field that holds the prompt."""
+    return {"/v1/completions": "prompt", "/v1/embeddings": "input"}.get(path, "messages")
 
 
 def _response(

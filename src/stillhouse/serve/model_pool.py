@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from stillhouse.console import console
-from stillhouse.errors import ModelNotFoundError
+from stillhouse.errors import ModelNotFoundError, StillhouseError
 from stillhouse.serve.engines.base import Engine
-from stillhouse.serve.engines.open import open_engine
+from stillhouse.serve.engines.open import ModelSizes, model_sizes, open_engine
 from stillhouse.serve.upstream import Upstream
 
 
@@ -22,6 +22,7 @@ class _PooledModel:
     loading: asyncio.Task[Engine] | None = None
     users: int = 0
     last_used: float = 0.0
+    sizes: asyncio.Task[ModelSizes | None] | None = None
 
 
 class ModelPool:
@@ -51,6 +52,19 @@ class ModelPool:
         }
         self._idle_s, self._load = idle_s, load
         self._load_lock = asyncio.Lock()  # transformers' lazy imports break when two threads load models
+
+    def loaded_engine(self, name: str) -> Engine | None:
+        """Returns the engine of ``name`` if it is in memory; does not load it."""
+        return self._models[name].engine if name in self._models else None
+
+    async def sizes(self, name: str) -> ModelSizes | None:
+        """Returns a model's sizes without loading it; None where they are unknown. They are read once."""
+        model = self._models.get(name)
+        if model is None:
+            return None
+        if model.sizes is None:
+            model.sizes = asyncio.create_task(asyncio.to_thread(_sizes_or_none, model.reference))
+        return await asyncio.shield(model.sizes)
 
     @contextlib.asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Engine]:
@@ -112,3 +126,10 @@ class ModelPool:
             if model.engine:
                 engine, model.engine = model.engine, None
                 await engine.close()
+
+
+def _sizes_or_none(reference: str) -> ModelSizes | None:
+    try:
+        return model_sizes(reference)
+    except StillhouseError:  # the first request that uses the model reports what is wrong with it
+        return None

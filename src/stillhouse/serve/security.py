@@ -46,7 +46,7 @@ class SecurityMiddleware:
 
     Args:
         hosts: names by which clients may call the server, without port. Any port is accepted.
-        api_key: key that `/v1` requires as a bearer token; None requires none.
+        api_key: key that all but the page requires, as a bearer token or in `X-Api-Key`; None requires none.
     """
 
     def __init__(self, app: App, *, hosts: Collection[str], api_key: str | None) -> None:
@@ -93,14 +93,18 @@ class SecurityMiddleware:
             return 403, error_body(
                 "pages of other sites may not use this server", "invalid_request_error", code="foreign_origin"
             )
-        # The page itself needs no key: it asks the user for one, and sends it with its requests to /v1.
-        if self._key and scope["path"].startswith("/v1"):
-            token = headers.get(b"authorization", "").removeprefix("Bearer ")
+        if self._key and not _is_public(scope["path"]):
+            token = headers.get(b"authorization", "").removeprefix("Bearer ") or headers.get(b"x-api-key", "")
             # In constant time, so that response times do not reveal how much of a guessed key is right.
             if not hmac.compare_digest(token.encode("latin-1"), self._key.encode()):
                 return 401, error_body("the API key is missing or wrong", "invalid_request_error",
                                        code="invalid_api_key")  # fmt: skip
         return None
+
+
+def _is_public(path: str) -> bool:
+    """Whether a path needs no key: the page, which asks the user for one, and what tells nothing private."""
+    return path in ("/", "/health", "/openapi.json") or path.startswith("/page/")
 
 
 class BodyError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -24,8 +24,13 @@ async def while_connected(request: Request, work: Any) -> Any:
     return await _run_until(work, _disconnect(request.receive))
 
 
+def error_event(message: str) -> bytes:
+    """Returns the event of an error in the middle of a stream, in the OpenAI API's form."""
+    return b"data: " + error_body(message, "server_error") + b"\n\n"
+
+
 class EventStream(Response):
-    """A response of server-sent events that ends when the client disconnects.
+    """A response of events that ends when the client disconnects.
 
     Back-pressure: ``send`` waits while the client's socket buffer is full, and the next event is only
     requested afterwards. A forwarded answer is then not read ahead; a local model keeps generating, up to
@@ -36,15 +41,22 @@ class EventStream(Response):
             ordinary error response with its own status.
         events: the events after it.
         stack: what to release at the end: the place in the queue and the model.
+        error: writes the event of an error.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(self, first: bytes, events: AsyncIterator[bytes], stack: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self,
+        first: bytes,
+        events: AsyncIterator[bytes],
+        stack: contextlib.AsyncExitStack,
+        *,
+        media_type: str = "text/event-stream",
+        error: Callable[[str], bytes] = error_event,
+    ) -> None:
         # nginx would otherwise buffer the stream.
-        super().__init__(None, headers={"x-accel-buffering": "no"}, media_type=self.media_type)
+        super().__init__(None, headers={"x-accel-buffering": "no"}, media_type=media_type)
         del self.headers["content-length"]
-        self._first, self._events, self._stack = first, events, stack
+        self._first, self._events, self._stack, self._error = first, events, stack, error
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -67,8 +79,7 @@ class EventStream(Response):
             if not isinstance(error, StillhouseError):
                 message = "internal error"
                 log_fault(error, "a stream")
-            body = b"data: " + error_body(message, "server_error") + b"\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": self._error(message), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

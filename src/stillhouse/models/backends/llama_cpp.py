@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from stillhouse.models.chat.reasoning import split_reasoning
 from stillhouse.models.chat.template import ChatTemplate
 from stillhouse.models.gguf.file import GgufFile, read_gguf
 from stillhouse.models.gguf.validate import validate_for_llama_cpp
+from stillhouse.models.sampling.constrained import with_one_line_options
+from stillhouse.models.sampling.penalties import NO_PENALTIES, LogitPenalties
 from stillhouse.models.types import Capabilities, Reply, Request, Sampling
 
 SLOTS = 8
@@ -78,6 +81,7 @@ class LlamaCppModel:
         *,
         top_logprobs: int | None = None,
         schema: Mapping[str, Any] | None = None,
+        penalties: LogitPenalties = NO_PENALTIES,
         preserved_tokens: Sequence[str] = (),
     ) -> None:
         """Starts one answer in a thread, as soon as a slot is free.
@@ -86,16 +90,54 @@ class LlamaCppModel:
             on_chunk: called in that thread with each of llama.cpp's chunks (also those of the prompt's
                 progress), or with the error that ends the answer; returns True to stop it.
             top_logprobs: how many likeliest tokens to tell with each; None tells nothing.
-            schema: JSON schema that the answer must follow. llama.cpp ignores an invalid one: validate it.
+            schema: JSON schema that the answer must follow. llama.cpp ignores one that it cannot follow:
+                :meth:`follows` asks it.
+            penalties: presence penalties do not apply to tokens that are in the prompt, because llama.cpp
+                counts the prompt, too; a repetition penalty excludes the other two.
             preserved_tokens: special tokens that stay in the text.
         """
         body = _body(list(ids), sampling, cache=self._cache_prompts)
         body |= {"stream": True, "return_progress": True, "preserved_tokens": list(preserved_tokens)}
+        body["timings_per_token"] = True  # with the number of tokens so far
+        if penalties.active:
+            body |= _penalty_fields(penalties, ids, body["samplers"])
         if top_logprobs is not None:
             body["n_probs"] = max(1, top_logprobs)
         if schema is not None:
-            body["json_schema"] = schema
+            body["json_schema"] = with_one_line_options(schema)
         self._threads.submit(self._stream, body, on_chunk)
+
+    def follows(self, schema: Mapping[str, Any]) -> bool:
+        """Whether llama.cpp follows a JSON schema. Waits for a free slot, and blocks.
+
+        It drops a schema that its llguidance cannot compile, without an error. So this generates one token,
+        with a bias to a letter that no JSON begins with: only a grammar keeps the letter out.
+        """
+        if self._server is None:
+            return False
+        letter = self.prompts.tokenizer.encode("Z", add_special_tokens=False)[-1]
+        answer = self._server.handle_completions({
+            **_body([letter], Sampling(temperature=0, max_tokens=1), cache=False),
+            "json_schema": with_one_line_options(schema),
+            "logit_bias": [[letter, 1000.0]],
+        })  # fmt: skip
+        return "error" not in answer and "Z" not in answer["choices"][0]["text"]
+
+    def next_token_logprobs(self, ids: Sequence[int], count: int) -> list[tuple[int, float]]:
+        """The ``count`` likeliest tokens after ``ids`` and their log-probabilities. Blocks."""
+        if self._server is None:
+            return []
+        # llama.cpp reports nothing with a token that ends inside a character: generate one that does not.
+        letter = self.prompts.tokenizer.encode("Z", add_special_tokens=False)[-1]
+        answer = self._server.handle_completions({
+            **_body(list(ids), Sampling(temperature=0, max_tokens=1), cache=True),
+            "n_probs": count,
+            "logit_bias": [[letter, 1000.0]],
+        })  # fmt: skip
+        if "error" in answer:
+            raise ModelError(f"llama.cpp failed: {answer['error'].get('message')}")
+        (token,) = answer["choices"][0]["logprobs"]["content"]
+        return [(top["id"], top["logprob"]) for top in token["top_logprobs"]]
 
     def _stream(self, body: dict[str, Any], on_chunk: Callable[[Chunk | StillhouseError], bool]) -> None:
         # The empty chunk asks whether the answer is still wanted: it can have waited long for a free thread.
@@ -138,15 +180,22 @@ class LlamaCppModel:
         self._embedding_thread.shutdown(wait=False, cancel_futures=True)
         self._server = self._embedder = None
 
-    def _embed(self, ids: list[int]) -> list[float]:
-        limit = min(self.context_length or MAX_EMBEDDING_TOKENS, MAX_EMBEDDING_TOKENS)
-        if len(ids) > limit:
+    def check_embeddable(self, ids: Sequence[int]) -> None:
+        """Raises ContextLengthError if a text has more tokens than can be embedded."""
+        if len(ids) > self._embedding_limit:
             raise ContextLengthError(
-                f"the text has {len(ids)} tokens; llama.cpp embeds at most {limit}",
+                f"the text has {len(ids)} tokens; llama.cpp embeds at most {self._embedding_limit}",
                 hint="Split the text.",
             )
+
+    @property
+    def _embedding_limit(self) -> int:
+        return min(self.context_length or MAX_EMBEDDING_TOKENS, MAX_EMBEDDING_TOKENS)
+
+    def _embed(self, ids: list[int]) -> list[float]:
+        self.check_embeddable(ids)
         if self._embedder is None:
-            self._embedder = _start(self._path, limit, embed=True)
+            self._embedder = _start(self._path, self._embedding_limit, embed=True)
         answer = self._embedder.handle_embeddings({"input": [ids]})
         if "error" in answer:
             raise ModelError(f"llama.cpp failed: {answer['error'].get('message')}")
@@ -298,6 +347,24 @@ def _body(ids: list[int], sampling: Sampling, *, cache: bool) -> dict[str, Any]:
         "stop": list(sampling.stop),
         "cache_prompt": cache,
         "stream": False,
+    }
+
+
+def _penalty_fields(
+    penalties: LogitPenalties, prompt_ids: Sequence[int], samplers: Sequence[str]
+) -> dict[str, Any]:
+    """The fields of a request that apply penalties and biases."""
+    bias = dict(penalties.bias)
+    # llama.cpp counts the tokens of the prompt, too: add to their logits what it will subtract.
+    for token, count in Counter(prompt_ids).items():
+        bias[token] = bias.get(token, 0.0) + penalties.presence + penalties.frequency * count
+    return {
+        "samplers": ["penalties", *samplers],
+        "repeat_last_n": -1,
+        "repeat_penalty": penalties.repetition,
+        "presence_penalty": penalties.presence,
+        "frequency_penalty": penalties.frequency,
+        "logit_bias": [[token, value] for token, value in bias.items() if value],
     }
 
 

@@ -42,21 +42,30 @@ class PromptEncoder:
         template.require_variables(self.variables)
 
     def encode(
-        self, request: Request, *, answer_prefix: str = "", **variables: Any
+        self,
+        request: Request,
+        *,
+        answer_prefix: str = "",
+        answer_text: str = "",
+        with_tools: bool = False,
+        **variables: Any,
     ) -> list[int] | StillhouseError:
         """The prompt's ids, or the error. Without messages the prompt is the begin token alone.
 
         Args:
-            answer_prefix, variables: as of :meth:`ChatTemplate.encode_prompt`.
+            answer_prefix, answer_text, variables: as of :meth:`ChatTemplate.encode_prompt`.
+            with_tools: use the template for conversations with tools, if the model has one.
         """
+        template = self.template.for_tools if with_tools else self.template
         try:
             ids = (
                 self._begin_token()
                 if not request.messages
-                else self.template.encode_prompt(
+                else template.encode_prompt(
                     self.tokenizer,
                     request.messages,
                     answer_prefix=answer_prefix,
+                    answer_text=answer_text,
                     **{**self.variables, **variables},
                 )
             )

@@ -35,7 +35,7 @@ class IsolatedTemplate(ChatTemplate):
     @classmethod
     def of(cls, template: ChatTemplate) -> IsolatedTemplate:
         """``template`` with its rendering moved to a child process."""
-        return cls(template.source, template.special_tokens, template.declared)
+        return cls(template.source, template.special_tokens, template.declared, template.tool_source)
 
     @functools.cached_property
     def _process(self) -> _RenderProcess:

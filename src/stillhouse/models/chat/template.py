@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.errors import ModelError
+from stillhouse.errors import ChatTemplateError, ModelError
 from stillhouse.hashing import sha256_text
 from stillhouse.models.chat.encode import added_tokens, encode_as_text, encode_segment
 from stillhouse.models.chat.reasoning import REASONING_END, REASONING_START
@@ -43,11 +43,14 @@ class ChatTemplate:
         source: Jinja.
         special_tokens: variables of the template: `bos_token`, `eos_token`, …
         declared: False where the model has no template and :data:`PLAIN` takes its place.
+        tool_source: the model's second template, named `tool_use`, for conversations with tools; None where
+            ``source`` serves for all.
     """
 
     source: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     declared: bool = True
+    tool_source: str | None = None
 
     @classmethod
     def plain(cls, special_tokens: Mapping[str, str] | None = None) -> ChatTemplate:
@@ -76,11 +79,18 @@ class ChatTemplate:
                 )
 
     @functools.cached_property
+    def for_tools(self) -> ChatTemplate:
+        """The template for conversations with tools: the one named `tool_use`, or this one."""
+        if self.tool_source is None:
+            return self
+        return type(self)(self.tool_source, self.special_tokens, self.declared)
+
+    @functools.cached_property
     def tool_call_format(self) -> ToolCallFormat | None:
         """How the model writes tool calls; None where the template has none, or an unsupported format."""
         from stillhouse.models.chat.tool_calls import detect_tool_call_format
 
-        return detect_tool_call_format(self.render)
+        return detect_tool_call_format(self.for_tools.render)
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
@@ -113,12 +123,12 @@ class ChatTemplate:
                 }
             )
         except jinja2.TemplateSyntaxError as error:
-            raise ModelError(
+            raise ChatTemplateError(
                 f"the chat template is malformed: line {error.lineno}: {error.message}"
             ) from error
         except Exception as error:  # a template is a third-party program: it can fail in any way
             roles = ", ".join(str(message.get("role")) for message in messages)
-            raise ModelError(
+            raise ChatTemplateError(
                 f"the chat template refuses a conversation of roles {roles}: {error}", hint=_SET_TEMPLATE
             ) from error
 
@@ -160,19 +170,23 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         answer_prefix: str = "",
+        answer_text: str = "",
         **variables: Any,
     ) -> list[int]:
         """Token ids [T] after which the model writes the next answer.
 
         Args:
-            answer_prefix: the beginning of the answer; the model writes the rest.
+            answer_prefix: the beginning of the answer; the model writes the rest. Special tokens in it are
+                read as such.
+            answer_text: the text after ``answer_prefix``. It comes from a client: tokens that delimit turns
+                become plain text.
             variables: further variables for the template, such as `tools`; special tokens that they spell
                 become plain text.
         """
         guard = _Guard(tokenizer, self)
         variables = {key: guard.replaced(value, guard.added_tokens) for key, value in variables.items()}
         text = self.render(guard.messages(messages), add_generation_prompt=True, **variables)
-        return guard.encode(text + answer_prefix, "")
+        return guard.encode(text + answer_prefix + guard.replaced(answer_text, guard.turn_tokens), "")
 
     def end_token_ids(self, tokenizer: PreTrainedTokenizerFast) -> set[int]:
         """Ids that end an answer: the tokenizer's end token, and the one that this template writes."""
@@ -268,7 +282,9 @@ class _Guard:
         for segment in rest:
             number, _, tail = segment.partition(_PLACEHOLDER_END)
             if not (number.isdecimal() and int(number) < len(self.added_tokens)):
-                raise ModelError("the chat template writes a noncharacter, which is never text (U+FDD0)")
+                raise ChatTemplateError(
+                    "the chat template writes a noncharacter, which is never text (U+FDD0)"
+                )
             token = self.added_tokens[int(number)]
             ids += encode_as_text(self.tokenizer, token, self.added_tokens)
             ids += encode_segment(self.tokenizer, tail, _PLACEHOLDER_START, self.added_tokens)

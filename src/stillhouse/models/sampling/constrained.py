@@ -25,11 +25,23 @@ if TYPE_CHECKING:
 MAX_SCHEMA_CHARACTERS = 40_000
 """Characters. Compile time grows faster than a schema's length (1,500 properties: about 2 s)."""
 _OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})?"}
+_ONE_LINE_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_FORMAT_PATTERNS = {"uri": r"^[A-Za-z][A-Za-z0-9+.\-]*:(//)?[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+$"}
+"""Formats of strings that llama.cpp's llguidance does not know -> a pattern that enforces them (RFC 3986,
+section 2 for the characters of a URI)."""
 
 
 def with_guidance_options(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` with our options for llguidance, which runs here or inside llama.cpp."""
+    """``schema`` with our options for llguidance."""
     return {**schema, "x-guidance": _OPTIONS}
+
+
+def with_one_line_options(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """``schema`` with options for llama.cpp's llguidance: JSON on one line, as `json.dumps` writes it.
+
+    That llguidance is older than Python's: it allows any number of whitespace patterns in a row.
+    """
+    return {**schema, "x-guidance": _ONE_LINE_OPTIONS}
 
 
 def validated_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,8 +54,8 @@ def validated_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
             enforce.
         MissingExtraError: llguidance is not installed.
     """
-    prepared = with_guidance_options(schema)
     try:
+        prepared = with_guidance_options(_with_known_formats(schema))
         size = len(json.dumps(prepared))
     except RecursionError as error:
         raise SchemaError("the JSON schema is nested too deeply") from error
@@ -51,6 +63,29 @@ def validated_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
         raise SchemaError(f"the JSON schema has {size:,} characters; the limit is {MAX_SCHEMA_CHARACTERS:,}")
     _matcher(_llguidance().LLTokenizer("byte"), prepared)
     return prepared
+
+
+def _with_known_formats(schema: Any) -> Any:
+    """The schema with a pattern in place of each format that only Python's llguidance knows."""
+    if isinstance(schema, list):
+        return [_with_known_formats(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    copied = {
+        # What stands in these is data, or maps names to schemas.
+        key: value
+        if key in ("const", "enum", "default", "examples")
+        else {name: _with_known_formats(item) for name, item in value.items()}
+        if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, Mapping)
+        else _with_known_formats(value)
+        for key, value in schema.items()
+    }
+    known = copied.get("format")
+    if isinstance(known, str) and known in _FORMAT_PATTERNS and "pattern" not in copied:
+        del copied["format"]
+        # A format applies to strings only, and so does a pattern.
+        copied["pattern"] = _FORMAT_PATTERNS[known]
+    return copied
 
 
 class Constraint:

@@ -13,6 +13,7 @@ Shapes: B running sequences, N tokens of a chunk, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 from stillhouse.models.sampling.constrained import Constraint
 from stillhouse.models.sampling.next_token import draw_with_logp
 from stillhouse.models.sampling.open_decoder import open_decoder
+from stillhouse.models.sampling.penalties import NO_PENALTIES, LogitPenalties
 from stillhouse.models.types import Marker, Sampling
 
 CHUNK = 256  # tokens of waiting prompts that one step reads
@@ -62,6 +64,7 @@ class LiveSequence:
         score_prompt: also report the prompt's tokens (from the second on), in ``prompt_logprobs``. The whole
             prompt is then read, whatever prefix is known.
         constraint: restricts the answer. Log-probabilities stay those of the model without it.
+        penalties: penalties and biases; log-probabilities stay those of the model without them, too.
         marker: a watermark (:class:`stillhouse.watermark.Mark`).
     """
 
@@ -70,6 +73,7 @@ class LiveSequence:
     top_logprobs: int | None = None
     score_prompt: bool = False
     constraint: Constraint | None = None
+    penalties: LogitPenalties = NO_PENALTIES
     marker: Marker | None = None
     ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -79,6 +83,11 @@ class LiveSequence:
     """Any thread can set this to abandon the answer."""
     _read: int = 0
     """Tokens of the prompt in the cache."""
+
+    @functools.cached_property
+    def prompt_ids(self) -> frozenset[int]:
+        """The ids that occur in the prompt."""
+        return frozenset(self.prompt)
 
     def __post_init__(self) -> None:
         self._uniforms = np.random.Generator(np.random.Philox(key=self.sampling.seed or 0))
@@ -217,7 +226,7 @@ class ContinuousSampler:
         settings = [sequence.sampling for sequence in sequences]
         markers = [sequence.marker for sequence in sequences]
         answers = [sequence.ids for sequence in sequences]
-        allowed_BV = _mask_forbidden(sequences, logits_BV)
+        allowed_BV = _adjusted(sequences, logits_BV)
         tokens_B = draw_with_logp(allowed_BV, settings, uniforms, markers, answers)[0].tolist()
         sampled = []
         for row, (sequence, token) in enumerate(zip(sequences, tokens_B, strict=True)):
@@ -273,15 +282,19 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return min(len(a), len(b))
 
 
-def _mask_forbidden(sequences: Sequence[LiveSequence], logits_BV: torch.Tensor) -> torch.Tensor:
-    """The logits with -inf for tokens that a sequence's constraint forbids; other rows are unchanged."""
-    rows = [(row, sequence.constraint) for row, sequence in enumerate(sequences) if sequence.constraint]
-    if not rows:
+def _adjusted(sequences: Sequence[LiveSequence], logits_BV: torch.Tensor) -> torch.Tensor:
+    """The logits after each sequence's penalties, with -inf for tokens that its constraint forbids."""
+    if not any(sequence.constraint or sequence.penalties.active for sequence in sequences):
         return logits_BV
-    logits_BV = logits_BV.clone()  # log-probabilities are reported from the model's own logits
-    for row, constraint in rows:
-        allowed_V = torch.from_numpy(constraint.allowed_tokens()).to(logits_BV.device)
-        logits_BV[row].masked_fill_(~allowed_V, -torch.inf)
+    # A copy in float32: log-probabilities are reported from the model's own logits, and bfloat16 would round
+    # small penalties away.
+    logits_BV = logits_BV.float() if logits_BV.dtype != torch.float32 else logits_BV.clone()
+    for row, sequence in enumerate(sequences):
+        if sequence.penalties.active:
+            sequence.penalties.apply(logits_BV[row], sequence.prompt_ids, sequence.ids)
+        if sequence.constraint:
+            allowed_V = torch.from_numpy(sequence.constraint.allowed_tokens()).to(logits_BV.device)
+            logits_BV[row].masked_fill_(~allowed_V, -torch.inf)
     return logits_BV
 
 

@@ -1,4 +1,4 @@
-"""Builds chat completions and completions from text deltas, whole and streamed."""
+"""Writes answers as the OpenAI API's chat completions and completions, whole and streamed."""
 
 from __future__ import annotations
 
@@ -7,192 +7,172 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from stillhouse.models import ReasoningStream, TokenLogprob
+import orjson
+
+from stillhouse.models import TokenLogprob
+from stillhouse.serve.api.logprobs import LogprobFormatter, logprob_formatter
+from stillhouse.serve.context import ServerContext
 from stillhouse.serve.engines.base import TextDelta
-from stillhouse.serve.tool_parser import ParsedCall, ToolCallParser
-
-LOWEST_LOGPROB = -9999.0  # JSON has no infinity; the OpenAI API uses the same number
-
-
-class LogprobFormatter:
-    """Formats the log-probabilities of one tokenizer's tokens."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        from stillhouse.models import token_bytes
-
-        self._bytes = token_bytes(tokenizer)
-
-    def for_chat(self, token: TokenLogprob) -> dict[str, Any]:
-        """Returns one entry of a chat completion's `logprobs.content`."""
-        return self._entry(token.id, token.logprob) | {
-            "top_logprobs": [self._entry(top_id, logprob) for top_id, logprob in token.top]
-        }
-
-    def for_completion(
-        self, tokens: Sequence[TokenLogprob | None], ids: Sequence[int], text_offset: int
-    ) -> dict[str, Any]:
-        """Returns a completion's `logprobs`. The first token of a prompt has no log-probability (None).
-
-        Args:
-            ids: the ids of ``tokens``, of the first one too.
-            text_offset: characters before the first of them.
-        """
-        offsets = []
-        for token_id in ids:
-            offsets.append(text_offset)
-            text_offset += len(self._text(token_id))
-        return {
-            "tokens": [self._text(token_id) for token_id in ids],
-            "token_logprobs": [token and max(token.logprob, LOWEST_LOGPROB) for token in tokens],
-            "top_logprobs": [
-                token and {self._text(top_id): logprob for top_id, logprob in token.top} for token in tokens
-            ],
-            "text_offset": offsets,
-        }
-
-    def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
-        raw = self._raw(token_id)
-        return {
-            # A token may be part of a character: then only `bytes` tells which part.
-            "token": raw.decode("utf-8", errors="replace"),
-            "logprob": max(logprob, LOWEST_LOGPROB),
-            "bytes": list(raw),
-        }
-
-    def _text(self, token_id: int) -> str:
-        return self._raw(token_id).decode("utf-8", errors="replace")
-
-    def _raw(self, token_id: int) -> bytes:
-        # Models pad their vocabulary: ids beyond the tokenizer's have no text.
-        return (self._bytes[token_id] if token_id < len(self._bytes) else None) or b""
+from stillhouse.serve.generation.answers import AnswerPart, ChatAnswer, TokenUsage
+from stillhouse.serve.generation.choices import ChoiceGenerations
+from stillhouse.serve.streaming import error_event
 
 
-class TokenUsage:
-    """Counts the tokens of all choices of one request."""
+class ApiWriter:
+    """What chat completions and completions have in common: ids, usage, and the frame around choices.
 
-    def __init__(self, prompt_tokens: int) -> None:
-        self.prompt_tokens, self.completion_tokens, self.cached_tokens = prompt_tokens, 0, 0
+    Args:
+        include_usage: whether a stream ends with the usage.
+    """
 
-    def add(self, delta: TextDelta) -> None:
-        """Counts one delta."""
-        self.completion_tokens += delta.tokens
-        self.cached_tokens += delta.cached_tokens
+    media_type = "text/event-stream"
+    object_type = chunk_type = id_prefix = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the API's `usage` object."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
-
-
-class Envelope:
-    """The fields that all chunks of one answer share: id, object, created, model."""
-
-    def __init__(self, object_type: str, model: str) -> None:
-        prefix = "chatcmpl-" if object_type.startswith("chat") else "cmpl-"
-        self.fields = {
-            "id": prefix + secrets.token_hex(12),
-            "object": object_type,
+    def __init__(self, model: str, *, include_usage: bool) -> None:
+        self._include_usage = include_usage
+        self._fields = {
+            "id": self.id_prefix + secrets.token_hex(12),
             "created": int(time.time()),
             "model": model,
         }
+        self._usage = TokenUsage(0)
+        self._answers: Sequence[Any] = ()
 
-    def wrap(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """Returns the object around some choices."""
-        return {**self.fields, "choices": choices, **more}
+    def begin(self, generations: ChoiceGenerations) -> bytes:
+        """Remembers the answers; the first events come with the first delta."""
+        self._usage, self._answers = generations.usage, generations.answers
+        return b""
+
+    def end(self) -> bytes:
+        """Returns the usage, if requested, and the mark of the end."""
+        usage = self._chunk([], usage=usage_object(self._usage)) if self._include_usage else b""
+        return usage + b"data: [DONE]\n\n"
+
+    def error(self, message: str) -> bytes:
+        """Returns the event of an error."""
+        return error_event(message)
+
+    def whole(self) -> bytes:
+        """Returns the whole answer."""
+        choices = [self._whole_choice(answer) for answer in self._answers]
+        return orjson.dumps({
+            **self._fields, "object": self.object_type, "choices": choices,
+            "usage": usage_object(self._usage),
+        })  # fmt: skip
+
+    def _whole_choice(self, answer: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        """Returns an event with some choices."""
+        chunk = {**self._fields, "object": self.chunk_type, "choices": choices, **more}
+        return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
 
-class ChatChoice:
-    """One choice of a chat completion, built delta by delta.
+def usage_object(usage: TokenUsage) -> dict[str, Any]:
+    """Returns the API's `usage` object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+class ChatCompletionWriter(ApiWriter):
+    """Writes chat completions.
 
     Args:
-        starts_in_reasoning: whether the prompt ends with `<think>`.
-        logprob_formatter: None if log-probabilities were not requested.
-        tool_parser: finds tool calls in the answer; None if it can have none.
+        context: gives the formatter of log-probabilities; None if they were not requested.
     """
 
-    def __init__(
-        self,
-        index: int,
-        *,
-        starts_in_reasoning: bool,
-        logprob_formatter: LogprobFormatter | None,
-        tool_parser: ToolCallParser | None = None,
-    ) -> None:
-        self.index = index
-        self._reasoning = ReasoningStream(inside=starts_in_reasoning)
-        self._formatter = logprob_formatter
-        self._tool_parser = tool_parser
-        self._tool_calls: list[dict[str, Any]] = []
-        self._text = {"content": "", "reasoning": ""}
-        self._logprobs: list[dict[str, Any]] = []
-        self.finish_reason: str | None = None
+    object_type, chunk_type, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
 
-    def opening(self) -> dict[str, Any]:
-        """Returns the first chunk, which holds the role."""
-        return self._chunk({"role": "assistant", "content": ""})
+    def __init__(self, model: str, *, include_usage: bool, context: ServerContext | None) -> None:
+        super().__init__(model, include_usage=include_usage)
+        self._context = context
+        self._formatter: LogprobFormatter | None = None
+        self._opened: set[int] = set()
+        self._calls: dict[int, int] = {}
+        """Index of an answer -> number of its tool calls so far."""
 
-    def add(self, delta: TextDelta) -> list[dict[str, Any]]:
-        """Returns the chunks of a delta; none while its text may still become part of a mark."""
-        is_last = delta.finish_reason is not None
-        chunks = []
-        for kind, text in self._reasoning.add(delta.text, end=is_last):
-            if kind == "content" and self._tool_parser:
-                chunks += self._content_chunks(self._tool_parser.add(text))
-            else:
-                self._text[kind] += text
-                chunks.append(self._chunk({"reasoning_content" if kind == "reasoning" else kind: text}))
-        if is_last and self._tool_parser:
-            chunks += self._content_chunks(self._tool_parser.add("", end=True))
-        # Cut off by `length` after a call, the answer may miss further calls: the client must see that.
-        ends_with_calls = self._tool_calls and delta.finish_reason == "stop"
-        self.finish_reason = "tool_calls" if ends_with_calls else delta.finish_reason
+    def begin(self, generations: ChoiceGenerations) -> bytes:
+        """Remembers the answers, and chooses the formatter."""
+        if self._context:
+            self._formatter = logprob_formatter(self._context, generations.engine)
+        return super().begin(generations)
+
+    def add(self, answer: ChatAnswer, delta: TextDelta) -> bytes:
+        """Returns the chunks of a delta, after the first of its choice, which holds the role."""
+        choices = []
+        if answer.index not in self._opened:
+            self._opened.add(answer.index)
+            choices.append(_choice(answer, {"role": "assistant", "content": ""}))
+        first = len(choices)
+        for part in answer.add(delta):
+            choices += self._part_choices(answer, part)
         logprobs = [self._formatter.for_chat(token) for token in delta.logprobs] if self._formatter else []
-        self._logprobs += logprobs
-        if logprobs and not chunks:
-            chunks.append(self._chunk({}))
+        if logprobs and len(choices) == first:
+            choices.append(_choice(answer, {}))
         if logprobs:
-            chunks[0]["logprobs"] = {"content": logprobs}
-        if self.finish_reason:
-            chunks.append(self._chunk({}) | {"finish_reason": self.finish_reason})
-        return chunks
+            choices[first]["logprobs"] = {"content": logprobs}
+        if answer.finish_reason:
+            choices.append(_choice(answer, {}) | {"finish_reason": answer.finish_reason})
+        return b"".join(self._chunk([choice]) for choice in choices)
 
-    def _content_chunks(self, parts: Sequence[str | ParsedCall]) -> list[dict[str, Any]]:
-        """Returns one chunk for each text, and two for each tool call: its name, then its arguments."""
-        chunks = []
-        for part in parts:
-            if isinstance(part, str):
-                self._text["content"] += part
-                chunks.append(self._chunk({"content": part}))
-                continue
-            index, arguments = len(self._tool_calls), {"arguments": part.arguments}
-            head = {"id": part.id, "type": "function"}
-            self._tool_calls.append({**head, "function": {"name": part.name, **arguments}})
-            named = {"index": index, **head, "function": {"name": part.name, "arguments": ""}}
-            chunks.append(self._chunk({"tool_calls": [named]}))
-            chunks.append(self._chunk({"tool_calls": [{"index": index, "function": arguments}]}))
-        return chunks
+    def _part_choices(self, answer: ChatAnswer, part: AnswerPart) -> list[dict[str, Any]]:
+        """Returns one chunk for text, and two for a tool call: its name, then its arguments."""
+        if part.call is None:
+            field = "reasoning_content" if part.kind == "reasoning" else "content"
+            return [_choice(answer, {field: part.text})]
+        index = self._calls.get(answer.index, 0)
+        self._calls[answer.index] = index + 1
+        head = {"index": index, "id": part.call.id, "type": "function"}
+        named = {**head, "function": {"name": part.call.name, "arguments": ""}}
+        arguments = {"index": index, "function": {"arguments": part.call.arguments}}
+        return [_choice(answer, {"tool_calls": [named]}), _choice(answer, {"tool_calls": [arguments]})]
 
-    def whole(self) -> dict[str, Any]:
-        """Returns the finished choice."""
-        message: dict[str, Any] = {"role": "assistant", "content": self._text["content"]}
-        if self._text["reasoning"]:
-            message["reasoning_content"] = self._text["reasoning"]
-        if self._tool_calls:
+    def _whole_choice(self, answer: ChatAnswer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.content}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.tool_calls:
             message["content"] = message["content"] or None
-            message["tool_calls"] = self._tool_calls
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in answer.tool_calls
+            ]
+        logprobs = None
+        if self._formatter:
+            logprobs = {"content": [self._formatter.for_chat(token) for token in answer.logprobs]}
         return {
-            "index": self.index,
+            "index": answer.index,
             "message": message,
-            "logprobs": {"content": self._logprobs} if self._formatter else None,
-            "finish_reason": self.finish_reason,
+            "logprobs": logprobs,
+            "finish_reason": answer.finish_reason,
         }
 
-    def _chunk(self, delta: dict[str, Any]) -> dict[str, Any]:
-        return {"index": self.index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+def _choice(answer: ChatAnswer, delta: dict[str, Any]) -> dict[str, Any]:
+    return {"index": answer.index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+class CompletionWriter(ApiWriter):
+    """Writes completions. Their answers write themselves (:class:`CompletionChoice`)."""
+
+    object_type = chunk_type = "text_completion"
+    id_prefix = "cmpl-"
+
+    def add(self, answer: CompletionChoice, delta: TextDelta) -> bytes:
+        """Returns the chunk of a delta, if it contains anything."""
+        return b"".join(self._chunk([choice]) for choice in answer.add(delta))
+
+    def _whole_choice(self, answer: CompletionChoice) -> dict[str, Any]:
+        return answer.whole()
 
 
 class CompletionChoice:

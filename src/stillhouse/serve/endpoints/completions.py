@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -9,18 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stillhouse.serve.api.errors import InvalidRequestError
-from stillhouse.serve.api.request_parsing import (
-    as_list,
-    encode_text,
-    require_capability,
-    sampling_from,
-    sampling_per_choice,
-)
-from stillhouse.serve.api.responses import CompletionChoice, TokenUsage
+from stillhouse.serve.api.json_schemas import has_schema, output_schema
+from stillhouse.serve.api.logprobs import logprob_formatter
+from stillhouse.serve.api.request_parsing import as_list, encode_text, penalties_from, sampling_from
+from stillhouse.serve.api.responses import CompletionChoice, CompletionWriter
 from stillhouse.serve.api.schema import CompletionRequest
 from stillhouse.serve.context import ServerContext
-from stillhouse.serve.endpoints.generation import ChoiceGenerations, respond
-from stillhouse.serve.engines.base import GenerationRequest
+from stillhouse.serve.engines.base import GenerationRequest, check_request, require_capability
+from stillhouse.serve.generation.answers import TokenUsage
+from stillhouse.serve.generation.choices import ChoiceGenerations, sampling_per_choice
+from stillhouse.serve.generation.respond import respond
 
 
 async def create_completion(context: ServerContext, request: Request, body: CompletionRequest) -> Response:
@@ -29,7 +28,9 @@ async def create_completion(context: ServerContext, request: Request, body: Comp
         raise InvalidRequestError(
             "max_tokens 0 needs echo: without it there is nothing to return", "max_tokens"
         )
-    prompts = as_list(body.prompt)
+    prompts = as_list(body.prompt, "prompt")
+    # Compiling a large schema takes up to seconds: not in the event loop.
+    schema = await asyncio.to_thread(output_schema, body) if has_schema(body) else output_schema(body)
 
     @contextlib.asynccontextmanager
     async def prepare() -> AsyncIterator[ChoiceGenerations]:
@@ -39,15 +40,24 @@ async def create_completion(context: ServerContext, request: Request, body: Comp
             score_prompt = body.echo and body.logprobs is not None
             if score_prompt:
                 require_capability(engine, body.model, "echo", "echo")
-            formatter = context.logprob_formatter(engine) if body.logprobs is not None else None
+            penalties = penalties_from(body)
+            await check_request(engine, schema, penalties)
+            formatter = logprob_formatter(context, engine) if body.logprobs is not None else None
             requests, choices, prompt_tokens = [], [], 0
             for prompt in prompts:
-                ids = await context.read_prompt(engine, encode_text, engine, prompt)
+                ids = await context.read_prompt(engine, encode_text, engine, prompt, "prompt")
                 prompt_tokens += len(ids)
                 echo = (ids, str(engine.prompts.tokenizer.decode(ids))) if body.echo else None
-                for seeded_sampling in sampling_per_choice(engine, body, sampling, ids):
+                for seeded_sampling in sampling_per_choice(engine, sampling, ids, body.n):
                     requests.append(
-                        GenerationRequest(tuple(ids), seeded_sampling, body.logprobs, score_prompt)
+                        GenerationRequest(
+                            tuple(ids),
+                            seeded_sampling,
+                            penalties=penalties,
+                            top_logprobs=body.logprobs,
+                            score_prompt=score_prompt,
+                            json_schema=schema,
+                        )
                     )
                     choices.append(
                         CompletionChoice(
@@ -57,14 +67,8 @@ async def create_completion(context: ServerContext, request: Request, body: Comp
                             prompt_only=body.max_tokens == 0,
                         )
                     )
-            yield ChoiceGenerations(engine, requests, choices, TokenUsage(prompt_tokens))
+            yield ChoiceGenerations(body.model, engine, requests, choices, TokenUsage(prompt_tokens))
 
-    return await respond(
-        context,
-        request,
-        body,
-        prepare,
-        answers=body.n * len(prompts),
-        object_type="text_completion",
-        chunk_type="text_completion",
-    )
+    include_usage = bool(body.stream_options and body.stream_options.include_usage)
+    writer = CompletionWriter(body.model, include_usage=include_usage)
+    return await respond(context, request, prepare, writer, answers=body.n * len(prompts), stream=body.stream)

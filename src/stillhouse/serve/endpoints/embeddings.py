@@ -10,28 +10,49 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stillhouse.serve.api.errors import InvalidRequestError
-from stillhouse.serve.api.request_parsing import as_list, encode_text, require_capability
+from stillhouse.serve.api.request_parsing import as_list, encode_text
 from stillhouse.serve.api.schema import EmbeddingRequest
 from stillhouse.serve.context import ServerContext
+from stillhouse.serve.engines.base import require_capability
+from stillhouse.serve.streaming import while_connected
+
+MAX_TEXTS = 2048
+"""Of one request; the OpenAI API has the same limit."""
 
 
 async def create_embeddings(context: ServerContext, request: Request, body: EmbeddingRequest) -> Response:
-    """Returns one vector for each text."""
+    """Returns one vector for each text.
+
+    The texts of a request are worked off one after the other, in one place of the queue.
+    """
     if body.dimensions is not None:
         raise InvalidRequestError("the number of dimensions cannot be chosen; leave it out", "dimensions")
-    texts = as_list(body.input)
-    with context.reserve(len(texts)):
-        async with context.pool.use(body.model) as engine:
-            require_capability(engine, body.model, "embed", "model")
-            texts_ids = [await context.read_prompt(engine, encode_text, engine, text) for text in texts]
-            embeddings = [await engine.embed(ids) for ids in texts_ids]
-    tokens = sum(map(len, texts_ids))
+    texts = as_list(body.input, "input")
+    if len(texts) > MAX_TEXTS:
+        raise InvalidRequestError(f"{len(texts):,} texts; the limit of a request is {MAX_TEXTS:,}", "input")
+    with context.reserve(1):
+        embeddings, tokens = await while_connected(request, _embed(context, body.model, texts))
     data = [
         {"object": "embedding", "index": index, "embedding": _encode(embedding, body.encoding_format)}
         for index, embedding in enumerate(embeddings)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+
+async def _embed(
+    context: ServerContext, model: str, texts: list[str] | list[list[int]]
+) -> tuple[list[list[float]], int]:
+    """The texts' vectors, and the number of their tokens."""
+    async with context.pool.use(model) as engine:
+        require_capability(engine, model, "embed", "model")
+        # All texts are read first, so that one that is too long is refused before the others are computed.
+        texts_ids = [await context.read_prompt(engine, encode_text, engine, text, "input") for text in texts]
+        engine.check_embeddable(texts_ids)
+        embeddings = [await engine.embed(ids) for ids in texts_ids]
+    tokens = sum(map(len, texts_ids))
+    context.metrics.count_embeddings(model, tokens)
+    return embeddings, tokens
 
 
 def _encode(embedding: list[float], encoding_format: str) -> Any:

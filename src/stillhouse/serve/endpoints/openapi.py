@@ -9,7 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stillhouse import __version__
-from stillhouse.serve.api.schema import ChatRequest, CompletionRequest, EmbeddingRequest
+from stillhouse.serve.api.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from stillhouse.serve.context import ServerContext
 
 _RESPONSES = {
@@ -42,6 +48,9 @@ def openapi_document() -> dict[str, Any]:
         "/v1/chat/completions": post(ChatRequest, "Generate the next turn of a conversation"),
         "/v1/completions": post(CompletionRequest, "Continue a text"),
         "/v1/embeddings": post(EmbeddingRequest, "Return the embeddings of texts"),
+        "/tokenize": post(TokenizeRequest, "Return the token ids of a text or a conversation"),
+        "/detokenize": post(DetokenizeRequest, "Return the text of token ids"),
+        "/metrics": {"get": {"summary": "Return counters for Prometheus", "responses": _RESPONSES}},
         "/health": {"get": {"summary": "Report the server's health", "responses": _RESPONSES}},
     }
     return {

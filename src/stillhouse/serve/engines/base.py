@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stillhouse.models import NO_PENALTIES, LogitPenalties
+from stillhouse.serve.api.errors import InvalidRequestError
+
 if TYPE_CHECKING:
     from stillhouse.models import PromptEncoder, Sampling, TokenLogprob
 
@@ -20,6 +23,7 @@ class GenerationRequest:
 
     prompt_ids: tuple[int, ...]
     sampling: Sampling
+    penalties: LogitPenalties = NO_PENALTIES
     top_logprobs: int | None = None
     """Number of likeliest tokens to report with each token; 0 reports only the token's own log-probability,
     None reports nothing."""
@@ -50,10 +54,10 @@ class TextDelta:
 
 
 CAPABILITIES = {
+    "all_penalties": "repetition_penalty together with presence_penalty or frequency_penalty",
     "echo": "log-probabilities of a prompt; serve its safetensors directory",
     "embed": "embeddings",
     "schema": "answers by a JSON schema",
-    "tools": "tools: its chat template has none, or writes tool calls in a form that is not supported",
 }
 """Optional capability -> how an error message names it."""
 
@@ -70,6 +74,18 @@ class Engine(Protocol):
         """Streams one generation. Closing the iterator cancels it."""
         ...
 
+    async def check_schema(self, schema: dict[str, Any]) -> None:
+        """Checks that an answer of this engine can follow a schema.
+
+        Raises:
+            SchemaError: it cannot.
+        """
+        ...
+
+    def check_embeddable(self, texts: Sequence[Sequence[int]]) -> None:
+        """Raises ContextLengthError if a text is too long for an embedding."""
+        ...
+
     async def embed(self, ids: Sequence[int]) -> list[float]:
         """Returns the embedding of one text, with L2 norm 1."""
         ...
@@ -79,6 +95,32 @@ class Engine(Protocol):
         ...
 
 
-def template_capabilities(prompts: PromptEncoder) -> set[str]:
-    """Capabilities that depend on the chat template."""
-    return {"tools"} if prompts.template.tool_call_format else set()
+def require_capability(engine: Engine, model: str, capability: str, param: str) -> None:
+    """Raises InvalidRequestError if the engine lacks a capability (a key of `CAPABILITIES`)."""
+    if capability not in engine.capabilities:
+        raise InvalidRequestError(
+            f"{model} does not support {CAPABILITIES[capability]}", param, "unsupported"
+        )
+
+
+async def check_request(engine: Engine, schema: dict[str, Any] | None, penalties: LogitPenalties) -> None:
+    """Checks what can only be checked with a loaded engine.
+
+    Raises:
+        InvalidRequestError: a bias is for a token that the model does not have, or the engine cannot apply
+            these penalties together.
+        SchemaError: the engine cannot follow the schema.
+    """
+    vocab_size = len(engine.prompts.tokenizer)
+    if any(token >= vocab_size for token, _ in penalties.bias):
+        raise InvalidRequestError(f"token ids must be between 0 and {vocab_size - 1}", "logit_bias")
+    counts = penalties.presence or penalties.frequency
+    if "all_penalties" not in engine.capabilities and penalties.repetition != 1 and counts:
+        raise InvalidRequestError(
+            "llama.cpp cannot apply repetition_penalty together with presence_penalty or frequency_penalty; "
+            "leave one out, or serve the safetensors directory",
+            "repetition_penalty",
+            "unsupported",
+        )
+    if schema is not None:
+        await engine.check_schema(schema)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stillhouse.serve.engines.base import Engine
 from stillhouse.serve.engines.llama_cpp import LlamaEngine
-from stillhouse.serve.engines.pytorch import SLOTS, TorchEngine
+from stillhouse.serve.engines.pytorch import KEPT, SLOTS, TorchEngine, torch_context_length
 
 if TYPE_CHECKING:
     from stillhouse.models import Marker
@@ -39,3 +40,44 @@ def open_engine(reference: str, marker: Marker | None = None, *, slots: int = SL
     weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
     weights.template = IsolatedTemplate.of(weights.template)
     return TorchEngine(weights, slots=slots, marker=marker)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The sizes of a model, as its files tell them."""
+
+    context_length: int
+    """Tokens of a prompt and its answer that are served."""
+    trained_context_length: int | None
+    vocab_size: int | None
+    hidden_size: int | None
+    parameters: int | None
+    size_bytes: int | None
+
+
+def model_sizes(reference: str) -> ModelSizes | None:
+    """Reads a model's sizes without loading it; None where its files are not on this machine.
+
+    Raises:
+        StillhouseError: as :func:`stillhouse.models.describe`.
+    """
+    from stillhouse.models import cpu_has_bfloat16, describe, parse_reference, read_gguf, slot_context
+
+    parsed = parse_reference(reference)
+    if parsed.path is None:  # a model of the hub: reading its files could mean to download them
+        return None
+    info = describe(reference)
+    if parsed.is_gguf:
+        context_length = slot_context(read_gguf(parsed.path))
+    else:
+        text_config = info.config.get("text_config", info.config)
+        try:
+            context_length = torch_context_length(
+                text_config, 2 if cpu_has_bfloat16() else 4, SLOTS + KEPT + 1
+            )
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return None
+    return ModelSizes(
+        context_length, info.context_length, info.vocab_size, info.hidden_size, info.parameters,
+        info.size_bytes,
+    )  # fmt: skip

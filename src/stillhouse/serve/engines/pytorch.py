@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import console
@@ -15,8 +15,8 @@ from stillhouse.errors import (
     StillhouseError,
     is_out_of_memory,
 )
-from stillhouse.serve.detokenizer import Detokenizer, StopFilter
-from stillhouse.serve.engines.base import GenerationRequest, TextDelta, template_capabilities
+from stillhouse.serve.detokenizer import TextBuilder
+from stillhouse.serve.engines.base import GenerationRequest, TextDelta
 from stillhouse.serve.engines.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -43,9 +43,11 @@ class TorchEngine:
 
         self._model = weights.model
         kept = min(KEPT, slots)
-        self.context_length = _context_length(self._model, slots + kept + 1)
+        self.context_length = torch_context_length(
+            self._model.config.get_text_config().to_dict(), self._model.dtype.itemsize, slots + kept + 1
+        )
         self.prompts = PromptEncoder(weights.tokenizer, weights.template, self.context_length, seed=0)
-        self.capabilities = frozenset({"echo", "embed", "schema", *template_capabilities(self.prompts)})
+        self.capabilities = frozenset({"all_penalties", "echo", "embed", "schema"})
         self._tokenizer, self._marker = weights.tokenizer, marker
         self._sampler = ContinuousSampler(
             self._model, weights.end_ids, slots=slots, capacity=self.context_length, kept=kept
@@ -74,13 +76,11 @@ class TorchEngine:
             top_logprobs=request.top_logprobs,
             score_prompt=request.score_prompt,
             constraint=constraint,
+            penalties=request.penalties,
             marker=self._marker,
         )
-        deltas = _DeltaBuilder(
-            sequence,
-            Detokenizer(self._tokenizer, shown=request.preserved_tokens),
-            StopFilter(request.sampling.stop),
-        )
+        text = TextBuilder(self._tokenizer, request.sampling.stop, shown=request.preserved_tokens)
+        deltas = _DeltaBuilder(sequence, text)
         self._jobs.put(lambda: self._start(sequence, events))
         try:
             while True:
@@ -96,6 +96,12 @@ class TorchEngine:
         finally:
             sequence.cancelled = True
             self._jobs.put(lambda: self._forget(sequence))
+
+    async def check_schema(self, schema: dict[str, Any]) -> None:
+        """Does nothing: a request's schema was checked by the library that follows it here."""
+
+    def check_embeddable(self, texts: Sequence[Sequence[int]]) -> None:
+        """Does nothing: any text within the context can be embedded."""
 
     async def embed(self, ids: Sequence[int]) -> list[float]:
         """Returns the mean of the last hidden states, with L2 norm 1."""
@@ -166,17 +172,14 @@ class TorchEngine:
 class _DeltaBuilder:
     """Turns the sampled tokens of one sequence into text deltas."""
 
-    def __init__(self, sequence: LiveSequence, detokenizer: Detokenizer, stops: StopFilter) -> None:
-        self._sequence, self._detokenizer, self._stops = sequence, detokenizer, stops
+    def __init__(self, sequence: LiveSequence, text: TextBuilder) -> None:
+        self._sequence, self._text = sequence, text
         self._is_first = True
 
     def build(self, drawn: Any) -> TextDelta:
         """Returns the delta of one sampled token."""
-        stops, is_first, self._is_first = self._stops, self._is_first, False
-        text = stops.add(self._detokenizer.add(drawn.id))
-        finish_reason = "stop" if stops.stopped else drawn.finish_reason
-        if finish_reason and not stops.stopped:
-            text += stops.add(self._detokenizer.end()) + stops.end()
+        is_first, self._is_first = self._is_first, False
+        text, finish_reason = self._text.add(drawn.id, drawn.finish_reason)
         return TextDelta(
             text,
             tokens=1,
@@ -187,11 +190,16 @@ class _DeltaBuilder:
         )
 
 
-def _context_length(model: Any, sequences: int) -> int:
-    """Tokens of one sequence: the model's context, or what fits when all share ``CACHE_BYTES``."""
-    config = model.config.get_text_config()
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_token = 2 * config.num_hidden_layers * kv_heads * head_dim * model.dtype.itemsize
+def torch_context_length(config: Mapping[str, Any], bytes_per_number: int, sequences: int) -> int:
+    """Tokens of one sequence: the model's context, or what fits when all share ``CACHE_BYTES``.
+
+    Args:
+        config: transformers' configuration of the text model.
+        sequences: that share the memory.
+    """
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    bytes_per_token = 2 * config["num_hidden_layers"] * kv_heads * head_dim * bytes_per_number
     fitting_tokens = CACHE_BYTES // (bytes_per_token * sequences)
-    return min(config.max_position_embeddings, max(SHORTEST_CONTEXT, fitting_tokens))
+    return min(config["max_position_embeddings"], max(SHORTEST_CONTEXT, fitting_tokens))
