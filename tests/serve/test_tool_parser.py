@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from stillhouse.models.chat.tool_calls import ToolCallFormat
 from stillhouse.serve.api.responses import ChatCompletionWriter
 from stillhouse.serve.engines.base import TextDelta
-from stillhouse.serve.generation.answers import ChatAnswer, TokenUsage
+from stillhouse.serve.generation.answers import GeneratedAnswer, TokenUsage
 from stillhouse.serve.generation.choices import ChoiceGenerations
 from stillhouse.serve.tool_parser import ParsedCall, ToolCallParser
 
@@ -138,7 +138,7 @@ def test_an_answer_with_reasoning_text_and_two_calls_in_the_api_s_form():
         '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
         '<tool_call>\n{"name": "grün"}\n</tool_call>'
     )
-    answer = ChatAnswer(0, starts_in_reasoning=True, tool_parser=ToolCallParser(HERMES, NAMES))
+    answer = GeneratedAnswer(0, starts_in_reasoning=True, tool_parser=ToolCallParser(HERMES, NAMES))
     writer = writer_of(answer)
     deltas = [*(TextDelta(character, tokens=1) for character in text), TextDelta(finish_reason="stop")]
     events = b"".join(writer.add(answer, delta) for delta in deltas).decode().split("\n\n")
@@ -161,7 +161,7 @@ def test_an_answer_with_reasoning_text_and_two_calls_in_the_api_s_form():
 
 
 def test_an_answer_that_was_cut_off_after_a_call_says_so():
-    answer = ChatAnswer(0, starts_in_reasoning=False, tool_parser=ToolCallParser(HERMES, NAMES))
+    answer = GeneratedAnswer(0, starts_in_reasoning=False, tool_parser=ToolCallParser(HERMES, NAMES))
     answer.add(
         TextDelta('<tool_call>\n{"name": "f"}\n</tool_call>\n<tool_call>\n{"na', finish_reason="length")
     )

@@ -13,7 +13,7 @@ from stillhouse.models import TokenLogprob
 from stillhouse.serve.api.logprobs import LogprobFormatter, logprob_formatter
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.engines.base import TextDelta
-from stillhouse.serve.generation.answers import AnswerPart, ChatAnswer, TokenUsage
+from stillhouse.serve.generation.answers import AnswerPart, GeneratedAnswer, TokenUsage
 from stillhouse.serve.generation.choices import ChoiceGenerations
 from stillhouse.serve.streaming import error_event
 
@@ -102,7 +102,7 @@ class ChatCompletionWriter(ApiWriter):
             self._formatter = logprob_formatter(self._context, generations.engine)
         return super().begin(generations)
 
-    def add(self, answer: ChatAnswer, delta: TextDelta) -> bytes:
+    def add(self, answer: GeneratedAnswer, delta: TextDelta) -> bytes:
         """Returns the chunks of a delta, after the first of its choice, which holds the role."""
         choices = []
         if answer.index not in self._opened:
@@ -120,7 +120,7 @@ class ChatCompletionWriter(ApiWriter):
             choices.append(_choice(answer, {}) | {"finish_reason": answer.finish_reason})
         return b"".join(self._chunk([choice]) for choice in choices)
 
-    def _part_choices(self, answer: ChatAnswer, part: AnswerPart) -> list[dict[str, Any]]:
+    def _part_choices(self, answer: GeneratedAnswer, part: AnswerPart) -> list[dict[str, Any]]:
         """Returns one chunk for text, and two for a tool call: its name, then its arguments."""
         if part.call is None:
             field = "reasoning_content" if part.kind == "reasoning" else "content"
@@ -132,7 +132,7 @@ class ChatCompletionWriter(ApiWriter):
         arguments = {"index": index, "function": {"arguments": part.call.arguments}}
         return [_choice(answer, {"tool_calls": [named]}), _choice(answer, {"tool_calls": [arguments]})]
 
-    def _whole_choice(self, answer: ChatAnswer) -> dict[str, Any]:
+    def _whole_choice(self, answer: GeneratedAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.content}
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
@@ -157,7 +157,7 @@ class ChatCompletionWriter(ApiWriter):
         }
 
 
-def _choice(answer: ChatAnswer, delta: dict[str, Any]) -> dict[str, Any]:
+def _choice(answer: GeneratedAnswer, delta: dict[str, Any]) -> dict[str, Any]:
     return {"index": answer.index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 

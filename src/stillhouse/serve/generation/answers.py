@@ -20,7 +20,7 @@ class AnswerPart:
     call: ParsedCall | None = None
 
 
-class ChatAnswer:
+class GeneratedAnswer:
     """One answer of a chat, built delta by delta.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 from stillhouse.models import Sampling
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.engines.base import Engine, GenerationRequest, TextDelta, check_request
-from stillhouse.serve.generation.answers import ChatAnswer, TokenUsage
+from stillhouse.serve.generation.answers import GeneratedAnswer, TokenUsage
 from stillhouse.serve.generation.chat_prompt import ChatPrompt, build_chat_prompt
 from stillhouse.serve.generation.chat_task import ChatTask
 
@@ -23,7 +23,7 @@ class ChoiceGenerations:
     Args:
         model: the model's name.
         answers: one for each of ``requests``, such as a
-            :class:`~stillhouse.serve.generation.answers.ChatAnswer`.
+            :class:`~stillhouse.serve.generation.answers.GeneratedAnswer`.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ async def chat_generations(context: ServerContext, task: ChatTask) -> AsyncItera
         await check_request(engine, prompt.json_schema, task.penalties)
         requests = _requests(engine, task, prompt)
         answers = [
-            ChatAnswer(
+            GeneratedAnswer(
                 index, starts_in_reasoning=prompt.starts_in_reasoning, tool_parser=prompt.tool_parser()
             )
             for index in range(len(requests))
