@@ -9,8 +9,9 @@ from hypothesis import given, settings, strategies as st
 from stillhouse.models.chat.tool_calls import ToolCallFormat
 from stillhouse.serve.api.responses import ChatCompletionWriter
 from stillhouse.serve.engines.base import TextDelta
-from stillhouse.serve.generation.answers import GeneratedAnswer, TokenUsage
+from stillhouse.serve.generation.answers import GeneratedAnswer
 from stillhouse.serve.generation.choices import ChoiceGenerations
+from stillhouse.serve.metrics import TokenUsage
 from stillhouse.serve.tool_parser import ParsedCall, ToolCallParser
 
 HERMES = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments")

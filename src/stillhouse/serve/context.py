@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from stillhouse.serve.api.errors import QueueFullError
 from stillhouse.serve.engines.base import Engine
+from stillhouse.serve.errors import QueueFullError
 from stillhouse.serve.metrics import ServerMetrics
 from stillhouse.serve.model_pool import ModelPool
 

@@ -20,7 +20,7 @@ from stillhouse.errors import (
     SchemaError,
     StillhouseError,
 )
-from stillhouse.serve.api.errors import (
+from stillhouse.serve.errors import (
     ClientDisconnected,
     InvalidRequestError,
     QueueFullError,

@@ -6,14 +6,24 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from stillhouse.serve.generation.choices import ChoiceGenerations
+from stillhouse.serve.engines.base import TextDelta
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds of the histogram of durations, in seconds."""
+
+
+class TokenUsage:
+    """Counts the tokens of all answers of one request."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt_tokens, self.completion_tokens, self.cached_tokens = prompt_tokens, 0, 0
+
+    def add(self, delta: TextDelta) -> None:
+        """Counts one delta."""
+        self.completion_tokens += delta.tokens
+        self.cached_tokens += delta.cached_tokens
 
 
 class ServerMetrics:
@@ -36,7 +46,7 @@ class ServerMetrics:
         self._prompt_tokens[model] += tokens
 
     @contextlib.contextmanager
-    def measure(self, generations: ChoiceGenerations, started: float) -> Iterator[None]:
+    def measure(self, model: str, usage: TokenUsage, started: float) -> Iterator[None]:
         """Counts the tokens of a request's answers, and the time since ``started``, at its exit.
 
         Args:
@@ -45,7 +55,6 @@ class ServerMetrics:
         try:
             yield
         finally:
-            model, usage = generations.model, generations.usage
             self._prompt_tokens[model] += usage.prompt_tokens
             self._cached_tokens[model] += usage.cached_tokens
             self._generated_tokens[model] += usage.completion_tokens

@@ -13,7 +13,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
-from stillhouse.serve.api.errors import error_body
+from stillhouse.serve.errors import error_body
 
 Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]

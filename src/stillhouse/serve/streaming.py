@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stillhouse.errors import StillhouseError
-from stillhouse.serve.api.errors import ClientDisconnected, error_body
 from stillhouse.serve.error_responses import log_fault
+from stillhouse.serve.errors import ClientDisconnected, error_body
 
 
 async def while_connected(request: Request, work: Any) -> Any:

@@ -21,7 +21,7 @@ import httpx2
 from stillhouse.console import console
 from stillhouse.errors import ApiError, AuthenticationError
 from stillhouse.models import Reference
-from stillhouse.serve.api.errors import InvalidRequestError
+from stillhouse.serve.errors import InvalidRequestError
 
 CONNECT_S = 10.0
 SILENCE_S = 600.0

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.models import Message as TemplateMessage
-from stillhouse.serve.api.errors import InvalidRequestError
 from stillhouse.serve.api.json_schemas import has_schema, output_schema
 from stillhouse.serve.api.request_parsing import penalties_from, sampling_from
 from stillhouse.serve.api.schema import ChatRequest, Message, ToolCall, ToolName
+from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.generation.chat_task import NO_LIMIT, ChatTask, ToolOptions, choose_tools
 from stillhouse.serve.tool_parser import is_encodable
 

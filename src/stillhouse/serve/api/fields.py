@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stillhouse.serve.api.errors import InvalidRequestError
+from stillhouse.serve.errors import InvalidRequestError
 
 HARMLESS = frozenset({
     # The OpenAI API: bookkeeping, caching and speed.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stillhouse.serve.api.errors import InvalidRequestError
 from stillhouse.serve.api.schema import ResponseFormat, SampledBody, StructuredOutputs
+from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.generation.chat_task import check_schema
 
 

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ValidationError
 
 from stillhouse.errors import ContextLengthError
 from stillhouse.models import LogitPenalties, Sampling
-from stillhouse.serve.api.errors import InvalidRequestError
 from stillhouse.serve.api.fields import check_extra_fields
 from stillhouse.serve.api.schema import SampledBody
 from stillhouse.serve.engines.base import Engine
+from stillhouse.serve.errors import InvalidRequestError
 
 Body = TypeVar("Body", bound=BaseModel)
 

@@ -13,8 +13,9 @@ from stillhouse.models import TokenLogprob
 from stillhouse.serve.api.logprobs import LogprobFormatter, logprob_formatter
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.engines.base import TextDelta
-from stillhouse.serve.generation.answers import AnswerPart, GeneratedAnswer, TokenUsage
+from stillhouse.serve.generation.answers import AnswerPart, GeneratedAnswer
 from stillhouse.serve.generation.choices import ChoiceGenerations
+from stillhouse.serve.metrics import TokenUsage
 from stillhouse.serve.streaming import error_event
 
 

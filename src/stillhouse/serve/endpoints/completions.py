@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stillhouse.serve.api.errors import InvalidRequestError
 from stillhouse.serve.api.json_schemas import has_schema, output_schema
 from stillhouse.serve.api.logprobs import logprob_formatter
 from stillhouse.serve.api.request_parsing import as_list, encode_text, penalties_from, sampling_from
@@ -17,9 +16,10 @@ from stillhouse.serve.api.responses import CompletionChoice, CompletionWriter
 from stillhouse.serve.api.schema import CompletionRequest
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.engines.base import GenerationRequest, check_request, require_capability
-from stillhouse.serve.generation.answers import TokenUsage
+from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.generation.choices import ChoiceGenerations, sampling_per_choice
 from stillhouse.serve.generation.respond import respond
+from stillhouse.serve.metrics import TokenUsage
 
 
 async def create_completion(context: ServerContext, request: Request, body: CompletionRequest) -> Response:

@@ -9,11 +9,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from stillhouse.serve.api.errors import InvalidRequestError
 from stillhouse.serve.api.request_parsing import as_list, encode_text
 from stillhouse.serve.api.schema import EmbeddingRequest
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.engines.base import require_capability
+from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.streaming import while_connected
 
 MAX_TEXTS = 2048

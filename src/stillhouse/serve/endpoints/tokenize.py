@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 
 from stillhouse.models import Sampling, token_bytes
 from stillhouse.serve.api.chat_request import template_messages
-from stillhouse.serve.api.errors import InvalidRequestError
 from stillhouse.serve.api.schema import DetokenizeRequest, TokenizeRequest
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.engines.base import Engine
+from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.generation.chat_prompt import build_chat_prompt
 from stillhouse.serve.generation.chat_task import ChatTask, choose_tools
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillhouse.models import NO_PENALTIES, LogitPenalties
-from stillhouse.serve.api.errors import InvalidRequestError
+from stillhouse.serve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from stillhouse.models import PromptEncoder, Sampling, TokenLogprob

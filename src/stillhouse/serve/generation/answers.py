@@ -68,15 +68,3 @@ class GeneratedAnswer:
 
 def _answer_part(parsed: str | ParsedCall) -> AnswerPart:
     return AnswerPart("content", parsed) if isinstance(parsed, str) else AnswerPart("tool_call", call=parsed)
-
-
-class TokenUsage:
-    """Counts the tokens of all answers of one request."""
-
-    def __init__(self, prompt_tokens: int) -> None:
-        self.prompt_tokens, self.completion_tokens, self.cached_tokens = prompt_tokens, 0, 0
-
-    def add(self, delta: TextDelta) -> None:
-        """Counts one delta."""
-        self.completion_tokens += delta.tokens
-        self.cached_tokens += delta.cached_tokens

@@ -9,8 +9,8 @@ from typing import Any
 
 from stillhouse.errors import StillhouseError
 from stillhouse.models import REASONING_END, REASONING_START, Message, Request, Sampling, ToolCallFormat
-from stillhouse.serve.api.errors import InvalidRequestError
 from stillhouse.serve.engines.base import Engine, require_capability
+from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.generation.chat_task import ChatTask
 from stillhouse.serve.generation.tool_prompt import TOOL_CALL_FORMAT, with_tool_prompt
 from stillhouse.serve.tool_parser import ToolCallParser

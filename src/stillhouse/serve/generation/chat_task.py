@@ -8,7 +8,7 @@ from typing import Any
 
 from stillhouse.errors import SchemaError
 from stillhouse.models import NO_PENALTIES, LogitPenalties, Message, Sampling, ToolCallFormat
-from stillhouse.serve.api.errors import InvalidRequestError
+from stillhouse.serve.errors import InvalidRequestError
 
 NO_LIMIT = 2**31 - 1
 """`max_tokens` of a request that sets none: the context limits the answer."""

@@ -12,9 +12,10 @@ from typing import Any
 from stillhouse.models import Sampling
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.engines.base import Engine, GenerationRequest, TextDelta, check_request
-from stillhouse.serve.generation.answers import GeneratedAnswer, TokenUsage
+from stillhouse.serve.generation.answers import GeneratedAnswer
 from stillhouse.serve.generation.chat_prompt import ChatPrompt, build_chat_prompt
 from stillhouse.serve.generation.chat_task import ChatTask
+from stillhouse.serve.metrics import TokenUsage
 
 
 class ChoiceGenerations:

@@ -92,7 +92,7 @@ async def respond(
 
     async def whole() -> Response:
         generations = await stack.enter_async_context(prepare())
-        stack.enter_context(context.metrics.measure(generations, started))
+        stack.enter_context(context.metrics.measure(generations.model, generations.usage, started))
         writer.begin(generations)
         async for answer, delta in generations.deltas(places):
             answer.add(delta)
@@ -102,7 +102,7 @@ async def respond(
 
     async def streamed() -> Response:
         generations = await stack.enter_async_context(prepare())
-        stack.enter_context(context.metrics.measure(generations, started))
+        stack.enter_context(context.metrics.measure(generations.model, generations.usage, started))
         events = _events(generations, writer, places)
         return EventStream(
             await anext(events), events, stack, media_type=writer.media_type, error=writer.error
