@@ -14,6 +14,7 @@ import pytest
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; output is then wrapped as on a terminal
 os.environ.pop("STILLHOUSE_API_KEY", None)  # servers of tests require the key that a test gives them
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -128,6 +128,23 @@ def test_json_reports_the_failure_on_stdout(recipe, failing, capsys):
     assert json.loads(capsys.readouterr().out) == {"error": "forbidden", "hint": "Ask.", "status": 3}
 
 
+@pytest.mark.parametrize("verb", [["verify"], ["trace", "verify"]])
+def test_both_verifications_have_the_same_statuses(verb, tmp_path, capsys):
+    """2 for a directory that is no run and no bundle; 1 for one that is damaged."""
+    file = "manifest.json" if verb == ["verify"] else "evidence.json"
+    assert main([*verb, str(tmp_path)]) == 2
+    assert f"contains no {file}" in capsys.readouterr().err
+    assert main([*verb, str(tmp_path / "nowhere")]) == 2
+    (tmp_path / file).write_text("{")
+    assert main([*verb, str(tmp_path)]) == 1
+
+
+def test_of_a_bundle_the_other_verification_is_named(tmp_path, capsys):
+    (tmp_path / "evidence.json").write_text("{}")
+    assert main(["verify", str(tmp_path)]) == 2
+    assert f"still trace verify {tmp_path}" in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_no_error():
     read, write = os.pipe()
     os.close(read)

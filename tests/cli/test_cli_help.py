@@ -1,7 +1,10 @@
 """Help, reference pages and completion: complete, correct and fast to import."""
 
+import collections
 import itertools
 import os
+import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -10,9 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stillhouse import __version__
+from stillhouse import __version__, errors
 from stillhouse.cli import app, main
-from stillhouse.cli.app import VERBS
+from stillhouse.cli.app import EPILOGUE, VERBS
+from stillhouse.cli.exit_status import EXIT_STATUSES
 from stillhouse.cli.generate_docs import PAGES
 from stillhouse.cli.help_text import unwrap
 from stillhouse.cli.overrides import gather_overrides
@@ -99,10 +103,81 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == __version__
 
 
-def test_completion_is_installed_where_the_shell_looks(tmp_path):
-    settings = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
-    settings.pop("XDG_DATA_HOME", None)
-    code = "import sys; from stillhouse.cli import main; sys.exit(main(['--install-completion']))"
-    subprocess.run([sys.executable, "-c", code], env=settings, check=True, capture_output=True)
-    script = tmp_path / ".local/share/bash-completion/completions/still"
-    assert all(verb in script.read_text() for verb in VERBS)
+def install_completion(home: Path, *options: str, answer: str | None = None) -> tuple[int, str]:
+    """Status and output of `--install-completion`; ``answer`` is typed on a terminal."""
+    settings = {**os.environ, "HOME": str(home), "SHELL": "/bin/bash"}
+    code = (
+        f"import sys; from stillhouse.cli import main; sys.exit(main({['--install-completion', *options]}))"
+    )
+    if answer is None:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        return done.returncode, done.stdout + done.stderr
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=settings,
+        stdin=slave,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    os.write(master, f"{answer}\n".encode())
+    output = process.communicate(timeout=60)[0].decode()
+    os.close(master)
+    os.close(slave)
+    return process.returncode, output
+
+
+def files_in(home: Path) -> list[str]:
+    return sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
+
+
+SCRIPT = ".local/share/bash-completion/completions/still"
+
+
+def test_completion_says_what_it_writes_and_asks(tmp_path):
+    status, output = install_completion(tmp_path, "--shell", "bash", answer="n")
+    assert (status, files_in(tmp_path)) == (0, [])
+    assert f"writes {tmp_path / SCRIPT}" in output
+    assert f"adds two lines to {tmp_path / '.bashrc'}" in output
+    assert "Continue? [y/N]" in output
+    status, _ = install_completion(tmp_path, "--shell", "bash", "--quiet", answer="y")
+    assert (status, files_in(tmp_path)) == (0, [".bashrc", SCRIPT])
+    script = (tmp_path / SCRIPT).read_text()
+    assert all(verb in script for verb in VERBS)
+    assert SCRIPT in (tmp_path / ".bashrc").read_text()
+
+
+def test_completion_without_a_terminal_needs_yes(tmp_path):
+    status, output = install_completion(tmp_path, "--shell", "bash")
+    assert (status, files_in(tmp_path)) == (2, [])
+    assert "no terminal to ask on" in output and "--yes" in output
+    assert install_completion(tmp_path, "--shell", "fish", "--yes")[0] == 0
+    assert files_in(tmp_path) == [".config/fish/completions/still.fish"]
+
+
+WORDS_OF_HELP = re.compile(r"[^\s│╭╮╰╯─]+")
+
+
+@pytest.mark.parametrize("verb", ["", *EVERY])
+def test_help_breaks_no_word_on_a_narrow_terminal(verb, monkeypatch, capsys):
+    words = {}
+    for columns in ("60", "80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setattr(app, "_console", Console())
+        assert main([*verb.split(), "--help"]) == 0
+        page = capsys.readouterr().out
+        words[columns] = collections.Counter(WORDS_OF_HELP.findall(page))
+        described = page.partition("Examples:")[0]
+        assert max(map(len, map(str.rstrip, described.splitlines()))) <= int(columns)
+    assert words["60"] == words["80"] == words["200"]
+
+
+def test_every_exit_status_is_in_the_table():
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    raised = {kind.exit_status for kind in classes if issubclass(kind, errors.StillhouseError)}
+    assert raised <= EXIT_STATUSES.keys() == {0, 1, 2, 3, 130, 141}
+    page = PAGES["cli.md"]()
+    for status, (phrase, meaning) in EXIT_STATUSES.items():
+        assert f"{status} {phrase}" in EPILOGUE
+        assert f"| {status} | {phrase} | {meaning} |" in page

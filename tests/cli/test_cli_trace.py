@@ -43,8 +43,8 @@ def test_verify_names_what_differs_and_exits_with_one(bundle, tmp_path, capsys):
     assert "transcripts/ours/exchangeable.parquet has other content than recorded" in capsys.readouterr().err
     assert main(["trace", "verify", str(copy), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["differences"]
-    assert main(["trace", "verify", str(tmp_path)]) == 1
-    assert "holds no evidence.json" in capsys.readouterr().err
+    assert main(["trace", "verify", str(tmp_path)]) == 2
+    assert "contains no evidence.json" in capsys.readouterr().err
 
 
 def test_key_prints_the_public_half_only(tmp_path, capsys):

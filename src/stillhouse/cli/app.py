@@ -1,7 +1,6 @@
 """The application: registers all verbs, and turns every failure into a message and an exit status.
 
-0 success · 1 failure · 2 invalid usage or recipe · 3 refused by a teacher's terms ·
-130 interrupted by ctrl-C · 141 the reader of a pipe has closed it.
+:mod:`.exit_status` has the table of exit statuses.
 """
 
 from __future__ import annotations
@@ -31,24 +30,24 @@ from stillhouse.cli import (
     train,
     verify,
 )
+from stillhouse.cli.completion import completion_command
+from stillhouse.cli.exit_status import INTERRUPTED, PIPE_CLOSED, SUCCESS, status_line
 from stillhouse.cli.failures import explain
-from stillhouse.cli.help_text import unwrap
+from stillhouse.cli.help_text import WholeNames, unwrap
 from stillhouse.cli.overrides import gather_overrides
 from stillhouse.console import console
 from stillhouse.errors import StillhouseError, UsageError
 
 SUMMARY = "Distil a large language model into a small one that you own."
-INTERRUPTED = 130
-
-EXIT_STATUS = """\
-Exit status: 0 success; 1 failure; 2 invalid usage or recipe; 3 refused by a teacher's terms.
+EPILOGUE = f"""\
+{status_line()}
 `still VERB --help` shows examples; `still --install-completion` sets up completion in your shell."""
 
 app = App(
     name="still",
     help=SUMMARY,
-    help_epilogue=EXIT_STATUS,
-    help_formatter="default",
+    help_epilogue=EPILOGUE,
+    help_formatter=WholeNames(),
     help_format="plaintext",
     version=__version__,
     suppress_keyboard_interrupt=False,
@@ -83,7 +82,7 @@ for position, (name, verb) in enumerate(VERBS.items()):
         subcommand.default(function)
         command.command(subcommand)
     app.command(command)
-app.register_install_completion_command()
+app.command(completion_command(app), name="--install-completion")
 
 
 def entry() -> NoReturn:
@@ -109,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`| head`) has closed the pipe. Without this Python fails again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return PIPE_CLOSED
     return status
 
 
@@ -120,7 +119,7 @@ def _run(tokens: list[str]) -> int:
     console.quiet = "--quiet" in tokens
     try:
         app(gather_overrides(tokens), exit_on_error=False, print_error=False)
-        return 0
+        return SUCCESS
     except KeyboardInterrupt:
         console.error("interrupted; run the same command again to resume")
         return INTERRUPTED

@@ -18,7 +18,8 @@ from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from stillhouse.cli.app import EXIT_STATUS, SUMMARY, VERBS, app
+from stillhouse.cli.app import SUMMARY, VERBS, app
+from stillhouse.cli.exit_status import status_table
 from stillhouse.files import atomic_write
 from stillhouse.provenance import terms_page
 from stillhouse.recipe import Recipe
@@ -67,12 +68,18 @@ duplicate key, a wrong type or a value out of range is an error that names the l
 DERIVED_DEFAULTS = {"teacher.model": "`student.model`"}
 """Defaults that come from another key, which a dataclass cannot express."""
 
+HINTS = (
+    "`still VERB --help` shows examples. `still --install-completion` sets up completion in your shell; it "
+    "says which files it writes, and asks (`--yes` for scripts; without a terminal and without `--yes` it "
+    "writes nothing)."
+)
+
 
 def command_page() -> str:
     """docs/cli.md: every verb with its options and examples."""
     _, *chapters = app.generate_docs(usage_name="still").split("\n## still ")
     chapters_by_verb = dict(zip(VERBS, chapters, strict=False))  # the last chapter is --install-completion
-    paragraphs = [GENERATED, "# The command `still`", SUMMARY, EXIT_STATUS]
+    paragraphs = [GENERATED, "# The command `still`", SUMMARY, HINTS, "## Exit statuses", status_table()]
     for name, verb in VERBS.items():
         module = sys.modules[verb.__module__]
         # cyclopts repeats the verb before the name of a subcommand

@@ -139,7 +139,13 @@ def verify(
         Key that the evidence must be signed with.
     """
     from stillhouse.trace import require_verified, rerun_bundle, verify_bundle
+    from stillhouse.trace.bundle.files import EVIDENCE
 
+    if not (directory / EVIDENCE).is_file():
+        raise UsageError(
+            f"{directory} is not a bundle of evidence: it contains no {EVIDENCE}",
+            hint="Name the directory that `still trace --out` wrote.",
+        )
     result = verify_bundle(directory, public_key=public_key)
     if rerun and not result.differences:
         rerun_bundle(directory, result)

@@ -34,7 +34,10 @@ def verify(
     from stillhouse.provenance import verify_run
 
     if not (directory / "manifest.json").is_file():
-        raise UsageError(f"{directory} is not a run: it contains no manifest.json")
+        hint = "Name the directory of a run, e.g. runs/quickstart."
+        if (directory / "evidence.json").is_file():
+            hint = f"It is a bundle of evidence: still trace verify {directory}."
+        raise UsageError(f"{directory} is not a run: it contains no manifest.json", hint=hint)
     result = verify_run(directory)
     report = {"directory": str(directory), "checked": result.checked, "differences": result.differences}
     if result.differences:
