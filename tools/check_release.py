@@ -1,7 +1,7 @@
 """Checks the wheel and the sdist in ``dist``: ``python tools/check_release.py``, run by ``make release``.
 
-The wheel must contain every tracked file of src/stillhouse and nothing else. The sdist must contain only
-tracked files, none of them large. Then the wheel is installed into an empty directory, and a Python process
+The wheel must contain every tracked file of src/stillhouse, the recipes, and nothing else. The sdist must
+contain only tracked files, none of them large. Then the wheel is installed into an empty directory, and a Python process
 outside the repository imports every public name and uses each kind of data file. Dependencies come from the
 environment that runs this script.
 """
@@ -39,9 +39,19 @@ for package, name in names:
     getattr(package, name)
 assert len(lazy) > 10 and len(names) > 100, (len(lazy), len(names))
 
+from stillhouse.corpus import load_prompts
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.shipped import shipped_recipes
+from stillhouse.recipe.study import is_study, load_study
+
 assert all_terms()
 for file in ("index.html", "vendor/katex.min.js", "vendor/fonts/KaTeX_Main-Regular.woff2"):
     assert resources.files("stillhouse.serve").joinpath("page", file).read_bytes()
+assert len(load_prompts("package:mmlu")) == 281
+assert {"quickstart", "r1-mini/study"} <= shipped_recipes().keys()
+for recipe in shipped_recipes().values():
+    assert recipe.is_relative_to(sys.argv[1]), recipe
+    load_study(recipe) if is_study(recipe) else load_recipe(recipe)
 for package, name in [
     ("pages", "page.css"),
     ("evaluate", "report.html.j2"),
@@ -82,6 +92,7 @@ def check_wheel(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {str(PurePosixPath(name).relative_to("src")) for name in tracked("src")}
+    expected |= {f"stillhouse/{name}" for name in tracked("recipes")}
     _require_same(path, files, expected)
 
 
@@ -120,7 +131,13 @@ def check_installed(wheel: Path) -> None:
         subprocess.run([*pip, str(wheel)], check=True)
         # PYTHONPATH precedes the editable installation of a development environment
         environment = {**os.environ, "PYTHONPATH": str(target)}
-        for arguments in (["-c", PROBE, str(target)], ["-m", "stillhouse.cli", "--version"]):
+        probe, still = ["-c", PROBE, str(target)], ["-m", "stillhouse.cli"]
+        for arguments in (
+            probe,
+            [*still, "--version"],
+            [*still, "init"],
+            [*still, "run", "r1-mini", "--dry-run"],
+        ):
             subprocess.run([sys.executable, *arguments], check=True, cwd=directory, env=environment)
 
 

@@ -16,7 +16,8 @@ from stillhouse.pipeline.stages import Stage, StageResult, create_student
 from stillhouse.recipe.load import parse_recipe
 
 SOUND = (
-    "name: n\nteacher: {model: embedded:smollm2}\nprompts: {source: p}\nstudent: {init: prune, layers: 2}\n"
+    "name: n\nteacher: {model: embedded:smollm2}\nprompts: {source: package:mmlu}\n"
+    "student: {init: prune, layers: 2}\n"
 )
 
 

@@ -20,6 +20,8 @@ from stillhouse.cli import (
     collect,
     evaluate,
     export,
+    fetch_embedded,
+    init,
     models,
     plan,
     push,
@@ -54,6 +56,7 @@ app = App(
     result_action="return_value",
 )
 VERBS = {
+    "init": init.init,
     "run": run.run,
     "plan": plan.plan,
     "collect": collect.collect,
@@ -68,6 +71,7 @@ VERBS = {
     "models": models.models,
     "terms": terms.terms,
     "verify": verify.verify,
+    "fetch-embedded": fetch_embedded.fetch_embedded,
 }
 for position, (name, verb) in enumerate(VERBS.items()):
     module = sys.modules[verb.__module__]

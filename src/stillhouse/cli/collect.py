@@ -15,8 +15,8 @@ from stillhouse.cli.run_stages import run_part
 
 EXAMPLES = """\
 Examples:
-  still collect recipes/quickstart.yaml
-  still collect recipes/quickstart.yaml --collect.samples 4 --out runs/four"""
+  still collect quickstart
+  still collect quickstart --collect.samples 4 --out runs/four"""
 
 
 def collect(

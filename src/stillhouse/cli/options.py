@@ -45,4 +45,6 @@ Restart = Annotated[
     bool,
     Parameter(negative="", show_default=False, help="Start over; an existing run is moved to DIR.1."),
 ]
-RecipeFile = Annotated[Path, Parameter(metavar="RECIPE", help="A YAML file; docs/recipe.md lists its keys.")]
+RecipeFile = Annotated[
+    Path, Parameter(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe, e.g. quickstart.")
+]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  still plan recipes/quickstart.yaml
-  still plan recipes/quickstart.yaml --train.tokens 1_000_000 --json"""
+  still plan quickstart
+  still plan quickstart --train.tokens 1_000_000 --json"""
 
 
 def plan(

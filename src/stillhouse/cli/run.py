@@ -21,10 +21,10 @@ from stillhouse.errors import UsageError
 
 EXAMPLES = """\
 Examples:
-  still run recipes/quickstart.yaml
-  still run recipes/quickstart.yaml --train.epochs 2 --out runs/longer
-  still run recipes/quickstart.yaml --dry-run
-  still run recipes/r1-mini/study.yaml --seeds '[1]'"""
+  still run quickstart
+  still run mine.yaml --train.epochs 2 --out runs/longer
+  still run mine.yaml --dry-run
+  still run r1-mini/study --seeds '[1]'"""
 
 
 def run(
@@ -49,8 +49,10 @@ def run(
     dry_run
         Load no weights; print stages, tokens, memory, time and cost.
     """
+    from stillhouse.recipe.shipped import find_recipe
     from stillhouse.recipe.study import is_study
 
+    recipe = find_recipe(recipe)
     if is_study(recipe):
         from stillhouse.cli.study import show_study
 

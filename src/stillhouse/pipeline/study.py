@@ -24,6 +24,7 @@ from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.files import atomic_write, read_json, read_json_lines, write_json
 from stillhouse.hashing import sha256_file, sha256_json
 from stillhouse.plan.cost_formulas import forward_flops, training_flops
+from stillhouse.plan.requirements import missing, raise_missing
 from stillhouse.plan.shapes import Shape, shape_of
 from stillhouse.provenance import Manifest, versions
 from stillhouse.recipe import Recipe
@@ -48,10 +49,12 @@ def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict
         run: :func:`stillhouse.pipeline.run`.
 
     Raises:
+        MissingExtraError: an arm needs what is not installed.
         RecipeError: `make` cannot be loaded, or an arm's directory holds another recipe.
     """
     from stillhouse.evaluate import study_page, study_results
 
+    _require_available(study, directory)
     for seed in study.seeds:
         runs = directory / f"seed-{seed}"
         data = _make_data(study, file, seed, runs / "data")
@@ -66,6 +69,14 @@ def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict
     write_json(directory / "study.json", results)
     atomic_write(directory / "study.html", study_page(results))
     return results
+
+
+def _require_available(study: Study, directory: Path) -> None:
+    """Raises one error for everything that the arms lack, except what the study itself makes."""
+    runs = directory / f"seed-{study.seeds[0]}"
+    recipes = [arm_recipe(study, name, study.seeds[0], runs / "data", runs) for name in study.arms]
+    lacking = (item for recipe in recipes for item in missing(recipe))
+    raise_missing([item for item in lacking if str(runs) not in item.what])
 
 
 def _make_data(study: Study, file: Path, seed: int, data: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stillhouse.plan.cost_formulas import Machine
 from stillhouse.plan.machine import measure_machine
 from stillhouse.plan.preflight import preflight
+from stillhouse.plan.requirements import require_available
 from stillhouse.plan.shapes import shape_of, student_shape
 from stillhouse.plan.stage_costs import PlanInputs, StagePlan, plan_stages
 from stillhouse.plan.workload import api_cost, estimate_workload
@@ -59,6 +60,7 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
     from stillhouse.models import describe, recipe_terms
     from stillhouse.provenance import combine_verdicts, judge_terms
 
+    require_available(recipe)
     preflight(recipe)  # first, so that an invalid recipe fails before prompts are read
     source = recipe.prompts
     prompts = load_prompts(source.source, column=source.column, limit=source.limit, seed=recipe.seed)

@@ -24,6 +24,7 @@ from stillhouse.recipe.field_types import hashed_values
 from stillhouse.recipe.paths import map_paths, resolve_path, resolve_paths
 from stillhouse.recipe.retired import RetiredValues, restore_retired, retired_complaints, take_retired
 from stillhouse.recipe.sections import Recipe
+from stillhouse.recipe.shipped import shipped_recipes
 from stillhouse.recipe.suggest import did_you_mean, nearest
 from stillhouse.recipe.validation import broken_rules
 from stillhouse.recipe.yaml_lines import KeyPath, Origins, dump_yaml, read_yaml
@@ -81,9 +82,13 @@ def read_text(file: Path, what: str = "recipe") -> str:
     try:
         return file.read_text("utf-8")
     except FileNotFoundError as error:
-        siblings = {path.stem: path for path in sorted(file.parent.glob("*.y*ml"))}
-        near = nearest(file.stem, siblings)
-        hint = f"Did you mean `{siblings[near]}`?" if near else None
+        candidates = {path.stem: str(path) for path in sorted(file.parent.glob("*.y*ml"))}
+        if what == "recipe":
+            candidates = {name: name for name in shipped_recipes()} | candidates
+        near = nearest(file.stem, candidates)
+        hint = f"Did you mean `{candidates[near]}`?" if near else None
+        if near is None and what == "recipe":
+            hint = f"Recipes that come with Stillhouse: {', '.join(shipped_recipes())}."
         raise RecipeError(f"no such {what}: {file}", hint=hint) from error
     except OSError as error:
         raise RecipeError(f"cannot read the {what} {file}: {error.strerror}") from error

@@ -171,10 +171,13 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
 
 
+def is_path(text: str) -> bool:
+    """Whether a text names a file or directory here, rather than a model hub, an API or a package."""
+    return bool(text) and "\0" not in text and not text.startswith(_VARIABLE) and not _SCHEME.match(text)
+
+
 def _is_relative(text: str) -> bool:
-    return bool(text) and not (
-        Path(text).is_absolute() or text.startswith(("~", _VARIABLE)) or _SCHEME.match(text) or "\0" in text
-    )
+    return is_path(text) and not (Path(text).is_absolute() or text.startswith("~"))
 
 
 def _exists(path: Path) -> bool:

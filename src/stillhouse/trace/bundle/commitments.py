@@ -134,12 +134,14 @@ def salted_hash(salt: str, data: bytes) -> str:
 
 
 def code_hash() -> str:
-    """SHA-256 over the names and contents of the package's own files."""
+    """SHA-256 over the names and contents of the package's own files, without the recipes in a wheel."""
     package = Path(__file__).parents[2]
     files = sorted(
         path
         for path in package.rglob("*")
-        if path.is_file() and path.suffix in (".py", ".j2", ".css", ".yaml")
+        if path.is_file()
+        and path.suffix in (".py", ".j2", ".css", ".yaml")
+        and not path.is_relative_to(package / "recipes")
     )
     return sha256_json([[path.relative_to(package).as_posix(), sha256_file(path)] for path in files])
 
