@@ -1,9 +1,9 @@
 """Checks the wheel and the sdist in ``dist``: ``python tools/check_release.py``, run by ``make release``.
 
 The wheel must contain every tracked file of src/stillhouse, the recipes, and nothing else. The sdist must
-contain only tracked files, none of them large. Then the wheel is installed into an empty directory, and a Python process
-outside the repository imports every public name and uses each kind of data file. Dependencies come from the
-environment that runs this script.
+contain only tracked files, none of them large. Then the wheel is installed into an empty directory, and a
+Python process outside the repository imports every public name, uses each kind of data file and reads every
+recipe. Dependencies come from the environment that runs this script.
 """
 
 from __future__ import annotations
