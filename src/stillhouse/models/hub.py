@@ -8,6 +8,7 @@ from stillhouse.errors import ModelNotFoundError
 from stillhouse.models.reference import Reference
 
 ALL = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "README.md", "LICENSE*"]
+TOKENIZER = ["config.json", "*token*.json", "*.jinja", "*.model", "vocab*", "merges.txt"]
 SMALL = ["config.json", "*.safetensors.index.json", "tokenizer*.json", "*.jinja", "README.md"]
 
 

@@ -85,7 +85,8 @@ def load_weights(reference: str, *, dtype: str = "float32") -> Weights:
 def load_tokenizer(reference: str) -> tuple[PreTrainedTokenizerFast, ChatTemplate]:
     """Tokenizer and chat template of ``reference``, without the weights; raises as `load_weights` does."""
     parsed = parse_reference(reference)
-    return _tokenizer(parsed, local_path(parsed))
+    path = hub.fetch(parsed, hub.TOKENIZER) if parsed.kind == "hub" else local_path(parsed)
+    return _tokenizer(parsed, path)
 
 
 def require_rows(path: Path, tokenizer: PreTrainedTokenizerFast, rows: int) -> None:

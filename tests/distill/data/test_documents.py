@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.distill.data.documents import Document, documents_hash, make_documents
+from stillhouse.errors import ModelError
 from stillhouse.models import ChatTemplate
 
 CHATML = """{% for message in messages %}<|im_start|>{{ message['role'] }}
@@ -111,3 +112,23 @@ def test_the_hash_changes_with_every_part():
     ]
     assert documents_hash(base) == documents_hash([Document("a", ids.copy(), loss.copy()), base[1]])
     assert len({documents_hash(documents) for documents in [base, *others]}) == 6
+
+
+def test_an_exchange_that_the_template_refuses_is_left_out_and_named(tokenizer, capsys):
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    strict = ChatTemplate(CHATML + refusal)
+    good, bad = exchange(1, "q", "a"), exchange(2, "q", "a")
+    bad["messages"].insert(0, {"role": "system", "content": "s"})
+    (document,) = make([bad, good], tokenizer, strict)
+    assert document.id == "row-1"
+    assert "1 of 2 conversations cannot be rendered" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ModelError, match=r"cannot render any of 1 conversations; first row-2: .*no system"):
+        make([bad], tokenizer, strict)
+
+
+def test_a_turn_of_weight_0_has_no_loss(tokenizer, template):
+    row = exchange(1, "2+7?", "Nonsense.", "No.", "9.")
+    row["messages"][1]["weight"] = 0
+    row["messages"][3]["weight"] = None
+    (document,) = make([row], tokenizer, template)
+    assert spelled(tokenizer, document.labels) == "9.<|im_end|>"

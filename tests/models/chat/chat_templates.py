@@ -77,6 +77,33 @@ R1 = """\
 {{- '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}
 {%- endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"""
 
+GPT_OSS = """\
+{{- '<|start|>system<|message|>Reasoning: medium<|end|>' }}{% for message in messages %}
+{%- if message.role == 'assistant' %}
+    {%- if message.tool_calls %}
+        {{- '<|start|>assistant to=functions.' + message.tool_calls[0].function.name }}
+        {{- '<|channel|>commentary json<|message|>' }}
+        {{- message.tool_calls[0].function.arguments | tojson + '<|call|>' }}
+    {%- elif loop.last and not add_generation_prompt %}
+        {%- if 'thinking' in message %}
+            {{- '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' }}
+        {%- endif %}
+        {{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|return|>' }}
+    {%- else %}{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}
+    {%- endif %}
+{%- elif message.role == 'tool' %}
+    {%- if not loop.previtem.tool_calls %}{{- raise_exception('no call before') }}{% endif %}
+    {{- '<|start|>functions to=assistant<|message|>' + message.content | tojson + '<|end|>' }}
+{%- else %}{{- '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{- '<|start|>assistant' }}{% endif %}"""
+
+THINK_PROMPT = """\
+{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' and loop.last %}
+    {{- '<think>\\n' + message.reasoning_content | default('') + '\\n</think>\\n\\n' + message.content }}
+{%- else %}{{- message.content }}{% endif %}{{- '<|im_end|>\\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
+
 QWEN_TOOLS = """\
 {%- if tools %}{{- '<|im_start|>system\\n' }}
 {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{% endif %}
@@ -137,7 +164,8 @@ MARKED = """\
 
 SPECIAL = [
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-    "<start_of_turn>", "<end_of_turn>", "<｜end▁of▁sentence｜>",
+    "<start_of_turn>", "<end_of_turn>", "<｜end▁of▁sentence｜>", "<|start|>", "<|channel|>", "<|message|>",
+    "<|end|>", "<|return|>", "<|call|>",
 ]  # fmt: skip
 NOT_SPECIAL = ["<think>", "</think>", "<｜User｜>", "<｜Assistant｜>"]
 MERGES = ["Ċ Ċ", "Ġ Ġ", "h e", "t he", "Ġ t", "Ġt he", "Ġ a", "o u", "< |", "| >", "s t"]

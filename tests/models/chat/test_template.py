@@ -10,7 +10,6 @@ from chat_templates import (
     LLAMA3,
     MARKED,
     QWEN3,
-    R1,
     SMOLLM2,
     SPECIAL,
     tokenizer,
@@ -167,8 +166,9 @@ def test_a_template_that_drops_the_last_reasoning_is_refused():
 
 
 def test_a_template_that_contradicts_itself_is_refused():
+    source = CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>robot\n{% endif")
     with pytest.raises(ModelError, match="prompts for an answer differently") as caught:
-        ChatTemplate(R1, TOKENS).encode(tokenizer(), turns("q", "a"))
+        ChatTemplate(source).encode(tokenizer(), turns("q", "a"))
     assert "student.template" in (caught.value.hint or "")
 
 

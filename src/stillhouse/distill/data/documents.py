@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stillhouse.console import console
+from stillhouse.errors import ModelError
 from stillhouse.hashing import sha256_bytes, sha256_json
 
 if TYPE_CHECKING:
@@ -75,20 +76,29 @@ def make_documents(
 ) -> list[Document]:
     """Turns corpus rows into documents, in the same order.
 
-    A document longer than ``max_length`` tokens is cut at its end. A document without a token to learn is
-    dropped; the number of both is reported on stderr.
+    A document longer than ``max_length`` tokens is cut at its end. A document without a token to learn, and
+    one that the template cannot render, are left out; the number of each is reported on stderr.
 
     Args:
         rows: each with ``id`` and ``messages``; values of None inside a message count as absent.
         loss_on: ``assistant`` learns the tokens that the template marks as the assistant's, ``all`` every
             token.
         max_length: tokens.
+
+    Raises:
+        ModelError: the template cannot render any of the conversations.
     """
     documents = []
     cut = dropped = 0
+    refused: list[str] = []
+    hint = None
     for row in rows:
-        messages = messages_of(row)
-        ids, assistant = template.encode(tokenizer, messages)
+        try:
+            ids, assistant = template.encode(tokenizer, messages_of(row), tools=row.get("tools"))
+        except ModelError as error:
+            refused.append(f"{row['id']}: {error}")
+            hint = error.hint
+            continue
         cut += len(ids) > max_length
         document = Document(
             id=str(row["id"]),
@@ -99,7 +109,17 @@ def make_documents(
             documents.append(document)
         else:
             dropped += 1
+    if refused and not documents:
+        raise ModelError(
+            f"the chat template cannot render any of {len(refused)} conversations; first {refused[0]}",
+            hint=hint,
+        )
     _report(len(documents), cut, dropped, max_length)
+    if refused:
+        console.warn(
+            f"{len(refused)} of {len(documents) + dropped + len(refused)} conversations cannot be rendered "
+            f"with the chat template and were left out; first {refused[0]}"
+        )
     return documents
 
 

@@ -42,11 +42,11 @@ class ChatTokenizer:
         self.token_bytes = token_bytes(tokenizer)
         self._ends = template.end_token_ids(tokenizer)
 
-    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[TokenRange]]:
-        """Token ids of the conversation, and the positions of the assistant's turns."""
-        ids, written = self.template.encode(self.tokenizer, messages)
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], written, [False]]).astype(np.int8)))
-        return ids, [range(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+    def encode(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[list[int], dict[int, TokenRange]]:
+        """Token ids of the conversation, and the positions of each learned turn by its message's index."""
+        return self.template.encode_turns(self.tokenizer, messages, tools=tools)
 
     def ends_answer(self, token: int) -> bool:
         """Whether a token ends an answer."""
@@ -55,7 +55,8 @@ class ChatTokenizer:
     def end_id(self) -> int | None:
         """The token with which the template ends an answer; None if it ends one with text or with nothing."""
         ids, turns = self.encode([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
-        return ids[turns[-1][-1]] if turns and self.ends_answer(ids[turns[-1][-1]]) else None
+        last = ids[turns[1][-1]] if turns.get(1) else -1
+        return last if self.ends_answer(last) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,9 @@ def align_documents(
             continue
         messages = messages_of(row)
         teacher_messages = messages if teacher_view is None else teacher_view(messages)
-        teacher_document, spans_S4 = _align(messages, teacher_messages, document, teacher, student, by)
+        teacher_document, spans_S4 = _align(
+            messages, teacher_messages, document, teacher, student, by, row.get("tools")
+        )
         teacher_documents.append(teacher_document)
         spans.append(spans_S4)
         document = next(remaining, None)
@@ -138,17 +141,20 @@ def _align(
     teacher: ChatTokenizer,
     student: ChatTokenizer,
     by: str,
+    tools: Sequence[Mapping[str, Any]] | None,
 ) -> tuple[Document, np.ndarray]:
     """The teacher's document, and the spans as rows, int64 [S, 4]."""
-    teacher_ids, teacher_turns = teacher.encode(teacher_messages)
-    student_ids, student_turns = student.encode(messages)
+    teacher_ids, teacher_turns = teacher.encode(teacher_messages, tools)
+    student_ids, student_turns = student.encode(messages, tools)
     assert np.array_equal(document.ids, student_ids[: len(document)]), "the document was made in another way"
-    answers = [message for message in messages if message.get("role") == "assistant"]
     spans: list[Span] = []
-    # Matched from the last turn back: a template may leave out earlier turns with their thoughts, and the
-    # examples that only the teacher reads come first.
-    turns = zip(reversed(answers), reversed(teacher_turns), reversed(student_turns), strict=False)
-    for message, teacher_turn, student_turn in reversed(list(turns)):
+    # The examples that only the teacher reads come first. A turn that one of the two templates makes context
+    # (without its reasoning, say) has no counterpart.
+    more = len(teacher_messages) - len(messages)
+    for index, student_turn in student_turns.items():
+        message, teacher_turn = messages[index], teacher_turns.get(index + more)
+        if teacher_turn is None:
+            continue
         if by == "tokens":
             spans += [(t, 1, s, 1) for t, s in zip(teacher_turn, student_turn, strict=False)]
         else:

@@ -54,8 +54,9 @@ def make_teacher_documents(
         if done == len(documents) or str(row["id"]) != documents[done].id:
             continue
         messages = messages_of(row)
-        student_T = np.asarray(template.encode(tokenizer, messages)[1]) | (loss_on == "all")
-        ids, marks = template.encode(tokenizer, teacher_view(messages))
+        tools = row.get("tools")
+        student_T = np.asarray(template.encode(tokenizer, messages, tools=tools)[1]) | (loss_on == "all")
+        ids, marks = template.encode(tokenizer, teacher_view(messages), tools=tools)
         teacher_T = np.asarray(marks) | (loss_on == "all")
         teacher_documents.append(_teacher_document(documents[done], student_T, ids, teacher_T))
     assert len(teacher_documents) == len(documents), "rows are those that the documents were made from"

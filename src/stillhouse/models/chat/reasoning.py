@@ -2,6 +2,8 @@
 
 This is the only parser of such blocks: :func:`split_reasoning` for a whole text, :class:`ReasoningStream` for
 text that arrives in pieces, :func:`leading_reasoning` where a caller must know whether the block was closed.
+Where the prompt is known (local models), only `<think>` that the text or the prompt opens counts. A text of
+unknown origin (a file, an API) may also begin with a closed block in another model's marks (:data:`MARKS`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,24 @@ from typing import Literal
 REASONING_START, REASONING_END = "<think>", "</think>"
 REASONING_BLOCK = re.compile(rf"{REASONING_START}(.*?){REASONING_END}", re.DOTALL)
 """A closed block anywhere in a text."""
+MARKS = (
+    (REASONING_START, REASONING_END),
+    ("<thinking>", "</thinking>"),
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # OpenThoughts, Sky-T1
+)
+"""What opens and closes a block of reasoning."""
+_MARKED = re.compile(
+    r"\A\s*(?:"
+    + "|".join(f"{re.escape(start)}(.*?){re.escape(end)}" for start, end in MARKS[1:])
+    + r")(?P<answer>.*)\Z",
+    re.DOTALL,
+)
+_SOLUTION = re.compile(r"\A\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>)?\s*\Z", re.DOTALL)
+# A model that closes the block of its prompt writes the mark right after its reasoning and right before its
+# answer, or on a line of its own. An answer that speaks of the mark has a blank or quotation marks beside it.
+_CLOSED_ONLY = re.compile(rf"(?:\A|[^ \t`'\"(]){REASONING_END}(?=\Z|[^ \t`'\".,;:!?)])")
 _LEADING = re.compile(
     rf"\A\s*{REASONING_START}(?P<reasoning>.*?)(?:{REASONING_END}(?P<answer>.*)|\Z)", re.DOTALL
 )
@@ -35,13 +55,20 @@ def split_reasoning(text: str, *, inside: bool | None = None) -> tuple[str, str 
 
     Args:
         inside: whether the prompt ended with `<think>`, so that the text begins inside the block. None where
-            the prompt is unknown: then a text that only closes a block is taken to begin inside it.
+            the prompt is unknown: then a text that closes a block as a model does, without opening one, is
+            taken to begin inside it, and the marks of other models count, too.
 
     Returns:
         The answer without newlines around it, and the reasoning or None where there is none.
     """
     if inside is None:
-        inside = REASONING_START not in text and REASONING_END in text
+        if marked := _MARKED.match(text):
+            reasoning = next(group for group in marked.groups()[:-1] if group is not None)
+            answer = marked["answer"]
+            if solution := _SOLUTION.match(answer):
+                answer = solution[1]
+            return answer.strip("\n"), reasoning.strip() or None
+        inside = REASONING_START not in text and _closes_reasoning(text)
     # Some models repeat the `<think>` that the prompt already holds.
     if inside and not text.lstrip().startswith(REASONING_START):
         text = REASONING_START + text
@@ -50,6 +77,13 @@ def split_reasoning(text: str, *, inside: bool | None = None) -> tuple[str, str 
         return text, None
     reasoning, answer = block
     return (answer or "").strip("\n"), reasoning.strip() or None
+
+
+def _closes_reasoning(text: str) -> bool:
+    """Whether ``text`` closes a block that its prompt opened, rather than speaking of the mark."""
+    match = _CLOSED_ONLY.search(text)
+    # Within a fence of code, the mark is quoted.
+    return match is not None and text.count("```", 0, match.start()) % 2 == 0
 
 
 class ReasoningStream:

@@ -8,6 +8,7 @@ the template alone (`assistant_mask`). Text inside a message cannot forge a turn
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ PLAIN = """{{ bos_token }}{% for message in messages %}
 _SET_TEMPLATE = "Set student.template: teacher, or put another chat template into the model's directory."
 # Noncharacters around the number of a special token that a message spells; never valid in interchanged text.
 _PLACEHOLDER_START, _PLACEHOLDER_END = "\ufdd0", "\ufdd1"
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,9 @@ class ChatTemplate:
         import jinja2
 
         try:
+            prepared = [self._prepared(message) for message in messages]
             return self._run(
-                {
-                    "messages": [self._with_inline_reasoning(message) for message in messages],
-                    "add_generation_prompt": add_generation_prompt,
-                    **{"tools": None, "documents": None, **self.special_tokens, **variables},
-                }
+                self._variables(prepared, add_generation_prompt=add_generation_prompt, **variables)
             )
         except jinja2.TemplateSyntaxError as error:
             raise ChatTemplateError(
@@ -133,36 +132,85 @@ class ChatTemplate:
             ) from error
 
     def encode(
-        self, tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[list[int], list[bool]]:
-        """Token ids [T] of the conversation, and which of them the assistant wrote [T].
+        """Token ids [T] of the conversation, and which of them the assistant wrote and learns [T].
+
+        As :meth:`encode_turns`.
+        """
+        ids, turns = self.encode_turns(tokenizer, messages, tools=tools)
+        mask = [False] * len(ids)
+        for turn in turns.values():
+            mask[turn.start : turn.stop] = [True] * len(turn)
+        return ids, mask
+
+    def encode_turns(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[list[int], dict[int, range]]:
+        """Token ids [T] of the conversation, and the tokens of each message that is learned, by its index.
 
         The assistant's part of a turn begins where generation would begin and ends with the end-of-turn
-        token. An earlier turn whose reasoning the template leaves out is context and is not learned.
+        token. A turn with a `weight` of 0, and an earlier one whose reasoning the template leaves out, is
+        context and is not learned.
+
+        Args:
+            tools: functions that the conversation may call, in OpenAI's form.
 
         Raises:
-            ModelError: the template refuses the messages, or contradicts itself about where a turn begins.
+            ModelError: the template refuses the messages, contradicts itself about where the last answer
+                begins, or leaves out tools, calls or their results.
         """
-        from stillhouse.models.chat.assistant_mask import assistant_spans
-
-        # Every segment is encoded alone: no token may straddle the border between prompt and answer.
         guard = _Guard(tokenizer, self)
-        text, spans = assistant_spans(
-            self.render_marked, guard.messages(messages), list(guard.added_tokens), guard.turn_tokens
+        text, turns = self._turns(
+            guard.messages(messages),
+            guard.replaced(list(tools or ()), guard.added_tokens),
+            list(guard.added_tokens),
+            guard.turn_tokens,
         )
+        # Every segment is encoded alone: no token may straddle the border between prompt and answer.
         ids: list[int] = []
-        mask: list[bool] = []
+        ranges: dict[int, range] = {}
         previous_end = 0
-        for start, end in [*spans, (len(text), len(text))]:
-            for segment_start, segment_end, is_assistant in (
-                (previous_end, start, False),
-                (start, end, True),
-            ):
-                segment_ids = guard.encode(text[segment_start:segment_end], text[:segment_start])
-                ids += segment_ids
-                mask += [is_assistant] * len(segment_ids)
+        for index, start, end in turns:
+            ids += guard.encode(text[previous_end:start], text[:previous_end])
+            first = len(ids)
+            ids += guard.encode(text[start:end], text[:start])
+            ranges[index] = range(first, len(ids))
             previous_end = end
-        return ids, mask
+        ids += guard.encode(text[previous_end:], text[:previous_end])
+        return ids, ranges
+
+    def check(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Raises the ModelError that :meth:`encode` would raise, without its tokens."""
+        guard = _Guard(tokenizer, self)
+        added, marks = list(guard.added_tokens), guard.turn_tokens
+        self._turns(guard.messages(messages), guard.replaced(list(tools or ()), added), added, marks)
+
+    def _turns(
+        self, messages: Sequence[Message], tools: Any, added_tokens: list[str], turn_tokens: list[str]
+    ) -> tuple[str, list[tuple[int, int, int]]]:
+        from stillhouse.models.chat.assistant_mask import assistant_turns, require_tools
+
+        variables = {"tools": tools} if tools else {}
+        text, turns = assistant_turns(
+            functools.partial(self.render_marked, **variables), messages, added_tokens, turn_tokens
+        )
+        require_tools(text, messages, tools)
+        return text, turns
 
     def encode_prompt(
         self,
@@ -198,6 +246,11 @@ class ChatTemplate:
         ends = [tokenizer.eos_token_id, tokenizer.backend_tokenizer.token_to_id(token) if token else None]
         return {number for number in ends if isinstance(number, int)}
 
+    def _variables(self, messages: list[Message], **variables: Any) -> dict[str, Any]:
+        """The variables that the template reads."""
+        absent = {"add_generation_prompt": False, "tools": None, "documents": None}
+        return {"messages": messages, **absent, **self.special_tokens, **variables}
+
     def _run(self, variables: Mapping[str, Any]) -> str:
         from stillhouse.models.chat.jinja_sandbox import compile_template
 
@@ -211,13 +264,54 @@ class ChatTemplate:
         except ModelError:
             return ""
 
-    def _with_inline_reasoning(self, message: Message) -> Message:
-        """The message with its reasoning as a `<think>` block, where the template lacks the field."""
+    def _prepared(self, message: Message) -> Message:
+        """The message as this template reads it: without `weight`, its reasoning and calls in its form."""
+        message = {key: value for key, value in message.items() if key != "weight"}
+        if message.get("tool_calls") and self._reads_arguments_as_text:
+            message["tool_calls"] = [_with_text_arguments(call) for call in message["tool_calls"]]
         reasoning = message.get("reasoning_content")
-        if not reasoning or "reasoning_content" in self.source:
+        if not reasoning or self._reasoning_field == "reasoning_content":
             return message
+        del message["reasoning_content"]
+        if self._reasoning_field is not None:
+            return {**message, self._reasoning_field: reasoning}
         block = f"{REASONING_START}\n{reasoning}\n{REASONING_END}"
         return {**message, "content": f"{block}\n\n{message.get('content') or ''}"}
+
+    @functools.cached_property
+    def _reasoning_field(self) -> str | None:
+        """The message field in which the template reads reasoning; None where it has none."""
+        for name in _REASONING_FIELDS:
+            if name not in self.source:
+                continue
+            answer = {"role": "assistant", "content": "x", name: _PLACEHOLDER_START}
+            try:
+                text = self._run(self._variables([{"role": "user", "content": "x"}, answer]))
+            except Exception:  # it may need another conversation, which says nothing about the field
+                text = _PLACEHOLDER_START if name == _REASONING_FIELDS[0] else ""
+            if _PLACEHOLDER_START in text:
+                return name
+        return None
+
+    @functools.cached_property
+    def _reads_arguments_as_text(self) -> bool:
+        """Whether the template needs a call's arguments as JSON text: it fails on an object, not on text."""
+
+        def renders(arguments: Any) -> bool:
+            call = {"id": "call00000", "type": "function", "function": {"name": "x", "arguments": arguments}}
+            answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+            try:
+                return "x" in self._run(self._variables([{"role": "user", "content": ""}, answer]))
+            except Exception:  # a template is a third-party program: it can fail in any way
+                return False
+
+        return not renders({"y": 1}) and renders('{"y": 1}')
+
+
+def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def compare_templates(teacher: ChatTemplate, student: ChatTemplate) -> str | None:
@@ -292,4 +386,4 @@ class _Guard:
 
 
 # Our own placeholders in a message are noncharacters, which have no meaning in text, and are dropped.
-_NO_PLACEHOLDERS = dict.fromkeys(range(0xFDD0, 0xFDD5))
+_NO_PLACEHOLDERS = dict.fromkeys(range(0xFDD0, 0xFDD6))
