@@ -115,7 +115,7 @@ def _measure(
                 hint="Omit --teacher to measure perplexity and speed alone.",
             )
         candidates.insert(0, Candidate("teacher", teacher, weights, parse_reference(teacher).path))
-    rows = [{"id": p.id, "messages": p.messages} for p in exchanges]
+    rows = [{"id": p.id, "messages": p.messages, "tools": p.tools} for p in exchanges]
     documents = make_documents(
         rows, student.tokenizer, student.template, loss_on="assistant", max_length=max_length
     )
@@ -124,10 +124,12 @@ def _measure(
 
 def _load_exchanges(data: str, limit: int | None) -> list[Prompt]:
     """The conversations of a file that end with the assistant's answer; at least one."""
-    from stillhouse.corpus import load_prompts
+    from stillhouse.corpus import read_prompts
 
     try:
-        conversations = load_prompts(data, limit=limit)
+        prompt_set = read_prompts(data, limit=limit)
+        prompt_set.report()
+        conversations = prompt_set.prompts
     except CorpusError as error:
         if error.hint is None or "prompts.column" not in error.hint:
             raise

@@ -1,10 +1,12 @@
-"""Conversations as lists of messages: role, content, and an assistant's `reasoning_content`.
+"""Conversations as lists of messages: role, content, and an assistant's `reasoning_content` and `tool_calls`.
 
-Only text is stored. Tool calls and images do not fit this schema; reading prompts refuses them.
+An assistant's turn with a `weight` of 0 is context: it is not learned. Images and sound do not fit this
+schema; reading prompts refuses them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,5 +32,13 @@ def user_text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def answer_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The last answer without its reasoning; empty if the last message is not the assistant's."""
-    return messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
+    """The last answer without its reasoning, its calls as JSON; empty if the assistant is not the last."""
+    if not messages or messages[-1]["role"] != "assistant":
+        return ""
+    calls = messages[-1].get("tool_calls") or ()
+    return "\n".join(filter(None, [messages[-1]["content"], *(json.dumps(c["function"]) for c in calls)]))
+
+
+def without_weights(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The messages without `weight`, which is for training alone: neither templates nor APIs know it."""
+    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]

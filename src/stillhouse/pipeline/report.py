@@ -118,7 +118,8 @@ def _add_samples(
 
 def corpus_counts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of collecting and filtering for the report; the manifest has all of them."""
-    hidden = (*TIMES, "lowest_concurrency")
+    records = ("read_as", "tags", "unused_columns", "duplicates", "rejected_records")
+    hidden = (*TIMES, "lowest_concurrency", *records)
     return {k: v for k, v in facts.items() if k not in hidden and (v or k not in BOOKKEEPING)}
 
 

@@ -20,7 +20,7 @@ from stillhouse.recipe.teachers import all_teachers, teacher_number
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from stillhouse.corpus import Context, Corpus, Prompt
+    from stillhouse.corpus import Context, Corpus, Prompt, PromptSet
     from stillhouse.distill import Document
     from stillhouse.models import ChatTemplate, Weights
     from stillhouse.provenance import Terms, TermsVerdict
@@ -89,16 +89,21 @@ class RunContext:
         return recipe_terms(self.recipe)
 
     @cached_property
+    def prompt_set(self) -> PromptSet:
+        """What `prompts.source` holds; printed once."""
+        from stillhouse.corpus import read_recipe_prompts
+
+        prompt_set = read_recipe_prompts(self.recipe)
+        prompt_set.report()
+        return prompt_set
+
+    @cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
         """Training prompts, held-out prompts, and prompts dropped for an n-gram in common with the latter."""
-        from stillhouse.corpus import load_prompts, split_held_out
+        from stillhouse.corpus import split_held_out
 
-        settings = self.recipe.prompts
-        prompts = load_prompts(
-            settings.source, column=settings.column, limit=settings.limit, seed=self.recipe.seed
-        )
-        ngram = self.recipe.filter.contamination_ngram
-        return split_held_out(prompts, settings.held_out, ngram=ngram, seed=self.recipe.seed)
+        ngram, count = self.recipe.filter.contamination_ngram, self.recipe.prompts.held_out
+        return split_held_out(self.prompt_set.prompts, count, ngram=ngram, seed=self.recipe.seed)
 
     @property
     def teacher(self) -> Weights:

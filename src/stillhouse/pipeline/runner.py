@@ -27,6 +27,7 @@ from stillhouse.pipeline.run_context import RunContext
 from stillhouse.pipeline.stages import STAGES, Stage
 from stillhouse.pipeline.study import run_study
 from stillhouse.plan.preflight import CHECKED, preflight
+from stillhouse.plan.rendering import check_rendering
 from stillhouse.plan.requirements import require_available
 from stillhouse.provenance import Manifest
 from stillhouse.provenance.manifest import RECIPE_INPUT, STAGE_INPUT, recipe_section_hash
@@ -84,6 +85,8 @@ def _run(
         )
     checks = ("filter",) if until in _WITHOUT_STUDENT else CHECKED
     preflight(recipe, [stage for stage in checks if stage not in context.manifest.stages])
+    if until not in _WITHOUT_STUDENT and "collect" not in context.manifest.stages:
+        check_rendering(recipe, context.prompt_set.prompts)
     for stage in STAGES:
         facts = context.manifest.facts(stage.name)
         if context.manifest.finished(stage.name, _inputs(stage, context, recorded, facts)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import console
-from stillhouse.errors import ApiError, EmptyCorpusError
+from stillhouse.errors import ApiError, EmptyCorpusError, ModelError
 from stillhouse.files import atomic_write, read_json, write_json
 from stillhouse.pipeline.collect import collect_from_teachers
 from stillhouse.pipeline.report import assemble
@@ -26,8 +26,11 @@ from stillhouse.recipe import Objective
 from stillhouse.recipe.teachers import all_teachers
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from stillhouse.corpus import Prompt
     from stillhouse.distill import Document
+    from stillhouse.models import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,9 @@ def collect_answers(run: RunContext) -> StageResult:
     if any(contexts):
         write_json(run.context_file, [context.as_json() for context in contexts])
         outputs.append(run.context_file)
-    return StageResult(outputs, dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)})
+    return StageResult(
+        outputs, dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)} | run.prompt_set.facts
+    )
 
 
 def filter_answers(run: RunContext) -> StageResult:
@@ -112,7 +117,12 @@ def filter_answers(run: RunContext) -> StageResult:
     kept, rejects = run.corpus("kept"), run.directory / "corpus" / "rejects"
     _, held_out, dropped = run.prompts
     summary = filter_corpus(
-        run.corpus("collected"), kept, run.recipe.filter, held_out=held_out, dropped=dropped
+        run.corpus("collected"),
+        kept,
+        run.recipe.filter,
+        held_out=held_out,
+        dropped=dropped,
+        rejected_records=run.prompt_set.rejected,
     )
     if not summary.kept and run.recipe.needs_answers:
         raise EmptyCorpusError(
@@ -191,13 +201,32 @@ def create_student(run: RunContext) -> StageResult:
         seed=run.recipe.seed,
         texts=run.texts("train"),
     )
+    unrendered = _reject_unrendered(run, built.tokenizer, built.template)
     if run.learns_distributions and not run.objective.joins_tokenizers:
         for number in range(len(all_teachers(run.recipe))):
             require_same_tokenizer(run.weights_of(number).tokenizer, built.tokenizer)
     if run.teacher_has_weights and (warning := compare_templates(run.teacher.template, built.template)):
         console.warn(warning)
     save_student(built.model, built.tokenizer, built.template, run.directory / "start", dtype="float32")
-    return StageResult(_files(run.directory / "start"), built.facts)
+    outputs = [*_files(run.directory / "start"), *_files(run.directory / "corpus" / "rejects")]
+    return StageResult(outputs, built.facts | {"unrendered": unrendered})
+
+
+def _reject_unrendered(run: RunContext, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate) -> int:
+    """Adds the exchanges that the student's template refuses to the rejects; raises if they are too many."""
+    from stillhouse.corpus import REJECT_SCHEMA, Corpus, reject_unrendered
+
+    rejects = Corpus(run.directory / "corpus" / "rejects", schema=REJECT_SCHEMA)
+    rejected, total = reject_unrendered(run.learned.rows(), tokenizer, template, rejects)
+    if rejected > run.recipe.prompts.tolerated_rejects * total:
+        raise ModelError(
+            f"the student's chat template cannot render {rejected} of {total} exchanges; "
+            f"{rejects.directory} has the reason of each",
+            hint="Set student.template: teacher, or a higher prompts.tolerated_rejects.",
+        )
+    if rejected:
+        console.warn(f"the student's chat template cannot render {rejected} of {total} exchanges: rejected")
+    return rejected
 
 
 def write_targets(run: RunContext) -> StageResult:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stillhouse.plan.cost_formulas import Machine
 from stillhouse.plan.machine import measure_machine
 from stillhouse.plan.preflight import preflight
+from stillhouse.plan.rendering import check_rendering
 from stillhouse.plan.requirements import require_available
 from stillhouse.plan.shapes import shape_of, student_shape
 from stillhouse.plan.stage_costs import PlanInputs, StagePlan, plan_stages
@@ -56,16 +57,18 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
         RecipeError, CorpusError, ModelNotFoundError, ModelError, MissingExtraError: as a run raises them at
             its start.
     """
-    from stillhouse.corpus import load_prompts, split_held_out
+    from stillhouse.corpus import read_recipe_prompts, split_held_out
     from stillhouse.models import describe, recipe_terms
     from stillhouse.provenance import combine_verdicts, judge_terms
 
     require_available(recipe)
     preflight(recipe)  # first, so that an invalid recipe fails before prompts are read
     source = recipe.prompts
-    prompts = load_prompts(source.source, column=source.column, limit=source.limit, seed=recipe.seed)
+    prompt_set = read_recipe_prompts(recipe)
+    prompt_set.report()
+    check_rendering(recipe, prompt_set.prompts)
     ngram = recipe.filter.contamination_ngram
-    train, held_out, _ = split_held_out(prompts, source.held_out, ngram=ngram, seed=recipe.seed)
+    train, held_out, _ = split_held_out(prompt_set.prompts, source.held_out, ngram=ngram, seed=recipe.seed)
     teacher_info = describe(recipe.teacher.model)
     teacher = shape_of(teacher_info) if teacher_info.kind != "api" else None
     parent = shape_of(describe(recipe.student.model)) if recipe.student.model else teacher

@@ -37,6 +37,7 @@ RESULT_NEUTRAL = frozenset(
         "teacher.api_key_env",
         "teacher.price_in",
         "teacher.price_out",
+        "prompts.tolerated_rejects",
         "collect.concurrency",
         "collect.timeout_s",
         "collect.retries",

@@ -131,10 +131,16 @@ class Prompts:
     """Prompts for the teacher."""
 
     source: PathText
-    """`package:mmlu`, `reasoning_gym:NAME?size=200&seed=7`, or a .jsonl, .json, .parquet, .csv or .txt
-    file of prompts or finished exchanges."""
+    """`package:mmlu`, `reasoning_gym:NAME?size=200&seed=7`, or files of prompts or finished conversations:
+    .jsonl, .json, .parquet, .arrow, .csv, .tsv or .txt, a directory, or a pattern such as `data/*.jsonl`."""
     column: str | None = None
-    """Column of the prompt (default: `messages`, `prompt`, `question`, `instruction` or `text`)."""
+    """Column of the prompt (default: the first known one; docs/corpus.md lists them)."""
+    answer: Text = "auto"
+    """Column of the answer to learn. `auto`: `completion`, `output`, `response` or `chosen`, unless a
+    verifier reads it; `none`: ask the teacher every question, also where the file has an answer."""
+    tolerated_rejects: Share = 0.05
+    """Share of records that may be unreadable, or refused by the student's chat template; they are rejected,
+    and above it the run stops."""
     limit: PositiveInt | None = None
     """Use only this many prompts, drawn at random."""
     held_out: NonNegativeInt = 50

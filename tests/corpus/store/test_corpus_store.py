@@ -16,6 +16,8 @@ from hypothesis import given, settings, strategies as st
 
 from stillhouse.corpus import SCHEMA, Corpus
 from stillhouse.corpus.collect.failures import Failures
+from stillhouse.corpus.schema import OLD_MESSAGES
+from stillhouse.corpus.store.layout import shard_path
 from stillhouse.errors import CorpusError, StorageError
 
 
@@ -341,3 +343,30 @@ def test_memory_stays_bounded_while_two_hundred_thousand_rows_are_read(tmp_path)
     count, base, peak = map(float, done.stdout.split())
     assert count == 49 * 4096
     assert peak - base < 48
+
+
+def test_tools_calls_and_weights_survive_a_shard(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": None, "b": [1, "x"]}}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call], "weight": 0},
+        {"role": "tool", "content": "r", "name": "f", "tool_call_id": "1"},
+        {"role": "assistant", "content": "a", "reasoning_content": "hm"},
+    ]
+    stored = make_row(1) | {"messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    corpus = Corpus(tmp_path)
+    corpus.append(stored)
+    (from_journal,) = corpus.rows()
+    corpus.seal()
+    (from_shard,) = corpus.rows()
+    assert from_journal == from_shard
+    assert (from_shard["messages"], from_shard["tools"]) == (messages, stored["tools"])
+
+
+def test_a_shard_of_an_older_version_is_read(tmp_path):
+    names = [field for field in SCHEMA if field.name not in ("messages", "tools")]
+    old = pa.schema([pa.field("messages", OLD_MESSAGES), *names])
+    pq.write_table(pa.Table.from_pylist([make_row(1)], old), shard_path(tmp_path, 0))
+    (read,) = Corpus(tmp_path).rows()
+    assert (read["messages"], read["tools"]) == (make_row(1)["messages"], None)
+    assert [row["tools"] for row in Corpus(tmp_path).rows("train", columns=["split", "tools"])] == [None]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.corpus.messages import assistant_message
+from stillhouse.corpus.messages import assistant_message, without_weights
 from stillhouse.corpus.prompts.context import Context, load_context
 from stillhouse.corpus.schema import Row
 from stillhouse.hashing import seed_from, sha256_json
@@ -89,7 +89,7 @@ def _exchange(
     sample_seed = seed_from(f"sample {seed} {id}")
     request = Request(
         id,
-        context.for_teacher(prompt.messages),
+        without_weights(context.for_teacher(prompt.messages)),
         Sampling(**sampling, seed=sample_seed),
         api_defaults=unset if model.reference.startswith("api:") else (),
     )
@@ -143,6 +143,7 @@ def imported_row(exchange: Exchange, terms: str) -> Row:
         "sample": 0,
         "split": exchange.split,
         "messages": exchange.prompt.messages,
+        "tools": exchange.prompt.tools or None,
         "finish_reason": "stop",
         "teacher": IMPORTED,
         "terms": terms,

@@ -17,7 +17,7 @@ from stillhouse.corpus.collect.failures import Failures
 from stillhouse.corpus.curate import checks
 from stillhouse.corpus.curate.checks import Check
 from stillhouse.corpus.curate.near_duplicates import NearDuplicates
-from stillhouse.corpus.prompts.prompt import Prompt
+from stillhouse.corpus.prompts.prompt import Prompt, RejectedRecord
 from stillhouse.corpus.schema import REJECT_SCHEMA, Row
 from stillhouse.corpus.store.corpus import Corpus
 from stillhouse.corpus.store.external_sort import sorted_rows
@@ -45,6 +45,7 @@ def filter_corpus(
     *,
     held_out: list[Prompt],
     dropped: Sequence[Prompt] = (),
+    rejected_records: Sequence[RejectedRecord] = (),
     rejects: Path | None = None,
 ) -> FilterSummary:
     """Replaces ``target`` with the rows of ``source`` that pass, sorted by prompt id and sample.
@@ -52,6 +53,7 @@ def filter_corpus(
     Args:
         held_out: prompts that measure the student; rows that overlap them are not trained on.
         dropped: prompts that were not asked because they overlap; they join the rejects.
+        rejected_records: records of the prompt file that are no prompts; they join the rejects, too.
         rejects: directory of the rejects, a corpus with two more columns, `reason` and `detail`
             (default: ``rejects`` beside ``target``). Failed requests join them too.
 
@@ -86,6 +88,9 @@ def filter_corpus(
 
         target.replace(passing())
         _add_unanswered(source, dropped, reject)
+        for record in rejected_records:
+            row = {"id": record.id, "split": "train", "prompt_source": record.source}
+            reject(row, record.reason, record.detail)
     return FilterSummary(kept["train"], kept["held_out"], counts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def select_corpus(
     to ``rejects``.
     """
     rejected = Corpus(rejects or target.directory.parent / "rejects", schema=REJECT_SCHEMA)
-    remove_earlier_rejects(rejected)
+    remove_rejects(rejected, {LOW_REWARD, SURPLUS})
     tally = _Tally(settings, samples)
     score_rows: list[Row] = []
 
@@ -140,13 +140,12 @@ def answer_of(row: Row) -> Answer:
     )
 
 
-def remove_earlier_rejects(rejects: Corpus) -> None:
-    """Removes the shards that an earlier selection added; the filter sealed its own before, and they stay."""
+def remove_rejects(rejects: Corpus, reasons: Set[str]) -> None:
+    """Removes the shards that an earlier stage added for ``reasons``; those of other stages stay."""
     for number in numbers(rejects.directory):
         shard = shard_path(rejects.directory, number)
         if shard.exists():
-            reasons = {row["reason"] for row in read_shard(shard, REJECT_SCHEMA, ["reason"])}
-            if not reasons <= {LOW_REWARD, SURPLUS}:
+            if not {row["reason"] for row in read_shard(shard, REJECT_SCHEMA, ["reason"])} <= reasons:
                 continue
             shard.unlink()
         else:

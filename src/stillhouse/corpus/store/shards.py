@@ -9,12 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.corpus.schema import Row, to_rows, to_table
+from stillhouse.corpus.schema import MESSAGES, OLD_MESSAGES, Row, to_rows, to_table
 from stillhouse.errors import CorpusError
 from stillhouse.files import atomic_path
 
 ROW_GROUP_ROWS = 512
 BATCH_ROWS = 256
+ADDED = ("tools",)
+"""Columns that shards of older versions lack."""
 
 
 def write_shard(
@@ -46,9 +48,12 @@ def read_shard(
         CorpusError: the file is damaged or lacks a column; the message names it.
     """
     with open_shard(path, schema) as file, reading(path):
-        batches = file.iter_batches(batch_size=batch_rows, columns=list(columns or schema.names))
+        names = list(columns or schema.names)
+        stored = file.schema_arrow.names
+        batches = file.iter_batches(batch_size=batch_rows, columns=[name for name in names if name in stored])
+        absent = {name: None for name in names if name not in stored}
         for batch in batches:
-            yield from to_rows(batch)
+            yield from ({**row, **absent} for row in to_rows(batch)) if absent else to_rows(batch)
 
 
 @contextlib.contextmanager
@@ -58,13 +63,20 @@ def open_shard(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
         actual = file.schema_arrow
         for field in schema:
             index = actual.get_field_index(field.name)
+            if index < 0 and field.name in ADDED:
+                continue
             if index < 0:
                 raise CorpusError(f"{path} is not a shard of this corpus: it has no column {field.name!r}")
-            if actual.field(index).type != field.type:
+            if actual.field(index).type not in _readable_types(field):
                 raise CorpusError(
                     f"{path}: column {field.name!r} holds {actual.field(index).type}, not {field.type}"
                 )
         yield file
+
+
+def _readable_types(field: pa.Field) -> tuple[pa.DataType, ...]:
+    """The column's type, and that of older versions."""
+    return (field.type, OLD_MESSAGES) if field.type == MESSAGES else (field.type,)
 
 
 @contextlib.contextmanager
