@@ -101,11 +101,11 @@ def save(
 class LlamaCpp:
     """llama.cpp with a GGUF file: its logits and tokens."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, context: int = 256) -> None:
         xllamacpp = pytest.importorskip("xllamacpp")
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.verbosity = 256, 1, -1
+        params.n_ctx, params.n_parallel, params.verbosity = context, 1, -1
         params.warmup, params.ui, params.no_extra_bufts = False, False, True
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1

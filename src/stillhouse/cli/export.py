@@ -54,11 +54,19 @@ def export(
     from stillhouse.export import export_gguf
 
     files = export_gguf(directory, tuple(dict.fromkeys(quantize)), out, replace=replace)
-    rows = [[file.type, str(file.path), f"{file.bytes / 1e6:,.1f}"] for file in files]
-    console.table("Exported", ["type", "file", "MB"], rows)
+    rows = [
+        [file.type, str(file.path), f"{file.bytes / 1e6:,.1f}", f"{max(file.comparison.divergence, 0):.2g}"]
+        for file in files
+    ]
+    console.table("Exported", ["type", "file", "MB", "KL, nats/token"], rows)
     console.data({"directory": str(directory), "files": [_to_json(file) for file in files]})
-    if not files[0].checked_with_llama_cpp:
+    if files[0].comparison.runtime_divergence is None:
         console.info("xllamacpp is not installed, so llama.cpp did not check the file; Stillhouse did")
+    if files[0].window is not None:
+        console.info(
+            f"llama.cpp has no sliding window for this architecture, so the context ends where it would "
+            f"begin: at {files[0].window:,} tokens"
+        )
     if files[0].template == "file":
         console.info(
             "a Modelfile cannot express the chat template; Ollama must recognise the one in the GGUF file"
@@ -73,5 +81,7 @@ def _to_json(file: ExportedFile) -> dict[str, Any]:
         "bytes": file.bytes,
         "modelfile": str(file.modelfile),
         "template": file.template,
-        "checked_with_llama_cpp": file.checked_with_llama_cpp,
+        "context_length": file.context_length,
+        "divergence": file.comparison.divergence,
+        "checked_with_llama_cpp": file.comparison.runtime_divergence is not None,
     }

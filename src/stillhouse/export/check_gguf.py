@@ -2,7 +2,8 @@
 
 The header is read back and compared id by id with the source's tokenizer. A tokenizer that is rebuilt from
 it, by the code that reads any GGUF file, must encode texts alike. Where xllamacpp is installed, llama.cpp
-loads the file and must give the same ids for texts of many kinds.
+loads the file and must give the same ids for texts of many kinds, and the same log-probabilities
+(`check_logits`).
 """
 
 from __future__ import annotations
@@ -16,50 +17,44 @@ from typing import Any
 
 from stillhouse.console import console
 from stillhouse.errors import IntegrityError, ModelError, TokenizerMismatchError
+from stillhouse.export.check_logits import SAMPLES, LogitComparison, checked_ids, compare_logits
 from stillhouse.export.source import Source
 from stillhouse.export.tokenizer import Vocabulary
 from stillhouse.models import (
     SPECIAL_TOKENS,
+    Architecture,
     GgufFile,
     TokenType,
     read_gguf,
+    requested_threads,
     start_llama_server,
     tokenizer_difference,
     tokenizer_from_gguf,
 )
 
-SAMPLES = (
-    "The 3 quick brown foxes jumped over 1234567 lazy dogs' tails.\n\n\tIt's 25°C — naïve café, isn't it?",
-    'def f(x: int) -> str:\n    return {"a": [x ** 2, 0xFF, 3.14e-10]}  # TODO\r\n\tif x != y && z || !w;\n',
-    "数学は12345です。 ひらがなカタカナ 한국어 математика हिन्दी नमस्ते العربية עברית ไทย Ελληνικά",
-    "🙂🙂👩\u200d👩\u200d👧 🇫🇷 ½ ² ≠ ∑ “quoted” «x» …—–",
-    "   leading,  inner   and trailing spaces   \n \n\n\n \t \t\n",
-    "DON'T I'll WE'VE HTTPServer CamelCase snake_case __init__(self) https://example.org/a?b=c#d",
-    "$100,000.00 12:34:56 2026-11-24 +1 (555) 010-9999 1e6 ١٢٣٤ Ⅷ",
-    "!!!...???  ((([[[{{{ ***bold*** `code` ~~~ ||| \\\\ //",
-    " ",
-    "x",
-)
-"""Texts that both tokenizers encode: scripts, digits, whitespace, code, emoji. In NFC, which llama.cpp does
-not establish."""
 MAX_ADDED_TOKENS = 64  # added tokens to test
 
 
-def check_file(path: Path, source: Source, vocabulary: Vocabulary, sizes: Mapping[str, int]) -> bool:
-    """Raises unless the file at ``path`` agrees with ``source``.
+def check_file(
+    path: Path,
+    source: Source,
+    architecture: Architecture,
+    vocabulary: Vocabulary,
+    sizes: Mapping[str, int],
+    quantisation: str,
+) -> LogitComparison:
+    """Raises unless the file at ``path`` agrees with ``source``; returns how near it is.
 
     Args:
         sizes: name -> number of elements, of every tensor of the file.
-
-    Returns:
-        Whether llama.cpp checked the file, too.
+        quantisation: the name of the file's type.
 
     Raises:
         TokenizerMismatchError: an id, type, merge, special id or the template differs, or a text is encoded
             differently.
-        IntegrityError: a tensor is missing or truncated.
+        IntegrityError: a tensor is missing, truncated or wrong, or llama.cpp computes something else.
     """
-    with console.progress("check", 3, "steps") as progress:
+    with console.progress("check", 4, "steps") as progress:
         file = read_gguf(path)
         _check_tensors(file, sizes)
         _check_ids(file, source)
@@ -68,9 +63,14 @@ def check_file(path: Path, source: Source, vocabulary: Vocabulary, sizes: Mappin
         texts = _with_added_tokens(source)
         _check_rebuilt(file, source, texts)
         progress.advance()
-        checked = _check_with_llama_cpp(path, source, texts)
+        with _llama_server(path, source) as server:
+            if server is not None:
+                address = server.listening_address
+                _require_same_ids(path, source, lambda text: _llama_ids(address, text), texts, "in llama.cpp")
+            progress.advance()
+            comparison = compare_logits(file, source, architecture, server, quantisation)
         progress.advance()
-    return checked
+    return comparison
 
 
 def _check_rebuilt(file: GgufFile, source: Source, texts: Sequence[str]) -> None:
@@ -80,7 +80,11 @@ def _check_rebuilt(file: GgufFile, source: Source, texts: Sequence[str]) -> None
     if has_merges and (difference := tokenizer_difference(source.tokenizer, rebuilt)):
         raise TokenizerMismatchError(f"{file.path}: the tokenizer was not carried over: {difference}")
     _require_same_ids(
-        file.path, source, lambda text: rebuilt.encode(text, add_special_tokens=False), texts, "read back"
+        file.path,
+        source,
+        lambda text: rebuilt.encode(text, add_special_tokens=False, verbose=False),
+        texts,
+        "read back",
     )
 
 
@@ -145,39 +149,38 @@ def _require_same_ids(
     path: Path, source: Source, encode: Callable[[str], Sequence[int]], texts: Sequence[str], how: str
 ) -> None:
     for text in texts:
-        expected, ids = source.tokenizer.encode(text, add_special_tokens=False), list(encode(text))
+        expected = source.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids = list(encode(text))
         if ids != expected:
             at = next(i for i in range(len(expected) + 1) if ids[: i + 1] != expected[: i + 1])
             raise TokenizerMismatchError(
                 f"{path}: {how}, the tokenizer encodes {text[:40]!r} as {ids[at : at + 4]} where the "
                 f"model's own has {expected[at : at + 4]} (token {at})",
-                hint="The file would give other answers, so it was not kept. Serve the safetensors instead.",
+                hint="The file would give other answers, so it was not kept. Use the safetensors instead.",
             )
 
 
-def _check_with_llama_cpp(path: Path, source: Source, texts: Sequence[str]) -> bool:
-    """Compares the ids that llama.cpp gives for the texts; returns False where it is not installed."""
+@contextmanager
+def _llama_server(path: Path, source: Source) -> Iterator[Any | None]:
+    """A llama.cpp server with the file, on a random port of loopback; None where it is not installed."""
     try:
         import xllamacpp
     except ImportError:
-        return False
-    with _llama_server(xllamacpp, path) as address:
-        _require_same_ids(path, source, lambda text: _llama_ids(address, text), texts, "in llama.cpp")
-    return True
-
-
-@contextmanager
-def _llama_server(xllamacpp: Any, path: Path) -> Iterator[str]:
-    """The loopback address of a llama.cpp server with the file. Its port is random."""
-    params = xllamacpp.CommonParams()
+        yield None
+        return
+    kinds = xllamacpp.ggml_type  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
+    params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue]
     params.model.path = str(path)
-    params.n_ctx, params.n_parallel, params.verbosity = 64, 1, -1
+    params.n_ctx, params.n_parallel, params.verbosity = len(checked_ids(source)) + 8, 1, -1
     params.warmup, params.ui, params.endpoint_slots, params.no_extra_bufts = False, False, False, True
+    params.cache_type_k = params.cache_type_v = kinds.GGML_TYPE_F32
+    if threads := requested_threads():
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     try:
         server = start_llama_server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp cannot load what was written to {path}: {error}") from error
-    yield server.listening_address
+    yield server
 
 
 def _llama_ids(address: str, text: str) -> list[int]:

@@ -55,12 +55,15 @@ class FixedTextTemplate:
         return self.start + "".join(parts) + self.answer * add_generation_prompt
 
 
-def modelfile(source: Source, gguf_name: str, *, add_bos: bool) -> tuple[str, TemplateLocation]:
+def modelfile(
+    source: Source, gguf_name: str, *, add_bos: bool, max_context: int | None = None
+) -> tuple[str, TemplateLocation]:
     """The Modelfile's text, and where the chat template is.
 
     Args:
         gguf_name: the file's name, beside the Modelfile.
         add_bos: whether the runtime adds the start token itself.
+        max_context: the longest context, where the file allows less than the model.
     """
     turns = as_fixed_texts(source.template) if source.template.declared else None
     where: TemplateLocation = "modelfile" if turns else "file" if source.template.declared else "none"
@@ -71,6 +74,8 @@ def modelfile(source: Source, gguf_name: str, *, add_bos: bool) -> tuple[str, Te
         lines.append(f'TEMPLATE """{_go_template(turns, _template_start(source, turns, add_bos=add_bos))}"""')
         if turns.system is not None:
             lines.append(f'SYSTEM """{turns.system}"""')
+    if max_context is not None:
+        lines.append(f"PARAMETER num_ctx {max_context}")
     lines += [f"PARAMETER stop {_quoted(stop)}" for stop in _stops(source)]
     if source.license and '"' not in source.license:  # the card's text must not end the quotes
         lines.append(f'LICENSE "{source.license}"')

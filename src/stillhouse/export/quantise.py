@@ -2,9 +2,9 @@
 
 Types are chosen as llama.cpp's `llama-quantize` does without an importance matrix
 (`llama_tensor_get_type_impl` in llama-quant.cpp): matrices get the type that the quantisation is named after,
-output weights more bits, and in the `_m` quantisations some value and down projections, too. Norms and biases
-stay float32. A matrix whose rows are not a multiple of 256 falls back from a K-quant to the next type with
-blocks of 32.
+output weights more bits, and in the `_m` quantisations some value and down projections, too. Norms, biases,
+routers and convolutions stay float32. A matrix whose rows are not a multiple of 256 falls back from a K-quant
+to the next type with blocks of 32.
 
 ggml itself quantises, through functions that the xllamacpp library exports (`llama_model_quantize` is not
 among them). Without that library the `gguf` package quantises the types that it supports.
@@ -53,6 +53,9 @@ QUANTISATIONS = {
 _KEPT_FOR_OUTPUT = ("F32", "F16", "BF16", "Q8_0")  # types that need no more bits for the output weights
 _WITHOUT_GGML = ("f32", "f16", "bf16", "q8_0", "q4_0")  # types that the gguf package supports
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # blocks of 256 numbers -> blocks of 32
+_FLOAT32 = ("ffn_gate_inp.", "ssm_conv1d.")  # routers are sensitive, and ggml's convolution needs float32
+_MORE_BITS = {"Q4_K": "Q5_K", "Q5_K": "Q6_K"}  # for joined query, key and value weights
+_MIXTRAL_EXPERTS = 8  # llama.cpp's rules for mixtures of so many experts
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -75,7 +78,8 @@ def tensor_types(tensors: Sequence[ExportedTensor], quantisation: Quantisation) 
 
     layers = 1 + max((int(m[1]) for t in tensors if (m := _LAYER.match(t.name))), default=0)
     output = "output.weight" if any(t.name == "output.weight" for t in tensors) else "token_embd.weight"
-    return [GgmlType[_type_name(tensor, quantisation, layers, output)] for tensor in tensors]
+    experts = next((t.shape[0] for t in tensors if t.name.endswith("ffn_gate_inp.weight")), 0)
+    return [GgmlType[_type_name(tensor, quantisation, layers, output, experts)] for tensor in tensors]
 
 
 def stored_bytes(shape: Sequence[int], kind: GgmlType) -> int:
@@ -115,15 +119,25 @@ def quantise(values: np.ndarray, kind: GgmlType, name: str) -> np.ndarray:
     return stored
 
 
-def _type_name(tensor: ExportedTensor, quantisation: Quantisation, layers: int, output: str) -> str:
+def _type_name(
+    tensor: ExportedTensor, quantisation: Quantisation, layers: int, output: str, experts: int
+) -> str:
     """The name of one tensor's ggml type."""
-    if len(tensor.shape) < 2:
+    name, kind = tensor.name, quantisation.kind
+    if len(tensor.shape) < 2 or any(part in name for part in _FLOAT32):
         return "F32"
-    kind = quantisation.kind
-    if tensor.name == output and kind not in _KEPT_FOR_OUTPUT:
+    if kind in _KEPT_FOR_OUTPUT:
+        pass
+    elif name == output:
         kind = "Q6_K" if _ggml() is not None else "Q8_0"
-    elif quantisation.more_bits and any(part in tensor.name for part in ("attn_v.", "ffn_down.")):
-        layer = int(_LAYER.match(tensor.name)[1])  # pyright: ignore[reportOptionalSubscript]
+    elif experts == _MIXTRAL_EXPERTS and any(part in name for part in ("attn_v.", "attn_k.")):
+        kind = "Q8_0"  # beside the experts these weigh nothing
+    elif experts == _MIXTRAL_EXPERTS and "attn_output." in name and kind == "Q4_K":
+        kind = "Q5_K"
+    elif quantisation.more_bits and "attn_qkv." in name:
+        kind = _MORE_BITS[kind]
+    elif quantisation.more_bits and any(part in name for part in ("attn_v.", "ffn_down")):
+        layer = int(_LAYER.match(name)[1])  # pyright: ignore[reportOptionalSubscript]
         # llama.cpp's use_more_bits: the first and the last eighth, and every third layer between.
         if layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2:
             kind = "Q6_K"

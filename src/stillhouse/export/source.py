@@ -2,24 +2,25 @@
 
 Students are saved with their adapters merged (see `distill.students.save`), so most are read directly from
 their safetensors files, one tensor in memory at a time. A bare PEFT adapter is merged into its base model
-first, which takes the memory of the whole model in float32.
+first (`adapter.py`).
 """
 
 from __future__ import annotations
 
-import json
-import warnings
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.errors import MissingExtraError, ModelError, ModelNotFoundError
+from stillhouse.errors import ModelError, ModelNotFoundError
+from stillhouse.export.adapter import ADAPTER_CONFIG, merged_adapter
+from stillhouse.export.header import architecture_of
+from stillhouse.export.stored_weights import stored_weights
 from stillhouse.models import (
     ChatTemplate,
     describe,
     load_tokenizer,
-    load_weights,
     require_rows,
     require_safetensors,
 )
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 STUDENT = "student"  # the student's folder in a run's directory
-_ADAPTER_CONFIG = "adapter_config.json"
-_NOT_WEIGHTS = ("rotary_emb.inv_freq",)  # buffers that old checkpoints contain
+OUTPUT, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_NOT_WEIGHTS = r"rotary_emb\.inv_freq$"  # a buffer that old checkpoints contain
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Source:
     ends: tuple[int, ...]
     """Ids that end an answer, the tokenizer's end token first where it has one."""
     weights: Mapping[str, Callable[[], Tensor]]
-    """Parameter name -> function that reads it. Tied output weights are left out."""
+    """Parameter name -> function that reads it. Output weights that equal the embedding are left out."""
     shapes: Mapping[str, tuple[int, ...]]
 
 
@@ -66,11 +67,11 @@ def open_source(directory: Path) -> Source:
             f"{directory} is not a directory", hint="Name a student's directory, or that of a finished run."
         )
     name = (path.parent if path.name == STUDENT else path).resolve().name
-    if (path / _ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
-        return _open_adapter(path, name)
+    if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+        return _adapter(path, name)
     require_safetensors(path)
     tokenizer, template = load_tokenizer(str(path))
-    config, readers = _config(path), _readers(path)
+    config, readers = _config(path), stored_weights(path)
     return _source(path, name, config, tokenizer, template, readers, _end_ids(path))
 
 
@@ -88,15 +89,17 @@ def _source(
         raise ModelError(
             f"{path} holds quantised weights", hint="Export the unquantised model with --quantize."
         )
-    shapes = _shapes(path, config)
+    architecture_of(config)  # a model that cannot be exported should not be said to lack weights
+    shapes, ignored = _shapes(path, config)
+    if config.get_text_config().tie_word_embeddings:
+        _resolve_tie(readers, shapes)
     weights = {key: readers[key] for key in shapes if key in readers}
     if missing := sorted(shapes.keys() - weights.keys()):
         raise ModelError(
             f"{path} lacks the weights {missing[0]}" + f" and {len(missing) - 1} more" * (len(missing) > 1),
             hint="Copy the model again, or train the student again.",
         )
-    ignored = (*_NOT_WEIGHTS, "lm_head.weight")
-    unknown = [key for key in readers.keys() - shapes.keys() if not key.endswith(ignored)]
+    unknown = [key for key in readers.keys() - shapes.keys() if not any(re.search(p, key) for p in ignored)]
     if unknown:
         raise ModelError(f"{path}: a {config.model_type} model has no weights {min(unknown)}")
     require_rows(path, tokenizer, config.get_text_config().vocab_size)
@@ -120,8 +123,11 @@ def _config(path: Path) -> PreTrainedConfig:
         ) from error
 
 
-def _shapes(path: Path, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of a model with this configuration."""
+def _shapes(path: Path, config: PreTrainedConfig) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Name and shape of every parameter of a model with this configuration.
+
+    Also returns regular expressions of the names that transformers ignores in a file.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -131,77 +137,34 @@ def _shapes(path: Path, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     except Exception as error:  # as above
         raise ModelError(f"{path}: {config.model_type!r} is not a language model: {error}") from error
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    if config.get_text_config().tie_word_embeddings:
-        shapes.pop("lm_head.weight", None)
-    return shapes
+    return shapes, [_NOT_WEIGHTS, *(model._keys_to_ignore_on_load_unexpected or ())]
 
 
-def _readers(path: Path) -> dict[str, Callable[[], Tensor]]:
-    """A function that reads each tensor of the safetensors files that transformers would load."""
-    from safetensors import SafetensorError, safe_open
+def _resolve_tie(readers: dict[str, Callable[[], Tensor]], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Leaves output weights out where the configuration ties them and the weights agree.
 
-    index = path / "model.safetensors.index.json"
-    files = [path / "model.safetensors"]
-    if index.is_file():  # require_safetensors has checked its names
-        names = json.loads(index.read_text("utf-8"))["weight_map"].values()
-        files = [path / name for name in sorted(set(names))]
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for file in files:
-        if not file.is_file():
-            raise ModelNotFoundError(f"{path} lacks its weights {file.name}", hint="Copy the model again.")
-        try:
-            opened = safe_open(file, "pt")
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file} is damaged: {error}", hint="Copy the model again.") from error
-        readers |= {key: _reader(opened, key) for key in opened.keys()}  # noqa: SIM118  no iteration
-    return readers
+    A file can hold output weights that differ from the embedding, whatever its configuration says; then
+    transformers uses them.
+    """
+    import torch
+
+    if OUTPUT not in readers:
+        del shapes[OUTPUT]
+    elif EMBEDDING not in readers:  # one stored tensor for both
+        readers[EMBEDDING] = readers.pop(OUTPUT)
+        del shapes[OUTPUT]
+    elif torch.equal(readers[OUTPUT](), readers[EMBEDDING]()):
+        del readers[OUTPUT], shapes[OUTPUT]
 
 
-def _reader(opened: Any, key: str) -> Callable[[], Tensor]:
-    return lambda: opened.get_tensor(key)
-
-
-def _open_adapter(path: Path, name: str) -> Source:
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{path} is an adapter; merging it needs the package peft",
-            hint='Install it with: pip install "stillhouse[lora]"',
-        ) from error
-    if not (path / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{path} has no adapter_model.safetensors; adapters in pickles are refused")
-    base = load_weights(_base(path))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # from peft's use of transformers
-            adapted = peft.PeftModel.from_pretrained(base.model, str(path))
-            model: Any = adapted.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
-    except Exception as error:  # peft raises what torch, safetensors and transformers raise
-        raise ModelError(
-            f"{path} does not fit its base model: {error}", hint="Is base_model_name_or_path the right model?"
-        ) from error
-    tokenizer, template = base.tokenizer, base.template
+def _adapter(path: Path, name: str) -> Source:
+    merged = merged_adapter(path)
+    tokenizer, template = merged.tokenizer, merged.template
     if (path / "tokenizer.json").is_file():
         tokenizer, template = load_tokenizer(str(path))
-    readers = {key: (lambda value=value: value) for key, value in model.state_dict().items()}
-    ends = _eos_token_ids(model.generation_config)
-    return _source(path, name, model.config, tokenizer, template, readers, ends)
-
-
-def _base(path: Path) -> str:
-    """The base model that the adapter names. It must be on this machine."""
-    try:
-        named = json.loads((path / _ADAPTER_CONFIG).read_text("utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{path / _ADAPTER_CONFIG} names no base model") from error
-    for candidate in (Path(str(named)), path / str(named)):
-        if candidate.exists():
-            return str(candidate)
-    raise ModelNotFoundError(
-        f"{path}: the base model {named!r} is not on this machine",
-        hint="Download it and write its directory into adapter_config.json as base_model_name_or_path.",
-    )
+    readers = {key: (lambda value=value: value) for key, value in merged.model.state_dict().items()}
+    ends = _eos_token_ids(merged.model.generation_config)
+    return _source(path, name, merged.model.config, tokenizer, template, readers, ends)
 
 
 def _end_ids(path: Path) -> list[int]:

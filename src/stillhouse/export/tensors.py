@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stillhouse.errors import ModelError
-from stillhouse.export.header import rope_factors
-from stillhouse.export.source import Source
-from stillhouse.models import Architecture, to_gguf_values
+from stillhouse.export.rope import rope_tensors
+from stillhouse.export.source import EMBEDDING, OUTPUT, Source
+from stillhouse.models import Architecture, tensor_names, to_gguf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,31 +35,41 @@ def exported_tensors(source: Source, architecture: Architecture) -> Iterator[Exp
         ModelError: the architecture has no tensor for a parameter, or (when read) is not finite or has
             another shape than the configuration says.
     """
-    import gguf
+    settings = source.config.to_dict()
+    for name, values in rope_tensors(source.config).items():
+        yield ExportedTensor(name, values.shape, lambda values=values: values)
+    parameters = {key: key for key in source.shapes}
+    if architecture.needs_output:
+        parameters.setdefault(OUTPUT, EMBEDDING)
+    for parameter, key in parameters.items():
+        names = tensor_names(architecture, parameter)
+        if not names:
+            raise ModelError(f"a {architecture.name} GGUF file has no tensor for the weights {parameter}")
+        shapes = _shapes(architecture, names, source.shapes[key], settings)
+        for part, (name, shape) in enumerate(zip(names, shapes, strict=True)):
 
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
-    names = gguf.get_tensor_name_map(arch, source.config.num_hidden_layers)
-    if (factors := rope_factors(source.config)) is not None:
-        yield ExportedTensor("rope_freqs.weight", factors.shape, lambda: factors)
-    for key, shape in source.shapes.items():
-        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            raise ModelError(f"a {architecture.name} GGUF file has no tensor for the weights {key}")
-        yield ExportedTensor(name, shape, _reader(source, architecture, key, name))
+            def read(key: str = key, names: list[str] = names, part: int = part) -> np.ndarray:
+                return to_gguf(architecture, names, read_weights(source, key), settings)[part]
 
-
-def _reader(source: Source, architecture: Architecture, key: str, name: str) -> Callable[[], np.ndarray]:
-    config = source.config
-
-    def read() -> np.ndarray:
-        values = _checked(source, key, source.weights[key]())
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        return to_gguf_values(architecture, name, values, heads=heads, kv_heads=kv_heads)
-
-    return read
+            yield ExportedTensor(name, shape, read)
 
 
-def _checked(source: Source, key: str, value: Tensor) -> np.ndarray:
+def _shapes(
+    architecture: Architecture, names: list[str], shape: tuple[int, ...], settings: dict[str, object]
+) -> list[tuple[int, ...]]:
+    """The shapes of GGUF's tensors of one parameter."""
+    # A view of one number has the shape without the memory.
+    empty = np.broadcast_to(np.float32(-1), shape)
+    return [values.shape for values in to_gguf(architecture, names, empty, settings)]
+
+
+def read_weights(source: Source, key: str) -> np.ndarray:
+    """The values of a parameter in float32.
+
+    Raises:
+        ModelError: the shape is not the configuration's, or a value is not finite.
+    """
+    value: Tensor = source.weights[key]()
     if tuple(value.shape) != source.shapes[key]:
         raise ModelError(
             f"{source.path}: {key} has the shape {tuple(value.shape)}, "

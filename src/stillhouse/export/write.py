@@ -19,13 +19,15 @@ import numpy as np
 from stillhouse.console import console
 from stillhouse.errors import MissingExtraError, StorageError, UsageError
 from stillhouse.export.check_gguf import check_file
-from stillhouse.export.header import add_header, architecture_of
+from stillhouse.export.check_logits import LogitComparison
+from stillhouse.export.header import add_header, context_length
 from stillhouse.export.modelfile import TemplateLocation, modelfile, readme
 from stillhouse.export.quantise import QUANTISATIONS, quantise, require_type, stored_bytes, tensor_types
 from stillhouse.export.source import STUDENT, Source, open_source
 from stillhouse.export.tensors import ExportedTensor, exported_tensors
 from stillhouse.export.tokenizer import Vocabulary, vocabulary_of
 from stillhouse.files import atomic_path, atomic_write, storage_errors
+from stillhouse.models import MODEL_TYPES, Architecture
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType as GgmlType, GGUFWriter
@@ -41,8 +43,12 @@ class ExportedFile:
     modelfile: Path
     template: TemplateLocation
     """Where the chat template is: in the Modelfile, too; in the GGUF file only; or none exists."""
-    checked_with_llama_cpp: bool
-    """Whether llama.cpp loaded the file and tokenized the sample texts alike (False without xllamacpp)."""
+    comparison: LogitComparison
+    """How near the file is to the model."""
+    context_length: int
+    """The longest context for which the file computes what the model computes."""
+    window: int | None
+    """The model's sliding window where it is longer than llama.cpp supports, so that it ends the context."""
 
 
 def export_gguf(
@@ -72,7 +78,7 @@ def export_gguf(
         require_type(name)
     with console.progress("read", 2, "steps") as progress:
         source = open_source(directory)
-        architecture = architecture_of(source.config)
+        architecture = MODEL_TYPES[source.config.model_type]
         progress.advance()
         vocabulary = vocabulary_of(source)
         progress.advance()
@@ -80,7 +86,9 @@ def export_gguf(
     if not replace:
         _require_absent(targets.values())
     tensors = list(exported_tensors(source, architecture))
-    exported = [_export(source, vocabulary, tensors, name, path) for name, path in targets.items()]
+    exported = [
+        _export(source, architecture, vocabulary, tensors, name, path) for name, path in targets.items()
+    ]
     _add_card(source, exported)
     return exported
 
@@ -114,7 +122,12 @@ def _require_absent(paths: Iterable[Path]) -> None:
 
 
 def _export(
-    source: Source, vocabulary: Vocabulary, tensors: Sequence[ExportedTensor], name: str, path: Path
+    source: Source,
+    architecture: Architecture,
+    vocabulary: Vocabulary,
+    tensors: Sequence[ExportedTensor],
+    name: str,
+    path: Path,
 ) -> ExportedFile:
     kinds = tensor_types(tensors, QUANTISATIONS[name])
     with atomic_path(path) as temporary:
@@ -122,11 +135,22 @@ def _export(
         with _detect_short_writes(path):
             _write(temporary, source, vocabulary, tensors, kinds, name)
         sizes = {tensor.name: math.prod(tensor.shape) for tensor in tensors}
-        checked = check_file(temporary, source, vocabulary, sizes)
+        comparison = check_file(temporary, source, architecture, vocabulary, sizes, name)
     # Only now does the file have its name, which the Modelfile refers to.
-    text, template = modelfile(source, path.name, add_bos=vocabulary.add_bos)
+    context = context_length(source.config)
+    window = context if context < source.config.max_position_embeddings else None
+    text, template = modelfile(source, path.name, add_bos=vocabulary.add_bos, max_context=window)
     atomic_write(_modelfile_of(path), text)
-    return ExportedFile(name, path, path.stat().st_size, _modelfile_of(path), template, checked)
+    return ExportedFile(
+        name,
+        path,
+        path.stat().st_size,
+        _modelfile_of(path),
+        template,
+        comparison,
+        context,
+        window,
+    )
 
 
 def _write(
@@ -139,7 +163,7 @@ def _write(
 ) -> None:
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(path, architecture_of(source.config).name)
+    writer = GGUFWriter(path, MODEL_TYPES[source.config.model_type].name)
     _add_general(writer, source, name)
     add_header(writer, source.config)
     vocabulary.add_to(writer)

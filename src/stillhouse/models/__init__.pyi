@@ -1,5 +1,6 @@
 from .backends.llama_cpp import (
     open_llama_cpp as open_llama_cpp,
+    requested_threads as requested_threads,
     slot_context as slot_context,
     start_llama_server as start_llama_server,
 )
@@ -22,12 +23,14 @@ from .cpu import cpu_has_bfloat16 as cpu_has_bfloat16
 from .gguf.architectures import (
     MODEL_TYPES as MODEL_TYPES,
     Architecture as Architecture,
-    GemmaVariant as GemmaVariant,
-    llama3_rope_factors as llama3_rope_factors,
-    to_gguf_values as to_gguf_values,
+    from_gguf as from_gguf,
+    head_size as head_size,
+    tensor_names as tensor_names,
+    to_gguf as to_gguf,
 )
-from .gguf.file import GgufFile as GgufFile, read_gguf as read_gguf
+from .gguf.file import GgufFile as GgufFile, read_gguf as read_gguf, read_tensor as read_tensor
 from .gguf.pretokenizers import pre_tokenizer_name as pre_tokenizer_name
+from .gguf.rope import llama3_rope_factors as llama3_rope_factors
 from .gguf.token_types import SPECIAL_TOKENS as SPECIAL_TOKENS, TokenType as TokenType
 from .gguf.tokenizer import (
     bpe_merges as bpe_merges,

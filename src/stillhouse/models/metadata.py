@@ -14,9 +14,8 @@ from typing import Any
 from stillhouse.errors import ModelError, ModelNotFoundError, StillhouseError
 from stillhouse.hashing import sha256_text
 from stillhouse.models import hub
-from stillhouse.models.gguf.architectures import ARCHITECTURES
-from stillhouse.models.gguf.config import transformers_config
-from stillhouse.models.gguf.file import GgufFile, read_gguf, read_tensor
+from stillhouse.models.gguf.config import ROPE_TENSORS, architecture_of_file, transformers_config
+from stillhouse.models.gguf.file import GgufFile, read_gguf
 from stillhouse.models.reference import Reference, parse_reference
 from stillhouse.models.types import ModelInfo
 from stillhouse.provenance import read_card_head
@@ -90,19 +89,15 @@ def _gguf_info(reference: Reference, file: GgufFile) -> ModelInfo:
     from stillhouse.models.gguf.tokenizer import gguf_tokens, tokenizer_hash
 
     config: dict[str, Any] = {}
-    if file.architecture in ARCHITECTURES:
-        factors = (
-            read_tensor(file, "rope_freqs.weight").tolist() if "rope_freqs.weight" in file.tensors else None
-        )
-        config = transformers_config(file, llama3_factors=factors)
+    if architecture_of_file(file) is not None:
+        config = transformers_config(file)
     template = file.metadata.get("tokenizer.chat_template")
     embedding = file.tensors.get("token_embd.weight")
     return ModelInfo(
         reference=reference.text,
         kind=reference.kind,
         model_type=config.get("model_type", file.architecture),
-        # rope_freqs.weight holds constants, not trained weights.
-        parameters=sum(tensor.size for name, tensor in file.tensors.items() if name != "rope_freqs.weight"),
+        parameters=sum(tensor.size for name, tensor in file.tensors.items() if name not in ROPE_TENSORS),
         vocab_size=embedding.shape[0] if embedding else None,
         layers=file.architecture_field("block_count"),
         hidden_size=file.architecture_field("embedding_length"),

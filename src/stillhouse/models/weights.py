@@ -23,8 +23,8 @@ from stillhouse.errors import (
 from stillhouse.hashing import sha256_file, sha256_json, sha256_text
 from stillhouse.models import hub
 from stillhouse.models.chat.template import ChatTemplate
-from stillhouse.models.gguf.architectures import ARCHITECTURES, from_gguf_values
-from stillhouse.models.gguf.config import transformers_config, transformers_name
+from stillhouse.models.gguf.architectures import from_gguf, tensor_names
+from stillhouse.models.gguf.config import architecture_of_file, transformers_config, transformers_name
 from stillhouse.models.gguf.file import GgufFile, read_gguf, read_tensor
 from stillhouse.models.reference import Reference, parse_reference
 
@@ -284,17 +284,20 @@ def _gguf_model(file: GgufFile, dtype: str) -> PreTrainedModel:
     import torch
     import transformers
 
-    factors = read_tensor(file, "rope_freqs.weight").tolist() if "rope_freqs.weight" in file.tensors else None
-    settings = transformers_config(file, llama3_factors=factors)
-    architecture = ARCHITECTURES[file.architecture]
-    heads, kv_heads = settings["num_attention_heads"], settings["num_key_value_heads"]
+    settings = transformers_config(file)
+    architecture = architecture_of_file(file)
+    assert architecture is not None  # transformers_config has refused others
     config = transformers.AutoConfig.for_model(**settings)
+    parameters = dict.fromkeys(transformers_name(architecture, name) for name in file.tensors)
     state: dict[str, torch.Tensor] = {}
-    for name in file.tensors:
-        if (parameter := transformers_name(architecture, name)) is not None:
-            values = read_tensor(file, name)
-            values = from_gguf_values(architecture, name, values, heads=heads, kv_heads=kv_heads)
-            state[parameter] = torch.from_numpy(values).to(getattr(torch, dtype))
+    for parameter in filter(None, parameters):
+        tensors = {
+            name: read_tensor(file, name)
+            for name in tensor_names(architecture, parameter)
+            if name in file.tensors
+        }
+        values = from_gguf(architecture, tensors, settings)
+        state[parameter] = torch.from_numpy(values).to(getattr(torch, dtype))
     model_class = getattr(transformers, architecture.model_class)
     try:
         model, info = model_class.from_pretrained(

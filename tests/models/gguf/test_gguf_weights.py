@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from tiny_gguf import tiny_model, vocabulary, write_gguf
@@ -20,7 +21,7 @@ SPECIAL = {"bos": len(TOKENS) - 4, "eos": len(TOKENS) - 3}
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
-def write(path, architecture="llama", *, quantization=gguf.GGMLQuantizationType.F32, **changes):
+def write(path, architecture="llama", *, quantization=gguf.GGMLQuantizationType.F32, tensors=None, **changes):
     model = tiny_model(architecture, len(TOKENS), **changes)
     write_gguf(
         path,
@@ -31,6 +32,7 @@ def write(path, architecture="llama", *, quantization=gguf.GGMLQuantizationType.
         model=model,
         architecture=architecture,
         quantization=quantization,
+        tensors=tensors,
     )
     return model
 
@@ -91,14 +93,14 @@ def test_llama_3_rotary_scaling_is_recovered_from_the_stored_factors(tmp_path):
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    model = write(path, rope_parameters=rope, head_dim=64, max_position_embeddings=16384)
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, torch.device("cpu"))
+    settings = {"rope_parameters": rope, "head_dim": 64, "max_position_embeddings": 16384}
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](tiny_model("llama", 8, **settings).config, torch.device("cpu"))
     plain = 500000.0 ** (-torch.arange(0, 64, 2) / 64)
-    file = read_gguf(path)
-    config = transformers_config(file, llama3_factors=(plain / scaled).tolist())
-    assert config["rope_parameters"] == rope
+    write(path, tensors={"rope_freqs.weight": (plain / scaled).numpy()}, **settings)
+    assert transformers_config(read_gguf(path))["rope_parameters"] == rope
+    write(path, tensors={"rope_freqs.weight": np.array([1.0, 3.0] * 16, np.float32)}, **settings)
     with pytest.raises(ModelError, match="rotary factors"):
-        transformers_config(file, llama3_factors=[1.0, 3.0] * 16)
+        transformers_config(read_gguf(path))
 
 
 def test_a_cut_off_file_is_an_error_wherever_it_is_cut(tmp_path):

@@ -55,6 +55,7 @@ def write_gguf(
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     merges: list[str] | None = None,
     extra: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """A GGUF file with this header and the weights of ``model``, or one layer of zeros."""
     writer = gguf.GGUFWriter(str(path), architecture)
@@ -64,6 +65,8 @@ def write_gguf(
         _zeros(writer, architecture, len(tokens))
     else:
         _weights(writer, architecture, model, quantization)
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
@@ -160,50 +163,64 @@ def permuted(weight_OI: np.ndarray, heads: int) -> np.ndarray:
     return np.stack(out)
 
 
-def tiny_model(architecture: str, vocab_size: int, **changes: Any) -> Any:
-    """A random transformers model of GGUF's ``architecture``."""
-    from transformers import (
-        Gemma2Config,
-        Gemma2ForCausalLM,
-        Gemma3ForCausalLM,
-        Gemma3TextConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-        MistralConfig,
-        MistralForCausalLM,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-        Qwen3Config,
-        Qwen3ForCausalLM,
-    )
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.2,
+}
+_TIED = {"tie_word_embeddings": True}
+_UNTIED = {"tie_word_embeddings": False}
+_WIDE_HEADS = {"head_dim": 32}  # not hidden / heads
+_GEMMA = _TIED | _WIDE_HEADS | {"num_hidden_layers": 7, "sliding_window": 8, "query_pre_attn_scalar": 32}
+_EXPERTS = _UNTIED | {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+OWN_SIZES: dict[str, dict[str, Any]] = {
+    "llama": _UNTIED,
+    "mistral": _UNTIED | {"sliding_window": None},
+    "mixtral": _UNTIED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2": _TIED,
+    "qwen2_moe": _EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 48},
+    "qwen3": _TIED | _WIDE_HEADS,
+    "qwen3_moe": _EXPERTS | _WIDE_HEADS | {"num_experts": 4, "norm_topk_prob": True},
+    "qwen3_5_text": _TIED
+    | _WIDE_HEADS
+    | {
+        "num_hidden_layers": 4,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+    },
+    "smollm3": _TIED | {"num_hidden_layers": 5},
+    "phi3": _UNTIED,
+    "olmo2": _UNTIED,
+    "olmo3": _UNTIED | {"num_hidden_layers": 5, "sliding_window": 8},
+    "granite": _TIED
+    | {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.2,
+    },
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gpt2": {},
+}
+"""transformers' `model_type` -> the sizes of its tiny model, besides :data:`SIZES`."""
 
-    kinds = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-        "gemma2": (Gemma2Config, Gemma2ForCausalLM),
-        "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
-        "mistral": (MistralConfig, MistralForCausalLM),
-    }
-    sizes: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "rms_norm_eps": 1e-6,
-        "initializer_range": 0.2,
-        "tie_word_embeddings": architecture not in ("llama", "mistral"),
-    }
-    if architecture in ("qwen3", "gemma2", "gemma3"):
-        sizes["head_dim"] = 32  # not hidden / heads
-    if architecture in ("gemma2", "gemma3"):
-        sizes |= {"num_hidden_layers": 7, "sliding_window": 8, "query_pre_attn_scalar": 32}
-    config_class, model_class = kinds[architecture]
+
+def tiny_model(model_type: str, vocab_size: int, **changes: Any) -> Any:
+    """A random transformers model."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type = {"gemma3": "gemma3_text"}.get(model_type, model_type)
     torch.manual_seed(0)
-    model = model_class(config_class(**sizes | changes)).eval()
+    settings = SIZES | OWN_SIZES[model_type] | {"vocab_size": vocab_size} | changes
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             torch.nn.init.normal_(parameter, 0.5, 0.1)  # not the ones and zeros of a fresh model
