@@ -16,7 +16,7 @@ def test_it_is_freed_when_idle_and_opened_again(tmp_path, monkeypatch):
     async def use():
         engine = open_engine(str(file))
         assert engine._model._embedder is None
-        first = await engine.embed((5, 6, 7))
+        (first,) = await engine.embed([(5, 6, 7)])
         assert engine._model._embedder is not None
         for _ in range(100):
             await asyncio.sleep(0.05)
@@ -24,7 +24,7 @@ def test_it_is_freed_when_idle_and_opened_again(tmp_path, monkeypatch):
                 break
         else:
             raise AssertionError("it is never freed")
-        again = await engine.embed((5, 6, 7))
+        (again,) = await engine.embed([(5, 6, 7)])
         await engine.close()
         return first, again
 

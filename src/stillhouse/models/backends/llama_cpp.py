@@ -100,7 +100,7 @@ class LlamaCppModel:
         body |= {"stream": True, "return_progress": True, "preserved_tokens": list(preserved_tokens)}
         body["timings_per_token"] = True  # with the number of tokens so far
         if penalties.active:
-            body |= _penalty_fields(penalties, ids, body["samplers"])
+            body |= _penalty_fields(penalties, ids, body["samplers"], window=self.context_length or 2**20)
         if top_logprobs is not None:
             body["n_probs"] = max(1, top_logprobs)
         if schema is not None:
@@ -351,16 +351,20 @@ def _body(ids: list[int], sampling: Sampling, *, cache: bool) -> dict[str, Any]:
 
 
 def _penalty_fields(
-    penalties: LogitPenalties, prompt_ids: Sequence[int], samplers: Sequence[str]
+    penalties: LogitPenalties, prompt_ids: Sequence[int], samplers: Sequence[str], *, window: int
 ) -> dict[str, Any]:
-    """The fields of a request that apply penalties and biases."""
+    """The fields of a request that apply penalties and biases.
+
+    Args:
+        window: last tokens that penalties count; the whole context.
+    """
     bias = dict(penalties.bias)
     # llama.cpp counts the tokens of the prompt, too: add to their logits what it will subtract.
     for token, count in Counter(prompt_ids).items():
         bias[token] = bias.get(token, 0.0) + penalties.presence + penalties.frequency * count
     return {
         "samplers": ["penalties", *samplers],
-        "repeat_last_n": -1,
+        "repeat_last_n": window,
         "repeat_penalty": penalties.repetition,
         "presence_penalty": penalties.presence,
         "frequency_penalty": penalties.frequency,

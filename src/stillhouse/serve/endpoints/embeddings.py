@@ -49,7 +49,7 @@ async def _embed(
         # All texts are read first, so that one that is too long is refused before the others are computed.
         texts_ids = [await context.read_prompt(engine, encode_text, engine, text, "input") for text in texts]
         engine.check_embeddable(texts_ids)
-        embeddings = [await engine.embed(ids) for ids in texts_ids]
+        embeddings = await engine.embed(texts_ids)
     tokens = sum(map(len, texts_ids))
     context.metrics.count_embeddings(model, tokens)
     return embeddings, tokens

@@ -86,8 +86,8 @@ class Engine(Protocol):
         """Raises ContextLengthError if a text is too long for an embedding."""
         ...
 
-    async def embed(self, ids: Sequence[int]) -> list[float]:
-        """Returns the embedding of one text, with L2 norm 1."""
+    async def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Returns the embedding of each text, with L2 norm 1. Cancelling it stops before the next texts."""
         ...
 
     async def close(self) -> None:

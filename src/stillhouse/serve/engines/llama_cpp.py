@@ -65,10 +65,13 @@ class LlamaEngine:
         for ids in texts:
             self._model.check_embeddable(ids)
 
-    async def embed(self, ids: Sequence[int]) -> list[float]:
-        """Returns the mean of the last hidden states, with L2 norm 1."""
-        self._restart_embedder_timer()
-        return await self._model.embed(ids)
+    async def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Returns the mean of each text's last hidden states, with L2 norm 1."""
+        embeddings = []
+        for ids in texts:
+            self._restart_embedder_timer()
+            embeddings.append(await self._model.embed(ids))
+        return embeddings
 
     async def close(self) -> None:
         if self._embedder_timer:

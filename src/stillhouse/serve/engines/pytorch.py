@@ -29,6 +29,8 @@ KEPT = 8
 CACHE_BYTES = 2 * 2**30
 """For keys and values of all slots together."""
 SHORTEST_CONTEXT = 1024
+EMBEDDING_BATCH = 1024
+"""Tokens of texts that are embedded in one pass."""
 
 
 class TorchEngine:
@@ -103,19 +105,30 @@ class TorchEngine:
     def check_embeddable(self, texts: Sequence[Sequence[int]]) -> None:
         """Does nothing: any text within the context can be embedded."""
 
-    async def embed(self, ids: Sequence[int]) -> list[float]:
-        """Returns the mean of the last hidden states, with L2 norm 1."""
+    async def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Returns the mean of each text's last hidden states, with L2 norm 1."""
+        embeddings: list[list[float]] = [[] for _ in texts]
+        for indices in _batches_of_equal_length(texts):
+            # One at a time: generations take steps between two batches, and cancelling stops the rest.
+            batch = await self._embed_batch([texts[index] for index in indices])
+            for index, embedding in zip(indices, batch, strict=True):
+                embeddings[index] = embedding
+        return embeddings
+
+    async def _embed_batch(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The embeddings of texts with equal numbers of tokens."""
         import torch
 
         loop = asyncio.get_running_loop()
-        result: asyncio.Future[list[float]] = loop.create_future()
+        result: asyncio.Future[list[list[float]]] = loop.create_future()
 
         def job() -> None:
             with torch.inference_mode():
-                states_1TE = self._model.base_model(torch.tensor([list(ids)])).last_hidden_state
-                mean_E = states_1TE[0].float().mean(0)
-                embedding = (mean_E / mean_E.norm()).tolist()
-            loop.call_soon_threadsafe(lambda: result.cancelled() or result.set_result(embedding))
+                ids_BT = torch.tensor([list(ids) for ids in texts])
+                states_BTE = self._model.base_model(ids_BT).last_hidden_state
+                mean_BE = states_BTE.float().mean(1)
+                embeddings = (mean_BE / mean_BE.norm(dim=-1, keepdim=True)).tolist()
+            loop.call_soon_threadsafe(lambda: result.cancelled() or result.set_result(embeddings))
 
         self._jobs.put(job)
         return await result
@@ -167,6 +180,18 @@ class TorchEngine:
             self._mailbox.send(events, error)
         self._event_queues.clear()
         self._sampler.clear()
+
+
+def _batches_of_equal_length(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of texts that are embedded together: of equal length, so that none is padded."""
+    by_length: dict[int, list[int]] = {}
+    for index, ids in enumerate(texts):
+        by_length.setdefault(len(ids), []).append(index)
+    batches = []
+    for length, indices in by_length.items():
+        size = max(1, EMBEDDING_BATCH // length)
+        batches += [indices[start : start + size] for start in range(0, len(indices), size)]
+    return batches
 
 
 class _DeltaBuilder:
