@@ -11,9 +11,8 @@ import openai
 import pytest
 import torch
 from chat_templates import GEMMA
-from conftest import make_tiny_teacher
 from running_server import RunningServer
-from tool_models import CONTEXT, make_tool_model
+from tool_models import CONTEXT, make_model, make_tool_model
 
 from stillhouse.models import load_weights, token_bytes
 
@@ -41,8 +40,7 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(directory, tmp_path_factory):
     _, file = make_tool_model(directory)
-    plain = make_tiny_teacher(tmp_path_factory.mktemp("plain") / "model", seed=3)
-    (plain / "chat_template.jinja").write_text(GEMMA)
+    plain = make_model(tmp_path_factory.mktemp("plain") / "model", GEMMA)
     running = RunningServer(
         f"weights={directory}", f"file={file}", f"plain={plain}", options=["--queue", str(QUEUE)]
     )
