@@ -217,7 +217,8 @@ def _reject_unrendered(run: RunContext, tokenizer: PreTrainedTokenizerFast, temp
     from stillhouse.corpus import REJECT_SCHEMA, Corpus, reject_unrendered
 
     rejects = Corpus(run.directory / "corpus" / "rejects", schema=REJECT_SCHEMA)
-    rejected, total = reject_unrendered(run.learned.rows(), tokenizer, template, rejects)
+    places = {prompt.id: prompt.where for prompt in run.prompt_set.prompts}
+    rejected, total = reject_unrendered(run.learned.rows(), tokenizer, template, rejects, places)
     if rejected > run.recipe.prompts.tolerated_rejects * total:
         raise ModelError(
             f"the student's chat template cannot render {rejected} of {total} exchanges; "

@@ -9,7 +9,7 @@ shorter or longer than assumed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.plan.cost_formulas import Machine
 from stillhouse.plan.machine import measure_machine
@@ -32,6 +32,8 @@ class RunPlan:
     """The estimated cost of a run."""
 
     stages: tuple[StagePlan, ...]
+    records: dict[str, Any]
+    """What the records of `prompts.source` were read as, which columns are unused, what is rejected."""
     dollars: float | None
     """Cost of the APIs; None if the recipe does not state their prices."""
     terms: Terms
@@ -66,7 +68,7 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
     source = recipe.prompts
     prompt_set = read_recipe_prompts(recipe)
     prompt_set.report()
-    check_rendering(recipe, prompt_set.prompts)
+    unrendered = check_rendering(recipe, prompt_set.prompts)
     ngram = recipe.filter.contamination_ngram
     train, held_out, _ = split_held_out(prompt_set.prompts, source.held_out, ngram=ngram, seed=recipe.seed)
     teacher_info = describe(recipe.teacher.model)
@@ -90,6 +92,7 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
     terms, start = recipe_terms(recipe)
     return RunPlan(
         stages=tuple(plan_stages(inputs)),
+        records=prompt_set.facts | {"unrendered": unrendered},
         dollars=api_cost(recipe, workload, [*train, *held_out]),
         terms=terms[0],
         verdict=combine_verdicts(judge_terms(entry, recipe.purpose, student=start) for entry in terms),

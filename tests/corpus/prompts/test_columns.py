@@ -157,6 +157,7 @@ def test_weight_0_is_context_and_what_follows_the_last_learned_answer_is_left_ou
     assert messages({"messages": [Q, A | {"weight": 0}, Q, right | {"weight": 1}]}) == [Q, wrong, Q, right]
     assert messages({"messages": [Q, right, Q, A | {"train": False}]}) == [Q, right]
     assert messages({"messages": [Q, A | {"weight": None}]}) == [Q, A]
+    assert not conversation({"messages": [Q | {"weight": 1}, wrong, Q, right | {"weight": 1}]}).unused
     assert messages({"messages": [Q, A | {"content": " "}, Q, right]})[1]["weight"] == 0
 
 
@@ -248,6 +249,7 @@ def test_columns_and_fields_that_are_not_used_are_named_with_counts(tmp_path, ca
     }
     said = " ".join(capsys.readouterr().err.split())
     assert "read as 1 finished conversation (messages: messages), 1 prompt (questions: prompt)" in said
+    assert "kept as tags, which are not learned: x (1)" in said
     assert "not used: scores (2), messages.model (1), messages.name (1), rejected (1)" in said
 
 

@@ -73,6 +73,8 @@ class PromptSet:
                 f"The column `{GOLD}` is kept for verifiers; to learn it instead of asking a teacher, set "
                 f"prompts.answer to {GOLD}."
             )
+        if is_file and self.tags:
+            console.info(f"kept as tags, which are not learned: {_counted(self.tags)}")
         if self.unused:
             console.warn(f"{self.source}: not used: {_counted(self.unused)}")
         for reason in dict.fromkeys(record.reason for record in self.rejected):
@@ -168,11 +170,12 @@ def read_prompts(
             tags.update(read.tags.keys())
             unused.update(read.unused)
     if len(errors) > tolerated * total:
-        raise _too_many(errors, total)
+        raise _too_many(errors, total, tolerated)
     if answer not in (AUTO, NONE) and unique and not any(answer in names for names in columns.values()):
         raise CorpusError(f"{source}: prompts.answer: no record has a column {answer!r} with an answer")
     if not unique:
-        raise EmptyCorpusError(f"{source} contains no prompt")
+        why = f"; first of {total:,} rejected: {prompt_set.rejected[0].detail}" if total else ""
+        raise EmptyCorpusError(f"{source} contains no prompt{why}", hint=errors[0].hint if errors else None)
     selected = unique.keys() if limit is None else draw_ids(unique, limit, seed)
     prompt_set.prompts = [prompt for id, prompt in unique.items() if id in selected]
     prompt_set.forms = {
@@ -200,12 +203,14 @@ def _rejected(source: str, where: str, reason: str, error: CorpusError) -> Rejec
     return RejectedRecord(sha256_text(f"{where} {reason}")[:32], where, reason, detail, source)
 
 
-def _too_many(errors: list[CorpusError], total: int) -> CorpusError:
+def _too_many(errors: list[CorpusError], total: int, tolerated: float) -> CorpusError:
     first = errors[0]
-    if len(errors) == 1 and total == 1:
+    if tolerated == 0 or total == 1:
         return first
-    others = f" ({len(errors):,} of {total:,} records are unreadable)" if len(errors) > 1 else ""
-    return CorpusError(f"{first}{others}", hint=first.hint or "Mend or remove the record.")
+    return CorpusError(
+        f"{first} ({len(errors):,} of {total:,} records are unreadable)",
+        hint=first.hint or f"Up to {tolerated:.0%} may be: prompts.tolerated_rejects.",
+    )
 
 
 def _records(source: str, prompt_set: PromptSet) -> Iterator[Record]:

@@ -171,7 +171,7 @@ def _is_context_only(fields: Mapping[str, Any], role: str, name: str, used: set[
             hint="Give the turn a weight of 0 or 1, or remove the field.",
         )
     values = {key: fields[key] for key in LOSS_FLAGS if key in fields}
-    used |= values.keys()
+    used.update(values)
     for key, value in values.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise CorpusError(f"{name} has {key} {value!r}; only 0 (context) and 1 (learned) are supported")
