@@ -28,6 +28,15 @@ def scored(verifier: Verifier, *answers: Answer):
         ("last_line", "a\n b \n\n", "b"),
         ("last_number", "from 3 to 1,024.", "1,024"),
         ("last_number", "none", None),
+        ("last_number", "Pages 12-15", "15"),
+        ("last_number", "x=-5", "-5"),
+        ("last_number", "(-5)", "-5"),
+        ("last_number", "5 − −3", "−3"),
+        ("last_number", "10.5-2", "2"),
+        ("gsm8k", "2+40=42\n#### 42\nThe reasoning in steps 1 to 3 confirms it.", "42"),
+        ("gsm8k", "#### 1\nno:\n####  1,024 apples.", "1,024 apples"),
+        ("gsm8k", "#### \n7", None),
+        ("gsm8k", "42", None),
         ("whole", "  ", None),
     ],
 )
@@ -63,6 +72,40 @@ def test_exact_and_numeric():
     )
     assert [score.value for score in values] == [1, 0, 0, 0]
     assert failures == 0
+
+
+GOLD = "She has 2+40=<<2+40=42>>42 apples.\n#### 42"
+
+
+@pytest.mark.parametrize("kind", ["exact", "numeric", "math"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2+40=42\n#### 42\nThe reasoning in steps 1 to 3 confirms it.", 1),
+        ("2+40=43\n#### 43", 0),
+        ("It is 42.", 0),
+    ],
+)
+def test_gsm8k(kind, text, value):
+    (score,), failures = scored(Verifier(kind=kind, extract="gsm8k"), Answer(text, tags={"answer": GOLD}))
+    assert (score.value, failures) == (value, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("42 apples", 1),
+        ("42.", 1),
+        ("$42 in all", 1),
+        ("42 of 43", 0),
+        ("it is 42", 0),
+        ("42nd", 0),
+        ("4200%", 1),
+    ],
+)
+def test_words_may_follow_a_number(text, value):
+    (score,), failures = scored(Verifier(kind="numeric"), Answer(text, tags={"answer": GOLD}))
+    assert (score.value, failures) == (value, 0)
 
 
 def test_a_prompt_without_a_reference_is_a_failure_of_the_verifier():

@@ -11,9 +11,9 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import MissingExtraError, ModelError, RecipeError
+from stillhouse.plan.teacher_templates import check_teacher_templates
 from stillhouse.recipe import Lora, Recipe, Student
 from stillhouse.recipe.suggest import did_you_mean
-from stillhouse.recipe.teachers import all_teachers
 
 if TYPE_CHECKING:
     from stillhouse.models import ModelInfo
@@ -29,19 +29,18 @@ def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
     """Raises the errors that one of ``stages`` would raise only after the teacher has answered.
 
     Raises:
-        RecipeError: a verifier does not load, pruning keeps more than the model has, the device does not
-            exist, or adapters name layers that the student does not have.
+        RecipeError: a teacher's chat template refuses its system prompt, a verifier does not load, pruning
+            keeps more than the model has, the device does not exist, or adapters name layers that the student
+            does not have.
         ModelError: the model cannot be pruned this way, or is damaged.
         ModelNotFoundError: the model does not exist.
         MissingExtraError: a package that the recipe needs is not installed.
         CorpusError: a file of the teacher's context is missing or invalid.
     """
     if "filter" in stages:
-        from stillhouse.corpus import load_context
         from stillhouse.verifiers import check_verifiers
 
-        for teacher in all_teachers(recipe):
-            load_context(teacher)
+        check_teacher_templates(recipe)
         check_verifiers(recipe.verifiers)
     if "student" in stages and recipe.student.init == "prune":
         from stillhouse.models import describe

@@ -19,8 +19,9 @@ class Verifier:
     """Weight in the mean."""
     answer: Text = "answer"
     """Prompt column with the reference answer (`code`: the tests)."""
-    extract: Literal["answer_tag", "boxed", "last_line", "last_number", "whole"] = "whole"
-    """The answer within the text: the content of `<answer>` or `\\boxed`, the last line or number, or all."""
+    extract: Literal["answer_tag", "boxed", "gsm8k", "last_line", "last_number", "whole"] = "whole"
+    """The answer within the text: the content of `<answer>` or `\\boxed`, what follows `####` (`gsm8k`), the
+    last line or number, or all."""
     function: str | None = None
     """`function`: `module:function`; gets the row, returns a number from 0 to 1, or true or false."""
     tolerance: NonNegativeFloat = 1e-6

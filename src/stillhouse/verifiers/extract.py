@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-NUMBER = re.compile(r"[-+\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+# A sign after a word or a number is a hyphen: `Pages 12-15`.
+NUMBER = re.compile(r"(?:(?<![\w.)\]])[-+\u2212])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+_LEADING_NUMBER = re.compile(rf"\$?\s*{NUMBER.pattern}(?:/\d+)?\s?%?(?!\w)")
+_GSM8K = re.compile(r"####[ \t]*([^\n]*)")
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -12,9 +15,12 @@ def extract(text: str, method: str) -> str | None:
     """The answer in ``text``, stripped, or None if there is none.
 
     Args:
-        method: a value of ``recipe.Verifier.extract``. ``answer_tag``, ``boxed`` and ``last_number`` use the
-            last occurrence.
+        method: a value of ``recipe.Verifier.extract``. All but ``last_line`` and ``whole`` use the last
+            occurrence.
     """
+    if method == "gsm8k":
+        marked = _GSM8K.findall(text)
+        return (marked[-1].strip().removesuffix(".") or None) if marked else None
     if method == "answer_tag":
         answers = _TAGGED.findall(text)
         return answers[-1].strip() if answers else None
@@ -39,6 +45,17 @@ def number(text: str) -> float | None:
         return scale * float(numerator) / (float(denominator) if slash else 1.0)
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def leading_number(text: str) -> float | None:
+    """The number that ``text`` is, or begins with if no other number follows (``42 apples``); else None."""
+    text = text.strip()
+    if (value := number(text)) is not None:
+        return value
+    leading = _LEADING_NUMBER.match(text)
+    if leading is None or any(character.isdigit() for character in text[leading.end() :]):
+        return None
+    return number(leading[0])
 
 
 def _last_boxed(text: str) -> str | None:

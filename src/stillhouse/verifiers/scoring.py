@@ -162,7 +162,7 @@ def _comparison(
     """A check that compares the extracted answer with the reference."""
 
     def check(answer: Answer) -> Score:
-        expected = (reference or _reference)(answer, verifier)
+        expected = (reference or _solution_answer)(answer, verifier)
         text = extract(answer.text, verifier.extract)
         return Score(0.0, f"no answer ({verifier.extract})") if text is None else compare(text, expected)
 
@@ -174,6 +174,13 @@ def _reference(answer: Answer, verifier: Verifier) -> str:
     if value is None:
         raise VerifierFailure(f"the prompt has no column {verifier.answer!r}")
     return str(value)
+
+
+def _solution_answer(answer: Answer, verifier: Verifier) -> str:
+    """The reference; of a whole solution that ends as GSM8K's do (`#### 72`) what follows the mark."""
+    value = _reference(answer, verifier)
+    reads_mark = verifier.extract == "gsm8k" or verifier.kind in ("numeric", "math")
+    return (extract(value, "gsm8k") if reads_mark else None) or value
 
 
 def _entry(answer: Answer, verifier: Verifier) -> dict[str, Any]:

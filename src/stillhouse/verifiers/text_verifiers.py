@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from stillhouse.models import REASONING_END, REASONING_START, leading_reasoning
-from stillhouse.verifiers.extract import number
+from stillhouse.verifiers.extract import leading_number, number
 from stillhouse.verifiers.types import Answer, Score, VerifierFailure
 
 
@@ -18,12 +18,13 @@ def exact_match(answer: str, reference: str) -> Score:
 def numeric_match(answer: str, reference: str, tolerance: float) -> Score:
     """1 for a number that differs from the reference by at most ``tolerance``, relative to the reference.
 
+    Words may follow the answer's number (``42 apples``), but no other number.
     A reference of 0 has no relative difference; then ``tolerance`` is absolute.
     """
     expected = number(reference)
     if expected is None or not math.isfinite(expected):
         raise VerifierFailure(f"the reference {reference[:80]!r} is not a number")
-    value = number(answer)
+    value = leading_number(answer)
     if value is None or not math.isfinite(value):
         return Score(0.0, f"{answer[:80]!r} is not a number")
     allowed = tolerance * (abs(expected) or 1.0)

@@ -261,3 +261,27 @@ def test_filtering_does_not_hold_the_corpus(tmp_path):
     small, large, grown_mib = map(float, done.stdout.split())
     assert (small, large) == (4200, 12_600)
     assert grown_mib < 40
+
+
+REASONS = {
+    "stop": None,
+    "unknown": None,
+    "banana": None,
+    "length": "truncated",
+    "MAX_TOKENS": "truncated",
+    "tool_calls": "truncated",
+    "content_filter": "content filter",
+    "SAFETY": "content filter",
+    "error": "provider failed",
+}
+
+
+@pytest.mark.parametrize(("finish_reason", "rejected"), REASONS.items())
+def test_how_an_answer_ended_decides(tmp_path, finish_reason, rejected):
+    """The words of other providers are in the corpora of version 0.2.0."""
+    row = make_row(1, finish_reason=finish_reason)
+    _, kept, rejects = apply(tmp_path, [row], truncated=True)
+    assert kept == ([] if rejected else [row["id"]])
+    assert [reason for reason, _ in rejects.values()] == ([rejected] if rejected else [])
+    _, kept, _ = apply(tmp_path, [row], truncated=False, content_filter=False)
+    assert kept == ([] if rejected == "provider failed" else [row["id"]])

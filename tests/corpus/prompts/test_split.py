@@ -96,8 +96,9 @@ def test_real_questions_do_not_overlap():
 
 
 def test_nothing_left_to_train_on():
-    with pytest.raises(CorpusError, match="no prompt is left to train on: of 5, 5 are held out"):
-        split_held_out(make_prompts(5), 9)
+    with pytest.raises(CorpusError, match=r"no prompt is left to train on: of 5, 5 are held out$") as caught:
+        split_held_out(make_prompts(5), 9, ngram=None)
+    assert "prompts.held_out" in str(caught.value.hint)
 
 
 def test_words_of_many_scripts():
@@ -130,8 +131,10 @@ def test_two_hindi_texts_without_thirteen_words_in_common():
 
 def test_without_an_ngram_nothing_is_dropped():
     prompts = [make_prompt(f"{'the same words again and again ' * 4}{number}") for number in range(20)]
-    with pytest.raises(CorpusError, match="share 4 words"):
+    with pytest.raises(CorpusError, match="15 share 4 words") as caught:
         split_held_out(prompts, 5, ngram=4, seed=0)
+    assert "20 prompts share the words 'again and again the'" in str(caught.value.hint)
+    assert "filter.contamination_ngram: null" in str(caught.value.hint)
     train, held_out, dropped = split_held_out(prompts, 5, ngram=None, seed=0)
     assert (len(train), len(held_out), dropped) == (15, 5, [])
 

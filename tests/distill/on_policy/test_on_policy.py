@@ -167,6 +167,15 @@ def test_a_verifier_that_always_fails_stops_the_run_and_says_so(tmp_path):
         assert len(lines(tmp_path)) == 5 * tries
 
 
+def test_a_length_penalty_does_not_make_rewards_disappear(tmp_path):
+    """Every sample is right and as long as allowed: 0.5 - 1 is below 0, and yet a reward."""
+    policy = Policy(overlong=5)
+    settings = OnPolicy(**{**vars(REWARD), "rounds": 4, "patience": 2, "policy": policy})
+    right = {"reward_function": lambda answers: [0.5] * len(answers), "end_ids": set()}
+    run(llama(), tmp_path, settings=settings, **right)
+    assert [line["reward"] for line in lines(tmp_path)] == [-0.5] * 4
+
+
 def test_going_on_with_another_number_of_threads_is_said(tmp_path, monkeypatch, capsys):
     nothing = {"reward_function": lambda answers: [0.0] * len(answers)}
     with pytest.raises(StillhouseError):

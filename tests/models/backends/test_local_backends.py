@@ -39,9 +39,9 @@ def path(tmp_path_factory):
     )
 
 
-def ask(path, backend, requests, seed=0):
+def ask(path, backend, requests, seed=0, variables=None):
     async def run():
-        model = open_model(str(path), backend=backend, seed=seed)
+        model = open_model(str(path), backend=backend, seed=seed, variables=variables)
         try:
             return await model.generate(requests), model
         finally:
@@ -117,6 +117,33 @@ def test_a_message_that_the_template_refuses_fails_alone(path, backend):
     results, _ = ask(path, backend, [request("Hi"), bad, worse])
     assert isinstance(results[0], Reply)
     assert not [result for result in results if not isinstance(result, (Reply, ModelError))]
+
+
+def test_a_variable_reaches_the_template_or_is_refused(tmp_path, path, backend):
+    template = TEMPLATE.replace(
+        "assistant\n", "assistant\n{% if enable_thinking is false %}the the{% endif %}"
+    )
+    reading = write_gguf(
+        tmp_path / "reads.gguf",
+        tokens=TOKENS,
+        types=TYPES,
+        special={"bos": len(TOKENS) - 2, "eos": len(TOKENS) - 1},
+        template=template,
+        model=tiny_model("llama", len(TOKENS), initializer_range=0.6),
+    )
+    weights = load_weights(str(reading))
+    question = request("Hi", temperature=0)
+    expected = [
+        len(weights.template.encode_prompt(weights.tokenizer, question.messages, **variables))
+        for variables in ({}, {"enable_thinking": False})
+    ]
+    assert expected[0] < expected[1]
+    for length, variables in zip(expected, (None, {"enable_thinking": False}), strict=True):
+        [reply], _ = ask(reading, backend, [question], variables=variables)
+        assert isinstance(reply, Reply)
+        assert reply.prompt_tokens == length
+    with pytest.raises(ModelError, match="does not read `enable_thinking`"):
+        ask(path, backend, [question], variables={"enable_thinking": False})
 
 
 def test_llama_cpp_prints_nothing(path, capfd):

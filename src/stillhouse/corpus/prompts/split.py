@@ -5,6 +5,7 @@ Draws depend on the seed and on the ids of the prompts, never on the order of th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from stillhouse.corpus.messages import user_text
@@ -49,9 +50,23 @@ def split_held_out(
             )
             (dropped if overlaps else train).append(prompt)
     if not train:
+        shared = f" and {len(dropped)} share {ngram} words in a row with one of those" if dropped else ""
         raise CorpusError(
-            f"no prompt is left to train on: of {len(prompts)}, {len(held_out)} are held out and "
-            f"{len(dropped)} share {ngram} words in a row with one of those",
-            hint="Lower prompts.held_out or give more prompts.",
+            f"no prompt is left to train on: of {len(prompts)}, {len(held_out)} are held out{shared}",
+            hint=_hint(dropped, held_out, ngram),
         )
     return train, held_out, dropped
+
+
+def _hint(dropped: list[Prompt], held_out: list[Prompt], ngram: int | None) -> str:
+    """What to change: the overlap, where most prompts share the same words, or the numbers."""
+    if dropped and ngram is not None:
+        counts = Counter(g for p in (*dropped, *held_out) for g in ngrams(user_text(p.messages), ngram))
+        count = max(counts.values())
+        words = min(words for words, c in counts.items() if c == count)
+        if count > (len(dropped) + len(held_out)) / 2:
+            return (
+                f"{count} prompts share the words {words!r}, an instruction rather than a leak: set "
+                "filter.contamination_ngram: null, or to more words than they share."
+            )
+    return "Lower prompts.held_out or give more prompts."

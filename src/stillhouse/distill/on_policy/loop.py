@@ -217,7 +217,7 @@ def _learn(
         # Before the round's own answers are added: the expectation by which its prompts were chosen.
         values["expected_reward"] = round(float(np.mean([rates.rate(id) for id in ids])), 5)
         answers = rates.after(ids, batch.rewards_GS.flatten().tolist()).answers
-    rewarded = not config.settings.reward or bool((batch.rewards_GS > 0).any())
+    rewarded = not config.settings.reward or batch.any_reward
     return values, dataclasses.replace(
         after,
         asked=progress.asked + len(batch.rewards_GS),

@@ -8,6 +8,7 @@ Shapes: G groups (prompts), S samples of each.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ class RolloutBatch:
     """Including the length penalty, if there is one."""
     unscored: int
     """Samples whose reward was not a finite number; they count as 0."""
+    any_reward: bool = False
+    """Whether a sample had a reward above 0, or a group's rewards differ, before the length penalty."""
 
     def documents(self) -> list[Document]:
         """The samples as documents with a loss on the answer's tokens."""
@@ -96,7 +99,7 @@ class RolloutBatch:
         """The groups where ``mask_G`` is true."""
         size = self.rewards_GS.shape[1]
         kept = [r for g in mask_G.nonzero()[:, 0].tolist() for r in self.rollouts[g * size : (g + 1) * size]]
-        return RolloutBatch(kept, self.rewards_GS[mask_G], self.unscored)
+        return dataclasses.replace(self, rollouts=kept, rewards_GS=self.rewards_GS[mask_G])
 
     def metrics(self, *, rewarded: bool) -> dict[str, Any]:
         """Token counts and lengths of the samples; with ``rewarded``, statistics of the rewards too."""
@@ -158,10 +161,12 @@ def roll_out(
         values = [float(value) for value in reward_function([(r.prompt, r.ids) for r in rollouts])]
     unscored = sum(not math.isfinite(value) for value in values)
     rewards = torch.tensor([value if math.isfinite(value) else 0.0 for value in values])
+    grouped_GS = rewards.view(len(prompts), settings.samples)
+    any_reward = bool((grouped_GS > 0).any() or has_signal(grouped_GS).any())
     if settings.reward:
         lengths = [len(rollout.ids) for rollout in rollouts]
         rewards = rewards + overlong_penalty(lengths, settings.max_tokens, settings.policy.overlong)
-    return RolloutBatch(rollouts, rewards.view(len(prompts), settings.samples), unscored)
+    return RolloutBatch(rollouts, rewards.view(len(prompts), settings.samples), unscored, any_reward)
 
 
 def join_batches(batches: Sequence[RolloutBatch]) -> RolloutBatch:
@@ -170,6 +175,7 @@ def join_batches(batches: Sequence[RolloutBatch]) -> RolloutBatch:
         [rollout for batch in batches for rollout in batch.rollouts],
         torch.cat([batch.rewards_GS for batch in batches]),
         sum(batch.unscored for batch in batches),
+        any(batch.any_reward for batch in batches),
     )
 
 
