@@ -80,6 +80,33 @@ def test_a_model_that_read_the_published_versions_is_found_and_another_is_not(dr
     assert "delivered to these accounts" not in page
 
 
+def test_what_a_trace_would_leave_out_is_refused_when_it_is_drawn(drawn):
+    place, _ = drawn
+    long, other = "a line of at least twenty characters", "another line of more than twenty"
+    lines = [
+        {"id": "haiku", "versions": [long, "too short"]},
+        {"id": "ode", "versions": [other, long]},
+    ]
+    (place / "short.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = still("trace", "draw", "short.jsonl", "--key", "author.key", "--out", "no.jsonl", cwd=place)
+    assert told.returncode == 1 and not (place / "no.jsonl").exists()
+    assert "haiku: version 2 has 9 of at least 20 characters" in told.stderr
+    assert "ode: version 2 is also a version of haiku" in told.stderr
+    # files that were drawn by an earlier version are still read
+    lines = [line | {"published": 0, "draw_key": "5a" * 16} for line in lines]
+    (place / "old.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(read_versions(place / "old.jsonl")) == 2
+
+
+def test_too_few_texts_for_hard_evidence_are_warned_of(drawn):
+    place, told = drawn
+    assert "hard evidence" not in told.stderr
+    text = {"id": "one", "versions": ["the first of two long versions", "the second of two long versions"]}
+    (place / "one.jsonl").write_text(json.dumps(text) + "\n")
+    told = still("trace", "draw", "one.jsonl", "--key", "author.key", "--out", "one-drawn.jsonl", cwd=place)
+    assert told.returncode == 0 and "hard evidence needs 1,000" in " ".join(told.stderr.split())
+
+
 def test_texts_are_a_trace_of_their_own(drawn, tiny_teacher):
     place, _ = drawn
     told = still(

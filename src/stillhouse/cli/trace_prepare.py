@@ -29,6 +29,8 @@ DRAW_EXAMPLES = """\
 Examples:
   still trace draw versions.jsonl --key author.key
   still trace draw poems.jsonl --key author.key --out texts.jsonl --json"""
+HARD = 1000
+"""The e-value of hard evidence in a default plan."""
 KEY_EXAMPLES = """\
 Examples:
   still trace key signing.pem
@@ -242,13 +244,20 @@ def draw(
         published.
     """
     from stillhouse.hashing import sha256_file
+    from stillhouse.pages.numbers import format_scientific
     from stillhouse.trace import draw_versions, read_versions, write_versions
+    from stillhouse.trace.detectors.rephrasings import largest_e_value
     from stillhouse.watermark import read_key
 
     texts = draw_versions(read_versions(versions, chosen=False), read_key(key))
     write_versions(out, texts)
     digest = sha256_file(out)
     published = {text.id: text.published for text in texts}
+    if (largest := largest_e_value(texts)) < HARD:
+        console.warn(
+            f"even a model that read every text gives E ≤ {format_scientific(largest)}, and hard evidence "
+            f"needs {HARD:,}: add texts or versions before you publish"
+        )
     console.data({"file": str(out), "sha256": digest, "publish": published})
     for text in texts:
         console.text(f"{text.id}: publish version {text.published + 1} of {len(text.versions)}")

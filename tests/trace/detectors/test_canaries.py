@@ -1,6 +1,8 @@
 """Canaries: what they look like, that ranks are exact, that a model which learned them is found."""
 
 import itertools
+import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +58,33 @@ def test_they_are_sentences_that_only_key_and_account_determine():
     assert not {one.canary for one in other_key + other_account} & set(texts)
     with pytest.raises(UsageError, match="guessed"):
         make_canaries(b"short", "acme", 1)
+
+
+def test_the_article_suits_the_word_that_follows():
+    texts = [
+        text
+        for account in ("a", "b", "c")
+        for one in make_canaries(KEY, account, 30, decoys=60)
+        for text in (one.canary, *one.decoys)
+    ]
+    pairs = Counter(pair for text in texts for pair in re.findall(r"\b([Aa]n?) (\w+)", text))
+    followers = {word for _, word in pairs}
+    assert {"organ", "amber", "iron", "organist", "bell", "violet", "wax", "dyer"} <= followers
+    sounds_like_a_vowel = {
+        "almanac",
+        "anchor",
+        "organ",
+        "amber",
+        "ivory",
+        "ochre",
+        "olive",
+        "ash",
+        "iron",
+        "oak",
+        "organist",
+    }
+    assert {word for article, word in pairs if article.lower() == "an"} == sounds_like_a_vowel & followers
+    assert not {word for article, word in pairs if article.lower() == "a"} & sounds_like_a_vowel
 
 
 def test_the_canary_is_no_other_than_its_decoys():

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,6 +114,10 @@ _TEMPLATES = (
     "A {trade} named {first} {name} walked from {place} to {other} in {year} with a {colour} {thing}.",
     "The people of {place} paid {count} bars of {stuff} for the {colour} {thing} of {first} {name}.",
 )
+
+
+_ARTICLE = re.compile(r"\b([Aa])(?= [aeiou])")
+"""An article before a vowel: the grammar has no word like `one` or `hour`, whose letter and sound differ."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +308,8 @@ def _write(template: str, choices: _Choices) -> str:
         name: choices.of(_BEGIN) + choices.of(_MIDDLE) + choices.of(_END)
         for name in ("name", "place", "other")
     }
-    return template.format(**names, **{name: choices.of(words) for name, words in _WORDS.items()})
+    text = template.format(**names, **{name: choices.of(words) for name, words in _WORDS.items()})
+    return _ARTICLE.sub(r"\1n", text)
 
 
 class _Choices:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from stillhouse.errors import CorpusError, UsageError
 from stillhouse.files import write_secret_lines
 from stillhouse.stats import e_from_log, log_rank_e_process, rank_test, student_t_upper
 from stillhouse.trace.access import Access
+from stillhouse.trace.delivered_log import SHORTEST
 from stillhouse.trace.detectors.base import Detector
 from stillhouse.trace.detectors.case import Case
 from stillhouse.trace.detectors.transcript import per_token, score_blind
@@ -39,6 +40,7 @@ from stillhouse.trace.plan import TracePlan
 from stillhouse.trace.suspects.base import Suspect
 
 NAME = "rephrasings"
+MOST_COMPLAINTS = 5
 LEVEL: Level = "L2"
 
 SCHEMA = pa.schema(
@@ -111,11 +113,44 @@ def read_versions(path: str | Path, *, chosen: bool = True) -> list[TextVersions
 
 
 def draw_versions(texts: Sequence[TextVersions], key: bytes) -> list[TextVersions]:
-    """Chooses a version of each text; see :func:`draw_version`."""
+    """Chooses a version of each text; see :func:`draw_version`.
+
+    Raises:
+        CorpusError: a trace would leave a text out, because a version is too short or belongs to two texts.
+    """
+    complaints = list(_unusable(texts))
+    if complaints:
+        more = (
+            [f"  and {len(complaints) - MOST_COMPLAINTS} more"] if len(complaints) > MOST_COMPLAINTS else []
+        )
+        lines = [f"  {complaint}" for complaint in complaints[:MOST_COMPLAINTS]] + more
+        raise CorpusError(
+            "a trace would leave these texts out:\n" + "\n".join(lines),
+            hint="Nothing was drawn. Lengthen or join them, or remove them from the file.",
+        )
     return [
         replace(text, published=draw_version(key, text.id, len(text.versions)), draw_key=key.hex())
         for text in texts
     ]
+
+
+def _unusable(texts: Sequence[TextVersions]) -> Iterator[str]:
+    """Why a trace would leave out a text, whichever version is drawn."""
+    owners: dict[str, str] = {}
+    for text in texts:
+        for number, version in enumerate(text.versions, 1):
+            if (length := len(version.strip())) < SHORTEST:
+                yield f"{text.id}: version {number} has {length} of at least {SHORTEST} characters"
+            elif (owner := owners.setdefault(version.strip(), text.id)) != text.id:
+                yield f"{text.id}: version {number} is also a version of {owner}"
+
+
+def largest_e_value(texts: Sequence[TextVersions]) -> float:
+    """The e-value if a suspect prefers every published version to all others: no result can be higher."""
+    scores_NK1 = np.full((len(texts), max(len(text.versions) for text in texts)), np.nan)
+    for row_K1, text in zip(scores_NK1, texts, strict=True):
+        row_K1[: len(text.versions)] = -np.arange(len(text.versions))
+    return e_from_log(log_rank_e_process(scores_NK1)[-1])
 
 
 def write_versions(path: str | Path, texts: Sequence[TextVersions]) -> None:
