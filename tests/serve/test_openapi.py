@@ -1,6 +1,6 @@
 """The OpenAPI document describes the request bodies."""
 
-from stillhouse.serve.endpoints.openapi import openapi_document
+from stillhouse.serve.openapi import openapi_document
 
 
 def test_bodies_are_described():

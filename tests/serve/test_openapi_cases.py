@@ -37,9 +37,12 @@ def described(server):
             fields["model"] = {"type": "string", "enum": ["tiny"]}
         if "n" in fields:
             fields["n"] = {"type": "integer", "minimum": 1, "maximum": 3}
-        for limit in {"max_tokens", "max_completion_tokens"} & set(fields):
+        for limit in {"max_tokens", "max_completion_tokens", "max_output_tokens"} & set(fields):
             fields[limit] = {"type": "integer", "minimum": 1, "maximum": 4}
             schema["required"] = [*schema["required"], limit]
+        if "options" in fields:
+            fields["options"] = {"const": {"num_predict": 4}}
+            schema["required"] = [*schema["required"], "options"]
     return schemathesis.openapi.from_dict(document)
 
 
@@ -52,7 +55,7 @@ def test_the_document_lists_what_is_served(server):
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
 def test_no_request_causes_an_internal_error(server, mode):
     operations = [result.ok() for result in described(server).get_all_operations()]
-    assert len(operations) == 8
+    assert len(operations) == 16
     statuses = collections.Counter()
     for operation in operations:
         if mode is GenerationMode.NEGATIVE and operation.method.upper() == "GET":

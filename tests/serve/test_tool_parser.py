@@ -11,8 +11,8 @@ from stillhouse.serve.api.responses import ChatCompletionWriter
 from stillhouse.serve.engines.base import TextDelta
 from stillhouse.serve.generation.answers import GeneratedAnswer
 from stillhouse.serve.generation.choices import ChoiceGenerations
+from stillhouse.serve.generation.tool_parser import ParsedCall, ToolCallParser
 from stillhouse.serve.metrics import TokenUsage
-from stillhouse.serve.tool_parser import ParsedCall, ToolCallParser
 
 HERMES = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments")
 BARE = ToolCallFormat("", "", "parameters")

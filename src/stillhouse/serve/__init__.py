@@ -8,8 +8,8 @@ A request passes these rooms, and an answer passes them back:
 - ``generation/`` (every dialect): the task becomes a prompt, generations, and the parts of an answer
 - ``engines/`` (llama.cpp and PyTorch): token ids in, text deltas out
 
-A further dialect builds a ``ChatTask`` and writes the parts of the answer with an ``AnswerWriter``
-(``generation/respond.py``); nothing else differs between dialects.
+The other APIs (``dialects/``: Responses, Messages, Ollama's) stand before this: each translates its request
+into the body of a chat completion, for a model of this server or of another one, and the answer back.
 """
 
 import lazy_loader

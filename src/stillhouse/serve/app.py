@@ -6,7 +6,7 @@ Add an endpoint:
    :class:`~stillhouse.serve.context.ServerContext`, the request and, for POST, the parsed body (a class of
    ``api/schema.py``). It may raise any exception: ``error_responses.py`` turns it into a response.
 2. List its route in :func:`_routes`.
-3. Describe it in ``endpoints/openapi.py``.
+3. Describe it in ``openapi.py``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,22 @@ from stillhouse.serve.api.schema import (
     TokenizeRequest,
 )
 from stillhouse.serve.context import ServerContext
+from stillhouse.serve.dialects.base import ErrorForm
+from stillhouse.serve.dialects.messages import MessagesRequest, create_message, messages_error
+from stillhouse.serve.dialects.ollama import (
+    OllamaChatRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
+    ollama_chat,
+    ollama_embed,
+    ollama_error,
+    ollama_generate,
+    ollama_show,
+    ollama_tags,
+    ollama_version,
+)
+from stillhouse.serve.dialects.responses import ResponsesRequest, create_response
 from stillhouse.serve.endpoints.chat_completions import create_chat_completion
 from stillhouse.serve.endpoints.chat_page import get_page
 from stillhouse.serve.endpoints.completions import create_completion
@@ -39,10 +55,10 @@ from stillhouse.serve.endpoints.forward import forward
 from stillhouse.serve.endpoints.health import get_health
 from stillhouse.serve.endpoints.metrics import get_metrics
 from stillhouse.serve.endpoints.models import list_models, retrieve_model
-from stillhouse.serve.endpoints.openapi import get_openapi
 from stillhouse.serve.endpoints.tokenize import detokenize, tokenize
 from stillhouse.serve.error_responses import not_found, with_error_responses
 from stillhouse.serve.model_pool import ModelPool
+from stillhouse.serve.openapi import get_openapi
 from stillhouse.serve.security import SecurityMiddleware, read_body
 
 GetHandler = Callable[[ServerContext, Request], Awaitable[Response]]
@@ -99,6 +115,17 @@ def _routes(context: ServerContext) -> list[Route]:
 
         return Route(path, with_error_responses(handle, context.metrics, path), methods=["POST"])
 
+    def dialect(
+        path: str, body_type: type[Body], handler: PostHandler[Body], error_form: ErrorForm | None
+    ) -> Route:
+        """A route whose handler itself asks other servers, and whose errors have a form of their own."""
+
+        async def handle(request: Request) -> Response:
+            body = await read_body(request.scope, request.receive)
+            return await handler(context, request, parse_body(body_type, body))
+
+        return Route(path, with_error_responses(handle, context.metrics, path, error_form), methods=["POST"])
+
     return [
         get("/v1/models", list_models),
         get("/v1/models/{name:path}", retrieve_model),  # a model's name may contain slashes
@@ -107,6 +134,14 @@ def _routes(context: ServerContext) -> list[Route]:
         post("/v1/embeddings", EmbeddingRequest, create_embeddings),
         post("/tokenize", TokenizeRequest, tokenize),
         post("/detokenize", DetokenizeRequest, detokenize),
+        dialect("/v1/responses", ResponsesRequest, create_response, None),
+        dialect("/v1/messages", MessagesRequest, create_message, messages_error),
+        dialect("/api/chat", OllamaChatRequest, ollama_chat, ollama_error),
+        dialect("/api/generate", OllamaGenerateRequest, ollama_generate, ollama_error),
+        dialect("/api/embed", OllamaEmbedRequest, ollama_embed, ollama_error),
+        dialect("/api/show", OllamaShowRequest, ollama_show, ollama_error),
+        get("/api/tags", ollama_tags),
+        get("/api/version", ollama_version),
         get("/health", get_health),
         get("/metrics", get_metrics),
         get("/openapi.json", get_openapi),

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from stillhouse.console import console
 from stillhouse.errors import (
@@ -35,18 +36,38 @@ RETRY_AFTER_S = 2
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def with_error_responses(handler: Handler, metrics: ServerMetrics, route: str) -> Handler:
-    """Wraps a handler so that every exception becomes a response, and every response is counted."""
+def with_error_responses(
+    handler: Handler,
+    metrics: ServerMetrics,
+    route: str,
+    form: Callable[[int, str, dict[str, Any]], dict[str, Any]] | None = None,
+) -> Handler:
+    """Wraps a handler so that every exception becomes a response, and every response is counted.
+
+    Args:
+        form: builds the body from status, message and the error in the OpenAI API's form, for other APIs.
+    """
 
     async def handle(request: Request) -> Response:
         try:
             response = await handler(request)
         except Exception as error:
             response = _error_response(error, request.url.path)
+            if form is not None and response.body:
+                response = _in_form(response, form)
         metrics.count_request(route, response.status_code)
         return response
 
     return handle
+
+
+def _in_form(response: Response, form: Callable[[int, str, dict[str, Any]], dict[str, Any]]) -> Response:
+    """The same error with another body."""
+    error = orjson.loads(response.body).get("error") or {}
+    body = form(response.status_code, str(error.get("message", "")), error)
+    kept = ("retry-after", "connection")
+    headers = {name: response.headers[name] for name in kept if name in response.headers}
+    return JSONResponse(body, response.status_code, headers=headers)
 
 
 def not_found(request: Request, error: Any) -> Response:

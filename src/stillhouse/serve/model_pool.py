@@ -45,6 +45,8 @@ class ModelPool:
         """Names of all models, in order."""
         self.upstreams = {name: model for name, model in references.items() if isinstance(model, Upstream)}
         """The models of other servers; they are not loaded."""
+        self.references = {name: model for name, model in references.items() if isinstance(model, str)}
+        """References of the models that are loaded here."""
         self._models = {
             name: _PooledModel(reference)
             for name, reference in references.items()

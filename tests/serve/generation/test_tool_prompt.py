@@ -6,8 +6,8 @@ import pytest
 from chat_templates import GEMMA, LLAMA3, SMOLLM2
 
 from stillhouse.models import ChatTemplate
+from stillhouse.serve.generation.tool_parser import ToolCallParser
 from stillhouse.serve.generation.tool_prompt import TOOL_CALL_FORMAT, with_tool_prompt
-from stillhouse.serve.tool_parser import ToolCallParser
 
 WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 USER = {"role": "user", "content": "Rain?"}

@@ -13,7 +13,7 @@ from stillhouse.serve.api.request_parsing import penalties_from, sampling_from
 from stillhouse.serve.api.schema import ChatRequest, Message, ToolCall, ToolName
 from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.generation.chat_task import NO_LIMIT, ChatTask, ToolOptions, choose_tools
-from stillhouse.serve.tool_parser import is_encodable
+from stillhouse.serve.generation.tool_parser import is_encodable
 
 
 async def chat_task(body: ChatRequest) -> ChatTask:

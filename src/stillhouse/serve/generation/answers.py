@@ -7,7 +7,7 @@ from typing import Literal
 
 from stillhouse.models import ReasoningStream, TokenLogprob
 from stillhouse.serve.engines.base import TextDelta
-from stillhouse.serve.tool_parser import ParsedCall, ToolCallParser
+from stillhouse.serve.generation.tool_parser import ParsedCall, ToolCallParser
 
 
 @dataclass(frozen=True)

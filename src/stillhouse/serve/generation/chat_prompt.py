@@ -12,8 +12,8 @@ from stillhouse.models import REASONING_END, REASONING_START, Message, Request, 
 from stillhouse.serve.engines.base import Engine, require_capability
 from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.generation.chat_task import ChatTask
+from stillhouse.serve.generation.tool_parser import ToolCallParser
 from stillhouse.serve.generation.tool_prompt import TOOL_CALL_FORMAT, with_tool_prompt
-from stillhouse.serve.tool_parser import ToolCallParser
 
 _OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 """Variables of a template that follow from other fields of a request."""

@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: the server's OpenAPI document. Its request bodies are those of api/schema.py."""
+"""`GET /openapi.json`: the server's OpenAPI document. Its bodies are those of api/schema.py and dialects/."""
 
 from __future__ import annotations
 
@@ -17,10 +17,18 @@ from stillhouse.serve.api.schema import (
     TokenizeRequest,
 )
 from stillhouse.serve.context import ServerContext
+from stillhouse.serve.dialects.messages import MessagesRequest
+from stillhouse.serve.dialects.ollama import (
+    OllamaChatRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
+)
+from stillhouse.serve.dialects.responses import ResponsesRequest
 
 _RESPONSES = {
     "200": {"description": "The answer"},
-    "default": {"description": "An error in the OpenAI API's form"},
+    "default": {"description": "An error in the form of the path's API"},
 }
 
 
@@ -50,6 +58,14 @@ def openapi_document() -> dict[str, Any]:
         "/v1/embeddings": post(EmbeddingRequest, "Return the embeddings of texts"),
         "/tokenize": post(TokenizeRequest, "Return the token ids of a text or a conversation"),
         "/detokenize": post(DetokenizeRequest, "Return the text of token ids"),
+        "/v1/responses": post(ResponsesRequest, "Generate the next turn (OpenAI's Responses)"),
+        "/v1/messages": post(MessagesRequest, "Generate the next turn (Anthropic's Messages)"),
+        "/api/chat": post(OllamaChatRequest, "Generate the next turn (Ollama's chat)"),
+        "/api/generate": post(OllamaGenerateRequest, "Answer a prompt (Ollama's generate)"),
+        "/api/embed": post(OllamaEmbedRequest, "Return the embeddings of texts (Ollama's embed)"),
+        "/api/show": post(OllamaShowRequest, "Describe a model (Ollama's show)"),
+        "/api/tags": {"get": {"summary": "List all models (Ollama's tags)", "responses": _RESPONSES}},
+        "/api/version": {"get": {"summary": "Return the version", "responses": _RESPONSES}},
         "/metrics": {"get": {"summary": "Return counters for Prometheus", "responses": _RESPONSES}},
         "/health": {"get": {"summary": "Report the server's health", "responses": _RESPONSES}},
     }
