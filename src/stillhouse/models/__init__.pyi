@@ -1,3 +1,10 @@
+from .architecture.embedding_rows import (
+    embedding_rows as embedding_rows,
+    require_ids as require_ids,
+    require_rows as require_rows,
+)
+from .architecture.rotations import rotation_switch as rotation_switch
+from .architecture.tiny_copy import architecture_key as architecture_key, tiny_copy as tiny_copy
 from .backends.llama_cpp import (
     open_llama_cpp as open_llama_cpp,
     requested_threads as requested_threads,
@@ -42,7 +49,6 @@ from .inventory import LocalModel as LocalModel, list_models as list_models
 from .metadata import describe as describe, license_fields as license_fields
 from .recipe_terms import recipe_terms as recipe_terms, terms_of as terms_of
 from .reference import EMBEDDED as EMBEDDED, Reference as Reference, parse_reference as parse_reference
-from .rotations import rotation_switch as rotation_switch
 from .sampling.batch import sample as sample
 from .sampling.constrained import (
     ConstraintFactory as ConstraintFactory,
@@ -72,6 +78,5 @@ from .weights import (
     fingerprint_of as fingerprint_of,
     load_tokenizer as load_tokenizer,
     load_weights as load_weights,
-    require_rows as require_rows,
     require_safetensors as require_safetensors,
 )

@@ -22,6 +22,8 @@ from stillhouse.errors import (
 )
 from stillhouse.hashing import sha256_file, sha256_json, sha256_text
 from stillhouse.models import hub
+from stillhouse.models.architecture.embedding_rows import require_rows
+from stillhouse.models.architecture.text_model import text_model
 from stillhouse.models.chat.template import ChatTemplate
 from stillhouse.models.gguf.architectures import from_gguf, tensor_names
 from stillhouse.models.gguf.config import architecture_of_file, transformers_config, transformers_name
@@ -87,12 +89,6 @@ def load_tokenizer(reference: str) -> tuple[PreTrainedTokenizerFast, ChatTemplat
     parsed = parse_reference(reference)
     path = hub.fetch(parsed, hub.TOKENIZER) if parsed.kind == "hub" else local_path(parsed)
     return _tokenizer(parsed, path)
-
-
-def require_rows(path: Path, tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
-    """Raises ModelError where the tokenizer has ids beyond the ``rows`` of the model's embedding."""
-    if max(tokenizer.get_vocab().values()) >= rows:
-        raise ModelError(f"{path}: the tokenizer has ids beyond the {rows} rows of the embedding")
 
 
 def fingerprint(reference: Reference, path: Path) -> str:
@@ -201,11 +197,20 @@ class _Loading:
 
 def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
     try:
         _require_plausible_sizes(path)
-        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        loader = AutoModelForCausalLM
+        if config.get_text_config() is not config and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            loader = AutoModelForImageTextToText
+        model, info = loader.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             path,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
@@ -222,7 +227,7 @@ def _directory_model(path: Path, dtype: str) -> PreTrainedModel:
             raise ModelError(f"{path}: the weights do not have the shapes that config.json says") from error
         raise ModelError(f"{path} cannot be loaded: {_first_line(error)}") from error
     _require_complete(path, info)
-    return _unquantised(model)
+    return text_model(_unquantised(model))
 
 
 def _require_plausible_sizes(path: Path) -> None:

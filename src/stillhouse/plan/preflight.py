@@ -22,7 +22,7 @@ CHECKED = ("filter", "student", "train")
 """The stages that can be checked in advance."""
 
 _USUAL_LINEARS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "smollm3")
-"""Architectures (`model_type`) whose linear layers are those of :class:`Lora`'s default, and ``lm_head``."""
+"""Architectures (`model_type`) whose linear layers are those of :class:`Lora`'s default."""
 
 
 def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
@@ -100,7 +100,7 @@ def _check_adapters(lora: Lora, model_type: Any) -> None:
         )
     if model_type not in _USUAL_LINEARS:
         return  # the layer names of other architectures are not known before the weights are loaded
-    linears = (*Lora().targets, "lm_head")
+    linears = Lora().targets
     for target in lora.targets:
         if target not in linears:
             raise RecipeError(

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny_training import (
     ARCHITECTURES,
+    SIZES,
     VOCABULARY,
     documents_of,
     gradients_of,
@@ -14,6 +16,9 @@ from tiny_training import (
 )
 from transformers import LlamaForCausalLM
 
+from stillhouse.distill.data.documents import Document
+from stillhouse.distill.forward import packed_attention, packing
+from stillhouse.distill.forward.forward_pass import ForwardPass
 from stillhouse.distill.forward.packed_attention import NAME
 from stillhouse.distill.forward.packing import (
     PADDED,
@@ -82,6 +87,57 @@ def test_a_recurrent_model_is_padded_and_loses_nothing():
     assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["NemotronConfig", "StableLmConfig"])
+def test_a_model_that_does_not_hand_the_segments_on_is_padded(kind):
+    config = getattr(transformers, kind)(**SIZES)
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    documents = documents_of(LENGTHS)
+    assert choose_layout(model, torch.float32) == PADDED
+    with torch.no_grad():
+        ours, expected = loss_in_one_pass(model, documents, PADDED), naive_loss_sum(model, documents)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [NAME, PADDED])
+def test_documents_on_both_sides_of_the_original_context_are_rotated_as_alone(layout):
+    """LongRoPE rotates all tokens of a pass by its longest document."""
+    rotation = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 12,
+        "factor": 4.0,
+    }
+    model = llama(rope_parameters=rotation, max_position_embeddings=48)
+    documents = documents_of((20, 9, 12, 13, 4, 33))
+    # Two documents share a prompt, one answer within the context and one beyond it.
+    prompt = documents[5].ids[:16]
+    documents += [
+        Document("", np.concatenate([prompt, ids]), np.arange(16 + len(ids)) >= 16)
+        for ids in (documents[4].ids[:2], documents[0].ids[:6])
+    ]
+    forward = ForwardPass(model, documents, "float32")
+    assert forward.switch == 12
+    forward.layout = layout
+    for number, hidden_ND in enumerate(forward.hidden(range(len(documents)))):
+        with torch.no_grad():
+            batch = collate([documents[number]], PADDED, CPU)
+            alone_ND = hidden_states(model.get_decoder(), batch)
+        torch.testing.assert_close(hidden_ND, alone_ND, rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_that_the_attention_does_not_hear_of_is_found_on_a_tiny_copy(monkeypatch):
+    """The real window is longer than the trial's documents, the copy's is not."""
+    config = transformers.MistralConfig(**SIZES, sliding_window=4096)
+    model = transformers.MistralForCausalLM(config).eval()
+    assert choose_layout(model, torch.float32) == NAME
+    monkeypatch.setattr(packing, "_copies_that_pack", {})
+    monkeypatch.setattr(packed_attention, "_mask", lambda *_: None)
+    assert choose_layout(model, torch.float32) == PADDED
+
+
 def test_choosing_and_using_a_layout_leave_the_model_as_it_was():
     model = llama()
     before = model.config.to_dict(), model.config._attn_implementation
@@ -106,7 +162,8 @@ def test_positions_begin_anew_with_each_document():
     batch = collate(documents_of((3, 2, 4)), NAME, CPU)
     positions = batch.inputs["position_ids"].tolist()[0]
     assert positions[:9] == [0, 1, 2, 0, 1, 0, 1, 2, 3]
-    assert positions[9:] == list(range(len(positions) - 9))  # the filler, a document of its own
+    # The filler is a document of its own, and reaches no further than the others.
+    assert positions[9:] == [min(n, 3) for n in range(len(positions) - 9)]
 
 
 def test_a_row_is_filled_up_and_nothing_is_learned_of_the_filler():

@@ -97,6 +97,12 @@ def test_an_unknown_target_is_refused_with_the_nearest():
     assert caught.value.hint == "Did you mean `q_proj`?"
 
 
+def test_the_output_layer_is_refused_since_the_losses_read_its_weight_alone():
+    with pytest.raises(RecipeError, match="no linear layer named 'lm_head'") as caught:
+        adapted(settings=Lora(targets=("q_proj", "lm_head")))
+    assert "lm_head" not in (caught.value.hint or "")
+
+
 def test_without_peft_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError) as caught:

@@ -27,6 +27,7 @@ from stillhouse.distill.forward.precision import WorkingCopy, compute_dtype
 from stillhouse.distill.loss.lm_head import LMHead, lm_head_of
 from stillhouse.errors import ContextLengthError
 from stillhouse.hashing import sha256_bytes, sha256_json
+from stillhouse.models import require_ids, rotation_switch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,18 +56,19 @@ class ForwardPass:
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     ) -> None:
         self.documents = documents
-        require_context(model, documents)
+        require_readable(model, documents)
         was_training = model.training
         model.eval()
         compute = compute_dtype(dtype, model.device)
         self.layout = choose_layout(model, compute)
+        self.switch = rotation_switch(model.config)
         self.module = WorkingCopy(model, compute).module
         self.head = _without_gradient(lm_head_of(self.module))
         model.train(was_training)
 
     def for_documents(self, documents: Sequence[Document]) -> ForwardPass:
         """The same model over other documents."""
-        require_context(self.module, documents)
+        require_readable(self.module, documents)
         other = copy.copy(self)
         other.documents = documents
         return other
@@ -81,7 +83,9 @@ class ForwardPass:
         was_training = self.module.training
         self.module.eval()
         with use_attention(self.module, self.layout):
-            for batch in split_into_passes(indices, self.documents, PASS_TOKENS, self.layout):
+            for batch in split_into_passes(
+                indices, self.documents, PASS_TOKENS, self.layout, switch=self.switch
+            ):
                 documents = [self.documents[i] for i in batch]
                 hidden_ND = hidden_states(
                     self.module.get_decoder(), collate(documents, self.layout, self.module.device)
@@ -109,16 +113,17 @@ def _without_gradient(head: LMHead) -> LMHead:
     return replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)
 
 
-def require_context(
+def require_readable(
     model: PreTrainedModel, documents: Sequence[Document], *, role: Literal["model", "student"] = "model"
 ) -> None:
-    """Checks that every document fits into the model's context.
+    """Checks that every document fits into the model's context, and that its embedding has every token.
 
     Args:
         role: of the model, in the error.
 
     Raises:
         ContextLengthError: names the longest document.
+        ModelError: names a document with a token beyond the embedding.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(documents, key=len, default=None)
@@ -127,3 +132,6 @@ def require_context(
             f"document {longest.id} has {len(longest)} tokens, and the {role} reads at most {context}",
             hint=f"Set train.max_length to {context} or less; a private context adds to the length.",
         )
+    rows = model.get_input_embeddings().weight.shape[0]
+    for document in documents:
+        require_ids(document.ids, rows, where=f"document {document.id}")

@@ -30,8 +30,8 @@ def packed_attention(
     value_1KSE: Tensor,
     attention_mask: Tensor | None,
     *,
-    segment_lengths: Sequence[int],
-    prefix_segments: Sequence[int | None],
+    segment_lengths: Sequence[int] | None = None,
+    prefix_segments: Sequence[int | None] | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -51,8 +51,11 @@ def packed_attention(
         The heads' outputs [1, S, H, E], and no weights.
 
     Raises:
-        NotImplementedError: the model caps its scores (Gemma 2) or has sinks (gpt-oss).
+        NotImplementedError: the model caps its scores (Gemma 2), has sinks (gpt-oss), or does not hand on the
+            segments (Nemotron, StableLM).
     """
+    if segment_lengths is None or prefix_segments is None:
+        raise NotImplementedError("the model's attention does not get the segments of the row")
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("packed attention has neither soft-capped scores nor sinks")
     dtype = query_1HSE.dtype

@@ -11,7 +11,7 @@ Shapes: S tokens of a pass, B rows, T tokens of a row, N positions that predict 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from stillhouse.distill.data.batch_schedule import micro_batches
 from stillhouse.distill.data.documents import Document
 from stillhouse.distill.forward import packed_attention
 from stillhouse.distill.forward.prompt_sharing import MIN_SHARED_PROMPT, prompt_sharing_batches, share_prompts
+from stillhouse.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,9 +54,27 @@ class Batch:
 
 
 def split_into_passes(
-    indices: Sequence[int], documents: Sequence[Document], micro_tokens: int, layout: str
+    indices: Sequence[int],
+    documents: Sequence[Document],
+    micro_tokens: int,
+    layout: str,
+    *,
+    switch: int | None = None,
 ) -> list[tuple[int, ...]]:
-    """Splits the documents ``indices`` into passes of at most ``micro_tokens`` tokens each."""
+    """Splits the documents ``indices`` into passes of at most ``micro_tokens`` tokens each.
+
+    Args:
+        switch: from :func:`stillhouse.models.rotation_switch`; documents of more tokens do not share a pass
+            with the others.
+    """
+    if switch is not None:
+        sides = [[i for i in indices if (len(documents[i]) > switch) == beyond] for beyond in (False, True)]
+        return [
+            batch
+            for side in sides
+            if side
+            for batch in split_into_passes(side, documents, micro_tokens, layout)
+        ]
     if layout == packed_attention.NAME:
         return prompt_sharing_batches(indices, documents, micro_tokens)
     lengths = [len(document) for document in documents]
@@ -91,7 +110,9 @@ def _packed(
     row = share_prompts(documents, share=layout != FLASH)
     filler = -len(row.ids) % ROW_MULTIPLE  # a last document with no token to learn
     ids = np.concatenate([row.ids, np.zeros(filler, dtype=np.int32)]).astype(np.int64)[None]
-    positions = np.concatenate([row.positions, np.arange(filler)])[None]
+    # No further than the documents, since the last position can decide how all tokens are rotated.
+    filler_positions = np.minimum(np.arange(filler), row.positions.max())
+    positions = np.concatenate([row.positions, filler_positions])[None]
     lengths = row.lengths + ([filler] if filler else [])
     inputs = {"position_ids": torch.from_numpy(positions).to(device)}
     if layout == FLASH:
@@ -122,14 +143,13 @@ def hidden_states(decoder: torch.nn.Module, batch: Batch) -> Tensor:
     return hidden_BTD.flatten(0, 1).index_select(0, batch.predicting_N)
 
 
-@torch.no_grad()
 def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
     """Chooses how documents share a pass: the name of a packed attention, or ``"padded"``.
 
-    Runs three short documents, two of them with one prompt, through ``model`` in one packed row and, with the
-    model's own attention, each alone. If the hidden states differ by more than rounding (a model with
-    soft-capped scores, sinks, recurrent layers, or attention outside transformers' interface), rows are
-    padded instead.
+    Runs three short documents, two of them with one prompt, in one packed row and, with the model's own
+    attention, each alone: through ``model``, and through a tiny random copy of it whose sliding windows are
+    shorter than they are. If the hidden states differ by more than rounding (a model with soft-capped scores,
+    sinks, recurrent layers, or attention outside transformers' interface), rows are padded instead.
 
     Args:
         model: in eval mode; not changed.
@@ -137,6 +157,32 @@ def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
     """
     from transformers.utils.import_utils import is_flash_attn_2_available
 
+    if not _packs(model) or not _copy_packs(model):
+        return PADDED
+    if model.device.type == "cuda" and dtype == torch.bfloat16 and is_flash_attn_2_available():
+        return FLASH
+    return packed_attention.NAME
+
+
+def _copy_packs(model: PreTrainedModel) -> bool:
+    """Whether a tiny copy of ``model`` can be packed; True where there is none."""
+    from stillhouse.models import architecture_key, tiny_copy
+
+    try:
+        key = architecture_key(type(model), model.config)
+        if key not in _copies_that_pack:
+            _copies_that_pack[key] = _packs(tiny_copy(type(model), model.config))
+    except ModelError:
+        return True
+    return _copies_that_pack[key]
+
+
+_copies_that_pack: dict[Hashable, bool] = {}
+
+
+@torch.no_grad()
+def _packs(model: PreTrainedModel) -> bool:
+    """Whether a packed row gives the hidden states of each document alone."""
     vocabulary = model.config.get_text_config().vocab_size
     tokens = (
         np.arange(MIN_SHARED_PROMPT + 12, dtype=np.int32) * 7919 % vocabulary
@@ -149,19 +195,15 @@ def choose_layout(model: PreTrainedModel, dtype: torch.dtype) -> str:
     alone = [hidden_states(model.get_decoder(), collate([d], PADDED, model.device)) for d in documents]
     with use_attention(model, packed_attention.NAME) as supported:
         if not supported:
-            return PADDED
+            return False
         try:
             packed = hidden_states(
                 model.get_decoder(), collate(documents, packed_attention.NAME, model.device)
             )
         except NotImplementedError:
-            return PADDED
+            return False
     difference = torch.cat(alone) - packed
-    if difference.norm() > TOLERANCE[model.dtype] * packed.norm():
-        return PADDED
-    if model.device.type == "cuda" and dtype == torch.bfloat16 and is_flash_attn_2_available():
-        return FLASH
-    return packed_attention.NAME
+    return bool(difference.norm() <= TOLERANCE[model.dtype] * packed.norm())
 
 
 @contextlib.contextmanager

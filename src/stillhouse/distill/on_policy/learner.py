@@ -154,7 +154,9 @@ class OnPolicyLearner(Learner):
         loss = 0.0
         measured: dict[str, list[Tensor]] = {}
         with self.training():
-            for indices in split_into_passes(members, documents, self.settings.micro_tokens, self.layout):
+            for indices in split_into_passes(
+                members, documents, self.settings.micro_tokens, self.layout, switch=self.switch
+            ):
                 batch = collate([documents[i] for i in indices], self.layout, self.device)
                 hidden_ND = hidden_states(self.working.module.get_decoder(), batch)
                 counts = [documents[i].counted for i in indices]

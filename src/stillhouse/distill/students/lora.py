@@ -27,7 +27,8 @@ def prepare_lora(model: PreTrainedModel, settings: Lora | None, *, seed: int) ->
         seed: for the random half of each adapter; the other half is zero.
 
     Raises:
-        RecipeError: a name in ``targets`` is not a linear layer of the model.
+        RecipeError: a name in ``targets`` is not a linear layer of the decoder. The losses read the output
+            layer's weight itself, so an adapter there would learn nothing.
         MissingExtraError: peft is not installed.
     """
     if settings is None:
@@ -72,12 +73,15 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _check_targets(model: PreTrainedModel, settings: Lora) -> None:
+    head = model.get_output_embeddings()
     linears = {
-        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
     }
     for target in settings.targets:
         if target not in linears:
             raise RecipeError(
-                f"student.lora.targets: the student has no linear layer named {target!r}",
+                f"student.lora.targets: the student's decoder has no linear layer named {target!r}",
                 hint=did_you_mean(target, linears) or f"It has {', '.join(sorted(linears))}.",
             )

@@ -1,7 +1,7 @@
 """Saves a student as a plain transformers directory.
 
-Writes safetensors weights, configuration, generation configuration, tokenizer and chat template; the pipeline
-writes the model card.
+Writes safetensors weights, configuration, generation configuration, tokenizer and chat template, which
+transformers 4 and 5 and the programs of their time read; the pipeline writes the model card.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as noise
 
 from stillhouse.distill.students.lora import has_adapters, merged
+from stillhouse.distill.students.version_4 import add_version_4_keys
 from stillhouse.errors import StorageError
 from stillhouse.files import atomic_directory
 from stillhouse.models import ChatTemplate
@@ -45,7 +46,10 @@ def save_student(
     plain = merged(model) if has_adapters(model) else copy.deepcopy(model)
     nn.Module.to(plain, device="cpu", dtype=getattr(torch, dtype))
     plain.config.use_cache = True
-    _end_with_turn(plain, tokenizer)
+    # transformers saves a model under the names that it was loaded from, which for the text part of a model
+    # that reads images are not those of the text class that config.json names.
+    plain._weight_conversions = None  # pyright: ignore[reportAttributeAccessIssue]
+    _end_with_turn(plain, tokenizer, template)
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = template.source
     with atomic_directory(directory) as temporary:
@@ -57,15 +61,17 @@ def save_student(
         finally:
             noise.enable_progress_bar()
         tokenizer.save_pretrained(temporary)
+        add_version_4_keys(temporary)
 
 
-def _end_with_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Adds the tokenizer's end mark to the ids at which generation stops."""
+def _end_with_turn(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate
+) -> None:
+    """Adds the end marks of the tokenizer and the template to the ids at which generation stops."""
     generation = model.generation_config
     assert generation is not None
-    own, mark = generation.eos_token_id, tokenizer.eos_token_id
+    own = generation.eos_token_id
     ends = [own] if isinstance(own, int) else list(own or [])
-    if isinstance(mark, int) and mark not in ends:
-        ends.append(mark)
+    ends += sorted(template.end_token_ids(tokenizer) - {*ends})
     if ends:
         generation.eos_token_id = ends if len(ends) > 1 else ends[0]

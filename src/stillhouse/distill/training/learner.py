@@ -33,6 +33,7 @@ from stillhouse.distill.training.checkpoint import (
     warn_of_environment_changes,
 )
 from stillhouse.distill.training.optimizer import make_optimizer
+from stillhouse.models import rotation_switch
 from stillhouse.recipe import Objective, Train
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Learner:
         self.device = model.device
         self.dtype = compute_dtype(settings.dtype, model.device)
         self.layout = choose_layout(model, self.dtype)
+        self.switch = rotation_switch(model.config)
         self.working = WorkingCopy(model, self.dtype)
         self.head = lm_head_of(self.working.module)
         self.optimizer = make_optimizer(self.working.masters.values(), settings)
@@ -92,7 +94,11 @@ class Learner:
         counted = self.counted(step)
         losses = []
         for indices in split_into_passes(
-            step.documents, self.documents, self.settings.micro_tokens, self.layout
+            step.documents,
+            self.documents,
+            self.settings.micro_tokens,
+            self.layout,
+            switch=self.switch,
         ):
             loss = self._loss(indices) / counted
             loss.backward()

@@ -25,7 +25,7 @@ from torch import Tensor
 from stillhouse.console import console
 from stillhouse.distill.data.batch_schedule import Step, plan_steps
 from stillhouse.distill.data.documents import Document, documents_hash
-from stillhouse.distill.forward.forward_pass import model_digest, require_context
+from stillhouse.distill.forward.forward_pass import model_digest, require_readable
 from stillhouse.distill.training.checkpoint import CheckpointManager, generator_states
 from stillhouse.distill.training.environment import choose_device, memory_errors, reproducible, uninterrupted
 from stillhouse.distill.training.learner import Learner
@@ -117,7 +117,7 @@ def train(
     """
     if not documents:
         raise EmptyCorpusError("there is no document to train on")
-    require_context(model, documents, role="student")
+    require_readable(model, documents, role="student")
     plan = plan_steps([len(document) for document in documents], settings, seed=seed)
     # Before the model moves and training changes it: the identity includes a digest of the initial weights.
     checkpoints = CheckpointManager(

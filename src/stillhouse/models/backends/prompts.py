@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ContextLengthError, ModelError, StillhouseError
 from stillhouse.hashing import seed_for_item
+from stillhouse.models.architecture.embedding_rows import require_ids
 from stillhouse.models.chat.reasoning import REASONING_START
 from stillhouse.models.chat.template import ChatTemplate
 from stillhouse.models.types import Request, Sampling
@@ -23,6 +24,7 @@ class PromptEncoder:
 
     Args:
         variables: for the chat template of every request, such as `enable_thinking`.
+        rows: of the model's embedding, if the tokenizer can have ids beyond it.
 
     Raises:
         ModelError: the template does not read one of ``variables``.
@@ -35,9 +37,11 @@ class PromptEncoder:
         context_length: int | None,
         seed: int,
         variables: Mapping[str, Any] | None = None,
+        *,
+        rows: int | None = None,
     ) -> None:
         self.tokenizer, self.template, self.seed = tokenizer, template, seed
-        self.context_length = context_length
+        self.context_length, self.rows = context_length, rows
         self.variables = dict(variables or {})
         template.require_variables(self.variables)
 
@@ -69,6 +73,8 @@ class PromptEncoder:
                     **{**self.variables, **variables},
                 )
             )
+            if self.rows is not None:
+                require_ids(ids, self.rows, where=f"the prompt {request.id}")
         except StillhouseError as error:
             return error
         if self.context_length is not None and len(ids) >= self.context_length:

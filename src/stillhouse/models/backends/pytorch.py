@@ -39,7 +39,12 @@ class TorchModel:
         self._model, self._tokenizer = weights.model, weights.tokenizer
         self.can = Capabilities(generate=True, logprobs=False, train=True, watermark=True)
         self._prompts = PromptEncoder(
-            weights.tokenizer, weights.template, self.context_length, seed, variables
+            weights.tokenizer,
+            weights.template,
+            self.context_length,
+            seed,
+            variables,
+            rows=weights.model.get_input_embeddings().weight.shape[0],
         )
         self._ends = weights.end_ids
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
+from stillhouse.models.chat.end_marks import Turn, through_first_token
 from stillhouse.models.chat.jinja_sandbox import (
     GENERATION_END,
     GENERATION_START,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from stillhouse.models.types import Message, RenderMessages
 
 Span = tuple[int, int]
-Turn = tuple[int, int, int]
-"""A message's index in the conversation, and the span in the text that the assistant wrote for it."""
 
 # Noncharacters that replace the answer and its reasoning in further renderings.
 _PROBE, _THOUGHT_PROBE = "\ufdd4", "\ufdd5"
@@ -154,7 +153,7 @@ def _as_generated(
     closing = f"{opened[1]}{REASONING_END}{opened[1] * 2}"
     if probed.startswith(prompt + _THOUGHT_PROBE):
         closing = probed[len(prompt) + 1 :].partition(_PROBE)[0]
-    end = _through_first_token(probed.rpartition(_PROBE)[2], added_tokens)
+    end = through_first_token(probed.rpartition(_PROBE)[2], added_tokens)
     return thoughts.strip() + closing + answer.strip() + end
 
 
@@ -217,7 +216,7 @@ def _span_by_probe(
     if any(token in header for token in turn_tokens) and prompt == render(messages[:index]):
         raise ModelError(f"the chat template's prompt for an answer lacks {header!r}", hint=_HINT)
     # Text after the last answer can only end it. The same text after an earlier answer ends that one, too.
-    end = _through_first_token(render(probe).rpartition(_PROBE)[2], added_tokens)
+    end = through_first_token(render(probe).rpartition(_PROBE)[2], added_tokens)
     return len(prompt), len(whole) - len(after) + (len(end) if after.startswith(end) else 0)
 
 
@@ -227,21 +226,6 @@ def _end_of_calls(until: str, text: str, prompt: str) -> int:
     if not text.startswith(until) or len(until) <= len(prompt):
         raise ModelError("the chat template changes a tool call beyond recognition", hint=_HINT)
     return len(until)
-
-
-def end_of_turn(render_marked: RenderMessages, added_tokens: Iterable[str]) -> str:
-    """The text that the template puts after an answer, up to and including the end-of-turn token."""
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
-    text = without_generation_marks(render_marked(turns))
-    return _through_first_token(text.rpartition(_PROBE)[2], added_tokens)
-
-
-def _through_first_token(after: str, added_tokens: Iterable[str]) -> str:
-    """``after`` up to and including its first added token; without one, its text before whitespace."""
-    ends = [after.index(token) + len(token) for token in added_tokens if token in after]
-    if ends:
-        return after[: min(ends)]
-    return re.match(r"\S*", after).group()  # pyright: ignore[reportOptionalMemberAccess]  (matches always)
 
 
 def _is_complete(message: Message, rendered: str) -> bool:

@@ -204,13 +204,14 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Any, added_tokens: list[str], turn_tokens: list[str]
     ) -> tuple[str, list[tuple[int, int, int]]]:
         from stillhouse.models.chat.assistant_mask import assistant_turns, require_tools
+        from stillhouse.models.chat.end_marks import end_marks, with_end_marks
 
         variables = {"tools": tools} if tools else {}
         text, turns = assistant_turns(
             functools.partial(self.render_marked, **variables), messages, added_tokens, turn_tokens
         )
         require_tools(text, messages, tools)
-        return text, turns
+        return with_end_marks(text, turns, end_marks(self._texts_after_answer, added_tokens), turn_tokens)
 
     def encode_prompt(
         self,
@@ -236,15 +237,26 @@ class ChatTemplate:
         text = self.render(guard.messages(messages), add_generation_prompt=True, **variables)
         return guard.encode(text + answer_prefix + guard.replaced(answer_text, guard.turn_tokens), "")
 
-    def end_token_ids(self, tokenizer: PreTrainedTokenizerFast) -> set[int]:
-        """Ids that end an answer: the tokenizer's end token, and the one that this template writes."""
-        from stillhouse.models.chat.assistant_mask import end_of_turn
+    def end_marks(self, tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+        """The tokens that this template writes after an answer; none where an answer ends with text.
 
-        tokens = added_tokens(tokenizer)
-        text = end_of_turn(self.render_marked, tokens)
-        token = next((token for token in tokens if text.endswith(token)), None)
-        ends = [tokenizer.eos_token_id, tokenizer.backend_tokenizer.token_to_id(token) if token else None]
-        return {number for number in ends if isinstance(number, int)}
+        Raises:
+            ModelError: the template refuses a question and an answer.
+        """
+        from stillhouse.models.chat.end_marks import end_marks
+
+        return end_marks(self._texts_after_answer, list(added_tokens(tokenizer))).tokens
+
+    @functools.cached_property
+    def _texts_after_answer(self) -> tuple[str, str]:
+        from stillhouse.models.chat.end_marks import texts_after_answer
+
+        return texts_after_answer(self.render)
+
+    def end_token_ids(self, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+        """Ids that end an answer: the tokenizer's end token, and the end marks of this template."""
+        marks = map(tokenizer.backend_tokenizer.token_to_id, self.end_marks(tokenizer))
+        return {number for number in [tokenizer.eos_token_id, *marks] if isinstance(number, int)}
 
     def _variables(self, messages: list[Message], **variables: Any) -> dict[str, Any]:
         """The variables that the template reads."""

@@ -1,6 +1,6 @@
 """Chooses the decoder of a model by trial, not by what its configuration says about windows or layers.
 
-A tiny random copy of the architecture (:mod:`stillhouse.models.tiny_copy`) reads a few prompts and continues
+A tiny random copy of the architecture (:mod:`stillhouse.models.architecture.tiny_copy`) reads a few prompts and continues
 them with each decoder, from the fastest down. The first whose logits agree with transformers' plain forward
 pass is used. Trials are kept for the life of the process.
 
@@ -10,20 +10,19 @@ Shapes: N tokens, V vocabulary.
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stillhouse.errors import ContextLengthError, ModelError
-from stillhouse.models.rotations import rotation_switch
+from stillhouse.models.architecture.rotations import rotation_switch
+from stillhouse.models.architecture.tiny_copy import VOCABULARY, WINDOW, architecture_key, tiny_copy
 from stillhouse.models.sampling.fast_decoder import FastDecoder, fast_decoder
 from stillhouse.models.sampling.kv_cache import KeyValues
 from stillhouse.models.sampling.module_decoder import ModuleDecoder
 from stillhouse.models.sampling.sequential_decoder import SequentialDecoder
-from stillhouse.models.tiny_copy import VOCABULARY, WINDOW, tiny_config, tiny_copy
 
 Decoder = FastDecoder | ModuleDecoder | SequentialDecoder
 DecoderKind = Literal["fast", "batched", "sequential"]
@@ -64,17 +63,15 @@ def decoder_kind(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
     ``sequential`` is also the answer where no tiny copy can be built.
     """
     try:
-        small = tiny_config(config)
+        key = architecture_key(model_class, config)
     except ModelError:
         return "sequential"
-    attention = str(getattr(config, "_attn_implementation", None))
-    key = (model_class, attention, json.dumps(small.to_dict(), sort_keys=True, default=str))
     if key not in _kinds:
         _kinds[key] = _tried(model_class, config)
     return _kinds[key]
 
 
-_kinds: dict[tuple[type[PreTrainedModel], str, str], DecoderKind] = {}
+_kinds: dict[Hashable, DecoderKind] = {}
 
 
 def _tried(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> DecoderKind:

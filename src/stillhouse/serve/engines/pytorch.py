@@ -41,14 +41,20 @@ class TorchEngine:
     """
 
     def __init__(self, weights: Any, *, slots: int = SLOTS, marker: Marker | None = None) -> None:
-        from stillhouse.models import ConstraintFactory, ContinuousSampler, PromptEncoder
+        from stillhouse.models import ConstraintFactory, ContinuousSampler, PromptEncoder, embedding_rows
 
         self._model = weights.model
         kept = min(KEPT, slots)
         self.context_length = torch_context_length(
             self._model.config.get_text_config().to_dict(), self._model.dtype.itemsize, slots + kept + 1
         )
-        self.prompts = PromptEncoder(weights.tokenizer, weights.template, self.context_length, seed=0)
+        self.prompts = PromptEncoder(
+            weights.tokenizer,
+            weights.template,
+            self.context_length,
+            seed=0,
+            rows=embedding_rows(self._model),
+        )
         self.capabilities = frozenset({"all_penalties", "echo", "embed", "schema"})
         self._tokenizer, self._marker = weights.tokenizer, marker
         self._sampler = ContinuousSampler(

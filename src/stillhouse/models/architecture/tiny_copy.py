@@ -7,7 +7,9 @@ windows and contexts are so short that a trial of 20 tokens reaches beyond them.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
@@ -80,8 +82,19 @@ def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
         raise ModelError(f"no small copy of a {config.model_type} model can be made: {error}") from error
 
 
-def tiny_copy(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A random float32 model of class ``kind`` with :func:`tiny_config`, in eval mode; the same each time.
+def architecture_key(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Hashable:
+    """A key for results of trials: equal for models that differ in their sizes alone.
+
+    Raises:
+        ModelError: as :func:`tiny_config`.
+    """
+    attention = str(getattr(config, "_attn_implementation", None))
+    entries = tiny_config(config).to_dict()
+    return model_class, attention, json.dumps(entries, sort_keys=True, default=str)
+
+
+def tiny_copy(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A random float32 ``model_class`` with :func:`tiny_config`, in eval mode; the same each time.
 
     Raises:
         ModelError: transformers cannot build it.
@@ -93,7 +106,7 @@ def tiny_copy(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrain
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
-            model = kind._from_config(small, attn_implementation=attention, dtype=torch.float32)
+            model = model_class._from_config(small, attn_implementation=attention, dtype=torch.float32)
         except Exception as error:  # as above
             raise ModelError(f"no small copy of a {config.model_type} model can be built: {error}") from error
         with torch.no_grad():
