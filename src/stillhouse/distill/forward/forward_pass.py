@@ -27,7 +27,7 @@ from stillhouse.distill.forward.precision import WorkingCopy, compute_dtype
 from stillhouse.distill.loss.lm_head import LMHead, lm_head_of
 from stillhouse.errors import ContextLengthError
 from stillhouse.hashing import sha256_bytes, sha256_json
-from stillhouse.models import require_ids, rotation_switch
+from stillhouse.models import embedding_rows, require_ids, rotation_switch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -132,6 +132,6 @@ def require_readable(
             f"document {longest.id} has {len(longest)} tokens, and the {role} reads at most {context}",
             hint=f"Set train.max_length to {context} or less; a private context adds to the length.",
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     for document in documents:
         require_ids(document.ids, rows, where=f"document {document.id}")

@@ -48,7 +48,7 @@ def save_student(
     plain.config.use_cache = True
     # transformers saves a model under the names that it was loaded from, which for the text part of a model
     # that reads images are not those of the text class that config.json names.
-    plain._weight_conversions = None  # pyright: ignore[reportAttributeAccessIssue]
+    plain._weight_conversions = None  # pyright: ignore[reportArgumentType]
     _end_with_turn(plain, tokenizer, template)
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = template.source

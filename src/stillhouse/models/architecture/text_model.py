@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
 
@@ -29,14 +29,14 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
     if type(text_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"the text part of a {model.config.model_type} model is not supported")
     # The outer configuration decides, and what it decided shows in the weights.
-    text_config.tie_word_embeddings = (
-        model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    )
-    text_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)]
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    text_config.tie_word_embeddings = head.weight is embedding.weight
+    text_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)]
     with no_init_weights(), torch.device("meta"):
         text = text_class._from_config(text_config, attn_implementation=model.config._attn_implementation)
     setattr(text, text.base_model_prefix, model.get_decoder())
-    text.set_output_embeddings(model.get_output_embeddings())
+    text.set_output_embeddings(head)
     text.generation_config = model.generation_config
     text.eval()
     ids = torch.arange(4, device=model.device)[None]

@@ -16,6 +16,7 @@ from stillhouse.errors import OutOfMemoryError, StillhouseError, is_out_of_memor
 from stillhouse.models.backends.prompts import PromptEncoder, cut_at_stop, has_stop
 from stillhouse.models.chat.reasoning import split_reasoning
 from stillhouse.models.cpu import cpu_has_bfloat16
+from stillhouse.models.embedding_rows import embedding_rows
 from stillhouse.models.types import Capabilities, Marker, Reply, Request, Sampling
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class TorchModel:
             self.context_length,
             seed,
             variables,
-            rows=weights.model.get_input_embeddings().weight.shape[0],
+            rows=embedding_rows(weights.model),
         )
         self._ends = weights.end_ids
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")

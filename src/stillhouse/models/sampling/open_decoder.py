@@ -1,8 +1,8 @@
 """Chooses the decoder of a model by trial, not by what its configuration says about windows or layers.
 
-A tiny random copy of the architecture (:mod:`stillhouse.models.architecture.tiny_copy`) reads a few prompts and continues
-them with each decoder, from the fastest down. The first whose logits agree with transformers' plain forward
-pass is used. Trials are kept for the life of the process.
+A tiny random copy of the architecture (:mod:`stillhouse.models.architecture.tiny_copy`) reads a few prompts
+and continues them with each decoder, from the fastest down. The first whose logits agree with transformers'
+plain forward pass is used. Trials are kept for the life of the process.
 
 Shapes: N tokens, V vocabulary.
 """
