@@ -9,6 +9,7 @@ FACT_NAMES = {
     "collected": "answers collected",
     "imported": "answers from the prompt file",
     "failed": "requests failed",
+    "not_sent": "answers with a setting left to the API",
     "set_aside": "answers set aside",
     "prompt_tokens": "tokens of the prompts",
     "completion_tokens": "tokens of the answers",

@@ -35,6 +35,7 @@ BOOKKEEPING = (
     "finished_before",
     "imported",
     "failed",
+    "not_sent",
     "set_aside",
     "cost_usd",
     "stopped_by",
@@ -119,7 +120,7 @@ def _add_samples(
 def corpus_counts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of collecting and filtering for the report; the manifest has all of them."""
     records = ("read_as", "tags", "unused_columns", "duplicates", "rejected_records")
-    hidden = (*TIMES, "lowest_concurrency", *records)
+    hidden = (*TIMES, "lowest_concurrency", "failure_details", "request_options", *records)
     return {k: v for k, v in facts.items() if k not in hidden and (v or k not in BOOKKEEPING)}
 
 

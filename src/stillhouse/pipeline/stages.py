@@ -23,7 +23,7 @@ from stillhouse.pipeline.teacher_targets import (
 )
 from stillhouse.provenance import model_card, naming_warning
 from stillhouse.recipe import Objective
-from stillhouse.recipe.teachers import all_teachers
+from stillhouse.recipe.teachers import all_teachers, request_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -105,9 +105,9 @@ def collect_answers(run: RunContext) -> StageResult:
     if any(contexts):
         write_json(run.context_file, [context.as_json() for context in contexts])
         outputs.append(run.context_file)
-    return StageResult(
-        outputs, dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)} | run.prompt_set.facts
-    )
+    facts = dataclasses.asdict(summary) | {"dropped_prompts": len(dropped)} | run.prompt_set.facts
+    options = [request_options(teacher) for teacher in all_teachers(run.recipe)]
+    return StageResult(outputs, facts | ({"request_options": options} if any(options) else {}))
 
 
 def filter_answers(run: RunContext) -> StageResult:
