@@ -7,7 +7,7 @@ from .curate.rejection_sampling import (
     select_corpus as select_corpus,
 )
 from .curate.unrendered import reject_unrendered as reject_unrendered
-from .messages import assistant_message as assistant_message
+from .messages import assistant_message as assistant_message, reply_message as reply_message
 from .prompts.context import Context as Context, load_context as load_context
 from .prompts.load import (
     PromptSet as PromptSet,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillhouse.models import Message
+    from stillhouse.models import Message, Reply
 
 
 def assistant_message(text: str, reasoning: str | None) -> Message:
@@ -24,6 +24,11 @@ def assistant_message(text: str, reasoning: str | None) -> Message:
     if reasoning:
         message["reasoning_content"] = reasoning
     return message
+
+
+def reply_message(reply: Reply) -> Message:
+    """The message of a reply, whose reasoning was split off where the prompt was known, and is not again."""
+    return assistant_message(reply.text, reply.reasoning or "")
 
 
 def user_text(messages: Sequence[Mapping[str, Any]]) -> str:

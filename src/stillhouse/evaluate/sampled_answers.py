@@ -139,13 +139,13 @@ def _replies(candidate: Candidate, requests: Sequence[Request]) -> list[Reply | 
 
 
 def _judge(prompt: Prompt, replies: Sequence[Reply | None], verifiers: Verifiers, least: float) -> Judged:
-    from stillhouse.corpus import assistant_message
+    from stillhouse.corpus import reply_message
 
     answers, texts, tokens = [], [], []
     for reply in replies:
         if reply is None:
             continue
-        message = assistant_message(reply.text, reply.reasoning)
+        message = reply_message(reply)
         thoughts = message.get("reasoning_content")
         answers.append(Answer(message["content"], thoughts, prompt.tags, prompt.question))
         texts.append(f"<think>{thoughts}</think>{message['content']}" if thoughts else message["content"])

@@ -78,18 +78,19 @@ def run_on_policy(run: RunContext) -> dict[str, Any]:
 
 def verifier_reward(verifiers: Verifiers, weights: Weights) -> RewardFunction:
     """A reward function that decodes answers, without end mark or stop text, and passes them to verifiers."""
-    from stillhouse.corpus import assistant_message
-    from stillhouse.models import cut_at_stop
+    from stillhouse.models import REASONING_START, cut_at_stop, split_reasoning
     from stillhouse.verifiers import Answer
 
     def reward(samples: Sequence[tuple[TokenizedPrompt, list[int]]]) -> list[float]:
         answers = []
         for tokenized, ids in samples:
             text = str(weights.tokenizer.decode(ids, skip_special_tokens=True))
-            message = assistant_message(cut_at_stop(text, weights.template.stops)[0], None)
+            asked = str(weights.tokenizer.decode(tokenized.ids[-8:]))
+            answer, thoughts = split_reasoning(
+                cut_at_stop(text, weights.template.stops)[0], inside=asked.rstrip().endswith(REASONING_START)
+            )
             prompt: Prompt = tokenized.metadata
-            thoughts = message.get("reasoning_content")
-            answers.append(Answer(message["content"], thoughts, prompt.tags, prompt.question))
+            answers.append(Answer(answer, thoughts, prompt.tags, prompt.question))
         return [score.value for score in verifiers.score(answers)]
 
     return reward

@@ -77,7 +77,7 @@ def test_reasoning_logprobs_and_request_ids_are_kept(tmp_path):
     answers = iter(
         [
             reply("A", reasoning="from a field", request_id="req-1", top_logprobs=[{"token": "A"}]),
-            reply("<think>\nfrom the text\n</think>\n\nB"),
+            reply("B: close it with\n</think>\n\nand go on."),  # the model's reply is split already
         ]
     )
     corpus = Corpus(tmp_path)
@@ -91,8 +91,7 @@ def test_reasoning_logprobs_and_request_ids_are_kept(tmp_path):
     assert (first["request_id"], first["top_logprobs"]) == ("req-1", '[{"token": "A"}]')
     assert second["messages"][-1] == {
         "role": "assistant",
-        "content": "B",
-        "reasoning_content": "from the text",
+        "content": "B: close it with\n</think>\n\nand go on.",
     }
 
 

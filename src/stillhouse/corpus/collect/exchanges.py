@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.corpus.messages import assistant_message, without_weights
+from stillhouse.corpus.messages import reply_message, without_weights
 from stillhouse.corpus.prompts.context import Context, load_context
 from stillhouse.corpus.schema import Row
 from stillhouse.hashing import seed_from, sha256_json
@@ -125,7 +125,7 @@ def answer_row(question: Row, reply: Reply, cost_usd: float | None) -> Row:
     return question | {
         # The server's own value applied, which is unknown.
         **dict.fromkeys(reply.not_sent),
-        "messages": [*question["messages"], assistant_message(reply.text, reply.reasoning)],
+        "messages": [*question["messages"], reply_message(reply)],
         "finish_reason": reply.finish_reason,
         "request_id": reply.request_id,
         "prompt_tokens": reply.prompt_tokens,

@@ -107,9 +107,10 @@ class _Zstandard(io.RawIOBase):
 
 
 def _jsonl(path: Path, file: IO[str]) -> Iterator[Record]:
+    pairs = _Pairs()
     for number, line in enumerate(file, 1):
         if line.strip():
-            where, pairs = f"{path}:{number}", _Pairs()
+            where = f"{path}:{number}"
             try:
                 yield where, _checked(_parse(line.strip(), where, pairs), where, pairs)
             except CorpusError as error:
@@ -245,7 +246,8 @@ FORMATS = tuple(sorted({**_TEXT_READERS, **_ARROW_READERS}))
 
 def _parse(text: str, where: str, pairs: _Pairs) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        pairs.found_twice = False
+        return pairs.decode(text)
     except json.JSONDecodeError as error:
         location = where if error.lineno == 1 else f"{where}:{error.lineno}"
         snippet = " ".join(error.doc[error.pos : error.pos + 30].split()) or "the end"
@@ -257,10 +259,11 @@ def _parse(text: str, where: str, pairs: _Pairs) -> Any:
 
 
 class _Pairs:
-    """Makes objects of JSON's pairs, and remembers whether one had two values for one key."""
+    """Decodes JSON, and remembers whether an object of the last text had two values for one key."""
 
     def __init__(self) -> None:
         self.found_twice = False
+        self.decode = json.JSONDecoder(object_pairs_hook=self).decode
 
     def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(pairs)

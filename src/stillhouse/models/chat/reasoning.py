@@ -81,6 +81,8 @@ def split_reasoning(text: str, *, inside: bool | None = None) -> tuple[str, str 
 
 def _closes_reasoning(text: str) -> bool:
     """Whether ``text`` closes a block that its prompt opened, rather than speaking of the mark."""
+    if REASONING_END not in text:  # much faster than the search
+        return False
     match = _CLOSED_ONLY.search(text)
     # Within a fence of code, the mark is quoted.
     return match is not None and text.count("```", 0, match.start()) % 2 == 0
