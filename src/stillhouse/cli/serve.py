@@ -63,7 +63,7 @@ def serve(
         Watermark every answer (green list, window 2) with the key in this file: 64 hexadecimal
         digits. Only for safetensors models; answers at temperature 0 are not changed.
     """
-    from stillhouse.serve import serve as run_server
+    from stillhouse.serve import run_server
     from stillhouse.watermark import Mark, read_key
 
     if not models:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -206,11 +205,11 @@ def _teachers(subject: TraceSubject) -> list[TeacherPlan]:
 
 def _short_names(references: list[str]) -> list[str]:
     """The last component of each reference, with a number appended to repeated ones."""
+    from stillhouse.trace.plan import teacher_name
+
     names: list[str] = []
     for reference in references:
-        last = re.split(r"[/\\:#]", reference.rstrip("/\\"))[-1]
-        last = last.removesuffix(".parquet").removesuffix(".gguf")
-        name = re.sub(r"[^\w.-]", "-", last).lstrip(".-") or "teacher"
+        name = teacher_name(reference)
         names.append(name if name not in names else f"{name}-{len(names) + 1}")
     return names
 

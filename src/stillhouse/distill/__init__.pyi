@@ -8,10 +8,11 @@ from .data.token_alignment import (
     ChatTokenizer as ChatTokenizer,
     align_documents as align_documents,
 )
+from .data.tokenize import tokenize as tokenize
 from .forward.forward_pass import ForwardPass as ForwardPass
 from .forward.precision import compute_dtype as compute_dtype
 from .loss.lm_head import LMHead as LMHead, lm_head_of as lm_head_of
-from .loss.logit_losses import divergence as divergence
+from .loss.logits_divergence import divergence as divergence
 from .loss.shared_vocabulary import (
     SharedVocabulary as SharedVocabulary,
     join_vocabularies as join_vocabularies,
@@ -31,7 +32,7 @@ from .students.build import (
     require_same_tokenizer as require_same_tokenizer,
 )
 from .students.lora import prepare_lora as prepare_lora
-from .students.save import save_student as save_student
+from .students.save import save as save, save_student as save_student
 from .targets.context_distillation import (
     PrivateContextSignal as PrivateContextSignal,
     make_teacher_documents as make_teacher_documents,

@@ -1,5 +1,6 @@
 from .compare import Candidate as Candidate, evaluate_models as evaluate_models
 from .ensemble_reference import EnsembleReference as EnsembleReference
+from .evaluate_model import evaluate as evaluate
 from .measures import (
     Measures as Measures,
     ReferenceModel as ReferenceModel,

@@ -1,3 +1,4 @@
+from .export_model import export as export
 from .hub_upload import (
     Upload as Upload,
     Uploaded as Uploaded,

@@ -46,6 +46,7 @@ from .gguf.tokenizer import (
     tokenizer_from_gguf as tokenizer_from_gguf,
 )
 from .inventory import LocalModel as LocalModel, list_models as list_models
+from .load import load as load, model_and_reference as model_and_reference
 from .metadata import describe as describe, license_fields as license_fields
 from .recipe_terms import recipe_terms as recipe_terms, terms_of as terms_of
 from .reference import EMBEDDED as EMBEDDED, Reference as Reference, parse_reference as parse_reference

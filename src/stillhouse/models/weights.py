@@ -44,14 +44,16 @@ _TO_SAFETENSORS = (
 
 @dataclass
 class Weights:
-    """A model in memory that can be trained."""
+    """A model in memory that can be trained: transformers' model and tokenizer, and the chat template."""
 
     reference: str
+    """What it was loaded from."""
     model: PreTrainedModel
     """float32 unless another type was requested, in eval mode, without quantisation marks."""
     tokenizer: PreTrainedTokenizerFast
     template: ChatTemplate
     fingerprint: str
+    """SHA-256 of its files; of a model that was not loaded here, of samples of its weights."""
 
     @property
     def end_ids(self) -> set[int]:
@@ -134,7 +136,7 @@ def _tokenizer(reference: Reference, path: Path) -> tuple[PreTrainedTokenizerFas
         tokenizer.chat_template = _gguf_templates(file)
     else:
         tokenizer = _directory_tokenizer(path)
-    return tokenizer, _template(tokenizer)
+    return tokenizer, template_of(tokenizer)
 
 
 def _directory_tokenizer(path: Path) -> PreTrainedTokenizerFast:
@@ -153,7 +155,8 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
+def template_of(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
+    """The tokenizer's chat template (its default one), or the plain one."""
     specials = {
         name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
     }

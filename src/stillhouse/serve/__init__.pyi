@@ -1,1 +1,2 @@
-from .server import serve as serve
+from .background import BackgroundServer as BackgroundServer, serve as serve
+from .server import run_server as run_server

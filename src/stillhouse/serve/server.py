@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import console
@@ -16,7 +16,10 @@ from stillhouse.serve.model_pool import ModelPool
 from stillhouse.serve.upstream import Upstream
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from stillhouse.models import Marker, Reference
+    from stillhouse.serve.engines.base import Engine
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DRAIN_S = 30
@@ -24,7 +27,7 @@ DRAIN_S = 30
 TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(
+def run_server(
     references: Mapping[str, str],
     *,
     api_key_envs: Mapping[str, str],
@@ -52,6 +55,43 @@ def serve(
     Raises:
         UsageError: the address is not available, or a model's answers cannot be watermarked.
     """
+    if marker is not None:
+        _require_watermarkable({name: parse_reference(reference) for name, reference in references.items()})
+    server, listener = bind_server(
+        references,
+        api_key_envs=api_key_envs,
+        host=host,
+        port=port,
+        queue=queue,
+        idle_s=idle_s,
+        api_key=api_key,
+        names=names,
+        load=lambda reference: open_engine(reference, marker),
+    )
+    with listener:
+        _handle_signals(server).run(sockets=[listener])
+
+
+def bind_server(
+    references: Mapping[str, str],
+    *,
+    api_key_envs: Mapping[str, str],
+    host: str,
+    port: int,
+    queue: int,
+    idle_s: float,
+    api_key: str | None,
+    load: Callable[[str], Engine],
+    names: Collection[str] = (),
+    in_memory: Collection[str] = (),
+) -> tuple[uvicorn.Server, socket.socket]:
+    """A server that is ready to run, and its bound socket; prints its address.
+
+    Args:
+        load: opens the engine of a reference.
+        in_memory: names of models that are loaded already; ``load`` gets their entry in ``references``.
+        references, api_key_envs, host, port, queue, idle_s, api_key, names: as of :func:`run_server`.
+    """
     try:
         import uvicorn
 
@@ -61,9 +101,9 @@ def serve(
         raise MissingExtraError(
             f"serving needs {error.name}", hint="pip install 'stillhouse[serve]'"
         ) from error
-    parsed_references = {name: parse_reference(reference) for name, reference in references.items()}
-    if marker is not None:
-        _require_watermarkable(parsed_references)
+    parsed_references = {
+        name: parse_reference(reference) for name, reference in references.items() if name not in in_memory
+    }
     upstreams = {
         name: Upstream(name, reference, api_key_env=api_key_envs[name])
         for name, reference in parsed_references.items()
@@ -72,9 +112,7 @@ def serve(
     # Before the models, so that a port in use is reported at once.
     listener = _open_socket(host, port)
     address, port = listener.getsockname()[:2]
-    pool = ModelPool(
-        {**references, **upstreams}, idle_s=idle_s, load=lambda reference: open_engine(reference, marker)
-    )
+    pool = ModelPool({**references, **upstreams}, idle_s=idle_s, load=load)
     app = create_app(pool, queue_size=queue, hosts={*LOOPBACK, host, address, *names}, api_key=api_key)
     _announce(f"[{host}]" if ":" in host else host, port, references, upstreams)
     if address not in LOOPBACK:
@@ -89,8 +127,7 @@ def serve(
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=IDLE_S,
     )
-    with listener:
-        _handle_signals(uvicorn.Server(settings)).run(sockets=[listener])
+    return uvicorn.Server(settings), listener
 
 
 def _announce(host: str, port: int, references: Mapping[str, str], upstreams: Mapping[str, Upstream]) -> None:

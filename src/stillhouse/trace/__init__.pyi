@@ -34,6 +34,7 @@ from .resample import read_resamples as read_resamples
 from .run import run_trace as run_trace
 from .suspects.base import Suspect as Suspect
 from .suspects.open import open_suspect as open_suspect
+from .trace_model import trace as trace
 from .verdict import Verdict as Verdict
 from .verify import (
     BundleVerification as BundleVerification,

@@ -12,6 +12,7 @@ without numpy, scipy and pyarrow (0.2 s instead of 1.3 s), and detectors take th
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,6 +268,13 @@ def plan_for_texts(plan: TracePlan, texts: str) -> TracePlan:
         teachers=(TeacherPlan(name="texts", log=texts),),
         tests=dataclasses.replace(PlannedTests.none(), rephrasings=Rephrasings(texts=texts)),
     )
+
+
+def teacher_name(reference: str) -> str:
+    """A short name for a teacher: the last component of its reference, or of its log's path."""
+    last = re.split(r"[/\\:#]", reference.rstrip("/\\"))[-1]
+    last = last.removesuffix(".parquet").removesuffix(".gguf")
+    return re.sub(r"[^\w.-]", "-", last).lstrip(".-") or "teacher"
 
 
 def resolve_plan(

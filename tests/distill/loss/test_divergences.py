@@ -11,8 +11,8 @@ from hypothesis import given, settings, strategies as st
 from stillhouse.distill.loss.logit_losses import (
     Distribution,
     cross_entropy,
-    divergence,
     loss_and_gradient,
+    objective_divergence,
     require_supported,
     sampled_forward_kl,
     topk_divergence,
@@ -37,7 +37,7 @@ def row(values) -> torch.Tensor:
 
 
 def loss(student, teacher, objective) -> float:
-    return divergence(row(student), row(teacher), objective).item()
+    return objective_divergence(row(student), row(teacher), objective).item()
 
 
 def gradient(student, teacher, objective) -> list[float]:
@@ -66,7 +66,7 @@ def test_gradients_are_the_slope_of_scipys_values(pair, objective):
 def test_automatic_differentiation_sees_the_temperature(pair, objective):
     student, teacher = pair
     leaf = row(student).requires_grad_()
-    divergence(leaf, row(teacher), objective).sum().backward()
+    objective_divergence(leaf, row(teacher), objective).sum().backward()
     assert leaf.grad is not None
     slopes = oracle.central_differences(lambda s: oracle.divergence(s, teacher, objective), student)
     assert leaf.grad[0].tolist() == pytest.approx(slopes, rel=1e-5, abs=1e-7)
@@ -232,7 +232,7 @@ def test_reductions_are_float32_for_bfloat16_logits(kind):
     student = torch.randn(3, 20_000, generator=generator).bfloat16()
     teacher = (student.float() + 0.3 * torch.randn(3, 20_000, generator=generator)).bfloat16()
     objective = Objective(kind=kind)
-    values = divergence(student, teacher, objective)
+    values = objective_divergence(student, teacher, objective)
     assert values.dtype == torch.float32
     exact = [
         oracle.divergence(s, t, objective) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)

@@ -32,6 +32,8 @@ from stillhouse.models import embedding_rows, require_ids, rotation_switch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from stillhouse.models import Weights
+
 PASS_TOKENS = 4096
 """Tokens of one forward pass."""
 DIGEST_ENTRIES = 4096
@@ -94,6 +96,13 @@ class ForwardPass:
                 by_document |= dict(zip(batch, hidden_ND.split(counts), strict=True))
         self.module.train(was_training)
         return [by_document[i] for i in indices]
+
+
+def model_of(model: Weights | PreTrainedModel) -> PreTrainedModel:
+    """The model itself, from what `load_weights` returns or from transformers."""
+    from stillhouse.models import Weights
+
+    return model.model if isinstance(model, Weights) else model
 
 
 def model_digest(model: PreTrainedModel) -> str:

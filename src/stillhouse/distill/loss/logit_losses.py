@@ -32,7 +32,7 @@ def require_supported(objective: Objective) -> None:
         raise RecipeError(": ".join(complaint))
 
 
-def divergence(student_logp_NV: Tensor, teacher_logp_NV: Tensor, objective: Objective) -> Tensor:
+def objective_divergence(student_logp_NV: Tensor, teacher_logp_NV: Tensor, objective: Objective) -> Tensor:
     """The objective's divergence in nats, one a row, [N], without the objective's share of cross-entropy.
 
     Both sides are softened with the objective's temperature T, and the result is multiplied by T², which

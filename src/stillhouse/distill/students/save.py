@@ -7,6 +7,7 @@ transformers 4 and 5 and the programs of their time read; the pipeline writes th
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from stillhouse.distill.students.lora import has_adapters, merged
 from stillhouse.distill.students.version_4 import add_version_4_keys
 from stillhouse.errors import StorageError
 from stillhouse.files import atomic_directory
-from stillhouse.models import ChatTemplate
+from stillhouse.models import ChatTemplate, Weights
 
 
 def save_student(
@@ -62,6 +63,25 @@ def save_student(
             noise.enable_progress_bar()
         tokenizer.save_pretrained(temporary)
         add_version_4_keys(temporary)
+
+
+def save(
+    weights: Weights, directory: str | os.PathLike[str], *, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+) -> Path:
+    """Writes a model as a transformers directory (safetensors, tokenizer, chat template); returns its path.
+
+    ``weights`` is not changed; LoRA adapters are merged in what is written. `AutoModelForCausalLM`, `load`
+    and every verb of `still` read the directory. It is replaced if it exists, and never incomplete.
+
+    Args:
+        dtype: type of the saved weights. bfloat16 halves the size and rounds each weight by at most 2^-9 of
+            its size; float32 is exact.
+
+    Raises:
+        StorageError: the disk is full, or the directory is not writable.
+    """
+    save_student(weights.model, weights.tokenizer, weights.template, Path(directory), dtype=dtype)
+    return Path(directory)
 
 
 def _end_with_turn(

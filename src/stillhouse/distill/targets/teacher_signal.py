@@ -18,7 +18,7 @@ import torch
 
 from stillhouse.console import console
 from stillhouse.distill.data.documents import Document, documents_hash
-from stillhouse.distill.forward.forward_pass import ForwardPass, model_digest
+from stillhouse.distill.forward.forward_pass import ForwardPass, model_digest, model_of
 from stillhouse.distill.loss.logit_losses import require_supported
 from stillhouse.distill.loss.teacher_rows import DenseRows, TeacherRows
 from stillhouse.distill.targets.formats import (
@@ -30,12 +30,14 @@ from stillhouse.distill.targets.formats import (
     save_head,
 )
 from stillhouse.distill.targets.store import TargetStore
+from stillhouse.errors import UsageError
 from stillhouse.recipe import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stillhouse.distill.loss.cross_tokenizer import SpanRows
+    from stillhouse.models import Weights
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 HEAD_FILE = "head.safetensors"
@@ -66,9 +68,14 @@ class CachedSignal:
     """Targets read from disk; shards are mapped into memory, not loaded."""
 
     def __init__(
-        self, store: TargetStore, target_format: TargetFormat, documents: Sequence[Document]
+        self,
+        store: TargetStore,
+        target_format: TargetFormat,
+        documents: Sequence[Document],
+        objective: Objective,
     ) -> None:
         self.kind: str = store.inputs["kind"]
+        self.objective = objective
         self._store, self._format, self._documents = store, target_format, documents
 
     def rows(self, requests: Sequence[DocumentPositions], device: torch.device) -> TeacherRows:
@@ -86,7 +93,10 @@ class OnlineSignal:
 
     kind = "online"
 
-    def __init__(self, teacher: PreTrainedModel, documents: Sequence[Document], dtype: Dtype) -> None:
+    def __init__(
+        self, teacher: PreTrainedModel, documents: Sequence[Document], dtype: Dtype, objective: Objective
+    ) -> None:
+        self.objective = objective
         self._pass = ForwardPass(teacher, documents, dtype)
 
     def rows(self, requests: Sequence[DocumentPositions], device: torch.device) -> DenseRows:
@@ -100,12 +110,12 @@ class OnlineSignal:
 
 
 def cache_targets(
-    teacher: PreTrainedModel,
+    teacher: Weights | PreTrainedModel,
     documents: Sequence[Document],
-    objective: Objective,
-    directory: str | Path,
+    objective: Objective | None = None,
+    directory: str | Path | None = None,
     *,
-    seed: int,
+    seed: int = 0,
     dtype: Dtype = "auto",
     vocab_size: int | None = None,
 ) -> TeacherSignal:
@@ -114,8 +124,11 @@ def cache_targets(
     A killed run resumes with the first missing shard, and ends with the same bytes.
 
     Args:
-        teacher: not changed; it may be on any device.
-        directory: created if missing; holds an index and shards (:mod:`.store`).
+        teacher: a model, or what `load` and `load_weights` return; not changed; it may be on any device.
+        documents: the student's, from `tokenize`: both models read the same tokens.
+        objective: what the student will minimise, by default forward KL with `targets: hidden`, which is
+            exact and stores one hidden state a token. ``targets: online`` stores nothing.
+        directory: created if missing; holds an index and shards (:mod:`.store`). Required unless ``online``.
         seed: of the draws of ``sampled``.
         dtype: compute type of the teacher's passes; hidden states are stored in it.
         vocab_size: the student's padded vocabulary, so that ``topk`` and ``sampled`` cover the ids that both
@@ -125,11 +138,17 @@ def cache_targets(
         RecipeError: these targets cannot be used with this objective.
         IntegrityError: the directory holds targets of other documents, another teacher or objective.
         ContextLengthError: a document is longer than the teacher can read.
+        ModelError: a document has token ids that the teacher does not have.
+        UsageError: there is no directory.
     """
+    objective = Objective() if objective is None else objective
+    teacher = model_of(teacher)
     require_supported(objective)
-    directory = Path(directory)
     if objective.targets == "online":
-        return OnlineSignal(teacher, documents, dtype)
+        return OnlineSignal(teacher, documents, dtype, objective)
+    if directory is None:
+        raise UsageError("cached targets need a directory", hint="Name one, or use targets='online'.")
+    directory = Path(directory)
     runner = ForwardPass(teacher, documents, dtype)
     shared = min(runner.head.vocab_size, vocab_size or runner.head.vocab_size)
     target_format = _format(objective, shared, seed, runner)
@@ -143,7 +162,7 @@ def cache_targets(
     if objective.targets == "hidden" and not (directory / HEAD_FILE).exists():
         save_head(runner.head, directory / HEAD_FILE)
     _write_missing(store, target_format, runner)
-    return CachedSignal(store, target_format, documents)
+    return CachedSignal(store, target_format, documents, objective)
 
 
 def open_targets(
@@ -167,7 +186,7 @@ def open_targets(
     require_supported(objective)
     if objective.targets == "online":
         assert teacher is not None
-        return OnlineSignal(teacher, documents, dtype)
+        return OnlineSignal(teacher, documents, dtype, objective)
     store = TargetStore.load(Path(directory))
     inputs = {"kind": objective.targets, "documents": documents_hash(documents)}
     if teacher is not None:
@@ -183,7 +202,7 @@ def open_targets(
     # A missing or damaged shard is reported now, not in the middle of training.
     for shard in range(len(store.shards)):
         store.shard(shard)
-    return CachedSignal(store, target_format, documents)
+    return CachedSignal(store, target_format, documents, objective)
 
 
 def _format(objective: Objective, vocab_size: int, seed: int, runner: ForwardPass) -> TargetFormat:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,20 +26,21 @@ from torch import Tensor
 from stillhouse.console import console
 from stillhouse.distill.data.batch_schedule import Step, plan_steps
 from stillhouse.distill.data.documents import Document, documents_hash
-from stillhouse.distill.forward.forward_pass import model_digest, require_readable
+from stillhouse.distill.forward.forward_pass import model_digest, model_of, require_readable
 from stillhouse.distill.training.checkpoint import CheckpointManager, generator_states
 from stillhouse.distill.training.environment import choose_device, memory_errors, reproducible, uninterrupted
 from stillhouse.distill.training.learner import Learner
 from stillhouse.distill.training.lr_schedule import learning_rate_factor
 from stillhouse.distill.training.optimizer import frozen_embeddings
 from stillhouse.distill.training.tracking import MetricsLog, open_tracker
-from stillhouse.errors import EmptyCorpusError, NonFiniteLossError
+from stillhouse.errors import EmptyCorpusError, ModelError, NonFiniteLossError, RecipeError
 from stillhouse.recipe import Objective, Train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stillhouse.distill.targets.teacher_signal import TeacherSignal
+    from stillhouse.models import Weights
 
 # Train settings that change where or how often something is written, not what the student becomes.
 NOT_IDENTITY = ("train.checkpoint_every", "train.trackers")
@@ -87,14 +89,14 @@ class TrainingProgress:
 
 
 def train(
-    model: PreTrainedModel,
+    model: Weights | PreTrainedModel,
     documents: Sequence[Document],
-    signal: TeacherSignal | None,
+    signal: TeacherSignal | None = None,
     *,
-    objective: Objective,
-    settings: Train,
-    directory: Path,
-    seed: int,
+    objective: Objective | None = None,
+    settings: Train | None = None,
+    directory: str | Path | None = None,
+    seed: int = 0,
     label: str = "train",
 ) -> TrainResult:
     """Trains ``model`` in place on ``documents``; resumes from the last checkpoint if there is one.
@@ -102,12 +104,20 @@ def train(
     Writes ``directory/checkpoints`` and one line per step to ``directory/metrics.jsonl``.
 
     Args:
-        model: float32; parameters that require a gradient are trained (with adapters: only those).
-        signal: the teacher's distributions over the same documents; None for cross-entropy alone.
+        model: a model, or what `load` and `load_weights` return; float32. Parameters that require a gradient
+            are trained (with adapters: only those).
+        signal: the teacher's distributions over the same documents (`cache_targets`); None for cross-entropy
+            alone.
+        objective: what to minimise; by default the one that the targets were made for, or cross-entropy.
+        settings: epochs, learning rate, batch size …; by default those of a recipe.
+        directory: of checkpoints and metrics; by default nothing is kept, and an interrupted run starts anew.
+        seed: of the order of documents, and of dropout.
         label: name of the run in the progress bar and trackers.
 
     Raises:
         EmptyCorpusError: there are no documents.
+        ModelError: the weights are not float32, or lack a token of the documents.
+        RecipeError: the objective needs a teacher and there is no ``signal``, or it needs other targets.
         ContextLengthError: a document exceeds the student's context.
         NonFiniteLossError: loss or gradient norm is not finite; the weights are those before the step.
         CheckpointError: the checkpoints are damaged or belong to other settings, data or weights.
@@ -115,8 +125,17 @@ def train(
         StorageError: the disk is full; the last checkpoint is intact.
         KeyboardInterrupt: after a checkpoint of the last finished step.
     """
+    if directory is None:
+        with tempfile.TemporaryDirectory(prefix="stillhouse-") as temporary:
+            return train(
+                model, documents, signal,
+                objective=objective, settings=settings, directory=temporary, seed=seed, label=label,
+            )  # fmt: skip
+    model, directory = model_of(model), Path(directory)
+    objective, settings = _objective(objective, signal), settings or Train()
     if not documents:
         raise EmptyCorpusError("there is no document to train on")
+    _require_float32(model)
     require_readable(model, documents, role="student")
     plan = plan_steps([len(document) for document in documents], settings, seed=seed)
     # Before the model moves and training changes it: the identity includes a digest of the initial weights.
@@ -148,6 +167,37 @@ def train(
     return TrainResult(
         progress.tokens, progress.counted, progress.steps, progress.seconds, metrics.losses, environment
     )
+
+
+def _objective(objective: Objective | None, signal: TeacherSignal | None) -> Objective:
+    """The objective, by default that of the targets; raises where the targets do not fit it."""
+    made_for: Objective | None = getattr(signal, "objective", None)
+    if objective is None:
+        return made_for or (Objective() if signal else Objective(kind="cross_entropy"))
+    if signal is None and objective.needs_teacher:
+        raise RecipeError(
+            f"the objective {objective.kind} needs the teacher's targets",
+            hint="Pass the result of cache_targets(), or use Objective(kind='cross_entropy').",
+        )
+    # Lists of ids are stored for one temperature; hidden states serve any.
+    depends = ("targets", *(("temperature", "top_k") if objective.targets in ("topk", "sampled") else ()))
+    for field in depends if made_for is not None and objective.needs_teacher else ():
+        if getattr(made_for, field) != getattr(objective, field):
+            raise RecipeError(
+                f"the targets were made for objective.{field} {getattr(made_for, field)}, "
+                f"not {getattr(objective, field)}",
+                hint="Pass the same objective to cache_targets() and train().",
+            )
+    return objective
+
+
+def _require_float32(model: PreTrainedModel) -> None:
+    other = next((p.dtype for p in model.parameters() if p.requires_grad and p.dtype != torch.float32), None)
+    if other is not None:
+        raise ModelError(
+            f"the student's weights are {str(other).removeprefix('torch.')}; training needs float32 weights",
+            hint="Load it in float32, or call model.float(); passes run in bfloat16 all the same.",
+        )
 
 
 def _run_steps(
