@@ -85,10 +85,10 @@ def test_terms_are_checked(teacher, tiny_teacher):
     ("prompts", "message"),
     [
         ([], "no conversation"),
-        ([HI, HELLO], "conversation 0 is a single message"),
-        (["fine", 3], "conversation 1 is a int"),
+        ([HI, HELLO], "conversation 0: this is a single message"),
+        (["fine", 3], "conversation 1: a int"),
         ([[{"role": "robot", "content": "x"}]], "conversation 0: .*robot"),
-        ([{"answer": "x"}], "conversation 0: no column"),
+        ([{"answer": "x"}], "conversation 0: no column holds"),
     ],
 )
 def test_malformed_conversations_are_named(teacher, prompts, message):

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stillhouse.console import console
 from stillhouse.corpus.collect.loop import collect_answers
-from stillhouse.corpus.prompts.columns import conversation
-from stillhouse.corpus.prompts.load import load_prompts
+from stillhouse.corpus.prompts.columns import BadAnswerError, conversation
+from stillhouse.corpus.prompts.load import GOLD, load_prompts
 from stillhouse.corpus.prompts.prompt import Prompt
 from stillhouse.corpus.store.corpus import Corpus
 from stillhouse.errors import ApiError, CorpusError, EmptyCorpusError
@@ -51,24 +51,32 @@ def read_conversations(conversations: Conversations) -> list[Prompt]:
         return load_prompts(os.fspath(conversations))
     prompts = []
     for number, item in enumerate(conversations):
-        record = _record(item, f"conversation {number}")
-        messages, tags = conversation(record, None, f"conversation {number}")
-        prompts.append(Prompt(sha256_json(messages)[:32], messages, SOURCE, tags))
+        where = f"conversation {number}"
+        try:
+            read = conversation(_record(item), gold=(GOLD,))
+        except BadAnswerError as error:
+            console.warn(f"{where} is left out: {error}")
+            continue
+        except CorpusError as error:
+            raise CorpusError(f"{where}: {error}", hint=error.hint) from error
+        hashed = [read.messages, read.tools] if read.tools else read.messages
+        id = sha256_json(hashed)[:32]
+        prompts.append(Prompt(id, read.messages, SOURCE, read.tags, read.tools, where))
     if not prompts:
         raise EmptyCorpusError("there is no conversation")
     return prompts
 
 
-def _record(item: Conversation, where: str) -> dict[str, Any]:
+def _record(item: Conversation) -> dict[str, Any]:
     if isinstance(item, str):
         return {"prompt": item}
     if isinstance(item, Mapping):
         if "role" in item:
-            raise CorpusError(f"{where} is a single message", hint="Pass a list of conversations.")
+            raise CorpusError("this is a single message", hint="Pass a list of conversations.")
         return dict(item)
     if isinstance(item, Sequence):
         return {"messages": list(item)}
-    raise CorpusError(f"{where} is a {type(item).__name__}, not text, a list of messages or a record")
+    raise CorpusError(f"a {type(item).__name__} is not text, a list of messages or a record")
 
 
 def collect(

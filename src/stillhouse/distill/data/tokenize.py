@@ -43,7 +43,10 @@ def tokenize(
         EmptyCorpusError: no document has a token to learn.
         ModelError: the chat template refuses a conversation.
     """
-    rows = [{"id": prompt.id, "messages": prompt.messages} for prompt in read_conversations(conversations)]
+    rows = [
+        {"id": prompt.id, "messages": prompt.messages, "tools": prompt.tools}
+        for prompt in read_conversations(conversations)
+    ]
     documents = make_documents(
         rows, weights.tokenizer, weights.template, loss_on=loss_on, max_length=max_length
     )
