@@ -72,7 +72,7 @@ class CachedSignal:
         store: TargetStore,
         target_format: TargetFormat,
         documents: Sequence[Document],
-        objective: Objective,
+        objective: Objective | None = None,
     ) -> None:
         self.kind: str = store.inputs["kind"]
         self.objective = objective
@@ -94,7 +94,11 @@ class OnlineSignal:
     kind = "online"
 
     def __init__(
-        self, teacher: PreTrainedModel, documents: Sequence[Document], dtype: Dtype, objective: Objective
+        self,
+        teacher: PreTrainedModel,
+        documents: Sequence[Document],
+        dtype: Dtype,
+        objective: Objective | None = None,
     ) -> None:
         self.objective = objective
         self._pass = ForwardPass(teacher, documents, dtype)
