@@ -20,7 +20,7 @@ from stillhouse.errors import UsageError
 
 if TYPE_CHECKING:
     from stillhouse.models import Message, Sampling
-    from stillhouse.serve.conversation import ChatAnswer, ChatModel
+    from stillhouse.serve.engines.conversation import ChatAnswer, ChatModel
 
 USAGE = "Usage: still ask [OPTIONS] MODEL [QUESTION]"
 EXAMPLES = """\
@@ -116,7 +116,7 @@ def ask(
 @contextlib.contextmanager
 def opened_chat_model(reference: str, settings: AnswerSettings) -> Iterator[tuple[asyncio.Runner, ChatModel]]:
     """A model for answers in this terminal, and the event loop in which it lives; closed at the end."""
-    from stillhouse.serve.conversation import open_chat_model
+    from stillhouse.serve.engines.conversation import open_chat_model
 
     with asyncio.Runner() as runner:
         with console.progress(f"loading {reference}", None):
@@ -135,7 +135,7 @@ async def print_answer(
     Args:
         answer: grows with what was printed, also if the answer is interrupted.
     """
-    from stillhouse.serve.conversation import ChatAnswer
+    from stillhouse.serve.engines.conversation import ChatAnswer
 
     answer = ChatAnswer() if answer is None else answer
     printer = AnswerPrinter()

@@ -27,7 +27,7 @@ from stillhouse.errors import StillhouseError, UsageError
 
 if TYPE_CHECKING:
     from stillhouse.models import Sampling
-    from stillhouse.serve.conversation import ChatAnswer, ChatModel
+    from stillhouse.serve.engines.conversation import ChatAnswer, ChatModel
 
 EXAMPLES = """\
 Examples:
@@ -131,7 +131,7 @@ class _Chat:
 
     def _answer(self) -> None:
         """Answers the last message. A question without any answer leaves the conversation."""
-        from stillhouse.serve.conversation import ChatAnswer
+        from stillhouse.serve.engines.conversation import ChatAnswer
 
         answer, sampling = ChatAnswer(), self._sampling
         if sampling.seed is not None:

@@ -26,7 +26,7 @@ from .chat.reasoning import (
 )
 from .chat.template import ChatTemplate as ChatTemplate, compare_templates as compare_templates
 from .chat.tool_calls import ToolCallFormat as ToolCallFormat
-from .cpu import cpu_has_bfloat16 as cpu_has_bfloat16
+from .sampling.cpu import cpu_has_bfloat16 as cpu_has_bfloat16
 from .gguf.architectures import (
     MODEL_TYPES as MODEL_TYPES,
     Architecture as Architecture,

@@ -16,7 +16,7 @@ from stillhouse.errors import OutOfMemoryError, StillhouseError, is_out_of_memor
 from stillhouse.models.architecture.embedding_rows import embedding_rows
 from stillhouse.models.backends.prompts import PromptEncoder, cut_at_stop, has_stop
 from stillhouse.models.chat.reasoning import split_reasoning
-from stillhouse.models.cpu import cpu_has_bfloat16
+from stillhouse.models.sampling.cpu import cpu_has_bfloat16
 from stillhouse.models.types import Capabilities, Marker, Reply, Request, Sampling
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stillhouse.models.cpu import cpu_has_bfloat16
+from stillhouse.models.sampling.cpu import cpu_has_bfloat16
 
 __all__ = ["Product", "added", "gated", "joined", "product_dtype"]
 
