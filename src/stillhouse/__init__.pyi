@@ -7,7 +7,7 @@ from .distill.targets.teacher_signal import cache_targets as cache_targets
 from .distill.training.loop import train as train
 from .errors import StillhouseError as StillhouseError
 from .evaluate.evaluate_model import evaluate as evaluate
-from .export.export_model import export as export
+from .export.write import export as export
 from .models.load import load as load
 from .models.weights import Weights as Weights
 from .recipe.sections import Objective as Objective, Train as Train

@@ -1,4 +1,3 @@
-from .export_model import export as export
 from .hub_upload import (
     Upload as Upload,
     Uploaded as Uploaded,
@@ -6,4 +5,4 @@ from .hub_upload import (
     plan_upload as plan_upload,
     upload_files as upload_files,
 )
-from .write import ExportedFile as ExportedFile, export_gguf as export_gguf
+from .write import ExportedFile as ExportedFile, export as export, export_gguf as export_gguf

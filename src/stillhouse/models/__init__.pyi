@@ -26,7 +26,6 @@ from .chat.reasoning import (
 )
 from .chat.template import ChatTemplate as ChatTemplate, compare_templates as compare_templates
 from .chat.tool_calls import ToolCallFormat as ToolCallFormat
-from .sampling.cpu import cpu_has_bfloat16 as cpu_has_bfloat16
 from .gguf.architectures import (
     MODEL_TYPES as MODEL_TYPES,
     Architecture as Architecture,
@@ -62,6 +61,7 @@ from .sampling.continuous import (
     LiveSequence as LiveSequence,
     TokenLogprob as TokenLogprob,
 )
+from .sampling.cpu import cpu_has_bfloat16 as cpu_has_bfloat16
 from .sampling.penalties import NO_PENALTIES as NO_PENALTIES, LogitPenalties as LogitPenalties
 from .token_bytes import token_bytes as token_bytes
 from .types import (
