@@ -132,3 +132,8 @@ def test_a_turn_of_weight_0_has_no_loss(tokenizer, template):
     row["messages"][3]["weight"] = None
     (document,) = make([row], tokenizer, template)
     assert spelled(tokenizer, document.labels) == "9.<|im_end|>"
+    (document,) = make([row], tokenizer, template, loss_on="all")
+    whole = spelled(tokenizer, document.ids)
+    assert (
+        spelled(tokenizer, document.labels) == whole.replace("Nonsense.<|im_end|>", "")[len("<|im_start|>") :]
+    )

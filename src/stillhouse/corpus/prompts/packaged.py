@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from stillhouse.corpus.prompts.files import read_records
+from stillhouse.corpus.prompts.files import Record, read_records
 
 PACKAGES = ("mmlu",)
 
@@ -21,6 +20,6 @@ def packaged_file(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.jsonl")
 
 
-def packaged_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def packaged_records(name: str) -> Iterator[Record]:
     """The questions of an entry in :data:`PACKAGES`, each with its location."""
     return read_records(packaged_file(name))

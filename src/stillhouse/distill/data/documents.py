@@ -8,7 +8,7 @@ Shapes: T tokens of a document.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,6 +66,35 @@ def messages_of(row: Mapping[str, Any]) -> list[Message]:
     ]
 
 
+def encode_for_training(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerFast,
+    template: ChatTemplate,
+    *,
+    loss_on: Literal["assistant", "all"],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> tuple[list[int], np.ndarray]:
+    """Token ids [T] of a conversation, and whether each is learned, bool [T].
+
+    A turn with a `weight` of 0 is not learned, even where everything else is.
+
+    Raises:
+        ModelError: the template cannot render the conversation, or hides where such a turn is.
+    """
+    if loss_on == "assistant":
+        ids, mask = template.encode(tokenizer, messages, tools=tools)
+        return ids, np.asarray(mask, dtype=bool)
+    unlearned = [index for index, message in enumerate(messages) if message.get("weight") == 0]
+    weighed = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    ids, turns = template.encode_turns(tokenizer, weighed, tools=tools)
+    loss = np.ones(len(ids), dtype=bool)
+    for index in unlearned:
+        if index not in turns:
+            raise ModelError(f"the chat template hides where message {index}, with a weight of 0, is")
+        loss[turns[index].start : turns[index].stop] = False
+    return ids, loss
+
+
 def make_documents(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerFast,
@@ -82,7 +111,7 @@ def make_documents(
     Args:
         rows: each with ``id`` and ``messages``; values of None inside a message count as absent.
         loss_on: ``assistant`` learns the tokens that the template marks as the assistant's, ``all`` every
-            token.
+            token but those of turns with a weight of 0.
         max_length: tokens.
 
     Raises:
@@ -94,7 +123,9 @@ def make_documents(
     hint = None
     for row in rows:
         try:
-            ids, assistant = template.encode(tokenizer, messages_of(row), tools=row.get("tools"))
+            ids, loss = encode_for_training(
+                messages_of(row), tokenizer, template, loss_on=loss_on, tools=row.get("tools")
+            )
         except ModelError as error:
             refused.append(f"{row['id']}: {error}")
             hint = error.hint
@@ -103,7 +134,7 @@ def make_documents(
         document = Document(
             id=str(row["id"]),
             ids=np.asarray(ids[:max_length], dtype=np.int32),
-            loss=np.asarray(assistant[:max_length], dtype=bool) | (loss_on == "all"),
+            loss=loss[:max_length],
         )
         if document.counted:
             documents.append(document)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from stillhouse.distill.data.documents import Document, messages_of
+from stillhouse.distill.data.documents import Document, encode_for_training, messages_of
 from stillhouse.distill.loss.cross_tokenizer import SpanRows
 from stillhouse.distill.loss.teacher_rows import TeacherRows
 from stillhouse.errors import TokenizerMismatchError
@@ -54,10 +54,12 @@ def make_teacher_documents(
         if done == len(documents) or str(row["id"]) != documents[done].id:
             continue
         messages = messages_of(row)
-        tools = row.get("tools")
-        student_T = np.asarray(template.encode(tokenizer, messages, tools=tools)[1]) | (loss_on == "all")
-        ids, marks = template.encode(tokenizer, teacher_view(messages), tools=tools)
-        teacher_T = np.asarray(marks) | (loss_on == "all")
+        _, student_T = encode_for_training(
+            messages, tokenizer, template, loss_on=loss_on, tools=row.get("tools")
+        )
+        ids, teacher_T = encode_for_training(
+            teacher_view(messages), tokenizer, template, loss_on=loss_on, tools=row.get("tools")
+        )
         teacher_documents.append(_teacher_document(documents[done], student_T, ids, teacher_T))
     assert len(teacher_documents) == len(documents), "rows are those that the documents were made from"
     return teacher_documents
