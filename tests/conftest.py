@@ -13,6 +13,7 @@ import pytest
 # whose small products wait for each other.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, for the forkserver too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; output is then wrapped as on a terminal
 os.environ.pop("STILLHOUSE_API_KEY", None)  # servers of tests require the key that a test gives them

@@ -101,6 +101,7 @@ def entry() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    _wait_passively()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
@@ -114,6 +115,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return status
+
+
+def _wait_passively() -> None:
+    """Lets the threads of torch sleep while they wait for each other, unless the user chose how they wait.
+
+    By default they spin, which costs little on an idle machine. As soon as another process wants a core, one
+    thread spins through the time that the other one needs. Read once, when torch is loaded; child processes
+    inherit it. benchmarks/busy_machine.py measures both.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _run(tokens: list[str]) -> int:
