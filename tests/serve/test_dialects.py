@@ -257,6 +257,17 @@ class TestMessages:
         read = [m.usage.input_tokens + m.usage.cache_read_input_tokens for m in (message, again)]
         assert read[1] > read[0]
 
+    def test_tokens_are_counted_before_a_request(self, claude):
+        asked = {
+            "model": "tools",
+            "system": "Be short.",
+            "messages": [{"role": "user", "content": "Draw."}],
+            "tools": [{"name": "draw", "description": "Draws.", "input_schema": DRAW}],
+        }
+        message = claude.messages.create(**asked, max_tokens=1)
+        read = message.usage.input_tokens + message.usage.cache_read_input_tokens
+        assert claude.messages.count_tokens(**asked).input_tokens == read
+
     def test_errors_are_those_of_the_api(self, claude, server):
         with pytest.raises(anthropic.NotFoundError) as missing:
             claude.messages.create(model="other", max_tokens=1, messages=[{"role": "user", "content": "Hi"}])

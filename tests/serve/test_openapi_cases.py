@@ -55,7 +55,7 @@ def test_the_document_lists_what_is_served(server):
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
 def test_no_request_causes_an_internal_error(server, mode):
     operations = [result.ok() for result in described(server).get_all_operations()]
-    assert len(operations) == 16
+    assert len(operations) == 17
     statuses = collections.Counter()
     for operation in operations:
         if mode is GenerationMode.NEGATIVE and operation.method.upper() == "GET":

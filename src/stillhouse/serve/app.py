@@ -32,7 +32,13 @@ from stillhouse.serve.api.schema import (
 )
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.dialects.base import ErrorForm
-from stillhouse.serve.dialects.messages import MessagesRequest, create_message, messages_error
+from stillhouse.serve.dialects.messages import (
+    MessageCountRequest,
+    MessagesRequest,
+    count_message_tokens,
+    create_message,
+    messages_error,
+)
 from stillhouse.serve.dialects.ollama import (
     OllamaChatRequest,
     OllamaEmbedRequest,
@@ -136,6 +142,7 @@ def _routes(context: ServerContext) -> list[Route]:
         post("/detokenize", DetokenizeRequest, detokenize),
         dialect("/v1/responses", ResponsesRequest, create_response, None),
         dialect("/v1/messages", MessagesRequest, create_message, messages_error),
+        dialect("/v1/messages/count_tokens", MessageCountRequest, count_message_tokens, messages_error),
         dialect("/api/chat", OllamaChatRequest, ollama_chat, ollama_error),
         dialect("/api/generate", OllamaGenerateRequest, ollama_generate, ollama_error),
         dialect("/api/embed", OllamaEmbedRequest, ollama_embed, ollama_error),

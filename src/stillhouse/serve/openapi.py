@@ -17,7 +17,7 @@ from stillhouse.serve.api.schema import (
     TokenizeRequest,
 )
 from stillhouse.serve.context import ServerContext
-from stillhouse.serve.dialects.messages import MessagesRequest
+from stillhouse.serve.dialects.messages import MessageCountRequest, MessagesRequest
 from stillhouse.serve.dialects.ollama import (
     OllamaChatRequest,
     OllamaEmbedRequest,
@@ -60,6 +60,7 @@ def openapi_document() -> dict[str, Any]:
         "/detokenize": post(DetokenizeRequest, "Return the text of token ids"),
         "/v1/responses": post(ResponsesRequest, "Generate the next turn (OpenAI's Responses)"),
         "/v1/messages": post(MessagesRequest, "Generate the next turn (Anthropic's Messages)"),
+        "/v1/messages/count_tokens": post(MessageCountRequest, "Count a prompt's tokens (Anthropic's)"),
         "/api/chat": post(OllamaChatRequest, "Generate the next turn (Ollama's chat)"),
         "/api/generate": post(OllamaGenerateRequest, "Answer a prompt (Ollama's generate)"),
         "/api/embed": post(OllamaEmbedRequest, "Return the embeddings of texts (Ollama's embed)"),

@@ -1,4 +1,7 @@
-"""`POST /v1/messages`: Anthropic's Messages API (https://platform.claude.com/docs/en/api/messages)."""
+"""`POST /v1/messages` and `POST /v1/messages/count_tokens`: Anthropic's Messages API.
+
+https://platform.claude.com/docs/en/api/messages
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
-from stillhouse.serve.api.schema import Text
+from stillhouse.serve.api.request_parsing import parse_body
+from stillhouse.serve.api.schema import Text, TokenizeRequest
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.dialects.base import answer_chat, refuse, server_sent_event, text_of
+from stillhouse.serve.endpoints.tokenize import tokenize
 from stillhouse.serve.errors import InvalidRequestError
 
 _ERROR_TYPES = {
@@ -41,14 +46,13 @@ class MessagesTurn(BaseModel):
     content: Text | list[dict[str, Any]]
 
 
-class MessagesRequest(BaseModel):
-    """`POST /v1/messages`."""
+class MessageCountRequest(BaseModel):
+    """`POST /v1/messages/count_tokens`: the fields that make a prompt, and others without effect."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     model: str
     messages: Annotated[list[MessagesTurn], Field(min_length=1, max_length=10_000)]
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
     system: Text | list[dict[str, Any]] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -74,12 +78,33 @@ class MessagesRequest(BaseModel):
     """Refused."""
 
 
+class MessagesRequest(MessageCountRequest):
+    """`POST /v1/messages`."""
+
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
+
+
+async def count_message_tokens(
+    context: ServerContext, request: Request, body: MessageCountRequest
+) -> Response:
+    """Returns the number of tokens that the prompt has."""
+    if upstream := context.pool.upstreams.get(body.model):
+        raise InvalidRequestError(f"the prompt is tokenized by {upstream.host}, not here", "model")
+    chat = chat_of_messages(body)
+    fields = ("model", "messages", "tools", "continue_final_message", "add_generation_prompt")
+    wanted = {name: chat[name] for name in fields if name in chat}
+    if chat.get("reasoning_effort") == "none":
+        wanted["chat_template_kwargs"] = {"enable_thinking": False}
+    counted = await tokenize(context, request, parse_body(TokenizeRequest, orjson.dumps(wanted)))
+    return JSONResponse({"input_tokens": orjson.loads(counted.body)["count"]})
+
+
 async def create_message(context: ServerContext, request: Request, body: MessagesRequest) -> Response:
     """Generates the next turn of a conversation."""
     return await answer_chat(context, request, chat_of_messages(body), MessagesAnswer(body.model))
 
 
-def chat_of_messages(body: MessagesRequest) -> dict[str, Any]:
+def chat_of_messages(body: MessageCountRequest) -> dict[str, Any]:
     """The chat completion that a request asks for.
 
     Raises:
@@ -95,7 +120,7 @@ def chat_of_messages(body: MessagesRequest) -> dict[str, Any]:
     chat = {
         "model": body.model,
         "messages": messages,
-        "max_tokens": body.max_tokens,
+        "max_tokens": getattr(body, "max_tokens", None),
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": body.top_k,
@@ -110,7 +135,7 @@ def chat_of_messages(body: MessagesRequest) -> dict[str, Any]:
     return chat
 
 
-def _system(body: MessagesRequest) -> str:
+def _system(body: MessageCountRequest) -> str:
     return text_of(body.system, ("text",), "system")
 
 
@@ -148,7 +173,7 @@ def _call(block: dict[str, Any]) -> dict[str, Any]:
     return {"id": str(block.get("id", "")), "type": "function", "function": function}
 
 
-def _tools(body: MessagesRequest) -> dict[str, Any]:
+def _tools(body: MessageCountRequest) -> dict[str, Any]:
     """The tools and which of them must be called."""
     if not body.tools:
         return {}
@@ -174,7 +199,7 @@ def _tools(body: MessagesRequest) -> dict[str, Any]:
     return {"tools": tools, "tool_choice": choices[choice["type"]], "parallel_tool_calls": parallel}
 
 
-def _response_format(body: MessagesRequest) -> dict[str, Any] | None:
+def _response_format(body: MessageCountRequest) -> dict[str, Any] | None:
     form = (body.output_config or {}).get("format") or body.output_format
     if not form:
         return None
