@@ -14,7 +14,9 @@ from stillhouse.errors import ModelError
 from stillhouse.export import adapter, export_gguf
 from stillhouse.models import load_weights, read_gguf
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft warns of tied weights
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # of peft, whose warnings of tied weights do not matter here
 IDS = torch.arange(5, 30)[None]
 
 

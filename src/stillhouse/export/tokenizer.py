@@ -196,14 +196,20 @@ def _scores(source: Source, tokens: Sequence[str], types: Sequence[int], merges:
 
     SentencePiece joins any two tokens whose concatenation is a token, best score first. So all pairs that
     form a token must be among the merges, one directly after the other.
+
+    Added tokens are exempt. They are matched in the text before anything is joined, so no pair ever forms
+    one. Gemma's runs of spaces are not matched, because text has no mark for spaces. They grow from the left
+    by one space each; that scores of longer runs are better is enough, and `check_gguf` encodes runs of every
+    length.
     """
+    exempt = {str(token) for token in source.tokenizer.added_tokens_decoder.values()}
     order: dict[str, int] = {}  # token -> rank of its first merge; a lower rank is a better score
     pairs_merged: set[tuple[str, str]] = set()
     for merge in merges:
         left, right = merge.split(" ")
         pairs_merged.add((left, right))
         joined = left + right
-        if joined in order and order[joined] != len(order) - 1:
+        if joined not in exempt and joined in order and order[joined] != len(order) - 1:
             raise _not_by_scores(
                 source, f"{left!r} and {right!r} are joined later than other pairs that form {joined!r}"
             )
@@ -213,7 +219,7 @@ def _scores(source: Source, tokens: Sequence[str], types: Sequence[int], merges:
         # SentencePiece would also join pairs that the merges do not contain.
         pairs = {(token[:cut], token[cut:]) for cut in range(1, len(token))}
         missing = {pair for pair in pairs if known.issuperset(pair)} - pairs_merged
-        if missing and (token in order or token_type == TokenType.NORMAL):
+        if missing and token not in exempt and (token in order or token_type == TokenType.NORMAL):
             raise _not_by_scores(source, f"{min(missing)} form {token!r} and are not joined")
     return [-float(order[token]) if token in order else _LOWEST_SCORE for token in tokens]
 

@@ -243,7 +243,8 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     vocab = {token: number for number, token in enumerate(tokens)}
     merges = []
     for token, number in vocab.items():
-        if types[number] == TokenType.NORMAL:
+        # Runs of spaces can be added tokens, too (Gemma), but only joining forms them: text has no "▁".
+        if types[number] == TokenType.NORMAL or (types[number] == TokenType.USER_DEFINED and "▁" in token):
             pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
             merges += [
                 (-scores[number], vocab[a], vocab[b], a, b) for a, b in pairs if a in vocab and b in vocab
