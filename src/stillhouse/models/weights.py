@@ -148,7 +148,28 @@ def _directory_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         raise ModelError(f"{path}: no usable tokenizer: {_first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{path}: only tokenizers with a tokenizer.json are supported")
+    _restore_rules(tokenizer, path / "tokenizer.json")
     return tokenizer
+
+
+def _restore_rules(tokenizer: PreTrainedTokenizerFast, file: Path) -> None:
+    """Gives the tokenizer the rules of its tokenizer.json where transformers replaced them.
+
+    transformers 5 rebuilds some classes from vocabulary and merges alone. A `LlamaTokenizer` then puts no
+    space before a text that begins with one, so that "   leading" gets other tokens than the model was
+    trained on. llama.cpp, vLLM and transformers 4 follow the file.
+    """
+    from tokenizers import Tokenizer
+
+    if not file.is_file() or tokenizer.init_kwargs.get("fix_mistral_regex"):
+        return
+    rules = json.loads(file.read_text("utf-8"))
+    # Without vocabulary the rules load at once.
+    rules |= {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [], "post_processor": None}
+    backend, own = tokenizer.backend_tokenizer, Tokenizer.from_str(json.dumps(rules))
+    for rule in ("normalizer", "pre_tokenizer", "decoder"):
+        if str(getattr(backend, rule)) != str(getattr(own, rule)):
+            setattr(backend, rule, getattr(own, rule))
 
 
 def _first_line(error: Exception) -> str:
