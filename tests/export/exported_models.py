@@ -78,6 +78,40 @@ def sentencepiece(*, prefix: bool = True) -> PreTrainedTokenizerFast:
     return _fast(tokenizer, bos="<s>", eos="</s>", pad="</s>", unk="<unk>")
 
 
+def gemma(*, tab: bool = True) -> PreTrainedTokenizerFast:
+    """As Google's own tokenizers: runs of blanks and tags are added tokens, and also joined by merges.
+
+    Args:
+        tab: whether the tab has a token of its own instead of one for its byte (Gemma 2).
+    """
+    state = json.loads(sentencepiece(prefix=False).backend_tokenizer.to_str())
+    vocab = {token: None for token in state["model"]["vocab"] if not set(token) <= {"▁"} or token == "▁"}
+    if tab:
+        vocab = {"\t" if token == "<0x09>" else token: None for token in vocab}
+    longest = 5
+    runs = [blank * n for blank in ("\n", "▁") for n in range(longest, 1, -1)]
+    added = ["<table>", *runs]
+    tokens = [*vocab, *(token for token in "<tableh>\n" if token not in vocab), "<t", "able>", *added]
+    # As in Gemma, merges that form one run are not beside each other: 4 + 1 comes first, 1 + 4 last.
+    joined = [
+        (blank * left, blank * (n - left))
+        for left in range(longest - 1, 0, -1)
+        for n in range(longest, left, -1)
+        for blank in ("\n", "▁")
+    ]
+    tags = [("<", "t"), ("<t", "able>")]
+    merges = [*joined, *(tuple(pair) for pair in state["model"]["merges"] if not set("".join(pair)) <= {"▁"})]
+    state["model"] |= {
+        "vocab": {token: number for number, token in enumerate(dict.fromkeys(tokens))},
+        "merges": [*merges, *tags],
+    }
+    state["added_tokens"] = []
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    return _fast(tokenizer, bos="<s>", eos="</s>", pad="</s>", unk="<unk>")
+
+
 def _fast(tokenizer: Tokenizer, **roles: str) -> PreTrainedTokenizerFast:
     named = {f"{role}_token": token for role, token in roles.items()}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named)

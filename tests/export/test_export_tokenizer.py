@@ -5,15 +5,16 @@ STILLHOUSE_TOKENIZERS names directories with real tokenizers (see tests/distill/
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from pathlib import Path
 
 import pytest
-from exported_models import LlamaCpp, byte_level, save, sentencepiece
+from exported_models import LlamaCpp, byte_level, gemma, save, sentencepiece
 from hypothesis import HealthCheck, given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError, TokenizerMismatchError
 from stillhouse.export import check_gguf, export_gguf
@@ -53,6 +54,43 @@ def test_sentencepiece_text_is_cut_as_before(tmp_path, prefix):
         assert llama.ids(text) == tokenizer.encode(text, add_special_tokens=False), text
     assert llama.ids("the still", add_special=True) == tokenizer.encode("the still")
     assert header["tokenizer.ggml.add_bos_token"] is True
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+def test_added_tokens_need_no_scores(tmp_path, architecture):
+    """Google's tokenizers match runs of newlines and tags first; their merges of these are no order."""
+    tokenizer = gemma(tab=architecture == "gemma2")
+    path = exported(tmp_path, tokenizer, architecture)
+    llama, again = LlamaCpp(path), load_tokenizer(str(path))[0]
+    runs = "".join(f"the{' ' * n}still{chr(10) * n}" for n in range(1, 14))
+    for text in [*SAMPLES, runs, "\t\ta <table>b</table> <tab the", "the answers  <table>\n\n\n  \n"]:
+        expected = tokenizer.encode(text, add_special_tokens=False)
+        assert llama.ids(text) == expected, text
+        assert again.encode(text, add_special_tokens=False) == expected, text
+
+
+def test_a_llama_tokenizer_follows_its_own_file(tmp_path):
+    """transformers 5 puts no space before a text that begins with one; the file's rules do."""
+    tokenizer = sentencepiece()
+    save(tmp_path / "model", "llama", tokenizer)
+    settings = tmp_path / "model/tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "LlamaTokenizer"}))
+    replaced = AutoTokenizer.from_pretrained(tmp_path / "model").encode("   the", add_special_tokens=False)
+    expected = tokenizer.encode("   the", add_special_tokens=False)
+    assert replaced != expected
+    assert load_tokenizer(str(tmp_path / "model"))[0].encode("   the", add_special_tokens=False) == expected
+    (export,) = export_gguf(tmp_path / "model", ["f32"])
+    assert LlamaCpp(export.path).ids("   the") == expected
+
+
+def test_named_templates_are_kept(tmp_path):
+    tokenizer = byte_level()
+    with_tools = "{{ tools }}" + tokenizer.chat_template
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": with_tools}
+    header = read_gguf(exported(tmp_path, tokenizer)).metadata
+    assert header["tokenizer.chat_template"] == tokenizer.chat_template["default"]
+    assert header["tokenizer.chat_template.tool_use"] == with_tools
+    assert header["tokenizer.chat_templates"] == ["tool_use"]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])

@@ -132,8 +132,10 @@ def _check_specials(file: GgufFile, source: Source, vocabulary: Vocabulary) -> N
     end = [tokenizer.eos_token_id] * file.require("tokenizer.ggml.add_eos_token")
     if (whole := tokenizer.encode("a")) != start + bare + end:
         raise TokenizerMismatchError(f"{file.path}: 'a' is {start + bare + end}, not {whole}")
-    template = source.template.source if source.template.declared else None
-    if file.metadata.get("tokenizer.chat_template") != template:
+    key = "tokenizer.chat_template"
+    templates = {key: source.template.source if source.template.declared else None}
+    templates |= {f"{key}.{name}": text for name, text in source.named_templates.items()}
+    if any(file.metadata.get(key) != text for key, text in templates.items()):
         raise TokenizerMismatchError(f"{file.path}: the chat template was not carried over")
     if TokenType.BYTE in vocabulary.types:
         # llama.cpp looks for a byte under its own name, and then for its character (Gemma 2's tab).

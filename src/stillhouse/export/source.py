@@ -44,6 +44,8 @@ class Source:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerFast
     template: ChatTemplate
+    named_templates: Mapping[str, str]
+    """Further chat templates by name, such as `tool_use`."""
     ends: tuple[int, ...]
     """Ids that end an answer, the tokenizer's end token first where it has one."""
     weights: Mapping[str, Callable[[], Tensor]]
@@ -107,7 +109,23 @@ def _source(
     candidates = dict.fromkeys([tokenizer.eos_token_id, *sorted(template.end_token_ids(tokenizer)), *ends])
     end_ids = tuple(number for number in candidates if isinstance(number, int))
     return Source(
-        path, name, _license(path), config, tokenizer, template, end_ids, weights=weights, shapes=shapes
+        path,
+        name,
+        _license(path),
+        config,
+        tokenizer,
+        template,
+        _named_templates(tokenizer),
+        end_ids,
+        weights=weights,
+        shapes=shapes,
+    )
+
+
+def _named_templates(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    named = tokenizer.chat_template
+    return (
+        {name: text for name, text in named.items() if name != "default"} if isinstance(named, dict) else {}
     )
 
 

@@ -220,7 +220,8 @@ def _write(
     add_header(writer, source.config)
     vocabulary.add_to(writer)
     if source.template.declared:
-        writer.add_chat_template(source.template.source)
+        named = {"default": source.template.source, **source.named_templates}
+        writer.add_chat_template([{"name": name, "template": text} for name, text in named.items()])
     for tensor, kind in zip(tensors, kinds, strict=True):
         size = stored_bytes(tensor.shape, kind)
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
