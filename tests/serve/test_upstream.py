@@ -96,7 +96,7 @@ def test_models_say_who_is_asked(ours, upstream):
         {"temperature": 0, "response_format": {"type": "json_object"}},
         {"tools": [{"type": "function", "function": {"name": "f"}}], "temperature": 0},
         {"temperature": 9},
-        {"logit_bias": {"3": 1}},
+        {"logit_bias": {"3": 1}, "temperature": 0},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         {"messages": [{"role": "user", "content": "word " * 20_000}]},
     ],

@@ -59,7 +59,6 @@ from .sampling.constrained import (
 from .sampling.continuous import (
     ContinuousSampler as ContinuousSampler,
     LiveSequence as LiveSequence,
-    TokenLogprob as TokenLogprob,
 )
 from .sampling.cpu import cpu_has_bfloat16 as cpu_has_bfloat16
 from .sampling.penalties import NO_PENALTIES as NO_PENALTIES, LogitPenalties as LogitPenalties
@@ -73,6 +72,7 @@ from .types import (
     Reply as Reply,
     Request as Request,
     Sampling as Sampling,
+    TokenLogprob as TokenLogprob,
 )
 from .weights import (
     Weights as Weights,

@@ -45,6 +45,16 @@ class Sampling:
     APIs only when positive (few accept it)."""
 
 
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The model's log-probability of one token: natural logarithm, whole vocabulary, temperature 1."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, in descending order."""
+
+
 class Marker(Protocol):
     """A watermark for one answer. See :class:`stillhouse.watermark.Mark`."""
 

@@ -26,20 +26,10 @@ from stillhouse.models.sampling.constrained import Constraint
 from stillhouse.models.sampling.next_token import draw_with_logp
 from stillhouse.models.sampling.open_decoder import open_decoder
 from stillhouse.models.sampling.penalties import NO_PENALTIES, LogitPenalties
-from stillhouse.models.types import Marker, Sampling
+from stillhouse.models.types import Marker, Sampling, TokenLogprob
 
 CHUNK = 256  # tokens of waiting prompts that one step reads
 MIN_SHARED_PREFIX = 16  # tokens; a shorter common prefix is read again, which is cheaper than the copy
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """The model's log-probability of one token: natural logarithm, whole vocabulary, temperature 1."""
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens and their log-probabilities, in descending order."""
 
 
 @dataclass(frozen=True)
