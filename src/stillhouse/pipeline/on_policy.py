@@ -78,17 +78,15 @@ def run_on_policy(run: RunContext) -> dict[str, Any]:
 
 def verifier_reward(verifiers: Verifiers, weights: Weights) -> RewardFunction:
     """A reward function that decodes answers, without end mark or stop text, and passes them to verifiers."""
-    from stillhouse.models import REASONING_START, cut_at_stop, split_reasoning
+    from stillhouse.models import PromptEncoder
     from stillhouse.verifiers import Answer
+
+    encoder = PromptEncoder(weights.tokenizer, weights.template, None, seed=0)
 
     def reward(samples: Sequence[tuple[TokenizedPrompt, list[int]]]) -> list[float]:
         answers = []
         for tokenized, ids in samples:
-            text = str(weights.tokenizer.decode(ids, skip_special_tokens=True))
-            asked = str(weights.tokenizer.decode(tokenized.ids[-8:]))
-            answer, thoughts = split_reasoning(
-                cut_at_stop(text, weights.template.stops)[0], inside=asked.rstrip().endswith(REASONING_START)
-            )
+            answer, thoughts, _ = encoder.read_answer(tokenized.ids, ids, weights.template.stops)
             prompt: Prompt = tokenized.metadata
             answers.append(Answer(answer, thoughts, prompt.tags, prompt.question))
         return [score.value for score in verifiers.score(answers)]

@@ -10,7 +10,7 @@ from chat_templates import CHATML, GPT_OSS, LLAMA2, LLAMA3, QWEN3, QWEN_TOOLS, R
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from stillhouse.errors import ModelError
-from stillhouse.models import ChatTemplate
+from stillhouse.models import ChatTemplate, PromptEncoder
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 # As the templates, but with what the model writes after the prompt, marked.
@@ -198,3 +198,20 @@ def test_a_template_without_tools_refuses_calls_by_name(messages, tools, message
     with pytest.raises(ModelError, match=message) as caught:
         learned(source, messages, tools=tools)
     assert "tool" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("source", [GPT_OSS, CHATML, QWEN3, R1], ids=["gpt-oss", "chatml", "qwen3", "r1"])
+@pytest.mark.parametrize("thoughts", ["Hm.\n\nWell.", None])
+def test_a_generated_answer_is_read_as_it_is_learned(source, thoughts):
+    template = ChatTemplate(source, TOKENS)
+    encoder = PromptEncoder(tokenizer(), template, None, seed=0)
+    messages = conversation("Why?", "Because.", thoughts=[(1, thoughts)] if thoughts else [])
+    ids, turns = template.encode_turns(tokenizer(), messages)
+    answer = [ids[t] for t in turns[1]]
+    assert encoder.read_answer(ids[: turns[1].start], answer, ()) == ("Because.", thoughts, False)
+
+
+def test_reasoning_of_gpt_oss_that_was_cut_off_has_no_answer():
+    encoder = PromptEncoder(tokenizer(), ChatTemplate(GPT_OSS, TOKENS), None, seed=0)
+    cut = tokenizer().encode("<|channel|>analysis<|message|>Hm", add_special_tokens=False)
+    assert encoder.read_answer([], cut, ()) == ("", "Hm", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.errors import ContextLengthError, ModelError, StillhouseError
 from stillhouse.hashing import seed_for_item
 from stillhouse.models.architecture.embedding_rows import require_ids
-from stillhouse.models.chat.reasoning import REASONING_START
+from stillhouse.models.chat.answer_header import AnswerHeader, find_answer_header
+from stillhouse.models.chat.encode import added_tokens
+from stillhouse.models.chat.reasoning import REASONING_START, split_reasoning
 from stillhouse.models.chat.template import ChatTemplate
 from stillhouse.models.types import Request, Sampling
 
@@ -112,6 +115,29 @@ class PromptEncoder:
         if self.context_length is None:
             return sampling
         return replace(sampling, max_tokens=min(sampling.max_tokens, self.context_length - prompt_tokens))
+
+    def read_answer(
+        self, prompt: Sequence[int], answer: Sequence[int], stops: Sequence[str]
+    ) -> tuple[str, str | None, bool]:
+        """The text of generated tokens, their reasoning or None, and whether one of ``stops`` ended them."""
+        if self._header is None:
+            text, stopped = cut_at_stop(
+                str(self.tokenizer.decode(list(answer), skip_special_tokens=True)), stops
+            )
+            return *split_reasoning(text, inside=self.ends_in_reasoning(prompt)), stopped
+        text, stopped = cut_at_stop(str(self.tokenizer.decode(list(answer))), stops)
+        text, reasoning = self._header.split(text)
+        for token in self._special_tokens:
+            text, reasoning = text.replace(token, ""), reasoning and reasoning.replace(token, "")
+        return text, reasoning, stopped
+
+    @functools.cached_property
+    def _header(self) -> AnswerHeader | None:
+        return find_answer_header(self.template.render, self._special_tokens)
+
+    @functools.cached_property
+    def _special_tokens(self) -> list[str]:
+        return [token for token, is_special in added_tokens(self.tokenizer).items() if is_special]
 
     def ends_in_reasoning(self, ids: Sequence[int]) -> bool:
         """Whether the prompt ends with `<think>`, so that the answer begins with reasoning."""

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import OutOfMemoryError, StillhouseError, is_out_of_memory
 from stillhouse.models.architecture.embedding_rows import embedding_rows
-from stillhouse.models.backends.prompts import PromptEncoder, cut_at_stop, has_stop
-from stillhouse.models.chat.reasoning import split_reasoning
+from stillhouse.models.backends.prompts import PromptEncoder, has_stop
 from stillhouse.models.sampling.cpu import cpu_has_bfloat16
 from stillhouse.models.types import Capabilities, Marker, Reply, Request, Sampling
 
@@ -97,9 +96,7 @@ class TorchModel:
             raise
 
     def _reply(self, prompt: _EncodedRequest, answer: SampledAnswer) -> Reply:
-        text = str(self._tokenizer.decode(answer.ids, skip_special_tokens=True))
-        text, stopped = cut_at_stop(text, prompt.sampling.stop)
-        text, reasoning = split_reasoning(text, inside=self._prompts.ends_in_reasoning(prompt.ids))
+        text, reasoning, stopped = self._prompts.read_answer(prompt.ids, answer.ids, prompt.sampling.stop)
         return Reply(
             text=text,
             reasoning=reasoning,
