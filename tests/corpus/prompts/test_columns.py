@@ -6,9 +6,11 @@ import json
 
 import pytest
 
-from stillhouse.corpus import load_prompts, read_prompts
+from stillhouse.corpus import load_prompts, read_prompts, read_recipe_prompts
 from stillhouse.corpus.prompts.columns import BadAnswerError, conversation
 from stillhouse.errors import CorpusError
+from stillhouse.recipe import Prompts, Recipe, Student, Teacher
+from stillhouse.recipe.verifiers import Verifier
 
 Q = {"role": "user", "content": "Why?"}
 A = {"role": "assistant", "content": "Because."}
@@ -283,6 +285,28 @@ def test_answers_labelled_as_bad_are_counted_and_never_too_many(tmp_path):
     prompt_set = read_prompts(write(tmp_path / "p.jsonl", *records), tolerated=0)
     assert len(prompt_set.prompts) == 1
     assert prompt_set.facts["rejected_records"] == {"labelled as a bad answer": 4}
+
+
+def test_a_recipe_says_which_answers_are_gold(tmp_path):
+    path = write(
+        tmp_path / "p.jsonl", {"instruction": "Why?", "input": "", "output": "Because.", "answer": "42"}
+    )
+
+    def read(*verifiers, **prompts):
+        recipe = Recipe(
+            name="r",
+            teacher=Teacher(model="embedded:smollm2"),
+            prompts=Prompts(source=path, **prompts),
+            student=Student(init="prune", layers=2),
+            verifiers=verifiers,
+        )
+        (prompt,) = read_recipe_prompts(recipe).prompts
+        return prompt.messages
+
+    assert read() == [Q, A]
+    assert read(Verifier(kind="exact", answer="output")) == [Q]
+    assert read(answer="none") == [Q]
+    assert read(answer="answer") == [Q, A | {"content": "42"}]
 
 
 def test_an_answer_column_that_no_record_has_is_an_error(tmp_path):
