@@ -8,10 +8,13 @@ import pytest
 from stillhouse.cli import main
 from stillhouse.corpus import Prompt
 from stillhouse.errors import ModelNotFoundError, RecipeError
+from stillhouse.evaluate.compare import SPEED_TOKENS
+from stillhouse.evaluate.speed import measure_speed
 from stillhouse.models import describe
 from stillhouse.plan import Machine, cost_formulas, plan
 from stillhouse.plan.machine import measure_machine
 from stillhouse.plan.shapes import shape_of, student_shape
+from stillhouse.plan.stage_costs import _speed_tokens
 from stillhouse.plan.workload import api_cost, estimate_workload
 from stillhouse.recipe import Collect, Evaluate, Objective, Prompts, Recipe, Student, Teacher, Train
 from stillhouse.recipe.load import load_recipe
@@ -368,3 +371,22 @@ class TestCommand:
         assert "train" not in alone
         assert "control" not in alone
         assert alone["collect"].tokens < both["collect"].tokens
+
+
+def test_the_speed_measurement_is_planned_as_it_is_done():
+    """Counts the tokens of all passes of the real measurement."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model, passes = LlamaForCausalLM(config).eval(), []
+    model.register_forward_hook(
+        lambda module, args, kwargs, output: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    measure_speed({"student": model}, torch.zeros(SPEED_TOKENS, dtype=torch.long))
+    whole = [length for length in passes if length > 1]
+    read, written = _speed_tokens()
+    assert read == sum(whole)
+    assert written == passes.count(1) + len(whole) / 2  # the prompt's own pass writes the first token

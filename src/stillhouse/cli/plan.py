@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from stillhouse.cli.options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile
 from stillhouse.cli.run_stages import read_recipe
 from stillhouse.console import console
-from stillhouse.errors import TermsError
-from stillhouse.pages.numbers import format_bytes, format_dollars, format_duration
+from stillhouse.errors import TermsError, UsageError
+from stillhouse.pages.numbers import format_column, format_dollars, format_duration
 from stillhouse.recipe import Recipe
-from stillhouse.recipe.teachers import all_teachers
 
 if TYPE_CHECKING:
     from stillhouse.plan import RunPlan
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 Examples:
   still plan quickstart
-  still plan quickstart --train.tokens 1_000_000 --json"""
+  still plan quickstart --train.tokens 1_000_000 --json
+  still plan r1-mini/study"""
 
 
 def plan(
@@ -30,18 +31,30 @@ def plan(
     accept_terms: AcceptTerms = None,
     output: OutputFlags = Output(),  # noqa: B008  frozen
 ) -> None:
-    """Estimate what a recipe costs: tokens, memory, time, money, terms.
+    """Estimate what a recipe or a study costs: tokens, memory, time, money, terms.
 
     Loads no weights and sends nothing to a teacher; benchmarks this machine
-    for about a second. Same as `still run --dry-run`.
+    for about a second. Same as `still run --dry-run`. For a study, the data of
+    its first seed is made if no run has made it: its `make` runs.
     """
+    from stillhouse.recipe.shipped import find_recipe
+    from stillhouse.recipe.study import is_study
+
+    recipe = find_recipe(recipe)
+    if is_study(recipe):
+        from stillhouse.cli.study import show_study_plan
+
+        if accept_terms is not None:
+            raise UsageError("a study does not support --accept-terms", hint="Set accept_terms in `common`.")
+        show_study_plan(recipe, overrides)
+        return
     show_plan(read_recipe(recipe, overrides, accept_terms))
 
 
 def show_plan(recipe: Recipe) -> None:
     """Prints the plan; then raises TermsError, as a run does, if a teacher's terms forbid the purpose."""
     from stillhouse.models import recipe_terms
-    from stillhouse.plan import plan as plan_recipe
+    from stillhouse.plan import missing_keys, plan as plan_recipe
     from stillhouse.provenance import require_all_allowed
 
     planned = plan_recipe(recipe)
@@ -53,7 +66,7 @@ def show_plan(recipe: Recipe) -> None:
     }
     # after printing: a plan that the terms refuse is still shown, and the error's JSON contains it
     terms, start = recipe_terms(recipe)
-    _warn_of_missing_keys(recipe)
+    warn_of_missing_keys(missing_keys(recipe))
     try:
         verdict = require_all_allowed(terms, recipe.purpose, recipe.accept_terms, student=start)
     except TermsError as error:
@@ -65,24 +78,24 @@ def show_plan(recipe: Recipe) -> None:
 
 
 def _print_stages(name: str, planned: RunPlan) -> None:
+    sizes = [*(stage.memory_bytes for stage in planned.stages), planned.peak_memory_bytes]
+    memory = format_column(sizes, unit="B")
     rows = [
-        [s.name, f"{s.tokens:,}", format_bytes(s.memory_bytes), format_duration(s.seconds), s.note]
-        for s in planned.stages
+        [s.name, f"{s.tokens:,}", size, format_duration(s.seconds), s.note]
+        for s, size in zip(planned.stages, memory, strict=False)
     ]
-    memory, time = format_bytes(planned.peak_memory_bytes), format_duration(planned.seconds)
-    rows.append(["total", "", memory, time, _cost(planned.dollars)])
+    rows.append(["total", "", memory[-1], format_duration(planned.seconds), cost(planned.dollars)])
     console.table(f"Plan of {name}", ["stage", "tokens", "memory", "time", "note"], rows)
 
 
-def _warn_of_missing_keys(recipe: Recipe) -> None:
-    from stillhouse.models import api_key_missing, parse_reference
-
-    lacking = [t for t in all_teachers(recipe) if api_key_missing(parse_reference(t.model), t.api_key_env)]
-    for variable in dict.fromkeys(teacher.api_key_env for teacher in lacking):
+def warn_of_missing_keys(variables: Iterable[str]) -> None:
+    """Warns of API keys that a run needs and the environment lacks."""
+    for variable in variables:
         console.warn(f"{variable} is not set: a run of this recipe needs the API key")
 
 
-def _cost(dollars: float | None) -> str:
+def cost(dollars: float | None) -> str:
+    """Dollars as text; None is an unknown price."""
     if dollars is None:
         return "price unknown: set teacher.price_in and price_out"
     return format_dollars(dollars)

@@ -27,8 +27,8 @@ def read_recipe(path: Path, overrides: tuple[str, ...], accept_terms: str | None
     path = find_recipe(path)
     if is_study(path):
         raise UsageError(
-            f"{path} is a study, which only `still run` accepts",
-            hint=f"`still run {path} --dry-run` lists its arms.",
+            f"{path} is a study, which only `still run` and `still plan` accept",
+            hint=f"`still plan {path}` shows its arms and their costs.",
         )
     recipe = load_recipe(path, overrides)
     if accept_terms is None:

@@ -10,18 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any
 
+from stillhouse.errors import RecipeError
+from stillhouse.evaluate.verdict import MARGINS
 from stillhouse.pages.numbers import format_number
 from stillhouse.pages.template import page_template
-from stillhouse.recipe.study import Claim, Measure, Study
+from stillhouse.recipe.study import REPORT_MEASURES, TEST_MEASURES, Claim, Study
 from stillhouse.stats import interval
 
-MEASURE_NAMES = {"pass_at_1": "pass@1", "consensus_at_k": "majority vote", "thought": "share that thinks"}
-MEASURES: tuple[Measure, ...] = get_args(Measure)
+MEASURE_NAMES = {
+    "pass_at_1": "pass@1",
+    "consensus_at_k": "majority vote",
+    "thought": "share that thinks",
+    "kl": "KL to the teacher",
+    "agreement": "top-1 agreement",
+    "nll": "NLL of the text",
+}
+LOWER_IS_BETTER = ("kl", "nll")
+UNITS = {
+    "tokens": (1, "tokens", "+.1f"),
+    "kl": (1, "nats per token", "+.3f"),
+    "nll": (1, "nats per token", "+.3f"),
+}
+"""Factor, unit and format of a difference; the other measures are shares, shown in points."""
 
 Measured = Mapping[int, Mapping[str, Any]]
-"""By seed and arm: ``tests`` (measures by test), ``flops``, ``cpu_seconds``, ``curves``, ``examples``."""
+"""By seed and arm: ``tests`` (measures by test), ``report`` (measures of the run's own report), ``flops``,
+``cpu_seconds``, ``curves``, ``examples``."""
 
 
 def study_results(study: Study, measured: Measured) -> dict[str, Any]:
@@ -38,8 +54,13 @@ def study_results(study: Study, measured: Measured) -> dict[str, Any]:
             "label": arm.label,
             "parameters": by_seed[0]["parameters"],
             "tests": {
-                test: {m: over_seeds([each["tests"][test][m] for each in by_seed]) for m in MEASURES}
+                test: {m: over_seeds([each["tests"][test][m] for each in by_seed]) for m in TEST_MEASURES}
                 for test in study.tests
+            },
+            "report": {
+                measure: over_seeds([each["report"][measure] for each in by_seed])
+                for measure in REPORT_MEASURES
+                if all(measure in each["report"] for each in by_seed)
             },
             **{
                 key: fmean([each[key] for each in by_seed])
@@ -60,23 +81,32 @@ def study_results(study: Study, measured: Measured) -> dict[str, Any]:
 
 
 def judge_claim(claim: Claim, measured: Measured, confidence: float) -> dict[str, Any]:
-    """The difference that a claim is about, and its verdict: ``appeared``, ``contradicted`` or ``not shown``.
+    """The difference that a claim is about, and its verdict.
 
-    A claim appeared if the interval of the difference lies above the margin (and the arm was as much cheaper
-    as claimed); it is contradicted if the interval lies below the margin, or the arm was not cheaper.
+    A claim ``appeared`` if the interval of the advantage lies above the margin (and the arm was as much
+    cheaper as claimed); it is ``contradicted`` if the interval lies below the margin, or the arm was not
+    cheaper. A claim without a margin is ``too small to matter`` if the interval lies within the practical
+    margin of reports (:data:`.verdict.MARGINS`); else it is ``not shown``.
+
+    Raises:
+        RecipeError: an arm's report does not have the measure.
     """
     # within each seed, whose arms answer the same questions: their difficulty cancels
     differences = [
-        arms[claim.arm]["tests"][claim.test][claim.measure]
-        - arms[claim.over]["tests"][claim.test][claim.measure]
+        _value(arms[claim.arm], claim, claim.arm) - _value(arms[claim.over], claim, claim.over)
         for arms in measured.values()
     ]
     estimate = interval(differences, [1.0] * len(differences), confidence).to_dict()
     times = fmean([arms[claim.over]["flops"] / arms[claim.arm]["flops"] for arms in measured.values()])
     low, high = estimate["low"], estimate["high"]
+    if low is not None and claim.measure in LOWER_IS_BETTER:
+        low, high = -high, -low  # as an advantage
     cheap = claim.cheaper is None or times >= claim.cheaper
+    small = MARGINS.get(claim.measure) if claim.margin == 0 else None
     if low is None:
         verdict = "one seed: no verdict"
+    elif small is not None and -small <= low and high <= small:
+        verdict = "too small to matter"
     elif low > claim.margin and cheap:
         verdict = "appeared"
     elif high < claim.margin or (low > claim.margin and not cheap):
@@ -97,22 +127,61 @@ def judge_claim(claim: Claim, measured: Measured, confidence: float) -> dict[str
     }
 
 
+def _value(arm: Mapping[str, Any], claim: Claim, name: str) -> float:
+    """The measure of a claim for one arm and seed."""
+    if claim.measure in REPORT_MEASURES:
+        if claim.measure not in arm["report"]:
+            raise RecipeError(
+                f"the report of arm {name} has no {claim.measure}, which needs the teacher's weights",
+                hint="Claim `nll`, or a measure of a test.",
+            )
+        return arm["report"][claim.measure]
+    test = claim.test or next(iter(arm["tests"]))
+    return arm["tests"][test][claim.measure]
+
+
 def study_table(results: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """Title, columns and rows of the table that the command prints: per cent with intervals."""
-    k, tests = results["samples"], results["tests"]
+    """Title, columns and rows of the table that the command prints, with intervals: per cent, or nats."""
+    k, tests, arms = results["samples"], results["tests"], results["arms"]
     level = f"{results['confidence']:.0%}"
-    columns = ["arm", *[f"{name} {test}" for test in tests for name in ("pass@1", f"cons@{k}")]]
-    columns += ["thinks", "GFLOP", "CPU s"]
-    rows = []
-    for name, arm in results["arms"].items():
-        cells = [name]
-        for test in tests:
-            cells += [percent(arm["tests"][test][m]) for m in ("pass_at_1", "consensus_at_k")]
-        thought = arm["tests"][tests[0]]["thought"]["value"]
-        cells += [f"{thought:.0%}", f"{arm['flops'] / 1e9:,.0f}", f"{arm['cpu_seconds']:,.0f}"]
-        rows.append(cells)
+    columns: dict[str, list[str]] = {"arm": list(arms)}
+    for test in tests:
+        for name, measure in (("pass@1", "pass_at_1"), (f"cons@{k}", "consensus_at_k")):
+            columns[f"{name} {test}"] = [percent(arm["tests"][test][measure]) for arm in arms.values()]
+    if tests:
+        shares = [arm["tests"][tests[0]]["thought"]["value"] for arm in arms.values()]
+        columns["thinks"] = [f"{share:.0%}" for share in shares]
+    else:
+        columns |= report_columns(results)
+    columns["GFLOP"] = [f"{arm['flops'] / 1e9:,.0f}" for arm in arms.values()]
+    columns["CPU s"] = [f"{arm['cpu_seconds']:,.0f}" for arm in arms.values()]
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
     seeds = len(results["seeds"])
-    return f"{results['name']}: {seeds} seeds; [{level} intervals over seeds]", columns, rows
+    title = f"{results['name']}: {seeds} seed{'s' if seeds != 1 else ''}; [{level} intervals over seeds]"
+    return title, list(columns), rows
+
+
+def report_columns(results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The measures of the arms' reports that all arms have, by the title of their column."""
+    arms = list(results["arms"].values())
+    titles = {"kl": "KL nats/token", "agreement": "top-1 %", "nll": "NLL nats/token"}
+    columns = {}
+    for measure, title in titles.items():
+        estimates = [arm["report"].get(measure) for arm in arms]
+        if all(estimates):
+            columns[title] = (
+                [percent(estimate) for estimate in estimates]
+                if measure == "agreement"
+                else [nats(estimate) for estimate in estimates]
+            )
+    return columns
+
+
+def nats(estimate: Mapping[str, Any]) -> str:
+    """``0.712 [0.690–0.734]``."""
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}–{estimate['high']:.3f}]"
 
 
 def percent(estimate: Mapping[str, Any]) -> str:
@@ -127,15 +196,15 @@ def percent(estimate: Mapping[str, Any]) -> str:
 
 def difference_in_words(claim: Mapping[str, Any]) -> str:
     """``r1 over base, pass@1 on learned: +12 points [+3 to +21]; 4.1 times fewer operations``."""
-    estimate, is_share = claim["difference"], claim["measure"] != "tokens"
-    unit = "points" if is_share else "tokens"
+    estimate = claim["difference"]
+    scale, unit, form = UNITS.get(claim["measure"], (100, "points", "+.1f"))
 
-    def signed(value: float, form: str = "+.1f") -> str:
-        return format(100 * value if is_share else value, form).replace("-", "−")
+    def signed(value: float, form: str = form) -> str:
+        return format(scale * value, form).replace("-", "−")
 
     name = MEASURE_NAMES.get(claim["measure"], claim["measure"])
-    text = f"{claim['arm']} over {claim['over']}, {name} on {claim['test']}: "
-    text += f"{signed(estimate['value'])} {unit}"
+    on = f" on {claim['test']}" if claim["test"] is not None else ""
+    text = f"{claim['arm']} over {claim['over']}, {name}{on}: {signed(estimate['value'])} {unit}"
     if estimate["low"] is not None:
         text += f" [{signed(estimate['low'])} to {signed(estimate['high'])}]"
     if claim["margin"]:
@@ -153,4 +222,9 @@ def study_page(results: Mapping[str, Any]) -> str:
 
     plots = {name: Markup(svg) for name, svg in study_plots.draw(results).items()}
     filters = {"percent": percent, "words": difference_in_words, "number": format_number}
-    return page_template(__package__, "study.html.j2", filters).render(results=results, plots=plots)
+    return page_template(__package__, "study.html.j2", filters).render(
+        results=results,
+        plots=plots,
+        reported=report_columns(results),
+        curved=any(name.startswith("curve_") for name in plots),
+    )

@@ -21,7 +21,7 @@ CURVES = {"reward": "mean reward of a round", "length": "tokens of an answer"}
 
 def draw(results: Mapping[str, Any]) -> dict[str, str]:
     """All plots by name: ``scores``, ``cost``, and ``curve_<what>_<arm>`` for arms with rounds."""
-    pictures = {"scores": scores(results), "cost": cost(results)}
+    pictures = {"scores": scores(results), "cost": cost(results)} if results["tests"] else {}
     for name, arm in results["arms"].items():
         for what, label in CURVES.items():
             if any(what in curves for curves in arm["curves"]):

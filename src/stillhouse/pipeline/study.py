@@ -1,6 +1,6 @@
 """Runs a study: every arm for every seed, all evaluated on the same tests; finished work is kept.
 
-    <study>/seed-1/data/        what `make` wrote
+    <study>/seed-1/data/        what `make` wrote, or the questions' split
     <study>/seed-1/<arm>/       a run's directory, and tests.json: its student's answers to every test
     <study>/study.json  study.html
 
@@ -10,26 +10,24 @@ Seeds are independent, so several processes may run different seeds of a study i
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stillhouse.console import console
-from stillhouse.errors import RecipeError, StillhouseError
+from stillhouse.errors import RecipeError
 from stillhouse.files import atomic_write, read_json, read_json_lines, write_json
 from stillhouse.hashing import sha256_file, sha256_json
+from stillhouse.pipeline.study_data import make_data
 from stillhouse.plan.cost_formulas import forward_flops, training_flops
 from stillhouse.plan.requirements import missing, raise_missing
 from stillhouse.plan.shapes import Shape, shape_of
 from stillhouse.provenance import Manifest, versions
 from stillhouse.recipe import Recipe
 from stillhouse.recipe.load import load_run_recipe, recipe_hash
-from stillhouse.recipe.study import Study, arm_recipe, required_arms
+from stillhouse.recipe.study import REPORT_MEASURES, Study, arm_recipe, required_arms
 
 COSTED_STAGES = ("collect", "filter", "select", "student", "targets", "train", "on_policy")
 """Stages whose time counts as an arm's cost; evaluation does not."""
@@ -57,7 +55,7 @@ def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict
     _require_available(study, directory)
     for seed in study.seeds:
         runs = directory / f"seed-{seed}"
-        data = _make_data(study, file, seed, runs / "data")
+        data = make_data(study, file, seed, runs / "data")
         for name in study.arms:
             recipe = arm_recipe(study, name, seed, data, runs)
             _run_arm(study, recipe, runs / name, seed, run)
@@ -77,50 +75,6 @@ def _require_available(study: Study, directory: Path) -> None:
     recipes = [arm_recipe(study, name, study.seeds[0], runs / "data", runs) for name in study.arms]
     lacking = (item for recipe in recipes for item in missing(recipe))
     raise_missing([item for item in lacking if str(runs) not in item.what])
-
-
-def _make_data(study: Study, file: Path, seed: int, data: Path) -> Path:
-    """Makes the data of a seed once; raises RecipeError if its code or settings have changed since."""
-    source = Path(study.make)
-    if not source.is_file():
-        raise RecipeError(f"{file}: make: there is no {source}")
-    expected = sha256_json([source.read_text("utf-8"), study.settings, seed])
-    record = data / "made.json"
-    if record.is_file():
-        if read_json(record) == expected:
-            return data
-        raise RecipeError(
-            f"{data} was made by other code or settings than {source} has now",
-            hint="Give --out another directory, or remove that one.",
-        )
-    shutil.rmtree(data, ignore_errors=True)  # of a process killed before it wrote the record
-    with console.progress(f"making the data of seed {seed}", None):
-        _call_make(source, data, seed, study.settings)
-    atomic_write(record, json.dumps(expected))
-    return data
-
-
-def _call_make(source: Path, data: Path, seed: int, settings: Mapping[str, Any]) -> None:
-    try:
-        _import_file(source).make(data, seed, dict(settings))
-    except StillhouseError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        hint = "See its traceback with --debug."
-        if isinstance(error, ModuleNotFoundError):
-            hint = f"Install {error.name}; reasoning-gym comes with `pip install 'stillhouse[reasoning]'`."
-        raise RecipeError(f"{source}: {type(error).__name__}: {error}", hint=hint) from error
-
-
-def _import_file(source: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"study_{source.stem}", source)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up annotations there
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "make", None)):
-        raise RecipeError(f"{source} has no function `make(directory, seed, settings)`")
-    return module
 
 
 def _run_arm(study: Study, recipe: Recipe, directory: Path, seed: int, run: RunRecipe) -> None:
@@ -168,8 +122,11 @@ def _answer_tests(study: Study, runs: Path, name: str, seed: int, data: Path) ->
     path, tests_hash = runs / name / "tests.json", _tests_hash(study, runs / name / "student")
     if path.is_file() and read_json(path)["asked"] == tests_hash:
         return
-    weights = load_weights(str(runs / name / "student"))
     answers_by_test: dict[str, Any] = {}
+    if not study.tests:
+        atomic_write(path, json.dumps({"asked": tests_hash, "answers": answers_by_test}))
+        return
+    weights = load_weights(str(runs / name / "student"))
     with (
         open_verifiers(study.verifiers) as verifiers,
         console.progress("tests", len(study.tests)) as progress,
@@ -238,8 +195,16 @@ def _test_results(directory: Path) -> dict[str, Any]:
             test: [{"question": row["question"], "answer": row["example"]} for row in rows[:EXAMPLES]]
             for test, rows in tests.items()
         },
+        "report": _report_measures(directory),
         "curves": _curves(directory / "on_policy" / "metrics.jsonl"),
     }
+
+
+def _report_measures(directory: Path) -> dict[str, float]:
+    """The student's own measures in an arm's report, without those that were not taken."""
+    models = read_json(directory / "report.json")["models"]
+    student = next(model for model in models if model["key"] == "student")
+    return {measure: student[measure]["value"] for measure in REPORT_MEASURES if student.get(measure)}
 
 
 def _cost(directory: Path) -> dict[str, float]:

@@ -20,6 +20,7 @@ from stillhouse.plan.shapes import shape_of, student_shape
 from stillhouse.plan.stage_costs import PlanInputs, StagePlan, plan_stages
 from stillhouse.plan.workload import api_cost, estimate_workload
 from stillhouse.recipe import Recipe
+from stillhouse.recipe.teachers import all_teachers
 
 if TYPE_CHECKING:
     from stillhouse.provenance import Terms, TermsVerdict
@@ -59,9 +60,29 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
         RecipeError, CorpusError, ModelNotFoundError, ModelError, MissingExtraError: as a run raises them at
             its start.
     """
-    from stillhouse.corpus import read_recipe_prompts, split_held_out
-    from stillhouse.models import describe, recipe_terms
+    return plan_from(plan_inputs(recipe, machine))
+
+
+def plan_from(inputs: PlanInputs) -> RunPlan:
+    """The plan for given inputs."""
+    from stillhouse.models import recipe_terms
     from stillhouse.provenance import combine_verdicts, judge_terms
+
+    recipe = inputs.recipe
+    terms, start = recipe_terms(recipe)
+    return RunPlan(
+        stages=tuple(plan_stages(inputs)),
+        records=inputs.records,
+        dollars=api_cost(recipe, inputs.workload, inputs.prompts),
+        terms=terms[0],
+        verdict=combine_verdicts(judge_terms(entry, recipe.purpose, student=start) for entry in terms),
+    )
+
+
+def plan_inputs(recipe: Recipe, machine: Machine | None = None) -> PlanInputs:
+    """Everything that the costs depend on; arguments and errors as for :func:`plan`."""
+    from stillhouse.corpus import read_recipe_prompts, split_held_out
+    from stillhouse.models import describe
 
     require_available(recipe)
     preflight(recipe)  # first, so that an invalid recipe fails before prompts are read
@@ -80,7 +101,7 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
     train = train if recipe.needs_answers else []
     workload = estimate_workload(recipe, train, held_out)
     others = [describe(other.model) for other in recipe.teachers]
-    inputs = PlanInputs(
+    return PlanInputs(
         recipe,
         teacher_info,
         teacher,
@@ -88,12 +109,14 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> RunPlan:
         workload,
         machine or measure_machine(),
         tuple(shape_of(info) for info in others if info.kind != "api"),
+        (*train, *held_out),
+        prompt_set.facts | {"unrendered": unrendered},
     )
-    terms, start = recipe_terms(recipe)
-    return RunPlan(
-        stages=tuple(plan_stages(inputs)),
-        records=prompt_set.facts | {"unrendered": unrendered},
-        dollars=api_cost(recipe, workload, [*train, *held_out]),
-        terms=terms[0],
-        verdict=combine_verdicts(judge_terms(entry, recipe.purpose, student=start) for entry in terms),
-    )
+
+
+def missing_keys(recipe: Recipe) -> tuple[str, ...]:
+    """The environment variables of API keys that a run of the recipe needs and that are not set."""
+    from stillhouse.models import api_key_missing, parse_reference
+
+    lacking = [t for t in all_teachers(recipe) if api_key_missing(parse_reference(t.model), t.api_key_env)]
+    return tuple(dict.fromkeys(teacher.api_key_env for teacher in lacking))

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.pages.numbers import format_count
 from stillhouse.plan import cost_formulas
 from stillhouse.plan.cost_formulas import Machine, Shape
 from stillhouse.plan.workload import TYPICAL_ANSWER, Workload
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Evaluate, Recipe, Verifier
 from stillhouse.recipe.on_policy import OnPolicy
 
 if TYPE_CHECKING:
+    from stillhouse.corpus import Prompt
     from stillhouse.models import ModelInfo
 
 TORCH_BATCH = 48
 """Requests of one generate() call of the torch backend."""
 LLAMA_SLOTS = 8
 """Requests that llama.cpp's server answers in parallel."""
-SPEED_ROUNDS, SPEED_READ, SPEED_WRITTEN = 6, 128, 32
-"""The speed measurement of `evaluate` for every model: rounds, and tokens read and generated in each."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class PlanInputs:
     machine: Machine
     other_teachers: tuple[Shape, ...] = ()
     """Shapes of the recipe's additional `teachers` that are not behind an API."""
+    prompts: tuple[Prompt, ...] = ()
+    """All prompts, those held out included."""
+    records: dict[str, Any] = field(default_factory=dict)
+    """Facts about reading the prompts; see :class:`.run_plan.RunPlan`."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -120,15 +124,13 @@ def _filter(inputs: PlanInputs) -> StagePlan:
 def _select(inputs: PlanInputs) -> StagePlan:
     """Scores every training answer."""
     answers = inputs.workload.train_documents
-    seconds = 1.0 + _scoring_seconds(inputs, answers)
+    seconds = 1.0 + _scoring_seconds(inputs.recipe.verifiers, answers)
     return StagePlan("select", 0, cost_formulas.BASE_MEMORY, seconds, f"{answers:,.0f} answers")
 
 
-def _scoring_seconds(inputs: PlanInputs, answers: float) -> float:
+def _scoring_seconds(verifiers: Sequence[Verifier], answers: float) -> float:
     """Seconds of all verifiers, one answer after another."""
-    return answers * sum(
-        cost_formulas.VERIFY_S.get(v.kind, cost_formulas.COMPARE_S) for v in inputs.recipe.verifiers
-    )
+    return answers * sum(cost_formulas.VERIFY_S.get(v.kind, cost_formulas.COMPARE_S) for v in verifiers)
 
 
 def _student(inputs: PlanInputs) -> StagePlan:
@@ -192,7 +194,7 @@ def _on_policy(inputs: PlanInputs, settings: OnPolicy) -> StagePlan:
     if uses_teacher:
         seconds += _teacher_seconds(inputs, tokens, counted)
     if settings.reward:
-        seconds += _scoring_seconds(inputs, samples)
+        seconds += _scoring_seconds(inputs.recipe.verifiers, samples)
     note = f"{settings.rounds:,} rounds, {samples:,.0f} samples"
     return StagePlan("on_policy", round(tokens), round(memory), sampling + seconds, note)
 
@@ -233,34 +235,62 @@ def _evaluate(inputs: PlanInputs) -> StagePlan:
     models += inputs.teachers
     text = workload.held_out_documents * workload.document_tokens
     written = min(settings.prompts, workload.held_out_documents) * settings.max_tokens
-    rounds = SPEED_ROUNDS if settings.speed else 0
+    speed_read, speed_written = _speed_tokens() if settings.speed else (0, 0)
     seconds = 0.0
     for shape in models:
         flops = cost_formulas.forward_flops(
             shape,
-            text + rounds * 2 * SPEED_READ,
+            text + speed_read,
             context=workload.document_tokens,
             head_tokens=text * workload.counted,
         )
         seconds += cost_formulas.pass_seconds(flops, machine, bfloat16=False)
         one_token = cost_formulas.weights_read_seconds(4 * shape.parameters, machine)
-        seconds += (written + rounds * SPEED_WRITTEN) * one_token
+        seconds += (written + speed_written) * one_token
         seconds += _sampled_seconds(inputs, shape)
     memory = cost_formulas.BASE_MEMORY + sum(4 * shape.parameters for shape in models)
     return StagePlan("evaluate", round(text * len(models)), round(memory), seconds, f"{len(models)} models")
 
 
+def _speed_tokens() -> tuple[int, int]:
+    """Tokens that the speed measurement reads and generates with every model, the warm-up round included.
+
+    In each round a model reads the text twice: to score it, and before it generates.
+    """
+    from stillhouse.evaluate.compare import SPEED_TOKENS
+    from stillhouse.evaluate.speed import NEW_TOKENS, ROUNDS, WARM_UP_TOKENS
+
+    return 2 * (ROUNDS + 1) * SPEED_TOKENS, ROUNDS * NEW_TOKENS + WARM_UP_TOKENS
+
+
 def _sampled_seconds(inputs: PlanInputs, shape: Shape) -> float:
     """Seconds to sample and score the answers for pass@1 and the majority vote."""
-    settings, prompts = inputs.recipe.evaluate, inputs.workload.held_out_documents
+    prompts = inputs.workload.held_out_documents
+    read = prompts * inputs.workload.document_tokens
+    recipe = inputs.recipe
+    return answering_seconds(shape, prompts, read, recipe.evaluate, recipe.verifiers, inputs.machine)
+
+
+def answering_seconds(
+    shape: Shape,
+    prompts: int,
+    read: float,
+    settings: Evaluate,
+    verifiers: Sequence[Verifier],
+    machine: Machine,
+) -> float:
+    """Seconds to sample ``settings.samples`` answers to every prompt and to score them.
+
+    Args:
+        read: tokens of all prompts together.
+    """
     answers = settings.samples * prompts
     if not answers:
         return 0.0
     written = answers * min(settings.sample_tokens, TYPICAL_ANSWER)
-    read = prompts * inputs.workload.document_tokens
     batch = min(TORCH_BATCH, answers)
-    generation = cost_formulas.torch_generation_seconds(shape, read, written, batch, inputs.machine)
-    return generation + _scoring_seconds(inputs, answers)
+    generation = cost_formulas.torch_generation_seconds(shape, read, written, batch, machine)
+    return generation + _scoring_seconds(verifiers, answers)
 
 
 def _teacher_seconds(inputs: PlanInputs, tokens: float, head_tokens: float) -> float:

@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import MinLen
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.field_types import NonNegativeInt, PathText, PositiveFloat, Text
+from stillhouse.recipe.field_types import NonNegativeInt, PathText, PositiveFloat, PositiveInt, Text
 from stillhouse.recipe.load import apply_override, build_recipe, read_text, validate
 from stillhouse.recipe.paths import resolve_paths
 from stillhouse.recipe.sections import Evaluate, Recipe
@@ -26,7 +26,15 @@ from stillhouse.recipe.validation import directory_name
 from stillhouse.recipe.verifiers import Verifier
 from stillhouse.recipe.yaml_lines import Origins, read_yaml
 
-Measure = Literal["pass_at_1", "consensus_at_k", "thought", "tokens"]
+TestMeasure = Literal["pass_at_1", "consensus_at_k", "thought", "tokens"]
+ReportMeasure = Literal["kl", "agreement", "nll"]
+Measure = Literal["pass_at_1", "consensus_at_k", "thought", "tokens", "kl", "agreement", "nll"]
+TEST_MEASURES: tuple[TestMeasure, ...] = get_args(TestMeasure)
+"""Measures of the answers to a test."""
+REPORT_MEASURES: tuple[ReportMeasure, ...] = get_args(ReportMeasure)
+"""Measures of the arms' own reports, on the prompts that each run holds out."""
+TRAIN_FILE, TEST_FILE = "train.jsonl", "test.jsonl"
+"""Files in `{data}` that `questions` is split into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +57,27 @@ class Claim:
     """The arm that is claimed to be better …"""
     over: Text
     """… than this one."""
-    test: Text
-    """The test on which they are compared."""
+    test: Text | None = None
+    """The test on which they are compared; not for `kl`, `agreement` and `nll`. May be left out if there is
+    only one."""
     measure: Measure = "pass_at_1"
+    """A measure of the answers to the test, or of the arms' reports (`kl` and `nll`: lower is better)."""
     margin: float = 0.0
-    """The interval of the difference must lie above this; a negative margin claims to be no worse."""
+    """The interval of the advantage must lie above this; a negative margin claims to be no worse."""
     cheaper: PositiveFloat | None = None
     """The arm must also take this many times fewer operations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """A file of questions that each seed splits into `{data}/train.jsonl` and `{data}/test.jsonl`."""
+
+    source: PathText
+    """A prompt file (or `package:mmlu`); its other columns, such as `answer`, are kept for verifiers."""
+    column: Text | None = None
+    """Column that holds the question (default: found by its name)."""
+    test: PositiveInt = 50
+    """Number of test questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +87,9 @@ class Study:
     study: Text
     """Name of the study; its directory is runs/<name>."""
     seeds: Annotated[tuple[NonNegativeInt, ...], MinLen(1)]
-    make: PathText
+    questions: Questions | None = None
+    """A file of questions, in place of `make`: then `common.prompts.source` and `tests` have defaults."""
+    make: PathText | None = None
     """Python file; its `make(directory, seed, settings)` writes a seed's data."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Passed to `make`."""
@@ -73,9 +97,10 @@ class Study:
     """Keys of every arm's recipe."""
     arms: Annotated[dict[str, Arm], MinLen(1)]
     """Arms by name, in the order in which they run."""
-    tests: Annotated[dict[str, PathText], MinLen(1)]
-    """Prompt files by name; every arm's student answers all of them."""
-    verifiers: Annotated[tuple[Verifier, ...], MinLen(1)]
+    tests: dict[str, PathText] = field(default_factory=dict)
+    """Prompt files by name; every arm's student answers all of them. Without tests, the arms' reports are
+    compared."""
+    verifiers: tuple[Verifier, ...] = ()
     """Verifiers that score the answers."""
     answers: Evaluate = field(default_factory=lambda: Evaluate(samples=8))
     """`samples`, `temperature` and `sample_tokens` for the tests, `confidence` of the intervals."""
@@ -101,11 +126,24 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise RecipeError(f"{path}:1: a study is a mapping of keys (study, seeds, arms, …)")
     for override in overrides:
         apply_override(override, values, origins)
+    _default_files(values)
     values = resolve_paths(Study, values, origins, path.parent)
     study = validate(Study, values, origins, _broken_rules)
     for name in study.arms:
         _arm(study, name, study.seeds[0], Path("data"), Path("runs"), _arm_origins(origins, name))
     return study
+
+
+def _default_files(values: dict[str, Any]) -> None:
+    """Sets the prompts of the arms and the test from `questions`, where the file does not set them."""
+    if not isinstance(values.get("questions"), dict):
+        return
+    common = values.setdefault("common", {})
+    prompts = common.setdefault("prompts", {}) if isinstance(common, dict) else None
+    if isinstance(prompts, dict):
+        prompts.setdefault("source", f"{{data}}/{TRAIN_FILE}")
+    if values.get("verifiers"):
+        values.setdefault("tests", {"test": f"{{data}}/{TEST_FILE}"})
 
 
 def arm_recipe(study: Study, name: str, seed: int, data: Path, runs: Path) -> Recipe:
@@ -162,13 +200,31 @@ def _broken_rules(study: Study) -> Iterator[tuple[str, str]]:
         if missing := set(_references(study, name)) - set(before):
             yield f"arms.{name}", f"{', '.join(sorted(missing))} must be an arm before it"
         before.append(name)
+    if study.make is not None and study.questions is not None:
+        yield "make", "must not be set together with `questions`"
+    if study.tests and not study.verifiers:
+        yield "tests", "need `verifiers` that score the answers"
     for number, claim in enumerate(study.claims):
-        for key, known in (("arm", study.arms), ("over", study.arms), ("test", study.tests)):
-            if (value := getattr(claim, key)) not in known:
-                near = did_you_mean(value, known) or f"There are {', '.join(known)}."
-                yield "claims", f"[{number}].{key}: there is no `{value}`. {near}"
+        yield from _broken_claim(study, number, claim)
     if not study.answers.samples:
         yield "answers.samples", "must be at least 1"
+
+
+def _broken_claim(study: Study, number: int, claim: Claim) -> Iterator[tuple[str, str]]:
+    for key, known in (("arm", study.arms), ("over", study.arms), ("test", study.tests)):
+        value = getattr(claim, key)
+        if value is not None and value not in known:
+            near = did_you_mean(value, known) or f"There are {', '.join(known) or 'none'}."
+            yield "claims", f"[{number}].{key}: there is no `{value}`. {near}"
+    if claim.measure in REPORT_MEASURES:
+        if claim.test is not None:
+            yield (
+                "claims",
+                f"[{number}].test: `{claim.measure}` is a measure of the arms' reports, not of a test",
+            )
+    elif claim.test is None and len(study.tests) != 1:
+        names = ", ".join(study.tests) or "none"
+        yield "claims", f"[{number}].test: must be set for `{claim.measure}`. There are {names}."
 
 
 def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
