@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from stillhouse.cli.options import AcceptTerms, Output, OutputFlags, Overrides, RecipeFile
-from stillhouse.cli.run_stages import read_recipe
+from stillhouse.cli.run_stages import cost, read_recipe, warn_of_missing_keys
 from stillhouse.console import console
 from stillhouse.errors import TermsError, UsageError
-from stillhouse.pages.numbers import format_column, format_dollars, format_duration
+from stillhouse.pages.numbers import format_column, format_duration
 from stillhouse.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -86,16 +85,3 @@ def _print_stages(name: str, planned: RunPlan) -> None:
     ]
     rows.append(["total", "", memory[-1], format_duration(planned.seconds), cost(planned.dollars)])
     console.table(f"Plan of {name}", ["stage", "tokens", "memory", "time", "note"], rows)
-
-
-def warn_of_missing_keys(variables: Iterable[str]) -> None:
-    """Warns of API keys that a run needs and the environment lacks."""
-    for variable in variables:
-        console.warn(f"{variable} is not set: a run of this recipe needs the API key")
-
-
-def cost(dollars: float | None) -> str:
-    """Dollars as text; None is an unknown price."""
-    if dollars is None:
-        return "price unknown: set teacher.price_in and price_out"
-    return format_dollars(dollars)

@@ -1,13 +1,15 @@
-"""Shared by `run`, `collect` and `train`: loads the recipe, chooses the directory, runs the stages."""
+"""Shared by `run`, `plan`, `collect` and `train`: loads a recipe, chooses the directory, runs the stages."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from stillhouse.console import console
 from stillhouse.errors import UsageError
+from stillhouse.pages.numbers import format_dollars
 from stillhouse.recipe import Recipe
 
 NO_REASON = ("", "null", "none", "~")
@@ -71,3 +73,16 @@ def run_part(
     directory, facts = run_stages(recipe, out, restart=restart, until=until)
     console.data({"directory": str(directory), **facts})
     console.info(f"{result}: {directory / result}")
+
+
+def warn_of_missing_keys(variables: Iterable[str]) -> None:
+    """Warns of API keys that a run needs and the environment lacks."""
+    for variable in variables:
+        console.warn(f"{variable} is not set: a run of this recipe needs the API key")
+
+
+def cost(dollars: float | None) -> str:
+    """Dollars as text; None is an unknown price."""
+    if dollars is None:
+        return "price unknown: set teacher.price_in and price_out"
+    return format_dollars(dollars)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from stillhouse.cli.run_stages import cost, warn_of_missing_keys
 from stillhouse.console import console
 from stillhouse.recipe.study import load_study
 
@@ -30,7 +31,6 @@ def show_study(file: Path, overrides: tuple[str, ...], out: Path | None, *, dry_
 
 def show_study_plan(file: Path, overrides: tuple[str, ...], out: Path | None = None) -> None:
     """Prints what each arm costs for one seed, and what the study costs; raises TermsError as a run does."""
-    from stillhouse.cli.plan import cost, warn_of_missing_keys
     from stillhouse.pages.numbers import format_column, format_duration
     from stillhouse.pipeline.study_plan import plan_study
     from stillhouse.provenance import require_all_allowed
