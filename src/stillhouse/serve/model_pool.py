@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from stillhouse.console import console
-from stillhouse.errors import ModelNotFoundError, StillhouseError
+from stillhouse.errors import CapabilityError, ModelNotFoundError, StillhouseError
 from stillhouse.serve.engines.base import Engine
 from stillhouse.serve.engines.open import ModelSizes, model_sizes, open_engine
 from stillhouse.serve.upstream import Upstream
@@ -74,8 +74,11 @@ class ModelPool:
 
         Raises:
             ModelNotFoundError: there is no model of this name.
+            CapabilityError: another server has it.
             StillhouseError: it cannot be loaded.
         """
+        if name in self.upstreams:
+            raise CapabilityError(f"{name} is a model of another server, which this path does not ask")
         model = self._models.get(name)
         if model is None:
             raise ModelNotFoundError(f"there is no model {name!r} here; there is {', '.join(self.names)}")

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from openai.types import EmbeddingCreateParams, completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
 from pydantic import BaseModel
 
 from stillhouse.serve.api.fields import HARMLESS, REFUSED
@@ -107,6 +109,19 @@ def test_schemas_that_cannot_be_followed_are_refused(fields, param):
     with pytest.raises(InvalidRequestError) as caught:
         output_schema(chat(**fields))
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("body_type", "params"),
+    [
+        (ChatRequest, chat_params.CompletionCreateParamsBase),
+        (CompletionRequest, completion_params.CompletionCreateParamsBase),
+        (EmbeddingRequest, EmbeddingCreateParams),
+    ],
+)
+def test_every_field_of_the_official_client_has_its_place(body_type, params):
+    known = {*body_type.model_fields, *HARMLESS, *REFUSED}
+    assert set(params.__annotations__) - known == set()
 
 
 def test_penalties_by_any_of_their_names():

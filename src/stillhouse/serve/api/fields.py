@@ -86,6 +86,7 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "documents": (([],), "put them into a message"),
     "web_search_options": ((), ""),
     "transforms": (([],), ""),
+    "moderation": ((), ""),
     "prompt_logprobs": ((0,), "send echo and logprobs to /v1/completions"),
     "prompt_embeds": ((), ""),
     "input_suffix": (("",), ""),

@@ -14,6 +14,8 @@ from stillhouse.serve.engines.base import Engine
 from stillhouse.serve.errors import InvalidRequestError
 
 Body = TypeVar("Body", bound=BaseModel)
+MAX_TEXTS = 2048
+"""Prompts, or texts to embed, of one request; the OpenAI API has the same limit."""
 
 
 def parse_body(body_type: type[Body], body: bytes) -> Body:
@@ -60,12 +62,19 @@ def penalties_from(body: SampledBody) -> LogitPenalties:
 
 
 def as_list(value: str | list[Any], param: str) -> list[str] | list[list[int]]:
-    """Returns the texts (or texts as token ids) of a field that takes one or several."""
+    """Returns the texts (or texts as token ids) of a field that takes one or several.
+
+    Raises:
+        InvalidRequestError: there are none, or more than ``MAX_TEXTS``.
+    """
     if isinstance(value, str):
         return [value]
     if not value:
         raise InvalidRequestError("there is no text", param)
-    return [value] if isinstance(value[0], int) else value
+    texts = [value] if isinstance(value[0], int) else value
+    if len(texts) > MAX_TEXTS:
+        raise InvalidRequestError(f"{len(texts):,} texts; the limit of a request is {MAX_TEXTS:,}", param)
+    return texts
 
 
 def encode_text(engine: Engine, text: str | list[int], param: str) -> list[int]:

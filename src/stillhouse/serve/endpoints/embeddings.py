@@ -16,9 +16,6 @@ from stillhouse.serve.engines.base import require_capability
 from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.streaming import while_connected
 
-MAX_TEXTS = 2048
-"""Of one request; the OpenAI API has the same limit."""
-
 
 async def create_embeddings(context: ServerContext, request: Request, body: EmbeddingRequest) -> Response:
     """Returns one vector for each text.
@@ -28,8 +25,6 @@ async def create_embeddings(context: ServerContext, request: Request, body: Embe
     if body.dimensions is not None:
         raise InvalidRequestError("the number of dimensions cannot be chosen; leave it out", "dimensions")
     texts = as_list(body.input, "input")
-    if len(texts) > MAX_TEXTS:
-        raise InvalidRequestError(f"{len(texts):,} texts; the limit of a request is {MAX_TEXTS:,}", "input")
     with context.reserve(1):
         embeddings, tokens = await while_connected(request, _embed(context, body.model, texts))
     data = [

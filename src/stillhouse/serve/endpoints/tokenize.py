@@ -26,7 +26,7 @@ async def tokenize(context: ServerContext, request: Request, body: TokenizeReque
     given = [name for name in ("prompt", "messages", "content") if getattr(body, name) is not None]
     if len(given) != 1:
         raise InvalidRequestError("send one of prompt, messages and content", "prompt")
-    model = body.model or context.pool.names[0]
+    model = body.model or _first_model(context)
     async with context.pool.use(model) as engine:
         if body.messages is not None:
             ids = await context.read_prompt(engine, _chat_ids, engine, body, model)
@@ -48,12 +48,18 @@ async def tokenize(context: ServerContext, request: Request, body: TokenizeReque
 
 async def detokenize(context: ServerContext, request: Request, body: DetokenizeRequest) -> Response:
     """Returns the text of token ids, special tokens included."""
-    async with context.pool.use(body.model or context.pool.names[0]) as engine:
+    async with context.pool.use(body.model or _first_model(context)) as engine:
         size = len(engine.prompts.tokenizer)
         if any(not 0 <= token < size for token in body.tokens):
             raise InvalidRequestError(f"token ids must be between 0 and {size - 1}", "tokens")
         text = await context.read_prompt(engine, engine.prompts.tokenizer.decode, body.tokens)
     return JSONResponse({"prompt": text, "content": text})
+
+
+def _first_model(context: ServerContext) -> str:
+    """The first model on this machine; the first of all if there is none."""
+    names = context.pool.names
+    return next((name for name in names if name not in context.pool.upstreams), names[0])
 
 
 def _chat_ids(engine: Engine, body: TokenizeRequest, model: str) -> list[int]:

@@ -153,20 +153,27 @@ def _template_variables(task: ChatTask, source: str) -> dict[str, Any]:
     Raises:
         InvalidRequestError: the template does not use one of them, or it is not the client's to set.
     """
-    variables = dict(task.template_variables)
+    variables = {name: value for name, value in task.template_variables.items() if value is not None}
+    if task.reasoning_effort == "none":
+        variables.setdefault("enable_thinking", False)
+    # DeepSeek's and Granite's templates have another name for it.
+    other_name = _reads(source, "thinking") and not _reads(source, "enable_thinking")
+    if "enable_thinking" in variables and other_name:
+        variables["thinking"] = variables.pop("enable_thinking")
     for name, value in variables.items():
         param = f"chat_template_kwargs.{name}"
         if name in _OWN_VARIABLES or not name.isidentifier():
             raise InvalidRequestError(f"the variable {name!r} cannot be set", param)
         # To turn off what a model does not have changes nothing.
-        if not (value is False and name in ("enable_thinking", "thinking")) and not re.search(
-            rf"\b{name}\b", source
-        ):
+        if not (value is False and name in ("enable_thinking", "thinking")) and not _reads(source, name):
             raise InvalidRequestError(
                 f"the chat template of {task.model} does not use {name!r}; leave it out", param, "unsupported"
             )
     if task.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", task.reasoning_effort)
-        if task.reasoning_effort == "none":
-            variables.setdefault("enable_thinking", False)
     return variables
+
+
+def _reads(source: str, name: str) -> bool:
+    """Whether a template mentions a variable. It is not parsed: that could take long in this process."""
+    return re.search(rf"\b{name}\b", source) is not None
