@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from stillhouse import console as console_module
-from stillhouse.console import Console, _LineProgress, plain_table
+from stillhouse.console import Console, _LineProgress, plain_table, wrap
 
 
 def run_python(code: str, *, terminal: bool, **environment: str) -> str:
@@ -171,3 +171,72 @@ class TestPlainTable:
 
 def test_progress_of_an_unknown_total_starts_without_a_count():
     assert _LineProgress("loading x", None, "", 0).line(3.0) == "loading x"
+
+
+WIDE = """
+import fcntl, struct, sys, termios, time
+from stillhouse.console import console
+with console.progress("train", 123456, "tokens") as progress:
+    for _ in range(4):
+        time.sleep(0.05)
+        progress.advance(30000, loss=2.345678, spent=0.1234)
+console.warn("a sentence of many words that does not fit into sixty columns and ends with 98.6 MB of text")
+console.text("The difference is 0.123 nats per token with an interval of [-0.159, -0.117] over all texts.")
+console.table("", ["model", "value"], 2 * [["a student with a long name", "0.712 [0.690–0.734]"]])
+"""
+
+
+def words_on_a_terminal(columns: int) -> tuple[list[str], list[str]]:
+    """What a terminal of this width shows: its lines, and the words of all but the progress bar."""
+    text = run_python(WIDE, terminal=True, COLUMNS=str(columns))
+    lines = [
+        line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)) if line.strip()
+    ]
+    return lines, [word for line in lines if "train" not in line for word in line.split()]
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_terminal_of_any_width_breaks_no_word_and_no_number(columns):
+    lines, words = words_on_a_terminal(columns)
+    assert max(map(len, lines)) <= columns
+    assert not any("…" in line for line in lines)
+    assert any("98.6 MB" in line for line in lines)
+    assert any("[-0.159, -0.117]" in line for line in lines)
+    bars = [line for line in lines if "train" in line]
+    assert any(re.search(r"\b100%|\b97%", line) for line in bars)
+    for line in bars:  # a part of the line is shown whole or not at all
+        assert re.fullmatch(
+            r"train +[━╸╺ ]+ +\d+% +[\d:-]+ *((, )?(\d+(,\d{3})* tokens/s|loss 2\.346|\$0\.12 spent))* *",
+            line,
+        )
+    dashes = set("-")
+    assert [w for w in words if set(w) != dashes] == [
+        w for w in words_on_a_terminal(200)[1] if set(w) != dashes
+    ]
+
+
+def test_a_table_too_narrow_for_its_words_is_printed_row_by_row():
+    table = plain_table("T", ["name", "a long heading"], [["one", "12345678901234567890"], ["two", "2"]], 25)
+    assert table.splitlines() == [
+        "T",
+        "name            one",
+        "a long heading  12345678901234567890",
+        "",
+        "name            two",
+        "a long heading  2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("a file of 98.6 MB is here", 14, ["a file of", "98.6 MB is", "here"]),
+        ("it took 2 min 05 s here", 12, ["it took", "2 min 05 s", "here"]),
+        ("KL 0.1 [0.05 to 0.15] it is", 20, ["KL 0.1", "[0.05 to 0.15] it is"]),
+        ("  indented text goes on", 14, ["  indented", "  text goes on"]),
+        ("/a/very/long/path/stays whole", 10, ["/a/very/long/path/stays", "whole"]),
+    ],
+)
+def test_prose_wraps_between_words_only(text, width, lines):
+    assert wrap(text, width).split("\n") == lines
+    assert wrap(text, None) == text

@@ -322,34 +322,39 @@ def _style(text: str, code: str) -> str:
 def _rich_progress(label: str, total: int | None, unit: str, done: int) -> Iterator[Progress]:
     from rich import progress as bars
     from rich.console import Console as RichConsole
+    from rich.table import Column
 
+    rich_console = RichConsole(file=sys.stderr)
+    bar_width = 20 if rich_console.width >= WIDTH else 6
     columns = [
-        bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(bar_width=20),
-        bars.TaskProgressColumn(),
-        bars.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        bars.TextColumn("{task.fields[rate]}{task.fields[extras]}", markup=False),
+        bars.TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        bars.BarColumn(bar_width=bar_width),
+        bars.TaskProgressColumn(table_column=Column(no_wrap=True, min_width=4)),
+        bars.TimeRemainingColumn(
+            compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True, min_width=5)
+        ),
+        bars.TextColumn("{task.fields[extras]}", markup=False),
     ]
+    # what is left of the line for rate and extras; hours make the time three columns wider
+    room = rich_console.width - len(label) - bar_width - len(" 100% 00:00  0:") - 1
     # rich redirects only stderr, so that messages appear above the bar: stdout carries data.
-    with bars.Progress(
-        *columns, console=RichConsole(file=sys.stderr), redirect_stdout=False, transient=False
-    ) as shown:
-        task = shown.add_task(label, total=total, completed=done, rate="", extras="")
-        yield _BarProgress(shown, task, unit)
+    with bars.Progress(*columns, console=rich_console, redirect_stdout=False, transient=False) as shown:
+        task = shown.add_task(label, total=total, completed=done, extras="")
+        yield _BarProgress(shown, task, unit, room)
 
 
 class _BarProgress:
-    def __init__(self, bars: Any, task: Any, unit: str) -> None:
-        self.bars, self.task, self.unit = bars, task, unit
+    def __init__(self, bars: Any, task: Any, unit: str, room: int) -> None:
+        self.bars, self.task, self.unit, self.room = bars, task, unit, room
         self.extras: dict[str, Any] = {}
 
     def advance(self, n: int = 1, **extras: Any) -> None:
         self.extras.update(extras)
         speed = self.bars.tasks[self.task].speed
         unit = f" {self.unit}" if self.unit else ""
-        self.bars.update(
-            self.task,
-            advance=n,
-            rate=f"{_rate(speed)}{unit}/s" if speed else "",
-            extras="".join(f", {_extra(*item)}" for item in self.extras.items()),
-        )
+        texts = [_extra(*item) for item in self.extras.items()]
+        if speed:
+            texts.append(f"{_rate(speed)}{unit}/s")
+        while texts and len(", ".join(texts)) > self.room:
+            texts.pop()  # whole, because rich would cut a number
+        self.bars.update(self.task, advance=n, extras=", ".join(texts))
