@@ -1,3 +1,4 @@
+from .data.batch_schedule import Step as Step
 from .data.documents import (
     Document as Document,
     documents_hash as documents_hash,
@@ -31,8 +32,10 @@ from .students.build import (
     build_student as build_student,
     require_same_tokenizer as require_same_tokenizer,
 )
-from .students.lora import prepare_lora as prepare_lora
+from .students.decoder import layers_of as layers_of
+from .students.lora import merged as merged, prepare_lora as prepare_lora
 from .students.save import save as save, save_student as save_student
+from .students.scratch import scratch_settings as scratch_settings
 from .targets.context_distillation import (
     PrivateContextSignal as PrivateContextSignal,
     make_teacher_documents as make_teacher_documents,
@@ -45,4 +48,5 @@ from .targets.teacher_signal import (
     open_targets as open_targets,
 )
 from .training.environment import choose_device as choose_device
+from .training.learner import Learner as Learner
 from .training.loop import TrainResult as TrainResult, train as train

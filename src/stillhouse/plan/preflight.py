@@ -1,19 +1,18 @@
 """Checks a recipe against its models, its verifiers and the machine before a run costs anything.
 
-Reads configuration files and headers; loads no weights. The stages themselves check what
-needs weights (importance of layers, memory of a pass).
+Reads configuration files and headers, and tries small random copies of the models; loads no weights. The
+stages themselves check what needs weights (importance of layers, memory of a pass).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stillhouse.errors import MissingExtraError, ModelError, RecipeError
+from stillhouse.errors import ModelError, RecipeError
+from stillhouse.plan.architectures import try_student, try_teachers
 from stillhouse.plan.teacher_templates import check_teacher_templates
-from stillhouse.recipe import Lora, Recipe, Student
-from stillhouse.recipe.suggest import did_you_mean
+from stillhouse.recipe import Recipe, Student
 
 if TYPE_CHECKING:
     from stillhouse.models import ModelInfo
@@ -21,18 +20,16 @@ if TYPE_CHECKING:
 CHECKED = ("filter", "student", "train")
 """The stages that can be checked in advance."""
 
-_USUAL_LINEARS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "smollm3")
-"""Architectures (`model_type`) whose linear layers are those of :class:`Lora`'s default."""
-
 
 def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
     """Raises the errors that one of ``stages`` would raise only after the teacher has answered.
 
     Raises:
         RecipeError: a teacher's chat template refuses its system prompt, a verifier does not load, pruning
-            keeps more than the model has, the device does not exist, or adapters name layers that the student
-            does not have.
-        ModelError: the model cannot be pruned this way, or is damaged.
+            keeps more than the model has, the device does not exist, `student.config` is invalid, or
+            adapters name layers that the student does not have.
+        ModelError: the model cannot be pruned this way, is damaged, or a small copy of its architecture
+            cannot be trained, sampled, or saved and loaded again.
         ModelNotFoundError: the model does not exist.
         MissingExtraError: a package that the recipe needs is not installed.
         CorpusError: a file of the teacher's context is missing or invalid.
@@ -42,17 +39,17 @@ def preflight(recipe: Recipe, stages: Collection[str] = CHECKED) -> None:
 
         check_teacher_templates(recipe)
         check_verifiers(recipe.verifiers)
+        try_teachers(recipe)
     if "student" in stages and recipe.student.init == "prune":
         from stillhouse.models import describe
 
         _check_pruning(recipe.student, describe(recipe.student.model or recipe.teacher.model))
-    if "train" in stages:
-        if recipe.student.lora is not None:
-            _check_adapters(recipe.student.lora, _model_type(recipe))
-        if recipe.train.device not in ("auto", "cpu"):
-            from stillhouse.distill import choose_device
+    if "student" in stages or "train" in stages:
+        try_student(recipe)
+    if "train" in stages and recipe.train.device not in ("auto", "cpu"):
+        from stillhouse.distill import choose_device
 
-            choose_device(recipe.train.device)
+        choose_device(recipe.train.device)
 
 
 def _check_pruning(student: Student, parent: ModelInfo) -> None:
@@ -82,28 +79,3 @@ def _check_pruning(student: Student, parent: ModelInfo) -> None:
             "because it scales its embeddings by their number",
             hint="Remove layers, neurons or heads instead.",
         )
-
-
-def _model_type(recipe: Recipe) -> Any:
-    """The student's architecture."""
-    from stillhouse.models import describe
-
-    if recipe.student.init == "scratch":
-        return recipe.student.config.get("model_type")
-    return describe(recipe.student.model or recipe.teacher.model).model_type
-
-
-def _check_adapters(lora: Lora, model_type: Any) -> None:
-    if importlib.util.find_spec("peft") is None:
-        raise MissingExtraError(
-            "student.lora needs the package peft", hint='Install it with: pip install "stillhouse[lora]"'
-        )
-    if model_type not in _USUAL_LINEARS:
-        return  # the layer names of other architectures are not known before the weights are loaded
-    linears = Lora().targets
-    for target in lora.targets:
-        if target not in linears:
-            raise RecipeError(
-                f"student.lora.targets: a {model_type} model has no linear layer named {target!r}",
-                hint=did_you_mean(target, linears) or f"It has {', '.join(linears)}.",
-            )

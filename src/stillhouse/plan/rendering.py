@@ -41,6 +41,11 @@ def check_rendering(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
     chat = _student_chat(recipe)
     if chat is None:
         return []
+    if not chat[1].end_marks(chat[0]):
+        console.warn(
+            "the student's chat template ends an answer with no token of its own: the student does not learn "
+            "to stop in other programs; set student.template: teacher, or add an end token to the template"
+        )
     contexts = [load_context(teacher) for teacher in all_teachers(recipe)]
     sample = prompts[:: -(-len(prompts) // RENDERED)]
     refused: list[tuple[str, ModelError]] = []

@@ -59,10 +59,12 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of ``model`` with its adapters merged into the weights, without any module of peft."""
+    """A copy of ``model`` with its adapters, if any, merged into the weights, without any module of peft."""
+    plain = copy.deepcopy(model)
+    if not has_adapters(model):
+        return plain
     from peft.tuners.lora import LoraLayer
 
-    plain = copy.deepcopy(model)
     adapted = [(name, module) for name, module in plain.named_modules() if isinstance(module, LoraLayer)]
     for name, module in adapted:
         module.merge(safe_merge=True)

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as noise
 
-from stillhouse.distill.students.lora import has_adapters, merged
+from stillhouse.distill.students.lora import merged
 from stillhouse.distill.students.version_4 import add_version_4_keys
 from stillhouse.errors import StorageError
 from stillhouse.files import atomic_directory
@@ -44,7 +44,7 @@ def save_student(
     Raises:
         StorageError: the disk is full, or the directory is not writable.
     """
-    plain = merged(model) if has_adapters(model) else copy.deepcopy(model)
+    plain = merged(model)
     nn.Module.to(plain, device="cpu", dtype=getattr(torch, dtype))
     plain.config.use_cache = True
     # transformers saves a model under the names that it was loaded from, which for the text part of a model

@@ -38,6 +38,24 @@ def scratch_config(entries: Mapping[str, Any], tokenizer: PreTrainedTokenizerFas
         RecipeError: ``model_type`` is missing or unknown, a key is unknown, a value has the wrong type,
             or the vocabulary is smaller than the tokenizer's.
     """
+    needed = vocabulary_size(tokenizer)
+    padded = -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = scratch_settings({"vocab_size": padded, **special, **entries})
+    if config.vocab_size < needed:
+        raise RecipeError(
+            f"student.config: vocab_size {config.vocab_size} is less than the tokenizer's {needed}",
+            hint=f"Leave vocab_size out to get {padded}.",
+        )
+    return config
+
+
+def scratch_settings(entries: Mapping[str, Any]) -> PreTrainedConfig:
+    """The recipe's configuration as it is, without a tokenizer's defaults.
+
+    Raises:
+        RecipeError: ``model_type`` is missing or unknown, a key is unknown, or a value has the wrong type.
+    """
     model_type, kind = _model_type(entries)
     known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map) | set(LEGACY_KEYS)
     for key in entries:
@@ -46,16 +64,8 @@ def scratch_config(entries: Mapping[str, Any], tokenizer: PreTrainedTokenizerFas
                 f"student.config: {model_type} has no setting {key!r}",
                 hint=did_you_mean(key, known),
             )
-    needed = vocabulary_size(tokenizer)
-    padded = -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    settings = {"vocab_size": padded, **special, **entries, "dtype": "float32"}
+    settings = {**entries, "dtype": "float32"}
     del settings["model_type"]
-    if settings["vocab_size"] < needed:
-        raise RecipeError(
-            f"student.config: vocab_size {settings['vocab_size']} is less than the tokenizer's {needed}",
-            hint=f"Leave vocab_size out to get {padded}.",
-        )
     try:
         return AutoConfig.for_model(model_type, **settings)
     except (StrictDataclassError, ValueError, TypeError) as error:

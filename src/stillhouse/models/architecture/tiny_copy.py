@@ -24,6 +24,7 @@ CONTEXT = 64
 VOCABULARY = 64
 _NEURONS = 32
 _MOST_LAYERS = 6
+_LONGEST_PERIOD = 10
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 _ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
 
@@ -35,8 +36,10 @@ def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
     settings must fit them.
 
     Raises:
-        ModelError: transformers rejects such a configuration.
+        ModelError: transformers rejects such a configuration, or it has no attention heads.
     """
+    if getattr(config, "num_attention_heads", None) is None:
+        raise ModelError(f"a {config.model_type} model has no attention heads to reduce")
     entries = config.to_dict()
     changes: dict[str, Any] = {}
     names = dict(config.attribute_map)
@@ -126,6 +129,19 @@ def _short_contexts(rope: Any) -> Any:
     return short
 
 
+def _period(entries: dict[str, Any]) -> int:
+    """Layers after which their kinds repeat, where a configuration has a rule and no list (Jamba); else 0."""
+    periods = [
+        value for name, value in entries.items() if type(value) is int and re.search("period|interval", name)
+    ]
+    patterns = [
+        len(value)
+        for name, value in entries.items()
+        if isinstance(value, list) and value and isinstance(value[0], str) and "type" in name
+    ]
+    return max([length for length in (*periods, *patterns) if length <= _LONGEST_PERIOD], default=0)
+
+
 def _few_layers(entries: dict[str, Any], layers: int, names: dict[str, str]) -> dict[str, Any]:
     """Configuration entries that keep the first layer of each kind, and at least two layers."""
     lists = {
@@ -134,6 +150,6 @@ def _few_layers(entries: dict[str, Any], layers: int, names: dict[str, str]) -> 
     kinds = [tuple(str(values[layer]) for values in lists.values()) for layer in range(layers)]
     kept = sorted({kinds.index(kind) for kind in kinds})[:_MOST_LAYERS]
     if len(kept) == 1:
-        kept = list(range(min(layers, 2)))
+        kept = list(range(min(layers, max(2, _period(entries)))))
     count = {names.get("num_hidden_layers", "num_hidden_layers"): len(kept)}
     return count | {name: [values[layer] for layer in kept] for name, values in lists.items()}
