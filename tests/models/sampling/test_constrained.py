@@ -2,6 +2,7 @@
 
 import json
 import re
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -192,3 +193,40 @@ def test_a_model_without_an_end_token_ends_with_its_json():
     sampler.add(one)
     assert finish(sampler)[-1].finish_reason == "stop"
     assert json.loads(tokenizer.decode(one.ids)) in ([1, 2], "left")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://example.org", "http://example.org:8080/a/b?c=d/e#f", "mailto:a@example.org", "urn:isbn:12-3",
+        "https://example.org/%C3%A9?q=1&r=(2)", "file:///etc",
+        "no colon", "https://exa mple.org", ":x", "https://example.org/%zz", "https://é.org", "http://a:b",
+    ],
+)  # fmt: skip
+def test_a_uri_is_one_by_rfc_3986(smollm2, uri):
+    """What both copies of llguidance enforce for `format: uri`, against the standard library's parser."""
+    tokenizer, constraints = smollm2
+    constraint = constraints.create(validated_schema({"type": "string", "format": "uri"}))
+    ids = tokenizer.encode(json.dumps(uri, ensure_ascii=False), add_special_tokens=False)
+    followed = True
+    for token in ids:
+        if not constraint.allowed_tokens()[token]:
+            followed = False
+            break
+        constraint.consume(token)
+    expected = re.fullmatch(r"[a-z]+:\S+", uri) and uri.isascii() and "%zz" not in uri
+    try:
+        expected = expected and urlsplit(uri).port != 0
+    except ValueError:
+        expected = False
+    assert followed == bool(expected)
+
+
+def test_a_property_or_a_value_named_format_is_no_format():
+    schema = {
+        "type": "object",
+        "properties": {"format": {"const": {"format": "uri"}}},
+        "examples": [{"format": "uri"}],
+    }
+    prepared = validated_schema(schema)
+    assert prepared["properties"] == schema["properties"] and prepared["examples"] == schema["examples"]

@@ -26,9 +26,15 @@ MAX_SCHEMA_CHARACTERS = 40_000
 """Characters. Compile time grows faster than a schema's length (1,500 properties: about 2 s)."""
 _OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})?"}
 _ONE_LINE_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_FORMAT_PATTERNS = {"uri": r"^[A-Za-z][A-Za-z0-9+.\-]*:(//)?[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+$"}
-"""Formats of strings that llama.cpp's llguidance does not know -> a pattern that enforces them (RFC 3986,
-section 2 for the characters of a URI)."""
+_URI_CHARACTER = r"([A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
+_URI = (  # a scheme, then a host with port and path or a path alone (or a file's path), a query, a fragment
+    rf"^(file://(/{_URI_CHARACTER}*)+|[A-Za-z][A-Za-z0-9+.\-]*:"
+    rf"(//[A-Za-z0-9\-._~]+(:[0-9]{{1,4}})?(/{_URI_CHARACTER}*)*|{_URI_CHARACTER}+(/{_URI_CHARACTER}*)*))"
+    rf"(\?({_URI_CHARACTER}|[/?])*)?(#({_URI_CHARACTER}|[/?])*)?$"
+)
+_FORMAT_PATTERNS = {"uri": _URI}
+"""Formats of strings that llama.cpp's llguidance does not know -> a pattern that enforces them, on both
+backends (RFC 3986, without user names and IPv6 addresses)."""
 
 
 def with_guidance_options(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -145,7 +145,8 @@ class LlamaEngine:
                     yield _DrawnToken(logprob)
                     ids.append(logprob.id if logprob else 0)
                 if chunk.logprob:
-                    yield _DrawnToken(chunk.logprob)
+                    # llama.cpp reports at least one alternative.
+                    yield _DrawnToken(dataclasses.replace(chunk.logprob, top=chunk.logprob.top[:top]), None)
                     ids.append(chunk.logprob.id)
                 before = (before + chunk.spelled)[-3:]
                 if chunk.finish_reason:
