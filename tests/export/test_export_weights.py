@@ -8,7 +8,7 @@ from exported_models import LlamaCpp, byte_level, save, sentencepiece
 
 from stillhouse.errors import ModelError
 from stillhouse.export import export_gguf
-from stillhouse.models import load_weights, read_gguf
+from stillhouse.models import load_weights, read_gguf, slot_context
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -44,6 +44,7 @@ PHI4_MINI = {
         "partial_rotary_factor": 0.75,
     },
     "max_position_embeddings": 2048,
+    "original_max_position_embeddings": 512,
     "sliding_window": 4096,
 }
 OLMO_YARN = {
@@ -150,10 +151,14 @@ def test_a_long_context_takes_the_factors_of_long_texts(tmp_path, case):
     ids = ids_of(model, 600)
     with torch.no_grad():
         wanted = model(ids).logits[0, -1].log_softmax(-1)
-        short = model(ids[:, -500:]).logits[0, -1].log_softmax(-1)
+        rotary = model.model.rotary_emb
+        rotary.long_inv_freq = rotary.original_inv_freq.clone()
+        short = model(ids).logits[0, -1].log_softmax(-1)
     theirs = LlamaCpp(export.path, context=768).logprobs(ids[0].tolist(), model.config.vocab_size)
     torch.testing.assert_close(theirs, wanted, rtol=0, atol=0.01)
     assert (wanted - short).abs().max() > 0.05  # the factors matter
+    # `still serve` starts it with the original context, so that short conversations are right.
+    assert slot_context(read_gguf(export.path)) == 512
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,10 @@ def _slot_context(file: GgufFile) -> int:
     # Keys and values, two bytes each (float16).
     bytes_per_token = 2 * 2 * file.architecture_field("block_count", 1) * heads * width
     native = file.architecture_field("context_length", MIN_CONTEXT)
+    if "rope_factors_long.weight" in file.tensors:
+        # LongRoPE has other factors beyond the original context. llama.cpp chooses once, by the context that
+        # it is started with, so a longer one would compute short conversations with the factors of long ones.
+        native = min(native, file.architecture_field("rope.scaling.original_context_length", native))
     return min(native, max(MIN_CONTEXT, CACHE_BYTES // bytes_per_token // SLOTS))
 
 
