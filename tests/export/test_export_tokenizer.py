@@ -83,6 +83,24 @@ def test_a_llama_tokenizer_follows_its_own_file(tmp_path):
     assert LlamaCpp(export.path).ids("   the") == expected
 
 
+def test_tokens_that_swallow_white_space_still_do_so_when_read_back(tmp_path):
+    """Phi's special tokens do. llama.cpp cannot, and the user is told."""
+    tokenizer = byte_level()
+    tokens = [
+        AddedToken("<|user|>", special=True, rstrip=True),
+        AddedToken("<|sep|>", special=True, lstrip=True),
+    ]
+    tokenizer.add_tokens(tokens)
+    save(tmp_path / "model", "phi3", tokenizer)
+    (export,) = export_gguf(tmp_path / "model", ["f32"])
+    assert export.stripping == ["<|user|>", "<|sep|>"]
+    again, llama = load_tokenizer(str(export.path))[0], LlamaCpp(export.path)
+    for text in ["<|user|>\n  the <|sep|> small", "the<|user|>answers<|sep|>small"]:
+        expected = tokenizer.encode(text, add_special_tokens=False)
+        assert again.encode(text, add_special_tokens=False) == expected
+        assert (llama.ids(text) == expected) == (" " not in text)
+
+
 def test_named_templates_are_kept(tmp_path):
     tokenizer = byte_level()
     with_tools = "{{ tools }}" + tokenizer.chat_template

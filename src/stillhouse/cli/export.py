@@ -67,6 +67,11 @@ def export(
             f"llama.cpp has no sliding window for this architecture, so the context ends where it would "
             f"begin: at {files[0].window:,} tokens"
         )
+    if stripping := files[0].stripping:
+        console.info(
+            f"beside {len(stripping)} tokens ({stripping[0]} …) transformers drops white space that "
+            "llama.cpp and Ollama keep; still serve drops it"
+        )
     if files[0].template == "file":
         console.info(
             "a Modelfile cannot express the chat template; Ollama must recognise the one in the GGUF file"

@@ -61,12 +61,13 @@ def check_file(
         _check_ids(file, source)
         _check_specials(file, source, vocabulary)
         progress.advance()
-        texts = _with_added_tokens(source)
-        _check_rebuilt(file, source, texts)
+        _check_rebuilt(file, source, _texts(source, blanks=True))
         progress.advance()
         with _llama_server(path, source) as server:
             if server is not None:
                 address = server.listening_address
+                # llama.cpp has no tokens that swallow white space; the user is told.
+                texts = _texts(source, blanks=not vocabulary.stripping)
                 _require_same_ids(path, source, lambda text: _llama_ids(address, text), texts, "in llama.cpp")
             progress.advance()
             comparison = compare_logits(file, source, architecture, server, quantisation)
@@ -145,11 +146,16 @@ def _check_specials(file: GgufFile, source: Source, vocabulary: Vocabulary) -> N
             raise TokenizerMismatchError(f"{file.path}: no token for the byte {missing:#04x}")
 
 
-def _with_added_tokens(source: Source) -> list[str]:
-    """The samples, runs of whitespace, and the first added tokens between words and beside whitespace."""
+def _texts(source: Source, *, blanks: bool) -> list[str]:
+    """The samples, runs of white space, and a text with the first added tokens between words.
+
+    Args:
+        blanks: whether there is white space beside the added tokens.
+    """
     runs = ["".join(f"{n}{blank * n}" for n in range(1, MAX_RUN)) for blank in " \n\t"]
     added = [str(token) for token in source.tokenizer.added_tokens_decoder.values()][:MAX_ADDED_TOKENS]
-    return [*SAMPLES, *runs, "".join(f"{token}user\nHi there {token}\n" for token in added)]
+    space, line = (" ", "\n") if blanks else ("", "")
+    return [*SAMPLES, *runs, "".join(f"{token}user\nHi there{space}{token}{line}" for token in added)]
 
 
 def _require_same_ids(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
 from stillhouse.export.source import Source
-from stillhouse.models import SPECIAL_TOKENS, TokenType, bpe_merges, pre_tokenizer_name
+from stillhouse.models import SPECIAL_TOKENS, STRIP_KEYS, TokenType, bpe_merges, pre_tokenizer_name
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -46,6 +46,13 @@ class Vocabulary:
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool = False
+    strips: dict[str, list[int]] = field(default_factory=dict)
+    """`lstrip`, `rstrip` -> ids of added tokens that swallow the white space on that side."""
+
+    @property
+    def stripping(self) -> list[str]:
+        """The tokens that swallow white space in transformers. In llama.cpp none does."""
+        return [self.tokens[number] for number in sorted(set().union(*self.strips.values()))]
 
     def add_to(self, writer: GGUFWriter) -> None:
         """Writes the fields into a header."""
@@ -62,6 +69,8 @@ class Vocabulary:
         writer.add_add_bos_token(self.add_bos)
         writer.add_add_eos_token(self.add_eos)
         writer.add_add_space_prefix(self.add_space_prefix)
+        for side, ids in self.strips.items():
+            writer.add_array(STRIP_KEYS[side], ids)
 
 
 def vocabulary_of(source: Source) -> Vocabulary:
@@ -80,6 +89,7 @@ def vocabulary_of(source: Source) -> Vocabulary:
     tokens, types = _tokens(source, rows=source.config.get_text_config().vocab_size)
     start, end = _adds_bos_and_eos(source)
     common: dict[str, Any] = {"special": _special(source), "add_bos": start, "add_eos": end}
+    common["strips"] = _strips(source)
     if model.get("byte_fallback"):
         _require_sentencepiece(source, model)
         for number, token in enumerate(tokens):
@@ -91,6 +101,15 @@ def vocabulary_of(source: Source) -> Vocabulary:
         prefix = backend.encode("a", add_special_tokens=False).tokens[0].startswith(_SPACE)
         return Vocabulary("llama", "default", tokens, types, scores=scores, add_space_prefix=prefix, **common)
     return Vocabulary("gpt2", _pre_tokenizer(source), tokens, types, merges=bpe_merges(model), **common)
+
+
+def _strips(source: Source) -> dict[str, list[int]]:
+    added = source.tokenizer.added_tokens_decoder
+    by_side = {
+        side: [number for number, token in sorted(added.items()) if getattr(token, side)]
+        for side in STRIP_KEYS
+    }
+    return {side: ids for side, ids in by_side.items() if ids}
 
 
 def _tokens(source: Source, *, rows: int) -> tuple[list[str], list[int]]:

@@ -55,7 +55,9 @@ class ExportedFile:
     context_length: int
     """The longest context for which the file computes what the model computes."""
     window: int | None
-    """The model's sliding window where it is longer than llama.cpp supports, so that it ends the context."""
+    """The model's sliding window where llama.cpp has none, so that it ends the context."""
+    stripping: list[str]
+    """Tokens beside which transformers drops white space that llama.cpp keeps."""
 
 
 def export(
@@ -202,6 +204,7 @@ def _export(
         comparison,
         context,
         window,
+        vocabulary.stripping,
     )
 
 

@@ -37,7 +37,11 @@ from .gguf.architectures import (
 from .gguf.file import GgufFile as GgufFile, read_gguf as read_gguf, read_tensor as read_tensor
 from .gguf.pretokenizers import pre_tokenizer_name as pre_tokenizer_name
 from .gguf.rope import llama3_rope_factors as llama3_rope_factors
-from .gguf.token_types import SPECIAL_TOKENS as SPECIAL_TOKENS, TokenType as TokenType
+from .gguf.token_types import (
+    SPECIAL_TOKENS as SPECIAL_TOKENS,
+    STRIP_KEYS as STRIP_KEYS,
+    TokenType as TokenType,
+)
 from .gguf.tokenizer import (
     bpe_merges as bpe_merges,
     same_tokenizer as same_tokenizer,

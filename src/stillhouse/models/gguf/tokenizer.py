@@ -16,7 +16,7 @@ from stillhouse.errors import TokenizerMismatchError
 from stillhouse.hashing import sha256_json
 from stillhouse.models.gguf.file import GgufFile
 from stillhouse.models.gguf.pretokenizers import pre_tokenizer
-from stillhouse.models.gguf.token_types import SPECIAL_TOKENS, TokenType
+from stillhouse.models.gguf.token_types import SPECIAL_TOKENS, STRIP_KEYS, TokenType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,7 +52,8 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
             f"{file.path}: tokenizers of the kind {kind!r} cannot be rebuilt from GGUF",
             hint="Use the original safetensors directory.",
         )
-    _add_tokens(backend, tokens, added)
+    strips = {side: set(file.metadata.get(key, ())) for side, key in STRIP_KEYS.items()}
+    _add_tokens(backend, tokens, added, strips)
     try:
         _add_bos(backend, file, tokens, specials)
     except ValueError as error:  # the notation of TemplateProcessing cannot express this start token
@@ -80,6 +81,10 @@ def _require_types(file: GgufFile) -> None:
             )
         if name == "scores" and len(value) != size:
             raise TokenizerMismatchError(f"{file.path}: {size} tokens but {len(value)} scores")
+    for key in STRIP_KEYS.values():
+        ids = file.metadata.get(key, [])
+        if not isinstance(ids, list) or not all(type(number) is int for number in ids):
+            raise TokenizerMismatchError(f"{file.path}: {key} is not a list of ids")
     for word in SPECIAL_TOKENS.values():
         number = file.metadata.get(f"tokenizer.ggml.{word}_token_id")
         if number is not None and type(number) is not int:
@@ -268,11 +273,21 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     return backend
 
 
-def _add_tokens(backend: Tokenizer, tokens: list[str], added: dict[int, bool]) -> None:
+def _add_tokens(
+    backend: Tokenizer, tokens: list[str], added: dict[int, bool], strips: dict[str, set[int]]
+) -> None:
     from tokenizers import AddedToken
 
     backend.add_tokens(
-        [AddedToken(tokens[number], special=special, normalized=False) for number, special in added.items()]
+        [
+            AddedToken(
+                tokens[number],
+                special=special,
+                normalized=False,
+                **{side: number in ids for side, ids in strips.items()},
+            )
+            for number, special in added.items()
+        ]
     )
 
 
