@@ -24,6 +24,7 @@ FACT_NAMES = {
     "parameters": "parameters",
     "layers": "layers",
     "vocab_size": "vocabulary, tokens",
+    "unrendered": "exchanges that its chat template refuses",
     "calibration_tokens": "tokens of calibration text",
     "parent_layers": "layers of the parent",
     "massive": "layers with massive activations",
