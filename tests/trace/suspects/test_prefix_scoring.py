@@ -32,6 +32,18 @@ def sliding():
     return transformers.MistralForCausalLM(config)
 
 
+def longrope():
+    rotation = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 32,
+        "factor": 8.0,
+    }
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, rope_parameters=rotation))
+
+
 def learned_positions():
     config = transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=256)
     return transformers.GPT2LMHeadModel(config)
@@ -61,7 +73,7 @@ def alone(model, prompt, text):
     return [logp_TV[t - 1, ids[0, t]].item() for t in range(first, ids.shape[1])]
 
 
-@pytest.mark.parametrize("make", [llama, sliding, learned_positions, recurrent])
+@pytest.mark.parametrize("make", [llama, sliding, longrope, learned_positions, recurrent])
 def test_scores_are_those_of_each_text_alone(make):
     torch.manual_seed(1)
     model = make().eval()

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.distill.loss.lm_head import lm_head_of
+from stillhouse.models import rotation_switch
 
 PASS_TOKENS = 4096
 """Tokens after the prompts in one pass, padding included."""
@@ -78,7 +79,11 @@ class PrefixScorer:
         Without a prompt the first token follows nothing and is not scored.
         """
         logps_by_job: list[np.ndarray] = [np.zeros(0, np.float32)] * len(jobs)
-        for groups in make_batches(group_by_prompt(jobs), self._scale * PASS_TOKENS):
+        groups_by_prompt = group_by_prompt(jobs)
+        batches = make_batches(groups_by_prompt, self._scale * PASS_TOKENS)
+        if rotation_switch(self.model.config) is not None:  # one long text would rotate all of its batch
+            batches = ([alone] for group in groups_by_prompt for alone in _split(group, 0))
+        for groups in batches:
             for (group, text), logps in self._score_batch(groups):
                 for job in group.texts[text]:
                     logps_by_job[job] = logps
