@@ -229,6 +229,8 @@ REFUSED = {
     "norm_topk_prob": ("qwen3_moe", {"norm_topk_prob": False}),
     "decoder_sparse_step": ("qwen3_moe", {"decoder_sparse_step": 2}),
     "linear_value_head_dim": ("qwen3_5_text", {"linear_value_head_dim": 16}),
+    "attention_bias True": ("smollm3", {"attention_bias": True}),
+    "any layer of full attention": ("qwen3_5_text", {"num_hidden_layers": 3}),
     "'gpt2' cannot": ("gpt2", {}),
 }
 

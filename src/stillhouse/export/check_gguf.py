@@ -18,6 +18,7 @@ from typing import Any
 from stillhouse.console import console
 from stillhouse.errors import IntegrityError, ModelError, TokenizerMismatchError
 from stillhouse.export.check_logits import SAMPLES, LogitComparison, checked_ids, compare_logits
+from stillhouse.export.rope import USE_TRANSFORMERS
 from stillhouse.export.source import Source
 from stillhouse.export.tokenizer import Vocabulary
 from stillhouse.models import (
@@ -169,7 +170,7 @@ def _require_same_ids(
             raise TokenizerMismatchError(
                 f"{path}: {how}, the tokenizer encodes {text[:40]!r} as {ids[at : at + 4]} where the "
                 f"model's own has {expected[at : at + 4]} (token {at})",
-                hint="The file would give other answers, so it was not kept. Use the safetensors instead.",
+                hint=f"The file would give other answers, so it was not kept. {USE_TRANSFORMERS}",
             )
 
 
@@ -192,7 +193,9 @@ def _llama_server(path: Path, source: Source) -> Iterator[Any | None]:
     try:
         server = start_llama_server(params)
     except RuntimeError as error:
-        raise ModelError(f"llama.cpp cannot load what was written to {path}: {error}") from error
+        raise ModelError(
+            f"llama.cpp cannot load what was written to {path}: {error}", hint=USE_TRANSFORMERS
+        ) from error
     yield server
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from stillhouse.errors import IntegrityError
 from stillhouse.export.header import context_length
+from stillhouse.export.rope import USE_TRANSFORMERS
 from stillhouse.export.source import EMBEDDING, OUTPUT, Source
 from stillhouse.export.streamed_model import streamed_logprobs
 from stillhouse.export.tensors import read_weights
@@ -112,11 +113,12 @@ def compare_logits(
         np.mean([_divergence_of_top(ours, top) for ours, top in zip(file_TV[rows], theirs, strict=True)])
     )
     limit = RUNTIME_DIVERGENCE[quantisation] + EXPERT_DIVERGENCE * architecture.has_experts
+    limit = max(limit, divergence / 2)  # a model that any rounding upsets
     if not runtime <= limit:
         raise IntegrityError(
             f"{file.path}: llama.cpp computes something else than the model: with the same weights, the "
-            f"predictions differ by {runtime:.2g} nats per token, and {quantisation} explains {limit:g}",
-            hint="The file was not kept. Use the safetensors with transformers or vLLM instead.",
+            f"predictions differ by {runtime:.2g} nats per token, and {quantisation} explains {limit:.2g}",
+            hint=f"The file was not kept. {USE_TRANSFORMERS}",
         )
     return LogitComparison(divergence, runtime)
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
-from stillhouse.export.rope import add_rope, require_rope
+from stillhouse.export.rope import USE_TRANSFORMERS, add_rope, refuse, require_rope
 from stillhouse.models import MODEL_TYPES, Architecture, head_size
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedConfig
-
-USE_TRANSFORMERS = "Use the safetensors with transformers or vLLM instead."
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
@@ -106,6 +104,11 @@ def _full_attention_period(config: PreTrainedConfig, architecture: Architecture)
     """
     assert architecture.mixed is not None
     is_full = [kind == "full_attention" for kind in config.layer_types]
+    if architecture.mixed.other == "linear_attention" and not any(is_full):
+        raise ModelError(  # llama.cpp would end the process
+            f"a {config.model_type} without any layer of full attention cannot be exported to GGUF",
+            hint=USE_TRANSFORMERS,
+        )
     # Try the usual period first: after pruning, several periods can describe the same few layers.
     for period in (architecture.mixed.period, *range(1, len(is_full) + 2)):
         if is_full == [(i + 1) % period == 0 for i in range(len(is_full))]:
@@ -119,12 +122,3 @@ def _full_attention_period(config: PreTrainedConfig, architecture: Architecture)
 def _refuse_if(config: PreTrainedConfig, key: str, settings: dict[str, Any]) -> None:
     if settings.get(key):
         refuse(config, key, settings[key], False)
-
-
-def refuse(config: PreTrainedConfig, key: str, value: Any, required: Any) -> None:
-    """Raises ModelError for a setting that llama.cpp would compute with another value."""
-    raise ModelError(
-        f"a {config.model_type} model with {key} {value!r} cannot be exported to GGUF: "
-        f"llama.cpp computes it with {required!r}",
-        hint=USE_TRANSFORMERS,
-    )

@@ -7,7 +7,7 @@ context. llama.cpp decides once, by the context that it is started with.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedConfig
 
+USE_TRANSFORMERS = "Use the safetensors with transformers or vLLM instead."
+
 
 def require_rope(config: PreTrainedConfig, architecture: Architecture) -> None:
     """Raises ModelError for rotary parameters that llama.cpp computes differently."""
@@ -25,15 +27,15 @@ def require_rope(config: PreTrainedConfig, architecture: Architecture) -> None:
     kind = rope.get("rope_type", "default")
     if kind not in architecture.rope_types:
         *others, last = architecture.rope_types
-        _refuse(config, "rope_type", kind, f"{', '.join(others)} or {last}" if others else last)
+        refuse(config, "rope_type", kind, f"{', '.join(others)} or {last}" if others else last)
     if rope.get("partial_rotary_factor", 1.0) not in (None, 1.0) and not architecture.partial_rotary:
-        _refuse(config, "partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
+        refuse(config, "partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
     if "sliding_attention" in config.rope_parameters:
         local = config.rope_parameters["sliding_attention"]
         if (local_kind := local.get("rope_type", "default")) != "default":
-            _refuse(config, "rope_type", local_kind, "default, in layers with a window")
+            refuse(config, "rope_type", local_kind, "default, in layers with a window")
         if architecture.name == "olmo2" and local["rope_theta"] != rope["rope_theta"]:
-            _refuse(config, "rope_theta", local["rope_theta"], f"{rope['rope_theta']}, in every layer")
+            refuse(config, "rope_theta", local["rope_theta"], f"{rope['rope_theta']}, in every layer")
     if kind == "yarn":
         _require_yarn(config, rope)
 
@@ -109,12 +111,12 @@ def _require_yarn(config: PreTrainedConfig, rope: dict[str, Any]) -> None:
     # llama.cpp always uses the paper's attention factor; Peng et al. 2023, section 3.4.
     attention_factor = 0.1 * math.log(rope["factor"]) + 1
     if not math.isclose(rope.get("attention_factor") or attention_factor, attention_factor, rel_tol=1e-3):
-        _refuse(config, "attention_factor", rope["attention_factor"], attention_factor)
+        refuse(config, "attention_factor", rope["attention_factor"], attention_factor)
     for key in ("mscale", "mscale_all_dim"):
         if rope.get(key) is not None:
-            _refuse(config, key, rope[key], None)
+            refuse(config, key, rope[key], None)
     if not rope.get("truncate", True):
-        _refuse(config, "truncate", False, True)
+        refuse(config, "truncate", False, True)
 
 
 def _longrope_attention_factor(config: PreTrainedConfig, rope: dict[str, Any]) -> float:
@@ -126,9 +128,10 @@ def _longrope_attention_factor(config: PreTrainedConfig, rope: dict[str, Any]) -
     return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
-def _refuse(config: PreTrainedConfig, key: str, value: Any, required: Any) -> None:
+def refuse(config: PreTrainedConfig, key: str, value: Any, required: Any) -> NoReturn:
+    """Raises ModelError for a setting that llama.cpp would compute with another value."""
     raise ModelError(
-        f"a {config.model_type} model with the rotary {key} {value!r} cannot be exported to GGUF: "
-        f"llama.cpp computes {required}",
-        hint="Use the safetensors with transformers or vLLM instead.",
+        f"{config.model_type} models with {key} {value!r} cannot be exported to GGUF: "
+        f"llama.cpp computes them with {required!r}",
+        hint=USE_TRANSFORMERS,
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
+from stillhouse.export.rope import USE_TRANSFORMERS
 from stillhouse.export.source import Source
 from stillhouse.models import SPECIAL_TOKENS, STRIP_KEYS, TokenType, bpe_merges, pre_tokenizer_name
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"
 _LOWEST_SCORE = -1e6  # of a token that no pair forms
-_USE_TRANSFORMERS = "Serve the safetensors with transformers instead."
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def vocabulary_of(source: Source) -> Vocabulary:
     if model["type"] != "BPE":
         raise ModelError(
             f"{source.path}: tokenizers of the kind {model['type']} cannot be exported to GGUF (BPE can)",
-            hint=_USE_TRANSFORMERS,
+            hint=USE_TRANSFORMERS,
         )
     tokens, types = _tokens(source, rows=source.config.get_text_config().vocab_size)
     start, end = _adds_bos_and_eos(source)
@@ -155,7 +155,7 @@ def _adds_bos_and_eos(source: Source) -> tuple[bool, bool]:
         raise ModelError(
             f"{source.path}: the tokenizer turns 'a' into {source.tokenizer.decode(ids)!r}, "
             "which GGUF cannot express",
-            hint=_USE_TRANSFORMERS,
+            hint=USE_TRANSFORMERS,
         )
     return bool(start), bool(end)
 
@@ -169,7 +169,7 @@ def _pre_tokenizer(source: Source) -> str:
         what = "splits text in a way" if name is None else f"normalises text ({normalizer['type']})"
         raise ModelError(
             f"{source.path}: the tokenizer {what} that llama.cpp has no name for",
-            hint="Other tokens for the same text would give other answers. " + _USE_TRANSFORMERS,
+            hint="Other tokens for the same text would give other answers. " + USE_TRANSFORMERS,
         )
     return name
 
@@ -197,7 +197,7 @@ def _require_sentencepiece(source: Source, model: dict[str, Any]) -> None:
         raise ModelError(
             f"{source.path}: the tokenizer falls back to bytes and splits text into words ({kind}), "
             "which llama.cpp does not",
-            hint=_USE_TRANSFORMERS,
+            hint=USE_TRANSFORMERS,
         )
 
 
@@ -246,5 +246,5 @@ def _scores(source: Source, tokens: Sequence[str], types: Sequence[int], merges:
 def _not_by_scores(source: Source, why: str) -> ModelError:
     return ModelError(
         f"{source.path}: SentencePiece's scores cannot express the tokenizer's merges: {why}",
-        hint=_USE_TRANSFORMERS,
+        hint=USE_TRANSFORMERS,
     )

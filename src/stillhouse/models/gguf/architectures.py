@@ -278,8 +278,7 @@ ARCHITECTURES = (
         "SmolLM3ForCausalLM",
         _LLAMA,
         layouts=_INTERLEAVED,
-        optional_bias=True,
-        requires=_SILU
+        requires=_PLAIN_SILU
         | {
             "mlp_bias": False,
             "no_rope_layers": lambda settings: [
