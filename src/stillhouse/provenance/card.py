@@ -172,8 +172,8 @@ def _results(report: Mapping[str, Any]) -> str:
     if not models:
         return ""
     columns = [
-        ("KL to the teacher, nats/token", _estimates(models, "kl")),
-        ("top-1 agreement, %", _estimates(models, "agreement", 100)),
+        ("KL to the teacher, nats/token", _estimates(models, "kl", exact="0")),
+        ("top-1 agreement, %", _estimates(models, "agreement", 100, exact="100")),
         ("pass@1, %", _estimates(models, "pass_at_1", 100)),
         ("perplexity", _estimates(models, "perplexity")),
         ("parameters", format_column([m.get("parameters") for m in models], unit="count")),
@@ -317,12 +317,22 @@ def _value(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else escape(str(value))
 
 
-def _estimates(models: Sequence[Mapping[str, Any]], measure: str, scale: float = 1.0) -> list[str]:
-    """A measure's column, with one precision: ``0.432 [0.401 to 0.463]``."""
+def _estimates(
+    models: Sequence[Mapping[str, Any]], measure: str, scale: float = 1.0, exact: str | None = None
+) -> list[str]:
+    """A measure's column, with one precision: ``0.432 [0.401 to 0.463]``.
+
+    Args:
+        exact: the value of the teacher itself, which holds by definition.
+    """
+    is_exact = [exact is not None and model.get("key") == "teacher" for model in models]
     estimates = [model.get(measure) for model in models]
-    decimals = column_decimals(estimates, scale)
+    decimals = column_decimals([e for e, skip in zip(estimates, is_exact, strict=True) if not skip], scale)
     cells = []
-    for estimate in estimates:
+    for estimate, skip in zip(estimates, is_exact, strict=True):
+        if skip and estimate:
+            cells.append(str(exact))
+            continue
         if not estimate or estimate.get("value") is None:
             cells.append("–")
             continue
