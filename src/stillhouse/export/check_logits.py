@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillhouse.errors import IntegrityError
+from stillhouse.errors import IntegrityError, ModelError
 from stillhouse.export.header import context_length
 from stillhouse.export.rope import USE_TRANSFORMERS
 from stillhouse.export.source import EMBEDDING, OUTPUT, Source
@@ -177,6 +177,8 @@ def llama_logprobs(server: Any, source: Source, ids: Sequence[int]) -> Mapping[i
             "stream": False,
         }
     )
+    if "choices" not in answer:
+        raise ModelError(f"llama.cpp loads the file and cannot run it: {answer}", hint=USE_TRANSFORMERS)
     top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     return {item["id"]: item["logprob"] for item in top}
 
