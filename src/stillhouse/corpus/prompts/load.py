@@ -77,6 +77,10 @@ class PromptSet:
             console.info(f"kept as tags, which are not learned: {_counted(self.tags)}")
         if self.unused:
             console.warn(f"{self.source}: not used: {_counted(self.unused)}")
+        self.report_rejects()
+
+    def report_rejects(self) -> None:
+        """Tells the user how many records were rejected for each reason, with the first."""
         for reason in dict.fromkeys(record.reason for record in self.rejected):
             records = [record for record in self.rejected if record.reason == reason]
             tell = console.warn if reason == UNREADABLE else console.info
@@ -100,7 +104,9 @@ def load_prompts(
         EmptyCorpusError: it contains no prompt.
         MissingExtraError: the package is not installed.
     """
-    return read_prompts(source, column=column, limit=limit, seed=seed, tolerated=0.0).prompts
+    prompt_set = read_prompts(source, column=column, limit=limit, seed=seed, tolerated=0.0)
+    prompt_set.report_rejects()
+    return prompt_set.prompts
 
 
 def read_recipe_prompts(recipe: Recipe) -> PromptSet:
