@@ -41,6 +41,23 @@ def test_reasoning_is_turned_off_by_the_name_that_the_template_uses(name, fields
     assert prompt(source, template_variables={"enable_thinking": None})[1].endswith("<|im_start|>")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"output_schema": {"type": "object"}},
+        {"tools": choose_tools(TOOLS, "required")},
+        {"messages": (USER, {"role": "assistant", "content": "The"}), "continue_final_message": True},
+    ],
+)
+def test_an_answer_that_skips_reasoning_begins_as_the_template_writes_it(fields):
+    text = prompt(SWITCH.replace("NAME", "enable_thinking"), **fields)[1]
+    assert "<|im_start|><think>\n\n</think>\n\n" in text
+    kept = prompt(
+        SWITCH.replace("NAME", "enable_thinking"), **fields, template_variables={"enable_thinking": True}
+    )
+    assert "</think>" not in kept[1]
+
+
 def test_a_variable_that_the_template_does_not_use_is_refused():
     assert prompt(QWEN_TOOLS, template_variables={"enable_thinking": False})  # it does not reason anyway
     for variables in ({"enable_thinking": True}, {"builtin_tools": ["x"]}, {"messages": []}, {"a b": 1}):

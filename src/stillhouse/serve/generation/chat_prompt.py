@@ -154,7 +154,7 @@ def _template_variables(task: ChatTask, source: str) -> dict[str, Any]:
         InvalidRequestError: the template does not use one of them, or it is not the client's to set.
     """
     variables = {name: value for name, value in task.template_variables.items() if value is not None}
-    if task.reasoning_effort == "none":
+    if task.reasoning_effort == "none" or (_skips_reasoning(task) and _reads(source, "enable_thinking")):
         variables.setdefault("enable_thinking", False)
     # DeepSeek's and Granite's templates have another name for it.
     other_name = _reads(source, "thinking") and not _reads(source, "enable_thinking")
@@ -172,6 +172,14 @@ def _template_variables(task: ChatTask, source: str) -> dict[str, Any]:
     if task.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", task.reasoning_effort)
     return variables
+
+
+def _skips_reasoning(task: ChatTask) -> bool:
+    """Whether the answer begins without reasoning: it is JSON, or a message that is past its reasoning."""
+    if task.continue_final_message:
+        final = task.messages[-1]
+        return bool(final.get("content")) and not final.get("reasoning_content")
+    return bool(task.output_schema or task.tools.forced)
 
 
 def _reads(source: str, name: str) -> bool:
