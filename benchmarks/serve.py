@@ -424,7 +424,10 @@ class Metronome:
             due += 0.02
             time.sleep(max(0.0, due - time.perf_counter()))
             reason = "length" if number == METRONOME_TOKENS - 1 else None
-            listen({"choices": [{"text": " so", "logprobs": None, "finish_reason": reason}]})
+            listen({
+                "choices": [{"text": " so", "logprobs": None, "finish_reason": reason}],
+                "timings": {"predicted_n": number + 1},
+            })  # fmt: skip
 
     async def close(self) -> None:
         self.threads.shutdown()

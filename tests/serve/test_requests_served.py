@@ -98,6 +98,18 @@ def test_every_token_of_a_gguf_answer_is_counted_and_scored(server, weights):
         assert [entry["logprob"] for entry in content] == pytest.approx(expected, abs=0.02)
 
 
+@BOTH
+def test_tokens_of_the_prompt_that_were_cached_are_told(server, model):
+    messages = [{"role": "user", "content": f"A long enough question for {model}, asked three times."}]
+    for number, logprobs in enumerate((False, False, True)):
+        reply = server.client.chat.completions.create(
+            model=model, messages=messages, max_tokens=4, logprobs=logprobs
+        )
+        details = reply.usage.prompt_tokens_details
+        assert details.cached_tokens > 20 or number == 0
+        assert details.cached_tokens < reply.usage.prompt_tokens
+
+
 def token_ids(weights, content):
     table = {piece: number for number, piece in enumerate(token_bytes(weights.tokenizer))}
     return [table[bytes(entry["bytes"])] for entry in content]

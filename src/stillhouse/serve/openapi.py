@@ -72,7 +72,11 @@ def openapi_document() -> dict[str, Any]:
     }
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Stillhouse", "version": __version__},
+        "info": {
+            "title": "Stillhouse",
+            "version": __version__,
+            "description": "null stands for the default of any field. Unknown fields are refused.",
+        },
         "paths": paths,
         "components": {"schemas": schemas},
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,19 +82,20 @@ class LlamaEngine:
     async def _text_deltas(self, request: GenerationRequest) -> AsyncIterator[TextDelta]:
         """Yields the text as llama.cpp writes it."""
         counted = 0
-        async for chunks in self._rounds(request):
-            # One delta for all chunks of a round: what follows (JSON, a socket write) costs by the delta.
-            text, last = "".join(chunk.text for chunk in chunks), chunks[-1]
-            before = chunks[-2].drawn if len(chunks) > 1 else counted
-            if last.finish_reason and last.drawn > before:
-                text += REPLACEMENT  # the answer ends inside a character, which llama.cpp leaves out
-            yield TextDelta(
-                text,
-                tokens=last.drawn - counted,
-                cached_tokens=last.cached_tokens,
-                finish_reason=last.finish_reason,
-            )
-            counted = last.drawn
+        async with contextlib.aclosing(self._rounds(request)) as rounds:
+            async for chunks in rounds:
+                # One delta for all chunks of a round: what follows (JSON, a socket write) costs by the delta.
+                text, last = "".join(chunk.text for chunk in chunks), chunks[-1]
+                before = chunks[-2].drawn if len(chunks) > 1 else counted
+                if last.finish_reason and last.drawn > before:
+                    text += REPLACEMENT  # the answer ends inside a character, which llama.cpp leaves out
+                yield TextDelta(
+                    text,
+                    tokens=last.drawn - counted,
+                    cached_tokens=0 if counted else last.cached_tokens,
+                    finish_reason=last.finish_reason,
+                )
+                counted = last.drawn
 
     async def _token_deltas(self, request: GenerationRequest) -> AsyncIterator[TextDelta]:
         """Yields the text token by token, with the log-probability of each."""
@@ -111,23 +113,23 @@ class LlamaEngine:
                         part,
                         tokens=1 if previous else 0,
                         logprobs=(previous.logprob,) if previous and previous.logprob else (),
-                        cached_tokens=token.cached_tokens,
+                        cached_tokens=token.cached_tokens if count < 2 else 0,
                         finish_reason=finish_reason,
                     )
                     if finish_reason:
                         return
                 previous, count = token, count + 1
         finally:
-            await tokens.aclose()  # type: ignore[attr-defined]
+            await tokens.aclose()
 
-    async def _tokens(self, request: GenerationRequest) -> AsyncIterator[_DrawnToken]:
+    async def _tokens(self, request: GenerationRequest) -> AsyncGenerator[_DrawnToken]:
         """Yields every token of an answer, also those that end inside a character, then the finish reason."""
         table = await asyncio.to_thread(lambda: self._token_table)
         # Stop sequences are found here, because llama.cpp holds back the tokens that may become one.
         sampling = dataclasses.replace(
             request.sampling, stop=(), max_tokens=request.sampling.max_tokens + COMPLETING_TOKENS
         )
-        ids, before = list(request.prompt_ids), b""
+        ids, before, all_known = list(request.prompt_ids), b"", True
         prompt_length, top = len(ids), request.top_logprobs or 0
         rounds = self._rounds(
             dataclasses.replace(request, sampling=sampling, preserved_tokens=tuple(table.special))
@@ -137,22 +139,23 @@ class LlamaEngine:
                 hidden = chunk.drawn - (len(ids) - prompt_length) - (chunk.logprob is not None)
                 visible = table.bytes_of[chunk.logprob.id] if chunk.logprob else None
                 found: list[TokenLogprob] = []
-                if hidden > 0 and visible and chunk.spelled.endswith(visible):
+                if hidden > 0 and all_known and visible and chunk.spelled.endswith(visible):
                     spelled = chunk.spelled.removesuffix(visible)
                     candidates = spellings(table, before, spelled, hidden)
                     found = await recover(candidates, ids, top, len(table.bytes_of), self._next_logprobs)
-                for logprob in found or [None] * max(0, hidden):
-                    yield _DrawnToken(logprob)
-                    ids.append(logprob.id if logprob else 0)
+                drawn: list[TokenLogprob | None] = [*(found or [None] * max(0, hidden))]
+                all_known = all_known and None not in drawn
                 if chunk.logprob:
                     # llama.cpp reports at least one alternative.
-                    yield _DrawnToken(dataclasses.replace(chunk.logprob, top=chunk.logprob.top[:top]), None)
-                    ids.append(chunk.logprob.id)
+                    drawn.append(dataclasses.replace(chunk.logprob, top=chunk.logprob.top[:top]))
+                for logprob in drawn:
+                    yield _DrawnToken(logprob, None, chunk.cached_tokens)
+                    ids.append(logprob.id if logprob else 0)
                 before = (before + chunk.spelled)[-3:]
                 if chunk.finish_reason:
                     yield _DrawnToken(None, chunk.finish_reason, chunk.cached_tokens)
         finally:
-            await rounds.aclose()  # type: ignore[attr-defined]
+            await rounds.aclose()
 
     @functools.cached_property
     def _token_table(self) -> TokenTable:
@@ -161,7 +164,7 @@ class LlamaEngine:
     async def _next_logprobs(self, ids: Sequence[int], count: int) -> list[tuple[int, float]]:
         return await asyncio.to_thread(self._model.next_token_logprobs, ids, count)
 
-    async def _rounds(self, request: GenerationRequest) -> AsyncIterator[list[_Chunk]]:
+    async def _rounds(self, request: GenerationRequest) -> AsyncGenerator[list[_Chunk]]:
         """Yields the chunks of a generation, as many at once as have arrived."""
         queue = self._mailbox.open_queue()
         cancelled = threading.Event()
@@ -252,7 +255,7 @@ def _parse_chunk(chunk: dict[str, Any] | StillhouseError) -> _Chunk | Stillhouse
         chunk["timings"]["predicted_n"],
         logprob=_parse_logprob(entries[0]) if entries else None,
         spelled=bytes(entries[0]["bytes"]) if entries else b"",
-        cached_tokens=chunk.get("usage", {}).get("prompt_tokens_details", {}).get("cached_tokens", 0),
+        cached_tokens=chunk["timings"].get("cache_n", 0),
         finish_reason=choice.get("finish_reason"),
     )
 
