@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from exported_models import save, sentencepiece
@@ -96,3 +98,15 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, 
     with pytest.raises(IntegrityError, match=what):
         export_gguf(tmp_path / "model", [kind])
     assert list((tmp_path / "model" / "gguf").iterdir()) == []
+
+
+def test_without_llama_cpp_the_weights_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    monkeypatch.setattr(quantise, "_ggml", lambda: None)
+    save(tmp_path / "model", "llama")
+    (export,) = export_gguf(tmp_path / "model", ["q4_0"])
+    assert export.comparison.runtime_divergence is None
+    assert export.comparison.divergence > 0.001
+    swapped_tensors(monkeypatch)
+    with pytest.raises(IntegrityError, match=r"blk\.1\.ffn_gate"):
+        export_gguf(tmp_path / "model", ["q4_0"], tmp_path / "other")
