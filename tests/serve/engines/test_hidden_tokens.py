@@ -56,10 +56,10 @@ def test_the_likelier_spelling_is_chosen_and_scored():
         scores |= {likely[0]: -0.5} if ids == (5,) else {likely[1]: -0.25} if ids[-1:] == likely[:1] else {}
         return sorted(scores.items(), key=lambda item: -item[1])[:count]
 
-    tokens = asyncio.run(recover(candidates, (5,), 1, len(PIECES), next_logprobs))
+    tokens = asyncio.run(recover(candidates, (5,), 1, next_logprobs))
     assert [(token.id, token.logprob) for token in tokens] == [(likely[0], -0.5), (likely[1], -0.25)]
     assert tokens[0].top == ((likely[0], -0.5),)
-    assert asyncio.run(recover([], (5,), 1, len(PIECES), next_logprobs)) == []
+    assert asyncio.run(recover([], (5,), 1, next_logprobs)) == []
 
 
 @pytest.mark.parametrize(("text", "count"), [(b"ab", 1), (b"\xf0", 2), (b"a", 1)])

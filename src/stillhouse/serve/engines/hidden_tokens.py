@@ -19,6 +19,8 @@ NextLogprobs = Callable[[Sequence[int], int], Awaitable[list[tuple[int, float]]]
 
 TRIED_FIRST = 64
 """Likeliest tokens in which a hidden token is looked for, before the whole vocabulary is requested."""
+ALL = 10_000_000
+"""More than any vocabulary has."""
 MAX_SPELLINGS = 32
 
 
@@ -35,6 +37,10 @@ class TokenTable:
         self.longest = max(map(len, self.ids_of))
         self.special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         """Names of the special tokens, which llama.cpp leaves out of the text unless they are preserved."""
+
+    def spelling(self, token_id: int) -> bytes | None:
+        """The bytes of a token; None where the tokenizer has none of this id, as in a padded vocabulary."""
+        return self.bytes_of[token_id] if token_id < len(self.bytes_of) else None
 
 
 def spellings(table: TokenTable, before: bytes, text: bytes, count: int) -> list[tuple[int, ...]]:
@@ -76,7 +82,6 @@ async def recover(
     candidates: Sequence[tuple[int, ...]],
     prefix: Sequence[int],
     top: int,
-    vocab_size: int,
     next_logprobs: NextLogprobs,
 ) -> list[TokenLogprob]:
     """The likeliest of some spellings, with the log-probabilities of its tokens.
@@ -84,14 +89,13 @@ async def recover(
     Args:
         prefix: ids of the prompt and of the answer before it.
         top: likeliest tokens to report with each.
-        vocab_size: number of the model's tokens.
     """
-    scored = [await _score(ids, prefix, top, vocab_size, next_logprobs) for ids in candidates]
+    scored = [await _score(ids, prefix, top, next_logprobs) for ids in candidates]
     return max(scored, key=lambda tokens: sum(token.logprob for token in tokens), default=[])
 
 
 async def _score(
-    ids: Sequence[int], prefix: Sequence[int], top: int, vocab_size: int, next_logprobs: NextLogprobs
+    ids: Sequence[int], prefix: Sequence[int], top: int, next_logprobs: NextLogprobs
 ) -> list[TokenLogprob]:
     tokens = []
     for index, token_id in enumerate(ids):
@@ -99,6 +103,6 @@ async def _score(
         likeliest = await next_logprobs(known, max(top, TRIED_FIRST))
         logprobs = dict(likeliest)
         if token_id not in logprobs:
-            logprobs = dict(await next_logprobs(known, vocab_size))
+            logprobs = dict(await next_logprobs(known, ALL))
         tokens.append(TokenLogprob(token_id, logprobs.get(token_id, float("-inf")), tuple(likeliest[:top])))
     return tokens

@@ -137,12 +137,12 @@ class LlamaEngine:
         try:
             async for chunk in _each(rounds):
                 hidden = chunk.drawn - (len(ids) - prompt_length) - (chunk.logprob is not None)
-                visible = table.bytes_of[chunk.logprob.id] if chunk.logprob else None
+                visible = table.spelling(chunk.logprob.id) if chunk.logprob else None
                 found: list[TokenLogprob] = []
                 if hidden > 0 and all_known and visible and chunk.spelled.endswith(visible):
                     spelled = chunk.spelled.removesuffix(visible)
                     candidates = spellings(table, before, spelled, hidden)
-                    found = await recover(candidates, ids, top, len(table.bytes_of), self._next_logprobs)
+                    found = await recover(candidates, ids, top, self._next_logprobs)
                 drawn: list[TokenLogprob | None] = [*(found or [None] * max(0, hidden))]
                 all_known = all_known and None not in drawn
                 if chunk.logprob:
