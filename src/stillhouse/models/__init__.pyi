@@ -51,6 +51,7 @@ from .gguf.tokenizer import (
 from .inventory import LocalModel as LocalModel, list_models as list_models
 from .load import load as load, model_and_reference as model_and_reference
 from .metadata import describe as describe, license_fields as license_fields
+from .quiet import quiet_transformers as quiet_transformers
 from .recipe_terms import recipe_terms as recipe_terms, terms_of as terms_of
 from .reference import EMBEDDED as EMBEDDED, Reference as Reference, parse_reference as parse_reference
 from .sampling.batch import sample as sample

@@ -193,13 +193,11 @@ def _try_saving(name: str, model: PreTrainedModel) -> None:
 @contextmanager
 def _reported(name: str, action: str) -> Iterator[None]:
     """Reports any error of transformers' own code as one about the architecture."""
-    from transformers.utils import logging
+    from stillhouse.models import quiet_transformers
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        yield
+        with quiet_transformers():
+            yield
     except StillhouseError as error:
         if isinstance(error, RecipeError):
             raise
@@ -209,6 +207,3 @@ def _reported(name: str, action: str) -> Iterator[None]:
             f"{name} cannot be {action}: a small copy of it fails: {type(error).__name__}: {error}"[:400],
             hint="Use a model of another architecture.",
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()

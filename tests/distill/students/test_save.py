@@ -7,9 +7,8 @@ import json
 
 import pytest
 import torch
-from chat_templates import CHATML, tokenizer
+from chat_templates import CHATML, COMMAND_R, GLM, tokenizer, tokenizer_with_turn_marks
 from safetensors import safe_open
-from test_end_marks import COMMAND_R, GLM, with_marks
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from stillhouse.distill.students.save import save_student
@@ -55,7 +54,7 @@ def overfitted(tok, template):
 @pytest.mark.parametrize("source", [CHATML, GLM, COMMAND_R], ids=["chatml", "glm", "command r"])
 def test_a_student_stops_in_plain_transformers(tmp_path, source):
     """The tokenizer's end token is another one, as in base models with a chat template."""
-    tok, template = with_marks(), ChatTemplate(source)
+    tok, template = tokenizer_with_turn_marks(), ChatTemplate(source)
     save_student(overfitted(tok, template), tok, template, tmp_path / "student", dtype="float32")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     reader = AutoTokenizer.from_pretrained(tmp_path / "student")

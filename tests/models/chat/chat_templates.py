@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -162,6 +163,24 @@ MARKED = """\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
+GLM = """\
+[gMASK]<sop>
+{%- for m in messages %}
+{%- if m.role == 'assistant' %}{{ '<|assistant|>\\n<think></think>\\n' + m.content }}
+{%- elif m.role == 'tool' %}{{ '<|observation|>\\n' + m.content }}
+{%- else %}{{ '<|' + m.role + '|>\\n' + m.content }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+"""As GLM 4.5's: nothing follows a last answer, and the next role's mark follows any other."""
+GLM_MARKED = GLM.replace(
+    "{{ '<|assistant|>\\n<think></think>\\n' + m.content }}",
+    "{{ '<|assistant|>' }}{% generation %}{{ '\\n<think></think>\\n' + m.content }}{% endgeneration %}",
+)
+COMMAND_R = """\
+{%- for m in messages %}{{ '<|START_OF_TURN_TOKEN|>' + m.role }}
+{%- if m.role == 'assistant' %}{{ '<|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' }}
+{%- else %}{{ m.content }}{% endif %}{{ '<|END_OF_TURN_TOKEN|>' }}
+{%- endfor %}{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|>assistant<|START_RESPONSE|>{% endif %}"""
+"""As Command R7B's: one mark ends the response, another the turn."""
 SPECIAL = [
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
     "<start_of_turn>", "<end_of_turn>", "<｜end▁of▁sentence｜>", "<|start|>", "<|channel|>", "<|message|>",
@@ -186,3 +205,18 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with a few merges (two newlines are one token) and every marker used here."""
     return _tokenizer()
+
+
+TURN_MARKS = [
+    "[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|system|>",
+    "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
+]  # fmt: skip
+
+
+def tokenizer_with_turn_marks() -> PreTrainedTokenizerFast:
+    """The tokenizer with the marks of GLM's and Command R's templates too."""
+    tok = copy.deepcopy(tokenizer())
+    tok.backend_tokenizer.add_tokens(
+        [AddedToken(mark, special=True, normalized=False) for mark in TURN_MARKS]
+    )
+    return tok

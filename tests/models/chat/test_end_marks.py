@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
-from chat_templates import CHATML, LLAMA3, R1, tokenizer
-from tokenizers import AddedToken
+from chat_templates import CHATML, COMMAND_R, GLM, GLM_MARKED, LLAMA3, R1, tokenizer_with_turn_marks
 
 from stillhouse.models import ChatTemplate
 
-GLM = """\
-[gMASK]<sop>
-{%- for m in messages %}
-{%- if m.role == 'assistant' %}{{ '<|assistant|>\\n<think></think>\\n' + m.content }}
-{%- elif m.role == 'tool' %}{{ '<|observation|>\\n' + m.content }}
-{%- else %}{{ '<|' + m.role + '|>\\n' + m.content }}{% endif %}
-{%- endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
-"""As GLM 4.5's: nothing follows a last answer, and the next role's mark follows any other."""
-GLM_MARKED = GLM.replace(
-    "{{ '<|assistant|>\\n<think></think>\\n' + m.content }}",
-    "{{ '<|assistant|>' }}{% generation %}{{ '\\n<think></think>\\n' + m.content }}{% endgeneration %}",
-)
-COMMAND_R = """\
-{%- for m in messages %}{{ '<|START_OF_TURN_TOKEN|>' + m.role }}
-{%- if m.role == 'assistant' %}{{ '<|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' }}
-{%- else %}{{ m.content }}{% endif %}{{ '<|END_OF_TURN_TOKEN|>' }}
-{%- endfor %}{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|>assistant<|START_RESPONSE|>{% endif %}"""
-"""As Command R7B's: one mark ends the response, another the turn."""
 BARE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
-MARKS = [
-    "[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|system|>",
-    "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
-]  # fmt: skip
 STYLES = {
     "glm": (GLM, ("<|user|>",)),
     "glm marked": (GLM_MARKED, ("<|user|>",)),
@@ -44,15 +19,9 @@ STYLES = {
 }
 
 
-def with_marks():
-    tok = copy.deepcopy(tokenizer())
-    tok.backend_tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS])
-    return tok
-
-
 def learned(template, messages):
     """The text of each learned turn."""
-    tok = with_marks()
+    tok = tokenizer_with_turn_marks()
     ids, mask = template.encode(tok, messages)
     texts, previous = [], False
     for token, written in zip(ids, mask, strict=True):
@@ -66,7 +35,7 @@ def learned(template, messages):
 @pytest.mark.parametrize("style", STYLES)
 def test_generation_ends_at_all_marks_of_the_template(style):
     source, marks = STYLES[style]
-    template, tok = ChatTemplate(source, {"bos_token": ""}), with_marks()
+    template, tok = ChatTemplate(source, {"bos_token": ""}), tokenizer_with_turn_marks()
     assert template.end_marks(tok) == marks
     assert template.end_token_ids(tok) == {tok.eos_token_id, *map(tok.convert_tokens_to_ids, marks)}
 
@@ -98,6 +67,6 @@ def test_a_call_ends_with_the_mark_of_the_tools_turn():
 
 
 def test_a_prompt_does_not_contain_the_mark_of_an_answer_to_come():
-    tok = with_marks()
+    tok = tokenizer_with_turn_marks()
     prompt = ChatTemplate(GLM).encode_prompt(tok, [{"role": "user", "content": "Why?"}])
     assert tok.decode(prompt) == "[gMASK]<sop><|user|>\nWhy?<|assistant|>"

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stillhouse.models import quiet_transformers
+
 _MOE_WITH_NEW_NAME = ("qwen3_moe", "qwen3_vl_moe_text")
 """Architectures (`model_type`) whose `num_experts` transformers 5 saves as `num_local_experts`."""
 
@@ -44,14 +46,9 @@ def _extend_config(path: Path) -> None:
 
 def _as_version_5_reads(path: Path) -> dict[str, Any]:
     from transformers import AutoConfig
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with quiet_transformers():
         entries = AutoConfig.from_pretrained(path.parent).to_dict()
-    finally:
-        logging.set_verbosity(verbosity)
     # `type` is an old name of `rope_type`, which is there as well.
     (entries.get("rope_parameters") or {}).pop("type", None)
     return entries

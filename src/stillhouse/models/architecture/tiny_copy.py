@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
+from stillhouse.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -80,7 +81,8 @@ def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
     changes |= {"dtype": "float32", "quantization_config": None}
     changes |= {name: 1 for name in ("first_k_dense_replace", "max_window_layers") if entries.get(name)}
     try:
-        return type(config).from_dict({**entries, **changes})
+        with quiet_transformers():
+            return type(config).from_dict({**entries, **changes})
     except Exception as error:  # configurations are checked by third-party code of every kind
         raise ModelError(f"no small copy of a {config.model_type} model can be made: {error}") from error
 
@@ -106,7 +108,7 @@ def tiny_copy(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> P
 
     small = tiny_config(config)
     attention = getattr(config, "_attn_implementation", None)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(0)
         try:
             model = model_class._from_config(small, attn_implementation=attention, dtype=torch.float32)
