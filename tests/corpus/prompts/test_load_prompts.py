@@ -110,10 +110,34 @@ def test_parquet_with_nested_messages(tmp_path):
     assert [prompt.messages for prompt in prompts] == [[USER], [{"role": "user", "content": "P"}]]
 
 
+def test_parquet_with_every_arrow_type_of_text_and_list(tmp_path):
+    """As `datasets` and pandas write them: long lists, dictionaries, and calls that are null."""
+    turns = [USER | {"tool_calls": None}, {"role": "assistant", "content": "Rayleigh.", "tool_calls": None}]
+    calls = pa.list_(pa.struct([("name", pa.string())]))
+    turn = pa.struct([("role", pa.string()), ("content", pa.large_string()), ("tool_calls", calls)])
+    columns = {
+        "messages": pa.array([turns], pa.large_list(turn)),
+        "source": pa.array(["web"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    prompt = only(str(tmp_path / "p.parquet"))
+    assert prompt.messages == [USER, {"role": "assistant", "content": "Rayleigh."}]
+    assert prompt.tags == {"source": "web"}
+
+
 def test_byte_order_mark_and_blank_lines_are_no_matter(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'\xef\xbb\xbf\n{"prompt": "a"}\n\n{"prompt": "b"}')
     assert len(load_prompts(str(path))) == 2
+
+
+def test_only_a_newline_ends_a_line_of_json(tmp_path):
+    """JSON allows the separators at which Python's `splitlines` also cuts; a line may be megabytes long."""
+    texts = ["a\u2028b\u2029c\x85d", "x" * 6_000_000]
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "p.jsonl").write_bytes("\r\n".join(lines).encode())
+    prompts = load_prompts(str(tmp_path / "p.jsonl"))
+    assert [prompt.messages[0]["content"] for prompt in prompts] == texts
 
 
 def test_named_column_wins(tmp_path):

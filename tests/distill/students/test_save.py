@@ -69,6 +69,22 @@ def test_a_student_stops_in_plain_transformers(tmp_path, source):
         assert len(answer) < 20
 
 
+def test_generation_settings_that_contradict_each_other_are_saved(tmp_path):
+    """Llama 2's have a temperature and no sampling, which transformers refuses to save once they changed."""
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=len(tokenizer())))
+    model.save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    published = {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
+    (tmp_path / "base/generation_config.json").write_text(json.dumps(published))
+    base = load_weights(str(tmp_path / "base"))
+    save_student(base.model, tokenizer(), ChatTemplate(CHATML), tmp_path / "student")
+    assert base.model.generation_config.eos_token_id is None  # the model in memory is not changed
+    saved = json.loads((tmp_path / "student/generation_config.json").read_text())
+    assert {key: saved[key] for key in published} == published
+    ends = AutoModelForCausalLM.from_pretrained(tmp_path / "student").generation_config.eos_token_id
+    assert tokenizer().convert_ids_to_tokens(ends) == ["</s>", "<|im_end|>"]
+
+
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 5000.0,

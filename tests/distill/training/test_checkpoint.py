@@ -16,11 +16,12 @@ import pytest
 import torch
 from tiny_training import documents_of, llama
 
+from stillhouse.distill.students.lora import prepare_lora
 from stillhouse.distill.training.checkpoint import CheckpointManager, generator_states, restore_generators
 from stillhouse.distill.training.loop import train
 from stillhouse.distill.training.tracking import MetricsLog
 from stillhouse.errors import CheckpointError
-from stillhouse.recipe import Objective, Train
+from stillhouse.recipe import Lora, Objective, Train
 
 DOCUMENTS = documents_of((12, 5, 9, 20, 7, 7, 3, 16))
 SETTINGS = Train(
@@ -62,7 +63,7 @@ def checkpoints(directory: Path) -> list[str]:
     return sorted(path.name for path in (directory / "checkpoints").iterdir())
 
 
-def stop_after(directory, steps, monkeypatch):
+def stop_after(directory, steps, monkeypatch, **options):
     """Leaves the directory as a run that died right after ``steps`` steps left it."""
 
     class Killed(Exception):
@@ -78,7 +79,7 @@ def stop_after(directory, steps, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "log", log_and_die)
         with pytest.raises(Killed):
-            run(directory)
+            run(directory, **options)
 
 
 CHILD = """
@@ -118,6 +119,16 @@ def test_a_run_resumed_after_any_step_ends_like_the_one_left_alone(tmp_path, lef
     stop_after(tmp_path, steps, monkeypatch)
     model, result = run(tmp_path)
     require_same(model, result, left_alone, tmp_path)
+
+
+def test_adapters_with_dropout_resume_as_well(tmp_path, monkeypatch):
+    def adapted():
+        return prepare_lora(llama(), Lora(rank=2, dropout=0.3, targets=("q_proj", "down_proj")), seed=1)
+
+    alone = run(tmp_path / "alone", model=adapted())
+    stop_after(tmp_path / "resumed", 6, monkeypatch, model=adapted())
+    model, result = run(tmp_path / "resumed", model=adapted())
+    require_same(model, result, alone, tmp_path / "resumed")
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, left_alone):
@@ -250,6 +261,7 @@ FULL_DISK = """
 import os
 from pathlib import Path
 import torch
+from stillhouse.distill.students.lora import prepare_lora
 from stillhouse.distill.training.checkpoint import CheckpointManager
 from stillhouse.errors import StorageError
 store = CheckpointManager(Path({directory!r}), {{}})

@@ -331,6 +331,11 @@ def test_thoughts_have_many_names(fields):
     assert (reply.text, reply.reasoning) == ("Yes.", "Hm.")
 
 
+def test_blank_lines_before_the_body_are_no_matter():
+    """Gateways send them to keep a connection open while the model thinks."""
+    assert parsed("\n \r\n\n" + json.dumps(ANSWER)).text == "yes"
+
+
 @pytest.mark.parametrize(
     "content", [[{"type": "text", "text": "a"}], [{"type": "output_text", "text": "a"}], ["a"]]
 )

@@ -110,6 +110,17 @@ def test_an_earlier_turn_that_cannot_be_told_apart_is_context():
     assert learned(THINK_PROMPT, messages)[1] == ["T2\n</think>\n\nsecond<|im_end|>"]
 
 
+def test_a_template_that_needs_a_question_is_never_asked_without_one():
+    """As Qwen 3.5's; a system prompt alone is no conversation for it."""
+    needs_a_question = (
+        "{% if not messages | selectattr('role', 'equalto', 'user') | list %}"
+        "{{ raise_exception('No user query found in messages.') }}{% endif %}"
+    )
+    messages = [{"role": "system", "content": "Be brief."}, *conversation("Sing.", "La.")]
+    assert learned(needs_a_question + CHATML, messages) == learned(CHATML, messages)
+    assert learned(CHATML, messages)[1] == ["La.<|im_end|>"]
+
+
 def test_an_answer_before_any_question_is_context():
     messages = [{"role": "assistant", "content": "How can I help?"}, *conversation("Sing.", "La.")]
     needs_a_message = "{{ messages[0].role[:0] }}" + CHATML

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging as noise
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import GENERATION_CONFIG_NAME, logging as noise
 
 from stillhouse.distill.students.lora import merged
 from stillhouse.distill.students.version_4 import add_version_4_keys
@@ -50,7 +50,12 @@ def save_student(
     # transformers saves a model under the names that it was loaded from, which for the text part of a model
     # that reads images are not those of the text class that config.json names.
     plain._weight_conversions = None  # pyright: ignore[reportArgumentType]
-    _end_with_turn(plain, tokenizer, template)
+    generation = plain.generation_config
+    assert generation is not None
+    _end_with_turn(generation, tokenizer, template)
+    # transformers refuses to save settings that contradict each other if they were changed since they were
+    # read, and published models have some (a temperature without sampling), so their file is written below.
+    plain.generation_config = GenerationConfig()
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = template.source
     with atomic_directory(directory) as temporary:
@@ -61,6 +66,7 @@ def save_student(
             raise StorageError(f"could not write the weights to {directory}: {error}") from error
         finally:
             noise.enable_progress_bar()
+        generation.to_json_file(temporary / GENERATION_CONFIG_NAME)
         tokenizer.save_pretrained(temporary)
         add_version_4_keys(temporary)
 
@@ -85,11 +91,9 @@ def save(
 
 
 def _end_with_turn(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate
+    generation: GenerationConfig, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate
 ) -> None:
     """Adds the end marks of the tokenizer and the template to the ids at which generation stops."""
-    generation = model.generation_config
-    assert generation is not None
     own = generation.eos_token_id
     ends = [own] if isinstance(own, int) else list(own or [])
     ends += sorted(template.end_token_ids(tokenizer) - {*ends})
