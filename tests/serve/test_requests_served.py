@@ -182,6 +182,22 @@ def test_a_url_is_enforced_and_white_space_is_bounded(server, model):
         assert max(map(len, choice.message.content.replace("\n", " ").split('"')[2::2])) < 80
 
 
+@BOTH
+def test_a_url_among_the_arguments_of_a_tool_is_enforced(server, model):
+    parameters = {
+        "type": "object",
+        "properties": {"u": {"type": "string", "format": "uri", "maxLength": 12}},
+        "required": ["u"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "open", "parameters": parameters}}
+    reply = server.client.chat.completions.create(
+        model=model, messages=HELLO, tools=[tool], tool_choice="required", max_tokens=200, seed=1
+    )
+    (call,) = reply.choices[0].message.tool_calls
+    assert TypeAdapter(AnyUrl).validate_python(json.loads(call.function.arguments)["u"])
+
+
 def test_a_schema_that_llama_cpp_drops_is_refused_by_llama_cpp(server):
     """`duration` is followed by both copies of llguidance, `uri-reference` by neither."""
     for form, status in (("duration", 200), ("uri-reference", 400)):

@@ -38,8 +38,8 @@ backends (RFC 3986, without user names and IPv6 addresses)."""
 
 
 def with_guidance_options(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` with our options for llguidance."""
-    return {**schema, "x-guidance": _OPTIONS}
+    """``schema`` with our options for llguidance, and in a form that both copies of it know."""
+    return {**_with_known_formats(schema), "x-guidance": _OPTIONS}
 
 
 def with_one_line_options(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def validated_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
         MissingExtraError: llguidance is not installed.
     """
     try:
-        prepared = with_guidance_options(_with_known_formats(schema))
+        prepared = with_guidance_options(schema)
         size = len(json.dumps(prepared))
     except RecursionError as error:
         raise SchemaError("the JSON schema is nested too deeply") from error
