@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -78,3 +79,12 @@ def test_tool_calls_that_the_template_does_not_know_are_refused_by_name(tmp_path
             student,
             {"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}]},
         )
+
+
+@pytest.mark.parametrize(("source", "warned"), [(CHATML, False), (CHATML.replace("<|im_end|>", ""), True)])
+def test_a_template_without_an_end_mark_is_warned_about(tmp_path, student, capsys, source, warned):
+    directory = shutil.copytree(student, tmp_path / "student")
+    (directory / "chat_template.jinja").write_text(source)
+    checked(tmp_path, str(directory), *numbered(2))
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("ends an answer with no token of its own" in said) is warned
