@@ -85,7 +85,9 @@ class TestResponses:
         raw = server.client.responses.create(
             model="smollm2", input=QUESTION, temperature=0, max_output_tokens=24, stream=True
         )
-        assert [event.sequence_number for event in raw] == list(range(len(kinds)))
+        # How many deltas there are depends on when they arrive.
+        numbers = [event.sequence_number for event in raw]
+        assert numbers == list(range(len(numbers)))
 
     def test_a_cut_answer_is_incomplete(self, server):
         response = server.client.responses.create(model="smollm2", input="Tell a story.", max_output_tokens=4)
