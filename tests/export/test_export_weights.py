@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from exported_models import LlamaCpp, byte_level, save, sentencepiece
@@ -182,6 +184,26 @@ def test_the_context_ends_where_a_window_begins_that_llama_cpp_has_not(tmp_path,
     torch.testing.assert_close(theirs, expected[22], rtol=0, atol=0.01)
     with pytest.raises(KeyError, match="choices"):  # llama.cpp refuses what is longer
         llama.logprobs(ids[0].tolist(), model.config.vocab_size)
+
+
+@pytest.mark.parametrize("case", ["llama, linear", "llama, yarn"])
+def test_rotations_as_transformers_4_wrote_them(tmp_path, case):
+    architecture, changes = CASES[case]
+    save(tmp_path / "model", architecture, **changes)
+    (new,) = export_gguf(tmp_path / "model", ["f32"], tmp_path / "new.gguf")
+    file = tmp_path / "model/config.json"
+    config = json.loads(file.read_text())
+    rotation = config.pop("rope_parameters")
+    theta = rotation.pop("rope_theta")
+    old_form = {"rope_theta": theta, "rope_scaling": {"type": rotation.pop("rope_type"), **rotation}}
+    file.write_text(json.dumps(config | old_form))
+    (old,) = export_gguf(tmp_path / "model", ["f32"], tmp_path / "old.gguf")
+    rope = [
+        {key: value for key, value in read_gguf(export.path).metadata.items() if ".rope." in key}
+        for export in (new, old)
+    ]
+    assert rope[0] == rope[1]
+    assert any("scaling" in key for key in rope[0])
 
 
 def test_original_checkpoints_of_experts_are_read(tmp_path):

@@ -222,6 +222,45 @@ def test_a_uri_is_one_by_rfc_3986(smollm2, uri):
     assert followed == bool(expected)
 
 
+REFERENCES = {
+    "definition": ({"$ref": "#/$defs/e", "$defs": {"e": {"enum": ["a", "b"]}}}, '"b"', '"c"'),
+    "property": (
+        {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/properties/a"}},
+            "required": ["b"],
+            "additionalProperties": False,
+        },
+        '{"b":1}',
+        '{"b":"1"}',
+    ),
+    "recursion": (
+        {
+            "type": "object",
+            "properties": {"c": {"type": "array", "items": {"$ref": "#"}}},
+            "additionalProperties": False,
+        },
+        '{"c":[{"c":[]},{}]}',
+        '{"c":[1]}',
+    ),
+    "one of": ({"oneOf": [{"type": "integer"}, {"enum": ["z"]}]}, '"z"', '"y"'),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_references_are_followed(smollm2, name):
+    tokenizer, constraints = smollm2
+    schema, good, bad = REFERENCES[name]
+    for text, expected in ((good, True), (bad, False)):
+        constraint = constraints.create(validated_schema(schema))
+        followed = True
+        for token in tokenizer.encode(text, add_special_tokens=False):
+            followed = followed and bool(constraint.allowed_tokens()[token])
+            if followed:
+                constraint.consume(token)
+        assert (followed and bool(constraint.allowed_tokens()[2])) == expected  # 2 ends the answer
+
+
 def test_a_property_or_a_value_named_format_is_no_format():
     schema = {
         "type": "object",

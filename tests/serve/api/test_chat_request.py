@@ -43,6 +43,13 @@ def test_switches_of_the_template_by_any_of_their_names(fields, variables):
     assert task(**fields).template_variables == variables
 
 
+@pytest.mark.parametrize("role", ["user", "tool", "assistant", "system"])
+def test_parts_of_text_are_one_text(role):
+    parts = [{"type": "text", "text": "It "}, {"type": "text", "text": "rains."}]
+    (message,) = task(messages=[{"role": role, "tool_call_id": "1", "content": parts}]).messages
+    assert message["content"] == "It rains."
+
+
 def test_thoughts_and_refusals_by_any_of_their_names():
     messages = task(messages=[{"role": "assistant", "reasoning": "hm", "refusal": "No."}, USER]).messages
     assert messages[0] == {"role": "assistant", "content": "No.", "reasoning_content": "hm"}
