@@ -48,7 +48,10 @@ class FaultyUpstream:
             return FAULTS[order]()
         if self.bodies[-1].get("stream"):
             return StreamingResponse(self._stream(order), media_type="text/event-stream; charset=utf-8")
-        choice = {"index": 0, "message": {"role": "assistant", "content": "Hello."}, "finish_reason": "stop"}
+        message: dict[str, Any] = {"role": "assistant", "content": "Hello."}
+        if order.startswith("["):
+            message = {"role": "assistant", "content": None, "tool_calls": json.loads(order)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return JSONResponse(WHOLE | {"choices": [choice], "more": {"model": "kept"}})
 
     async def _stream(self, order: str) -> AsyncIterator[bytes]:
@@ -58,6 +61,11 @@ class FaultyUpstream:
                 events = [b": still thinking\r\n\r\n", *map(_event, WORDS), b"data: [DONE]\r\n\r\n"]
                 for byte in b"".join(events):
                     yield bytes([byte])
+                return
+            if order.startswith("["):  # deltas of tool calls
+                for call in json.loads(order):
+                    yield _event({"tool_calls": [call]})
+                yield b"data: [DONE]\n"
                 return
             for word in WORDS[:2]:
                 yield _event(word)
@@ -80,8 +88,9 @@ class FaultyUpstream:
             self.open -= 1
 
 
-def _event(word: str) -> bytes:
-    choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+def _event(delta: str | dict[str, Any]) -> bytes:
+    delta = {"content": delta} if isinstance(delta, str) else delta
+    choice = {"index": 0, "delta": delta, "finish_reason": None}
     data = {**WHOLE, "object": "chat.completion.chunk", "choices": [choice]}
     return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\r\n\r\n"
 

@@ -31,13 +31,11 @@ from stillhouse.serve.api.schema import (
     TokenizeRequest,
 )
 from stillhouse.serve.context import ServerContext
-from stillhouse.serve.dialects.base import ErrorForm
 from stillhouse.serve.dialects.messages import (
     MessageCountRequest,
     MessagesRequest,
     count_message_tokens,
     create_message,
-    messages_error,
 )
 from stillhouse.serve.dialects.ollama import (
     OllamaChatRequest,
@@ -46,7 +44,6 @@ from stillhouse.serve.dialects.ollama import (
     OllamaShowRequest,
     ollama_chat,
     ollama_embed,
-    ollama_error,
     ollama_generate,
     ollama_show,
     ollama_tags,
@@ -121,16 +118,14 @@ def _routes(context: ServerContext) -> list[Route]:
 
         return Route(path, with_error_responses(handle, context.metrics, path), methods=["POST"])
 
-    def dialect(
-        path: str, body_type: type[Body], handler: PostHandler[Body], error_form: ErrorForm | None
-    ) -> Route:
-        """A route whose handler itself asks other servers, and whose errors have a form of their own."""
+    def dialect(path: str, body_type: type[Body], handler: PostHandler[Body]) -> Route:
+        """A route whose handler itself asks other servers."""
 
         async def handle(request: Request) -> Response:
             body = await read_body(request.scope, request.receive)
             return await handler(context, request, parse_body(body_type, body))
 
-        return Route(path, with_error_responses(handle, context.metrics, path, error_form), methods=["POST"])
+        return Route(path, with_error_responses(handle, context.metrics, path), methods=["POST"])
 
     return [
         get("/v1/models", list_models),
@@ -140,13 +135,13 @@ def _routes(context: ServerContext) -> list[Route]:
         post("/v1/embeddings", EmbeddingRequest, create_embeddings),
         post("/tokenize", TokenizeRequest, tokenize),
         post("/detokenize", DetokenizeRequest, detokenize),
-        dialect("/v1/responses", ResponsesRequest, create_response, None),
-        dialect("/v1/messages", MessagesRequest, create_message, messages_error),
-        dialect("/v1/messages/count_tokens", MessageCountRequest, count_message_tokens, messages_error),
-        dialect("/api/chat", OllamaChatRequest, ollama_chat, ollama_error),
-        dialect("/api/generate", OllamaGenerateRequest, ollama_generate, ollama_error),
-        dialect("/api/embed", OllamaEmbedRequest, ollama_embed, ollama_error),
-        dialect("/api/show", OllamaShowRequest, ollama_show, ollama_error),
+        dialect("/v1/responses", ResponsesRequest, create_response),
+        dialect("/v1/messages", MessagesRequest, create_message),
+        dialect("/v1/messages/count_tokens", MessageCountRequest, count_message_tokens),
+        dialect("/api/chat", OllamaChatRequest, ollama_chat),
+        dialect("/api/generate", OllamaGenerateRequest, ollama_generate),
+        dialect("/api/embed", OllamaEmbedRequest, ollama_embed),
+        dialect("/api/show", OllamaShowRequest, ollama_show),
         get("/api/tags", ollama_tags),
         get("/api/version", ollama_version),
         get("/health", get_health),

@@ -61,6 +61,11 @@ class TextBuilder:
     def __init__(self, tokenizer: Any, stops: Sequence[str], *, shown: Sequence[str] = ()) -> None:
         self._detokenizer, self._stops = Detokenizer(tokenizer, shown=shown), StopFilter(stops)
 
+    @property
+    def stop_sequence(self) -> str | None:
+        """The stop sequence that ended the text."""
+        return self._stops.stopped
+
     def add(self, token: int | None, finish_reason: str | None) -> tuple[str, str | None]:
         """Returns the text that ``token`` completes, and the finish reason.
 
@@ -82,17 +87,19 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
-        self.stopped = False
+        self.stopped: str | None = None
+        """The stop sequence that ended the text."""
 
     def add(self, text: str) -> str:
         """Returns the text that is certain to precede any stop sequence."""
         if self.stopped:
             return ""
         held = self._held + text
-        positions = [held.index(stop) for stop in self._stops if stop in held]
+        positions = [(held.index(stop), stop) for stop in self._stops if stop in held]
         if positions:
-            self.stopped, self._held = True, ""
-            return held[: min(positions)]
+            position, self.stopped = min(positions)
+            self._held = ""
+            return held[:position]
         keep = max((partial_match_length(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

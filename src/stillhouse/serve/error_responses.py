@@ -7,9 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from stillhouse.console import console
 from stillhouse.errors import (
@@ -21,6 +20,7 @@ from stillhouse.errors import (
     SchemaError,
     StillhouseError,
 )
+from stillhouse.serve.dialects.error_forms import error_in_form
 from stillhouse.serve.errors import (
     ClientDisconnected,
     InvalidRequestError,
@@ -36,44 +36,33 @@ RETRY_AFTER_S = 2
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def with_error_responses(
-    handler: Handler,
-    metrics: ServerMetrics,
-    route: str,
-    form: Callable[[int, str, dict[str, Any]], dict[str, Any]] | None = None,
-) -> Handler:
-    """Wraps a handler so that every exception becomes a response, and every response is counted.
-
-    Args:
-        form: builds the body from status, message and the error in the OpenAI API's form, for other APIs.
-    """
+def with_error_responses(handler: Handler, metrics: ServerMetrics, route: str) -> Handler:
+    """Wraps a handler so that every exception becomes a response, and every response is counted."""
 
     async def handle(request: Request) -> Response:
         try:
             response = await handler(request)
         except Exception as error:
-            response = _error_response(error, request.url.path)
-            if form is not None and response.body:
-                response = _in_form(response, form)
+            response = _in_form(_error_response(error, request.url.path), request.url.path)
         metrics.count_request(route, response.status_code)
         return response
 
     return handle
 
 
-def _in_form(response: Response, form: Callable[[int, str, dict[str, Any]], dict[str, Any]]) -> Response:
-    """The same error with another body."""
-    error = orjson.loads(response.body).get("error") or {}
-    body = form(response.status_code, str(error.get("message", "")), error)
-    kept = ("retry-after", "connection")
-    headers = {name: response.headers[name] for name in kept if name in response.headers}
-    return JSONResponse(body, response.status_code, headers=headers)
+def _in_form(response: Response, path: str) -> Response:
+    """The same error in the form of the path's API."""
+    if response.body:
+        response.body = error_in_form(path, response.status_code, bytes(response.body))
+        response.headers["content-length"] = str(len(response.body))
+    return response
 
 
 def not_found(request: Request, error: Any) -> Response:
     """Responds with 404 or 405 where no route has this path and method."""
     status = getattr(error, "status_code", 404)
-    return _response(status, f"there is no {request.method} {request.url.path} here", code="not_found")
+    missing = _response(status, f"there is no {request.method} {request.url.path} here", code="not_found")
+    return _in_form(missing, request.url.path)
 
 
 def log_fault(error: Exception, where: str) -> None:
@@ -122,7 +111,8 @@ def _stillhouse_error_response(error: StillhouseError, path: str) -> Response:
 
 def _prompt_param(path: str) -> str:
     """The field that holds the prompt."""
-    return {"/v1/completions": "prompt", "/v1/embeddings": "input"}.get(path, "messages")
+    fields = {"/v1/completions": "prompt", "/v1/embeddings": "input", "/v1/responses": "input"}
+    return fields.get(path, "messages")
 
 
 def _response(

@@ -13,6 +13,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
+from stillhouse.serve.dialects.error_forms import error_in_form
 from stillhouse.serve.errors import error_body
 
 Scope = MutableMapping[str, Any]
@@ -74,6 +75,7 @@ class SecurityMiddleware:
             if status == 401:
                 headers.append((b"www-authenticate", b"Bearer"))
             await send_with_headers({"type": "http.response.start", "status": status, "headers": headers})
+            body = error_in_form(scope["path"], status, body)
             await send_with_headers({"type": "http.response.body", "body": body})
             return
         await self._app(scope, receive, send_with_headers)

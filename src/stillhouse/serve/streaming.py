@@ -62,8 +62,9 @@ class EventStream(Response):
         self, translate: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]], media_type: str
     ) -> EventStream:
         """This stream with other events, which ``translate`` makes from those of this one."""
-        events = _closing(translate(self._all()), self._events)
-        return EventStream(b"", events, self._stack, media_type=media_type, error=self._error)
+        # Closing it cancels the generation, also of a translation that has not begun.
+        self._stack.push_async_callback(self._events.aclose)  # type: ignore[attr-defined]
+        return EventStream(b"", translate(self._all()), self._stack, media_type=media_type, error=self._error)
 
     async def _all(self) -> AsyncIterator[bytes]:
         yield self._first
@@ -93,16 +94,6 @@ class EventStream(Response):
                 log_fault(error, "a stream")
             await send({"type": "http.response.body", "body": self._error(message), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _closing(events: AsyncIterator[bytes], source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events; closes their source with them, which cancels the generation."""
-    try:
-        async for event in events:
-            yield event
-    finally:
-        await events.aclose()  # type: ignore[attr-defined]
-        await source.aclose()  # type: ignore[attr-defined]
 
 
 async def _disconnect(receive: Any) -> None:

@@ -118,7 +118,7 @@ class ChatCompletionWriter(ApiWriter):
         if logprobs:
             choices[first]["logprobs"] = {"content": logprobs}
         if answer.finish_reason:
-            choices.append(_choice(answer, {}) | {"finish_reason": answer.finish_reason})
+            choices.append(_choice(answer, {}) | _end(answer))
         return b"".join(self._chunk([choice]) for choice in choices)
 
     def _part_choices(self, answer: GeneratedAnswer, part: AnswerPart) -> list[dict[str, Any]]:
@@ -154,8 +154,14 @@ class ChatCompletionWriter(ApiWriter):
             "index": answer.index,
             "message": message,
             "logprobs": logprobs,
-            "finish_reason": answer.finish_reason,
+            **_end(answer),
         }
+
+
+def _end(answer: GeneratedAnswer) -> dict[str, Any]:
+    """Why an answer ended: `stop_reason` is the stop sequence, as in vLLM's API, if one ended it."""
+    ended = {"finish_reason": answer.finish_reason}
+    return ended | ({"stop_reason": answer.stop_sequence} if answer.stop_sequence else {})
 
 
 def _choice(answer: GeneratedAnswer, delta: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ Text = Annotated[str, Field(max_length=4_000_000)]
 JsonSchema = dict[str, Any]
 
 
-class _Part(BaseModel):
+class RequestPart(BaseModel):
     """An object inside a body. Clients replay what they received, so further fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
@@ -29,13 +29,13 @@ class _Part(BaseModel):
         )
 
 
-class RequestBody(_Part):
+class RequestBody(RequestPart):
     """A whole body; ``fields.py`` checks its further fields."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
 
-class Function(_Part):
+class Function(RequestPart):
     """A tool. `strict` has no effect: a forced call always follows `parameters`."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -44,14 +44,14 @@ class Function(_Part):
     """JSON schema of its arguments; without it, any object is valid."""
 
 
-class Tool(_Part):
+class Tool(RequestPart):
     """A tool that the model may call."""
 
     type: Literal["function"]
     function: Function
 
 
-class CalledFunction(_Part):
+class CalledFunction(RequestPart):
     """The tool that was called, and its arguments."""
 
     name: str
@@ -59,7 +59,7 @@ class CalledFunction(_Part):
     """A JSON object, as text; empty for no arguments."""
 
 
-class ToolCall(_Part):
+class ToolCall(RequestPart):
     """A tool call in an earlier answer."""
 
     id: str
@@ -67,26 +67,26 @@ class ToolCall(_Part):
     function: CalledFunction
 
 
-class FunctionName(_Part):
+class FunctionName(RequestPart):
     """The name of a tool."""
 
     name: str
 
 
-class ToolName(_Part):
+class ToolName(RequestPart):
     """The one tool that must be called."""
 
     type: Literal["function"]
     function: FunctionName
 
 
-class AddressedBody(_Part):
+class AddressedBody(RequestPart):
     """The field that all bodies have: the model."""
 
     model: str
 
 
-class Message(_Part):
+class Message(RequestPart):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -108,13 +108,13 @@ class Message(_Part):
     """Refused: send `tool_calls`."""
 
 
-class StreamOptions(_Part):
+class StreamOptions(RequestPart):
     """What a stream contains besides the text."""
 
     include_usage: bool = False
 
 
-class ResponseFormat(_Part):
+class ResponseFormat(RequestPart):
     """The required form of an answer."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -124,7 +124,7 @@ class ResponseFormat(_Part):
     """For type `json_object`: a schema that the object must follow."""
 
 
-class StructuredOutputs(_Part):
+class StructuredOutputs(RequestPart):
     """vLLM's form of `response_format`."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -134,7 +134,7 @@ class StructuredOutputs(_Part):
     json_object: bool = False
 
 
-class Thinking(_Part):
+class Thinking(RequestPart):
     """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled"]
@@ -249,6 +249,8 @@ class TokenizeRequest(RequestBody):
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     chat_template_kwargs: dict[str, Any] = {}
+    reasoning_effort: Annotated[str, Field(max_length=20)] | None = None
+    """As of a chat completion."""
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = True

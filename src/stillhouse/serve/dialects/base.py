@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import ApiError, StillhouseError
 from stillhouse.serve.api.request_parsing import parse_body
 from stillhouse.serve.api.schema import ChatRequest
 from stillhouse.serve.context import ServerContext
@@ -19,9 +20,6 @@ from stillhouse.serve.endpoints.forward import forward
 from stillhouse.serve.error_responses import log_fault
 from stillhouse.serve.errors import InvalidRequestError
 from stillhouse.serve.streaming import EventStream
-
-ErrorForm = Callable[[int, str, dict[str, Any]], dict[str, Any]]
-"""Builds the body of an error from the HTTP status, the message, and the error in the OpenAI API's form."""
 
 
 class StreamError(StillhouseError):
@@ -69,34 +67,35 @@ async def answer_chat(
         response = await create_chat_completion(context, request, parse_body(ChatRequest, body))
     if isinstance(response, EventStream):
         return response.translated(lambda events: _translate(events, form), form.media_type)
-    return Response(orjson.dumps(form.whole(orjson.loads(response.body))), media_type="application/json")
+    answer = form.whole(_checked(orjson.loads(response.body), chat["model"]))
+    return Response(orjson.dumps(answer), media_type="application/json")
 
 
 async def _translate(events: AsyncIterator[bytes], form: AnswerForm) -> AsyncIterator[bytes]:
-    for event in form.begin():
-        yield event
     try:
+        for event in form.begin():
+            yield event
         async for chunk in _chunks(events):
             for event in form.add(chunk):
                 yield event
+        for event in form.end():
+            yield event
     except Exception as error:  # the status 200 is already sent, so an error can only be an event
         if not isinstance(error, StillhouseError):
             log_fault(error, "a stream")
         message = str(error) if isinstance(error, StillhouseError) else "internal error"
         for event in form.fail(message):
             yield event
-        return
-    for event in form.end():
-        yield event
 
 
 async def _chunks(events: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a stream of server-sent events.
+    """The chunks of a stream of server-sent events. The first part of a tool call has an id, and no other.
 
     Raises:
         StreamError: the stream contains an error.
     """
     rest = b""
+    known_calls = set[Any]()
     async for event in events:
         *lines, rest = (rest + event).split(b"\n")
         for line in lines:
@@ -106,7 +105,63 @@ async def _chunks(events: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]
             chunk = orjson.loads(data)
             if error := chunk.get("error"):
                 raise StreamError(str(error.get("message", error) if isinstance(error, dict) else error))
+            for choice in chunk.get("choices") or ():
+                delta = choice["delta"] = choice.get("delta") or {}
+                _rename_reasoning(delta)
+                for call in delta.get("tool_calls") or ():
+                    _identify(call, known_calls)
             yield chunk
+
+
+def _checked(completion: dict[str, Any], model: str) -> dict[str, Any]:
+    """A chat completion with the fields that all servers should send.
+
+    Raises:
+        ApiError: it has no answer.
+    """
+    if not completion.get("choices"):
+        raise ApiError(f"{model}: the response of the other server has no answer")
+    choice = completion["choices"][0]
+    choice.setdefault("finish_reason", "stop")
+    message = choice["message"] = choice.get("message") or {}
+    _rename_reasoning(message)
+    for call in message.get("tool_calls") or ():
+        call["id"] = call.get("id") or f"call_{secrets.token_hex(12)}"
+    return completion
+
+
+def _rename_reasoning(message: dict[str, Any]) -> None:
+    """Names the reasoning of a message, or of a part of one, as this server does."""
+    if reasoning := message.pop("reasoning", None):
+        message.setdefault("reasoning_content", reasoning)
+
+
+def _identify(call: dict[str, Any], known: set[Any]) -> None:
+    """Gives the first part of a tool call an id and takes it from the others; servers differ in this."""
+    key = call.get("index", call.get("id"))
+    is_first = not known or (key is not None and key not in known)
+    known.add(key)
+    call["id"] = (call.get("id") or f"call_{secrets.token_hex(12)}") if is_first else None
+
+
+def arguments_of(text: str | None) -> dict[str, Any]:
+    """The arguments of a tool call.
+
+    Raises:
+        ApiError: they are not a JSON object, which another server's model can write.
+    """
+    try:
+        arguments = orjson.loads(text or "{}")
+    except orjson.JSONDecodeError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ApiError("the model called a tool with arguments that are not a JSON object; try again")
+    return arguments
+
+
+def object_of(value: Any) -> dict[str, Any]:
+    """The value if it is a JSON object, else an empty one, whose fields are then missing."""
+    return value if isinstance(value, dict) else {}
 
 
 def refuse(body: Any, **wanted: str) -> None:
@@ -131,11 +186,14 @@ def text_of(content: Any, types: tuple[str, ...], where: str) -> str:
     """
     if content is None or isinstance(content, str):
         return content or ""
+    if not isinstance(content, list):
+        raise InvalidRequestError(f"a content must be a text or a list of parts, not {content!r:.40}", where)
     texts = []
     for part in content:
-        if part.get("type") not in types or not isinstance(part.get("text"), str):
+        kind = object_of(part).get("type")
+        if kind not in types or not isinstance(part.get("text"), str):
             raise InvalidRequestError(
-                f"parts of type {part.get('type')!r} cannot be read; send {' or '.join(types)}", where
+                f"parts of type {kind!r} cannot be read; send {' or '.join(types)}", where
             )
         texts.append(part["text"])
     return "".join(texts)

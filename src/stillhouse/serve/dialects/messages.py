@@ -7,30 +7,29 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stillhouse.serve.api.request_parsing import parse_body
-from stillhouse.serve.api.schema import Text, TokenizeRequest
+from stillhouse.serve.api.schema import RequestBody, RequestPart, Text, TokenizeRequest
 from stillhouse.serve.context import ServerContext
-from stillhouse.serve.dialects.base import answer_chat, refuse, server_sent_event, text_of
+from stillhouse.serve.dialects.base import (
+    answer_chat,
+    arguments_of,
+    object_of,
+    refuse,
+    server_sent_event,
+    text_of,
+)
+from stillhouse.serve.dialects.error_forms import messages_error
 from stillhouse.serve.endpoints.tokenize import tokenize
 from stillhouse.serve.errors import InvalidRequestError
 
-_ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
 _STOP_REASONS = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -39,17 +38,15 @@ _STOP_REASONS = {
 }
 
 
-class MessagesTurn(BaseModel):
+class MessagesTurn(RequestPart):
     """One turn of a conversation."""
 
     role: Literal["user", "assistant", "system"]
     content: Text | list[dict[str, Any]]
 
 
-class MessageCountRequest(BaseModel):
+class MessageCountRequest(RequestBody):
     """`POST /v1/messages/count_tokens`: the fields that make a prompt, and others without effect."""
-
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     model: str
     messages: Annotated[list[MessagesTurn], Field(min_length=1, max_length=10_000)]
@@ -92,16 +89,17 @@ async def count_message_tokens(
         raise InvalidRequestError(f"the prompt is tokenized by {upstream.host}, not here", "model")
     chat = chat_of_messages(body)
     fields = ("model", "messages", "tools", "continue_final_message", "add_generation_prompt")
-    wanted = {name: chat[name] for name in fields if name in chat}
-    if chat.get("reasoning_effort") == "none":
-        wanted["chat_template_kwargs"] = {"enable_thinking": False}
+    wanted = {name: chat[name] for name in (*fields, "reasoning_effort") if chat.get(name) is not None}
+    if chat.get("tool_choice") == "none":
+        del wanted["tools"]  # a prompt without them
     counted = await tokenize(context, request, parse_body(TokenizeRequest, orjson.dumps(wanted)))
     return JSONResponse({"input_tokens": orjson.loads(counted.body)["count"]})
 
 
 async def create_message(context: ServerContext, request: Request, body: MessagesRequest) -> Response:
     """Generates the next turn of a conversation."""
-    return await answer_chat(context, request, chat_of_messages(body), MessagesAnswer(body.model))
+    form = MessagesAnswer(body.model, body.stop_sequences or ())
+    return await answer_chat(context, request, chat_of_messages(body), form)
 
 
 def chat_of_messages(body: MessageCountRequest) -> dict[str, Any]:
@@ -159,10 +157,10 @@ def _turn(turn: MessagesTurn) -> list[dict[str, Any]]:
             message.setdefault("tool_calls", []).append(_call(block))
         elif kind == "tool_result" and turn.role == "user":
             result = text_of(block.get("content"), ("text",), "messages")
-            messages.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id", "")),
+            messages.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id")),
                              "content": f"Error: {result}" if block.get("is_error") else result})  # fmt: skip
         else:
-            raise InvalidRequestError(f"a {turn.role}'s block of type {kind!r} cannot be read", "messages")
+            raise InvalidRequestError(f"a block of type {kind!r} cannot be read as {turn.role}", "messages")
     if message["content"] or len(message) > 2 or not messages:
         messages.append(message)
     return messages
@@ -175,7 +173,10 @@ def _call(block: dict[str, Any]) -> dict[str, Any]:
 
 def _tools(body: MessageCountRequest) -> dict[str, Any]:
     """The tools and which of them must be called."""
+    choice = body.tool_choice or {"type": "auto"}
     if not body.tools:
+        if choice.get("type") not in ("auto", "none"):
+            raise InvalidRequestError("tool_choice needs tools", "tool_choice")
         return {}
     tools = []
     for number, tool in enumerate(body.tools):
@@ -184,14 +185,13 @@ def _tools(body: MessageCountRequest) -> dict[str, Any]:
         function = {"name": tool.get("name"), "description": tool.get("description"),
                     "parameters": tool.get("input_schema")}  # fmt: skip
         tools.append({"type": "function", "function": {k: v for k, v in function.items() if v is not None}})
-    choice = body.tool_choice or {"type": "auto"}
     choices = {
         "auto": "auto",
         "any": "required",
         "none": "none",
         "tool": {"type": "function", "function": {"name": choice.get("name")}},
     }
-    if choice.get("type") not in choices:
+    if str(choice.get("type")) not in choices:
         raise InvalidRequestError(
             f"tool_choice must have one of the types {', '.join(choices)}", "tool_choice"
         )
@@ -203,6 +203,7 @@ def _response_format(body: MessageCountRequest) -> dict[str, Any] | None:
     form = (body.output_config or {}).get("format") or body.output_format
     if not form:
         return None
+    form = object_of(form)
     if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
         raise InvalidRequestError("a format needs type json_schema and a schema", "output_config.format")
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": form["schema"]}}
@@ -213,7 +214,8 @@ class MessagesAnswer:
 
     media_type = "text/event-stream"
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, stop_sequences: Sequence[str]) -> None:
+        self._stop_sequences = stop_sequences
         self._fields = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
@@ -223,7 +225,7 @@ class MessagesAnswer:
         self._block: str | None = None
         """Type of the open block."""
         self._index = -1
-        self._finish: str | None = None
+        self._stop = self._stop_fields({"finish_reason": "stop"})
         self._usage = _usage({})
 
     def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
@@ -236,13 +238,13 @@ class MessagesAnswer:
             content.append({"type": "text", "text": message["content"]})
         for call in message.get("tool_calls") or ():
             content.append({"type": "tool_use", "id": call["id"], "name": call["function"]["name"],
-                            "input": orjson.loads(call["function"]["arguments"] or "{}")})  # fmt: skip
+                            "input": arguments_of(call["function"].get("arguments"))})  # fmt: skip
         usage = _usage(completion.get("usage") or {})
-        return {**self._fields, "content": content, **_stop(choice["finish_reason"]), "usage": usage}
+        return {**self._fields, "content": content, **self._stop_fields(choice), "usage": usage}
 
     def begin(self) -> Iterator[bytes]:
         """Opens the message. How many tokens the prompt has is known at the end."""
-        message = {**self._fields, "content": [], **_stop(None), "usage": self._usage}
+        message = {**self._fields, "content": [], **self._stop_fields({}), "usage": self._usage}
         yield server_sent_event("message_start", {"type": "message_start", "message": message})
 
     def add(self, chunk: dict[str, Any]) -> Iterator[bytes]:
@@ -250,8 +252,8 @@ class MessagesAnswer:
         if chunk.get("usage"):
             self._usage = _usage(chunk["usage"])
         for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
-            if thoughts := delta.get("reasoning_content") or delta.get("reasoning"):
+            delta = choice["delta"]
+            if thoughts := delta.get("reasoning_content"):
                 yield from self._add_to("thinking", {"type": "thinking_delta", "thinking": thoughts})
             if text := delta.get("content"):
                 yield from self._add_to("text", {"type": "text_delta", "text": text})
@@ -269,20 +271,28 @@ class MessagesAnswer:
                     yield from self._add_to(
                         "tool_use", {"type": "input_json_delta", "partial_json": arguments}
                     )
-            self._finish = choice.get("finish_reason") or self._finish
+            if choice.get("finish_reason"):
+                self._stop = self._stop_fields(choice)
 
     def end(self) -> Iterator[bytes]:
         """Closes the message."""
         yield from self._close()
         yield server_sent_event(
             "message_delta",
-            {"type": "message_delta", "delta": _stop(self._finish or "stop"), "usage": self._usage},
+            {"type": "message_delta", "delta": self._stop, "usage": self._usage},
         )
         yield server_sent_event("message_stop", {"type": "message_stop"})
 
     def fail(self, message: str) -> Iterator[bytes]:
         """Ends the stream with an error."""
-        yield server_sent_event("error", messages_error(500, message, {}))
+        yield server_sent_event("error", messages_error(500, message))
+
+    def _stop_fields(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Why the answer ended. A chat completion names the stop sequence, if known, as `stop_reason`."""
+        finish, sequence = choice.get("finish_reason"), choice.get("stop_reason")
+        if finish == "stop" and sequence in self._stop_sequences:
+            return {"stop_reason": "stop_sequence", "stop_sequence": sequence}
+        return {"stop_reason": finish and _STOP_REASONS.get(finish, "end_turn"), "stop_sequence": None}
 
     def _add_to(self, kind: str, delta: dict[str, Any]) -> Iterator[bytes]:
         if self._block != kind:
@@ -308,22 +318,12 @@ class MessagesAnswer:
         return server_sent_event(kind, {"type": kind, "index": self._index, **fields})
 
 
-def _stop(finish_reason: str | None) -> dict[str, Any]:
-    reason = finish_reason and _STOP_REASONS.get(finish_reason, "end_turn")
-    return {"stop_reason": reason, "stop_sequence": None}
-
-
 def _usage(usage: dict[str, Any]) -> dict[str, int]:
     """Prompt tokens that were in the cache are counted apart, as the API does."""
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     return {
-        "input_tokens": usage.get("prompt_tokens", 0) - cached,
+        "input_tokens": (usage.get("prompt_tokens") or 0) - cached,
         "cache_read_input_tokens": cached,
         "cache_creation_input_tokens": 0,
-        "output_tokens": usage.get("completion_tokens", 0),
+        "output_tokens": usage.get("completion_tokens") or 0,
     }
-
-
-def messages_error(status: int, message: str, error: dict[str, Any]) -> dict[str, Any]:
-    """An error in the API's form."""
-    return {"type": "error", "error": {"type": _ERROR_TYPES.get(status, "api_error"), "message": message}}

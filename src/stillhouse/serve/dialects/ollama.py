@@ -13,21 +13,30 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stillhouse import __version__
 from stillhouse.errors import ModelNotFoundError
 from stillhouse.serve.api.request_parsing import parse_body
-from stillhouse.serve.api.schema import CompletionRequest, EmbeddingRequest, Text
+from stillhouse.serve.api.schema import (
+    CompletionRequest,
+    EmbeddingRequest,
+    RequestBody,
+    RequestPart,
+    Text,
+)
 from stillhouse.serve.context import ServerContext
-from stillhouse.serve.dialects.base import answer_chat, refuse
+from stillhouse.serve.dialects.base import answer_chat, arguments_of, object_of, refuse
+from stillhouse.serve.dialects.error_forms import ollama_error
 from stillhouse.serve.endpoints.completions import create_completion
 from stillhouse.serve.endpoints.embeddings import create_embeddings
 from stillhouse.serve.endpoints.forward import forward
 from stillhouse.serve.errors import InvalidRequestError
 
+RAW_TOKENS = 512
+"""Limit of a raw answer if the request sets no `num_predict`: without a template, a model need not end."""
 _NO_IMAGES = "the models here read no images"
 # option -> field of a chat completion
 _OPTIONS = {
@@ -49,7 +58,7 @@ _WITHOUT_EFFECT = frozenset(
 _NEUTRAL = {"mirostat": 0, "typical_p": 1.0, "tfs_z": 1.0, "repeat_last_n": 64}
 
 
-class OllamaMessage(BaseModel):
+class OllamaMessage(RequestPart):
     """One message of a conversation."""
 
     role: str
@@ -61,10 +70,8 @@ class OllamaMessage(BaseModel):
     tool_name: str | None = None
 
 
-class _OllamaRequest(BaseModel):
+class _OllamaRequest(RequestBody):
     """Fields that chat and generate share."""
-
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     model: str
     stream: bool | None = None
@@ -83,7 +90,7 @@ class _OllamaRequest(BaseModel):
 class OllamaChatRequest(_OllamaRequest):
     """`POST /api/chat`."""
 
-    messages: Annotated[list[OllamaMessage], Field(max_length=10_000)] = []
+    messages: Annotated[list[OllamaMessage], Field(max_length=10_000)] = Field(default_factory=list)
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
 
 
@@ -101,10 +108,8 @@ class OllamaGenerateRequest(_OllamaRequest):
     context: list[int] | None = None
 
 
-class OllamaEmbedRequest(BaseModel):
+class OllamaEmbedRequest(RequestBody):
     """`POST /api/embed`."""
-
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     model: str
     input: Text | list[Text]
@@ -116,10 +121,8 @@ class OllamaEmbedRequest(BaseModel):
     """Refused."""
 
 
-class OllamaShowRequest(BaseModel):
+class OllamaShowRequest(RequestBody):
     """`POST /api/show`."""
-
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     verbose: bool | None = None
     """No effect."""
@@ -166,8 +169,12 @@ async def ollama_embed(context: ServerContext, request: Request, body: OllamaEmb
     """Returns one vector for each text."""
     refuse(body, dimensions="the number of dimensions cannot be chosen")
     started = time.perf_counter_ns()
-    wanted = orjson.dumps({"model": _own_name(context, body.model), "input": body.input})
-    response = await create_embeddings(context, request, parse_body(EmbeddingRequest, wanted))
+    model = _own_name(context, body.model)
+    wanted = orjson.dumps({"model": model, "input": body.input})
+    if upstream := context.pool.upstreams.get(model):
+        response = await forward(context, request, upstream, wanted, "/embeddings")
+    else:
+        response = await create_embeddings(context, request, parse_body(EmbeddingRequest, wanted))
     answer = orjson.loads(response.body)
     return JSONResponse(
         {
@@ -218,8 +225,15 @@ async def ollama_version(context: ServerContext, request: Request) -> Response:
 
 
 def _own_name(context: ServerContext, name: str) -> str:
-    """The model's name here; `name:latest` is `name`, as in Ollama."""
-    return name if name in context.pool.names else name.removesuffix(":latest")
+    """The model's name here; `name:latest` is `name`, as in Ollama.
+
+    Raises:
+        ModelNotFoundError: there is no model of this name.
+    """
+    own_name = name if name in context.pool.names else name.removesuffix(":latest")
+    if own_name not in context.pool.names:
+        raise ModelNotFoundError(f"there is no model {name!r} here")
+    return own_name
 
 
 def _sampling(body: _OllamaRequest) -> dict[str, Any]:
@@ -234,7 +248,7 @@ def _sampling(body: _OllamaRequest) -> dict[str, Any]:
         if name in _OPTIONS:
             fields[_OPTIONS[name]] = value
         elif name == "num_predict":
-            fields["max_tokens"] = value if value is not None and value > 0 else None  # -1 and -2: no limit
+            fields["max_tokens"] = None if value in (-1, -2) else value  # -1 and -2: no limit
         elif name not in _WITHOUT_EFFECT and value not in (None, _NEUTRAL.get(name)):
             raise InvalidRequestError(
                 f"the option {name} cannot be followed; leave it out", f"options.{name}"
@@ -268,7 +282,7 @@ def _messages(messages: list[OllamaMessage]) -> list[dict[str, Any]]:
         if message.tool_calls:
             one["tool_calls"] = []
             for call in message.tool_calls:
-                function = call.get("function") or {}
+                function = object_of(call.get("function"))
                 identity = f"call_{number}_{len(one['tool_calls'])}"
                 unanswered.append((str(function.get("name")), identity))
                 arguments = json.dumps(function.get("arguments") or {})
@@ -286,7 +300,7 @@ async def _raw(
 ) -> Response:
     """Continues a text without a chat template."""
     fields = _sampling(body) | {"model": model, "prompt": body.prompt, "stream": False}
-    fields.setdefault("max_tokens", 512)
+    fields["max_tokens"] = fields.get("max_tokens") or RAW_TOKENS
     completion = orjson.dumps({name: value for name, value in fields.items() if value is not None})
     if upstream := context.pool.upstreams.get(model):
         response = await forward(context, request, upstream, completion, "/completions")
@@ -328,7 +342,7 @@ class OllamaAnswer:
         return self._line(
             message.get("content") or "",
             thinking=message.get("reasoning_content"),
-            calls=[(call["function"]["name"], call["function"]["arguments"]) for call in calls],
+            calls=[(call["function"]["name"], call["function"].get("arguments")) for call in calls],
             **self._last(),
         )
 
@@ -340,8 +354,8 @@ class OllamaAnswer:
         """Translates one chunk. A tool call is sent whole, when it is complete."""
         self._usage = chunk.get("usage") or self._usage
         for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
-            thoughts = delta.get("reasoning_content") or delta.get("reasoning")
+            delta = choice["delta"]
+            thoughts = delta.get("reasoning_content")
             if delta.get("content") or thoughts:
                 self._first = self._first or time.perf_counter_ns()
                 yield _json_line(self._line(delta.get("content") or "", thinking=thoughts))
@@ -361,14 +375,14 @@ class OllamaAnswer:
 
     def fail(self, message: str) -> Iterator[bytes]:
         """Ends the stream with an error."""
-        yield _json_line({"error": message})
+        yield _json_line(ollama_error(message))
 
     def _line(
         self,
         text: str,
         *,
         thinking: str | None = None,
-        calls: list[tuple[str, str]] | None = None,
+        calls: list[tuple[str, str | None]] | None = None,
         **more: Any,
     ) -> dict[str, Any]:
         line: dict[str, Any] = {"model": self._model, "created_at": _timestamp(time.time())}
@@ -377,7 +391,7 @@ class OllamaAnswer:
             line["message"] = message
             if calls:
                 message["tool_calls"] = [
-                    {"function": {"name": name, "arguments": orjson.loads(arguments or "{}")}}
+                    {"function": {"name": name, "arguments": arguments_of(arguments)}}
                     for name, arguments in calls
                 ]
             if thinking:
@@ -403,11 +417,6 @@ class OllamaAnswer:
         }
 
 
-def ollama_error(status: int, message: str, error: dict[str, Any]) -> dict[str, Any]:
-    """An error in the API's form."""
-    return {"error": message}
-
-
 def _json_line(data: dict[str, Any]) -> bytes:
     return orjson.dumps(data) + b"\n"
 
@@ -417,15 +426,9 @@ def _timestamp(seconds: float) -> str:
 
 
 def _describe(context: ServerContext, name: str) -> Any:
-    """What the model's files say; None for a model of another server.
-
-    Raises:
-        ModelNotFoundError: there is no model of this name.
-    """
+    """What the model's files say; None for a model of another server."""
     from stillhouse.models import describe
 
-    if name not in context.pool.names:
-        raise ModelNotFoundError(f"there is no model {name!r} here")
     reference = context.pool.references.get(name)
     return describe(reference) if reference else None
 

@@ -6,23 +6,28 @@ import secrets
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stillhouse.serve.api.schema import Text
+from stillhouse.serve.api.schema import RequestBody, Text
 from stillhouse.serve.context import ServerContext
-from stillhouse.serve.dialects.base import answer_chat, now, refuse, server_sent_event, text_of
+from stillhouse.serve.dialects.base import (
+    answer_chat,
+    now,
+    object_of,
+    refuse,
+    server_sent_event,
+    text_of,
+)
 from stillhouse.serve.errors import InvalidRequestError
 
 _NOT_KEPT = "this server keeps no answers: send the whole conversation as input"
 _LOGPROBS = "message.output_text.logprobs"
 
 
-class ResponsesRequest(BaseModel):
+class ResponsesRequest(RequestBody):
     """`POST /v1/responses`."""
-
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     model: str
     input: Text | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=10_000)]
@@ -36,7 +41,7 @@ class ResponsesRequest(BaseModel):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: dict[str, Any] | None = None
-    """`format`: `text`, `json_object` or `json_schema`."""
+    """`format`: `text`, `json_object` or `json_schema`; `verbosity` can only be `medium`."""
     reasoning: dict[str, Any] | None = None
     """`effort`, for templates that use it; `none` turns reasoning off where the template can."""
     include: list[str] | None = None
@@ -72,6 +77,8 @@ def chat_of_response(body: ResponsesRequest) -> dict[str, Any]:
            background="this server keeps no answers: leave background out")  # fmt: skip
     if body.truncation == "auto":
         raise InvalidRequestError("a prompt is never truncated here; leave truncation out", "truncation")
+    if (body.text or {}).get("verbosity") not in (None, "medium"):
+        raise InvalidRequestError("the verbosity cannot be chosen; leave it out", "text.verbosity")
     messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
     items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     for number, item in enumerate(items):
@@ -94,7 +101,7 @@ def chat_of_response(body: ResponsesRequest) -> dict[str, Any]:
 
 def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> None:
     """Adds one item of the input to the messages; thoughts and calls join the assistant's message."""
-    kind = item.get("type", "message")
+    kind = item.get("type") or "message"
     if kind == "message" and item.get("role") in ("user", "system", "developer", "assistant"):
         text = text_of(item.get("content"), ("input_text", "output_text", "text"), where)
         if (
@@ -129,6 +136,8 @@ def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) 
 
 def _tools(body: ResponsesRequest) -> dict[str, Any]:
     if not body.tools:
+        if body.tool_choice not in (None, "auto", "none"):
+            raise InvalidRequestError("tool_choice needs tools", "tool_choice")
         return {}
     tools = []
     for number, tool in enumerate(body.tools):
@@ -140,7 +149,8 @@ def _tools(body: ResponsesRequest) -> dict[str, Any]:
         tools.append({"type": "function", "function": function})
     choice: Any = body.tool_choice
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        allowed = {tool.get("name") for tool in choice.get("tools") or ()}
+        listed = choice.get("tools")
+        allowed = [object_of(tool).get("name") for tool in listed] if isinstance(listed, list) else []
         tools = [tool for tool in tools if tool["function"].get("name") in allowed]
         choice = choice.get("mode", "auto")
     elif isinstance(choice, dict):
@@ -150,9 +160,10 @@ def _tools(body: ResponsesRequest) -> dict[str, Any]:
     return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": body.parallel_tool_calls}
 
 
-def _response_format(form: dict[str, Any] | None) -> dict[str, Any] | None:
-    if not form or form.get("type") == "text":
+def _response_format(form: Any) -> dict[str, Any] | None:
+    if not form or object_of(form).get("type") == "text":
         return None
+    form = object_of(form)
     if form.get("type") == "json_schema":
         return {
             "type": "json_schema",
@@ -213,7 +224,7 @@ class ResponseAnswer:
         for call in message.get("tool_calls") or ():
             function = call["function"]
             output.append(_item("function_call", call_id=call["id"], name=function["name"],
-                                arguments=function["arguments"]))  # fmt: skip
+                                arguments=function.get("arguments") or "{}"))  # fmt: skip
         usage = _usage(completion.get("usage") or {})
         return self._response(output, choice["finish_reason"], usage)
 
@@ -234,8 +245,8 @@ class ResponseAnswer:
         if chunk.get("usage"):
             self._usage = _usage(chunk["usage"])
         for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
-            if thoughts := delta.get("reasoning_content") or delta.get("reasoning"):
+            delta = choice["delta"]
+            if thoughts := delta.get("reasoning_content"):
                 yield from self._add_text("reasoning", "reasoning_text", thoughts, [])
             logprobs = (choice.get("logprobs") or {}).get("content") or []
             if delta.get("content") or (logprobs and not delta.get("tool_calls")):
@@ -255,6 +266,8 @@ class ResponseAnswer:
 
     def fail(self, message: str) -> Iterator[bytes]:
         """Ends the stream with an error."""
+        if self._is_open:
+            self._is_open, self._output[-1]["status"] = False, "incomplete"
         error = {"code": "server_error", "message": message}
         failed = {**self._fields, "status": "failed", "error": error, "incomplete_details": None,
                   "output": self._output, "usage": self._usage}  # fmt: skip
@@ -348,9 +361,9 @@ def _usage(usage: dict[str, Any]) -> dict[str, Any]:
     """Tokens of the thoughts are among those of the output, and not counted apart."""
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     return {
-        "input_tokens": usage.get("prompt_tokens", 0),
-        "input_tokens_details": {"cached_tokens": cached},
-        "output_tokens": usage.get("completion_tokens", 0),
+        "input_tokens": usage.get("prompt_tokens") or 0,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": usage.get("completion_tokens") or 0,
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.get("total_tokens", 0),
+        "total_tokens": usage.get("total_tokens") or 0,
     }

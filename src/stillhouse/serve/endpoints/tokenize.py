@@ -75,6 +75,7 @@ def _chat_ids(engine: Engine, body: TokenizeRequest, model: str) -> list[int]:
         sampling=Sampling(),
         tools=choose_tools(tools, None),
         template_variables=body.chat_template_kwargs,
+        reasoning_effort=body.reasoning_effort,
         continue_final_message=body.continue_final_message,
     )
     return list(build_chat_prompt(engine, task).ids)

@@ -51,6 +51,8 @@ class TextDelta:
     """Number of prompt tokens found in the cache, in the first delta."""
     finish_reason: str | None = None
     """`stop` or `length` in the last delta, None before."""
+    stop_sequence: str | None = None
+    """The stop sequence that ended the answer, in the last delta. llama.cpp reports none."""
 
 
 CAPABILITIES = {

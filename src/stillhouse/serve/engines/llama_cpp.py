@@ -115,6 +115,7 @@ class LlamaEngine:
                         logprobs=(previous.logprob,) if previous and previous.logprob else (),
                         cached_tokens=token.cached_tokens if count < 2 else 0,
                         finish_reason=finish_reason,
+                        stop_sequence=text.stop_sequence,
                     )
                     if finish_reason:
                         return

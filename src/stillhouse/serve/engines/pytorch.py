@@ -218,6 +218,7 @@ class _DeltaBuilder:
             prompt_logprobs=tuple(self._sequence.prompt_logprobs) if is_first else (),
             cached_tokens=self._sequence.cached_tokens if is_first else 0,
             finish_reason=finish_reason,
+            stop_sequence=self._text.stop_sequence,
         )
 
 

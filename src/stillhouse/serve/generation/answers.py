@@ -38,6 +38,8 @@ class GeneratedAnswer:
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: str | None = None
         """`stop`, `length` or `tool_calls`; None before the last delta."""
+        self.stop_sequence: str | None = None
+        """That ended the answer, where the engine knows it."""
         self._reasoning = ReasoningStream(inside=starts_in_reasoning)
         self._tool_parser = tool_parser
 
@@ -60,6 +62,7 @@ class GeneratedAnswer:
             else:
                 self.content += part.text
         self.logprobs += delta.logprobs
+        self.stop_sequence = delta.stop_sequence
         # Cut off by `length` after a call, the answer may miss further calls: the client must see that.
         ends_with_calls = self.tool_calls and delta.finish_reason == "stop"
         self.finish_reason = "tool_calls" if ends_with_calls else delta.finish_reason
