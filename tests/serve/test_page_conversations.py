@@ -105,6 +105,82 @@ def test_another_file_is_refused(page: Page, tmp_path: Path, content: str, words
     expect(page.locator("#conversations .title")).to_have_count(0)
 
 
+def conversations(count: int = 1, **fields: object) -> str:
+    """An exported file; ``fields`` are those of every attempt."""
+    attempt = {"id": "a", "model": "m", "content": "x", "reasoning": "", "state": "done", "pieces": 1}
+    answer = {"shown": 0, "attempts": [attempt | fields]}
+    common = {"version": 1, "created": 1, "system": "", "models": ["student"], "beside": False}
+    all_of_them = [
+        {**common, "id": f"{i:x}", "updated": i, "turns": [{"prompt": f"<b>{i}</b>", "answers": [answer]}]}
+        for i in range(1, count + 1)
+    ]
+    return json.dumps({"format": "stillhouse conversations", "version": 1, "conversations": all_of_them})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"error": {}}, {"first": None}, {"seconds": "x"}, {"usage": {"completion_tokens": {}}}, {"state": "x"}],
+    ids=str,
+)
+def test_a_damaged_answer_is_refused(page: Page, tmp_path: Path, fields: dict[str, object]) -> None:
+    """Opening it would break the page."""
+    file = tmp_path / "x.json"
+    file.write_text(conversations(**fields))
+    page.set_input_files("#import-file", file)
+    expect(page.locator("#notices")).to_contain_text("damaged")
+
+
+def test_of_many_conversations_the_latest_are_listed(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(conversations(450))
+    page.set_input_files("#import-file", file)
+    expect(page.locator("#notices")).to_contain_text("450 conversations were imported")
+    titles = page.locator("#conversations .title")
+    expect(titles).to_have_count(200)
+    expect(titles.first).to_have_text("<b>450</b>")
+    expect(page.locator("#conversations .more")).to_contain_text("250 more")
+    page.fill("#search", "<b>1</b>")
+    expect(titles).to_have_text(["<b>1</b>"])
+
+
+def test_the_keyboard_stays_at_the_conversation(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(conversations(3))
+    page.set_input_files("#import-file", file)
+    titles = page.locator("#conversations .title")
+    titles.nth(1).focus()
+    page.keyboard.press("Enter")
+    expect(titles.nth(1)).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.keyboard.type("named")
+    page.keyboard.press("Enter")
+    expect(titles.nth(1)).to_have_text("named")
+    expect(page.get_by_role("button", name="Rename “named”")).to_be_focused()
+
+
+def test_renaming_keeps_what_another_tab_added(page: Page) -> None:
+    send_message(page, "first")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator(".turn")).to_have_count(1)
+    page.get_by_role("button", name="Rename").click()
+    send_message(other, "second")
+    expect(page.locator(".turn")).to_have_count(2)
+    page.fill("#rename-value", "named")
+    page.press("#rename-value", "Enter")
+    expect(page.locator("#conversations .title")).to_have_text("named")
+    page.reload()
+    expect(page.locator(".turn")).to_have_count(2)
+
+
+def test_the_excerpt_is_around_the_words(page: Page) -> None:
+    """Decomposed, a Korean text is two or three times as long."""
+    send_message(page, "제목 " * 9 + "한국어 문장 " * 60 + "wanted" + " 끝 문장" * 60)
+    page.fill("#search", "WANTED")
+    expect(page.locator("#conversations .excerpt")).to_contain_text("wanted")
+
+
 def test_the_conversation_that_was_open_opens_again(page: Page) -> None:
     send_message(page, "remember me")
     page.reload()

@@ -60,6 +60,35 @@ def test_formulas_are_typeset_and_carry_their_source(page: Page) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "$$\na\n+ b\n- c\n> d\n$$\n\n- item",
+        "\\[\na\n+ b\n- c\n> d\n\\]\n\n- item",
+        "$$a$$\n\\[\nb\n- c\n\\]\n\n- item",
+    ],
+)
+def test_lines_of_a_formula_are_no_list(page: Page, text: str) -> None:
+    written = write(page, text)
+    expect(written.locator(".katex").last).to_be_visible()
+    assert "c" in written.locator("annotation").last.text_content()
+    assert written.locator("li").all_inner_texts() == ["item"]
+    assert written.locator("blockquote").count() == 0
+
+
+def test_dollars_in_code_do_not_hide_a_list(page: Page) -> None:
+    written = write(page, "`$$` is the shell's number:\n- item\n\n```\n$$\n```\n- more")
+    assert written.locator("li").all_inner_texts() == ["item", "more"]
+
+
+def test_formulas_run_from_left_to_right_in_arabic(page: Page) -> None:
+    written = write(page, r"هذا نص \(a + b = c\) وبعده `x + y`.")
+    expect(written.locator(".katex")).to_have_count(1)
+    first, last = (written.get_by_text(letter, exact=True).last.bounding_box() for letter in "ac")
+    assert first["x"] < last["x"]
+    assert written.locator("code").evaluate("el => getComputedStyle(el).direction") == "ltr"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "It costs $5 and then $10, so R$ 12,29",
         "$20 for one, $35 for two",
         "$5-$10",

@@ -168,9 +168,9 @@ function startNew() {
 }
 
 async function rename(id) {
-  const conversation = store.get(id);
-  const name = await askForName(titleOf(conversation));
-  if (name === null || !store.get(id)) return;
+  const name = await askForName(titleOf(store.get(id)));
+  const conversation = store.get(id); // another tab may have continued or deleted it meanwhile
+  if (name === null || !conversation) return;
   conversation.title = name || undefined; // without a name it is called by its first words again
   store.save(conversation);
   refresh();

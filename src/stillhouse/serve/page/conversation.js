@@ -59,7 +59,7 @@ export function findIn(conversation, words) {
   for (const turn of conversation.turns) {
     for (const text of [turn.prompt, ...turn.answers.flatMap((answer) => answer?.attempts ?? []).map(({ content }) => content)]) {
       const at = folded(text).indexOf(wanted);
-      if (at >= 0) return excerpt(text.replace(/\s+/g, " "), at);
+      if (at >= 0) return excerpt(text, at);
     }
   }
   return null;
@@ -69,7 +69,15 @@ function folded(text) {
   return text.replace(/\s+/g, " ").normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
 }
 
-function excerpt(text, at) {
+/** The words around what is at index `foldedAt` of the folded text, whose characters can be more or fewer. */
+function excerpt(raw, foldedAt) {
+  const text = raw.replace(/\s+/g, " ");
+  let [at, end] = [0, text.length]; // the longest beginning whose folded form ends there
+  while (at < end) {
+    const middle = Math.ceil((at + end) / 2);
+    if (folded(text.slice(0, middle)).length <= foldedAt) at = middle;
+    else end = middle - 1;
+  }
   const from = Math.max(0, Math.min(at, text.length - 40) - 8);
   return `${from ? "…" : ""}${[...text.slice(from)].slice(0, 80).join("")}`;
 }

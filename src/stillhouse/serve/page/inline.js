@@ -132,7 +132,9 @@ class Inline {
 
   #dollars() {
     if (this.text.startsWith("$$", this.at)) {
-      return this.text.indexOf("$$", this.at + 2) > 0 && this.#formula("$$", "$$");
+      const isClosed = this.text.indexOf("$$", this.at + 2) > 0;
+      if (!isClosed) this.settled = false;
+      return isClosed && this.#formula("$$", "$$");
     }
     // A single dollar is money, unless both dollars touch a formula and no digit follows.
     const pair = /\$(?=[^\s$])([^$\n]{0,300}?[^\s$\\])\$(?!\d)/y;

@@ -25,6 +25,7 @@ const HEADING = /^ {0,3}(#{1,6})(?:\s+|$)(.*)$/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)(?:([-*+])|(\d{1,9})[.)])( +|$)(.*)$/;
+const FORMULA = /(?:^|\n) *(\$\$|\\\[)/;
 const DELIMITERS = /^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
 /** A beginning of a line that could still become different blocks: it waits for the next character. */
 const UNDECIDED = /^[\s>]*(?:[-+*_=~`#|:\s]*|`{3,}[^`]*|\|.*|\d{1,9}[.)]?\s*|[-*+] +\[[ xX]?\]?)$/;
@@ -120,8 +121,9 @@ export class Markdown {
     }
     if (!rest.trim()) return this.#blank(matched);
     const { leaf } = this;
-    if (leaf?.kind === "text" && !startsBlock(rest, whole)) {
-      if (whole && this.#becomesTable(rest)) return undefined;
+    const inFormula = leaf?.kind === "text" && endsInFormula(leaf.text) && !FENCE.test(rest);
+    if (inFormula || (leaf?.kind === "text" && !startsBlock(rest, whole))) {
+      if (!inFormula && whole && this.#becomesTable(rest)) return undefined;
       leaf.text += `\n${rest.trimStart()}`;
       return undefined;
     }
@@ -369,6 +371,17 @@ function startsBlock(rest, inParagraph) {
   const item = ITEM.exec(rest);
   if (item && !RULE.test(rest)) return !inParagraph || (item[5] !== "" && Number(item[3] ?? 1) < 100);
   return QUOTE.test(rest) || HEADING.test(rest) || RULE.test(rest) || FENCE.test(rest);
+}
+
+/** Whether a text ends inside a formula that began a line: a line with `+ b` or `> c` is then part of it. */
+function endsInFormula(text) {
+  let rest = text;
+  for (let begin = FORMULA.exec(rest); begin; begin = FORMULA.exec(rest)) {
+    const end = rest.indexOf(begin[1] === "$$" ? "$$" : "\\]", begin.index + begin[0].length);
+    if (end < 0) return true;
+    rest = rest.slice(end + 2);
+  }
+  return false;
 }
 
 /** An index before `most` where the text can be cut outside of any markup; if there is none, any index. */

@@ -7,7 +7,7 @@
 
 const LONGEST = 3000; // characters of a formula that is typeset
 const DEEPEST = 200; // nested elements of a formula; a browser's layout crashes at some thousands
-const KEPT = 200; // typeset formulas that are kept for the next drawing of the same text
+const KEPT = 1000; // typeset formulas that are kept for the next drawing: more than a paragraph has
 const CURRENCY = /(?:^|[\s(])(?:R|US|A|AU|C|CA|HK|NZ|S|NT|MX)$/;
 const OPTIONS = { throwOnError: true, strict: "ignore", trust: false, maxExpand: 200, maxSize: 20 };
 

@@ -36,17 +36,35 @@ export async function readConversations(file, get) {
   }
   const read = all.conversations.map(cleaned).filter(Boolean);
   if (read.length < all.conversations.length) throw new Error(`${file.name} is damaged: a conversation has another form.`);
+  if (new Set(read.map(({ id }) => id)).size < read.length) {
+    throw new Error(`${file.name} is damaged: two conversations are the same one.`);
+  }
   return read
     .filter((conversation) => JSON.stringify(get(conversation.id)) !== JSON.stringify(conversation))
     .map((conversation) => (get(conversation.id) ? { ...conversation, id: uniqueId() } : conversation));
 }
 
+const isText = (value) => typeof value === "string";
+const isOptional = (isValid) => (value) => value === undefined || isValid(value);
+const USAGE = { prompt_tokens: isOptional(Number.isFinite), completion_tokens: Number.isFinite };
+const ERROR = { kind: isText, message: isText, wait: isOptional(Number.isFinite), at: isOptional(Number.isFinite) };
+const ATTEMPT = {
+  id: isText, model: isText, content: isText, reasoning: isText, pieces: Number.isFinite,
+  state: (state) => ["writing", "done", "stopped", "failed"].includes(state),
+  finish: isOptional(isText), error: isOptional((error) => has(error, ERROR)), usage: isOptional((usage) => has(usage, USAGE)),
+  thought: isOptional(Number.isFinite), first: isOptional(Number.isFinite), seconds: isOptional(Number.isFinite),
+};
+
+/** Whether a value is an object whose fields have this form. */
+function has(value, form) {
+  return typeof value === "object" && value !== null && !Array.isArray(value)
+    && Object.entries(form).every(([name, isValid]) => isValid(Object.hasOwn(value, name) ? value[name] : undefined));
+}
+
 /** A conversation, if it has the form of one; null otherwise. Fields keep their order. */
 function cleaned(raw) {
-  const isText = (value) => typeof value === "string";
-  const isAttempt = (a) => isText(a?.id) && isText(a.model) && isText(a.content) && isText(a.reasoning) && isText(a.state);
-  const isAnswer = (answer) => answer === null
-    || (Array.isArray(answer?.attempts) && answer.attempts.every(isAttempt) && answer.attempts[answer.shown] !== undefined);
+  const isAnswer = (answer) => answer === null || (Array.isArray(answer?.attempts) && Number.isInteger(answer.shown)
+    && answer.attempts.every((attempt) => has(attempt, ATTEMPT)) && answer.attempts[answer.shown] !== undefined);
   const isTurn = (turn) => isText(turn?.prompt) && Array.isArray(turn.answers) && turn.answers.length <= 2
     && turn.answers.every(isAnswer);
   const good = raw?.version === 1 && isText(raw.id) && /^[0-9a-f]{1,64}$/.test(raw.id) && Number.isFinite(raw.created)

@@ -5,6 +5,7 @@ import { findIn, titleOf } from "./conversation.js";
 import { copyButton, icon, iconButton, make } from "./dom.js";
 
 const NEAR = 48; // pixels from the end within which a reader counts as being at the end
+const LISTED = 200; // conversations in the sidebar; more would slow down every answer, and search finds them
 const EXAMPLES = [
   "Explain in three sentences why the sky is blue.",
   "Write a Python function that counts the vowels in a text, with two examples.",
@@ -23,9 +24,16 @@ export class View {
     this.toEnd = document.getElementById("to-end");
     this.answers = new Map();
     this.following = true;
+    this.frame = 0;
     this.main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     this.toEnd.addEventListener("click", () => this.goToEnd());
-    this.turns.addEventListener("grown", () => this.contentGrew()); // a formula was typeset
+    // Formulas were typeset: hundreds in one frame, so that their layout is measured once.
+    this.turns.addEventListener("grown", () => {
+      this.frame ||= requestAnimationFrame(() => {
+        this.frame = 0;
+        this.contentGrew();
+      });
+    });
     new ResizeObserver(() => this.contentGrew()).observe(this.main);
   }
 
@@ -180,16 +188,30 @@ export function listConversations(conversations, words, current, { open, rename,
     .map((conversation) => ({ conversation, excerpt: words.trim() ? findIn(conversation, words) : "" }))
     .filter(({ excerpt }) => excerpt !== null);
   document.getElementById("nothing-found").hidden = found.length > 0 || !words.trim();
-  document.getElementById("conversations").replaceChildren(...found.map(({ conversation, excerpt }) => {
+  const list = document.getElementById("conversations");
+  const focused = focusIn(list);
+  list.replaceChildren(...found.slice(0, LISTED).map(({ conversation, excerpt }) => {
     const title = titleOf(conversation);
     const isCurrent = conversation.id === current.id;
-    return make("li", {},
+    return make("li", { id: `conversation-${conversation.id}` },
       make("button", { type: "button", className: "title", title, ...(isCurrent && { "aria-current": "true" }),
         onclick: () => open(conversation.id) },
         make("span", { dir: "auto" }, title), excerpt && make("span", { className: "excerpt", dir: "auto" }, excerpt)),
       iconButton("edit", `Rename “${title}”`, () => rename(conversation.id)),
       iconButton("trash", `Delete “${title}”`, () => remove(conversation.id)));
   }));
+  if (found.length > LISTED) {
+    const more = (found.length - LISTED).toLocaleString("en");
+    list.append(make("li", { className: "more" }, `${more} more: search for their words.`));
+  }
+  if (focused) document.getElementById(focused.id)?.children[focused.index]?.focus();
+}
+
+/** The item of the list that has the keyboard's focus, and which of its buttons; null if none has it. */
+function focusIn(list) {
+  const item = document.activeElement?.closest("li");
+  if (!item || item.parentElement !== list) return null;
+  return { id: item.id, index: [...item.children].findIndex((el) => el.contains(document.activeElement)) };
 }
 
 /** What the empty page promises about the user's data. */
