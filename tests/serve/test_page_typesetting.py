@@ -158,6 +158,13 @@ def test_finished_code_has_colours_and_the_same_text(page: Page) -> None:
     assert written.locator("[class^=hljs]").count() == 0
 
 
+def test_code_that_would_freeze_the_page_has_no_colours(page: Page) -> None:
+    """30,000 dollars take highlight.js seconds as Java, its time growing with their square."""
+    for code in ("$" * 11_000, "int x = 1;\n" * 1200):
+        written = write(page, f"```java\n{code}\n```\n\n```java\nint y;\n```\n")
+        expect(written.locator(".hljs-type")).to_have_count(1)
+
+
 ARABIC = "- أولاً\n- ثانياً\n\n1. واحد\n2. اثنان\n\n> اقتباس\n\n| الاسم | القيمة |\n|---|---|\n| أ | ١ |\n"
 
 

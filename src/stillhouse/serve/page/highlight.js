@@ -4,7 +4,9 @@
  * Its result is a text with marks; it becomes elements here, so that no code is ever parsed as HTML.
  */
 
-const LONGEST = 30_000; // characters of a block that gets colours
+// Some of its patterns take quadratic time: 30,000 characters in one line can freeze the page for seconds.
+const LONGEST = 12_000; // characters of a block that gets colours
+const LONGEST_LINE = 1000;
 const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'" };
 
 let loading = null;
@@ -12,7 +14,7 @@ let loading = null;
 /** Colours the code in `el`; its text stays the same. */
 export async function highlight(el, language) {
   const text = el.textContent;
-  if (!language || text.length > LONGEST) return;
+  if (!language || text.length > LONGEST || text.split("\n").some((line) => line.length > LONGEST_LINE)) return;
   try {
     loading ??= import("./vendor/highlight.min.js");
     const { default: highlighter } = await loading;
