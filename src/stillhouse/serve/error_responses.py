@@ -20,7 +20,7 @@ from stillhouse.errors import (
     SchemaError,
     StillhouseError,
 )
-from stillhouse.serve.dialects.error_forms import error_in_form
+from stillhouse.serve.error_forms import error_in_form
 from stillhouse.serve.errors import (
     ClientDisconnected,
     InvalidRequestError,

@@ -13,7 +13,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
-from stillhouse.serve.dialects.error_forms import error_in_form
+from stillhouse.serve.error_forms import error_in_form
 from stillhouse.serve.errors import error_body
 
 Scope = MutableMapping[str, Any]

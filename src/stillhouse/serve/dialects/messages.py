@@ -26,8 +26,8 @@ from stillhouse.serve.dialects.base import (
     server_sent_event,
     text_of,
 )
-from stillhouse.serve.dialects.error_forms import messages_error
 from stillhouse.serve.endpoints.tokenize import tokenize
+from stillhouse.serve.error_forms import messages_error
 from stillhouse.serve.errors import InvalidRequestError
 
 _STOP_REASONS = {

@@ -29,10 +29,10 @@ from stillhouse.serve.api.schema import (
 )
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.dialects.base import answer_chat, arguments_of, object_of, refuse
-from stillhouse.serve.dialects.error_forms import ollama_error
 from stillhouse.serve.endpoints.completions import create_completion
 from stillhouse.serve.endpoints.embeddings import create_embeddings
 from stillhouse.serve.endpoints.forward import forward
+from stillhouse.serve.error_forms import ollama_error
 from stillhouse.serve.errors import InvalidRequestError
 
 RAW_TOKENS = 512

@@ -216,7 +216,7 @@ class ResponseAnswer:
             output.append(
                 _item("reasoning", content=[{"type": "reasoning_text", "text": thoughts}], summary=[])
             )
-        if message.get("content") or not message.get("tool_calls"):
+        if message.get("content") or not (output or message.get("tool_calls")):
             logprobs = (choice.get("logprobs") or {}).get("content") or []
             output.append(
                 _item("message", role="assistant", content=[_text(message.get("content") or "", logprobs)])
