@@ -253,6 +253,7 @@ REFUSED = {
     "linear_value_head_dim": ("qwen3_5_text", {"linear_value_head_dim": 16}),
     "attention_bias True": ("smollm3", {"attention_bias": True}),
     "any layer of full attention": ("qwen3_5_text", {"num_hidden_layers": 3}),
+    "mrope_section": ("qwen3_5_text", {"head_dim": 24}),
     "'gpt2' cannot": ("gpt2", {}),
 }
 

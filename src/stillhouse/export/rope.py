@@ -30,6 +30,11 @@ def require_rope(config: PreTrainedConfig, architecture: Architecture) -> None:
         refuse(config, "rope_type", kind, f"{', '.join(others)} or {last}" if others else last)
     if rope.get("partial_rotary_factor", 1.0) not in (None, 1.0) and not architecture.partial_rotary:
         refuse(config, "partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
+    if "rope.dimension_sections" in architecture.derived:
+        settings = config.to_dict()
+        *shares, _ = architecture.derived["rope.dimension_sections"](settings)
+        if sum(shares) > head_size(settings):  # llama.cpp would abort the process that loads the file
+            refuse(config, "mrope_section", shares, f"at most {head_size(settings)} in all")
     if "sliding_attention" in config.rope_parameters:
         local = config.rope_parameters["sliding_attention"]
         if (local_kind := local.get("rope_type", "default")) != "default":
