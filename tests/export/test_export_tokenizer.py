@@ -202,11 +202,26 @@ def test_unigram_tokenizers_are_refused_by_name(tmp_path):
         exported(tmp_path, fast)
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
+def test_added_tokens_beyond_the_embedding_are_left_out(tmp_path):
+    """Gemma 3's text models share a tokenizer with the models that read images, which has one token more."""
     tokenizer = byte_level()
     save(tmp_path / "model", "llama", tokenizer)
+    rows = json.loads((tmp_path / "model" / "config.json").read_text())["vocab_size"]
     tokenizer.add_tokens([AddedToken(f"<{n}>", special=True) for n in range(9)])
     tokenizer.save_pretrained(tmp_path / "model")
+    beyond = {token for token, number in tokenizer.get_vocab().items() if number >= rows}
+    assert beyond
+    (written,) = export_gguf(tmp_path / "model", ["f32"])
+    tokens = read_gguf(written.path).metadata["tokenizer.ggml.tokens"]
+    assert len(tokens) == rows and beyond.isdisjoint(tokens)
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
+    save(tmp_path / "model", "llama", byte_level())
+    file = tmp_path / "model" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    data["model"]["vocab"]["beyond"] = 100_000
+    file.write_text(json.dumps(data))
     with pytest.raises(ModelError, match="beyond"):
         export_gguf(tmp_path / "model", ["f32"])
 
@@ -217,7 +232,7 @@ def test_a_file_that_tokenizes_text_differently_is_not_kept(tmp_path, monkeypatc
     save(tmp_path / "model", "llama", byte_level("llama-bpe"))
     monkeypatch.setattr("stillhouse.export.tokenizer.pre_tokenizer_name", lambda backend: "smollm")
     if by_llama_cpp:
-        monkeypatch.setattr(check_gguf, "tokenizer_difference", lambda a, b: None)
+        monkeypatch.setattr(check_gguf, "tokenizer_difference", lambda a, b, rows: None)
         monkeypatch.setattr(
             check_gguf, "tokenizer_from_gguf", lambda file: load_tokenizer(str(tmp_path / "model"))[0]
         )

@@ -80,7 +80,8 @@ def _check_rebuilt(file: GgufFile, source: Source, texts: Sequence[str]) -> None
     """Compares the tokenizer that our own loader rebuilds from the header."""
     rebuilt = tokenizer_from_gguf(file)
     has_merges = file.require("tokenizer.ggml.model") == "gpt2"  # SentencePiece has scores instead
-    if has_merges and (difference := tokenizer_difference(source.tokenizer, rebuilt)):
+    rows = source.config.get_text_config().vocab_size
+    if has_merges and (difference := tokenizer_difference(source.tokenizer, rebuilt, rows=rows)):
         raise TokenizerMismatchError(f"{file.path}: the tokenizer was not carried over: {difference}")
     _require_same_ids(
         file.path,
@@ -154,7 +155,9 @@ def _texts(source: Source, *, blanks: bool) -> list[str]:
         blanks: whether there is white space beside the added tokens.
     """
     runs = ["".join(f"{n}{blank * n}" for n in range(1, MAX_RUN)) for blank in " \n\t"]
-    added = [str(token) for token in source.tokenizer.added_tokens_decoder.values()][:MAX_ADDED_TOKENS]
+    rows = source.config.get_text_config().vocab_size
+    known = [str(token) for n, token in source.tokenizer.added_tokens_decoder.items() if n < rows]
+    added = known[:MAX_ADDED_TOKENS]
     space, line = (" ", "\n") if blanks else ("", "")
     return [*SAMPLES, *runs, "".join(f"{token}user\nHi there{space}{token}{line}" for token in added)]
 

@@ -104,7 +104,7 @@ def _source(
     unknown = [key for key in readers.keys() - shapes.keys() if not any(re.search(p, key) for p in ignored)]
     if unknown:
         raise ModelError(f"{path}: a {config.model_type} model has no weights {min(unknown)}")
-    require_rows(path, tokenizer, config.get_text_config().vocab_size, may_lack_added=False)
+    require_rows(path, tokenizer, config.get_text_config().vocab_size)
     # A dict keeps the order: the tokenizer's end token comes first, since GGUF holds one only.
     candidates = dict.fromkeys([tokenizer.eos_token_id, *sorted(template.end_token_ids(tokenizer)), *ends])
     end_ids = tuple(number for number in candidates if isinstance(number, int))

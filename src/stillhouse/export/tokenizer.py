@@ -104,7 +104,8 @@ def vocabulary_of(source: Source) -> Vocabulary:
 
 
 def _strips(source: Source) -> dict[str, list[int]]:
-    added = source.tokenizer.added_tokens_decoder
+    rows = source.config.get_text_config().vocab_size
+    added = {n: token for n, token in source.tokenizer.added_tokens_decoder.items() if n < rows}
     by_side = {
         side: [number for number, token in sorted(added.items()) if getattr(token, side)]
         for side in STRIP_KEYS
@@ -113,7 +114,10 @@ def _strips(source: Source) -> dict[str, list[int]]:
 
 
 def _tokens(source: Source, *, rows: int) -> tuple[list[str], list[int]]:
-    """Tokens and types in id order; ids without a token become filler."""
+    """Tokens and types in id order; ids without a token become filler.
+
+    Added tokens beyond the embedding are left out: the model has no row for them.
+    """
     by_id = {number: token for token, number in source.tokenizer.get_vocab().items()}
     added = source.tokenizer.added_tokens_decoder
     tokens, types = [], []

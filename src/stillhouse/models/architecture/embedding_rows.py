@@ -24,15 +24,9 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return embedding.weight.shape[0]
 
 
-def require_rows(
-    path: Path, tokenizer: PreTrainedTokenizerFast, rows: int, *, may_lack_added: bool = True
-) -> None:
-    """Raises ModelError where a token has an id beyond the ``rows`` of the model's embedding.
-
-    Args:
-        may_lack_added: whether added tokens are allowed to.
-    """
-    added = tokenizer.added_tokens_decoder if may_lack_added else {}
+def require_rows(path: Path, tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
+    """Raises ModelError where a token, other than an added one, has no row in an embedding of ``rows``."""
+    added = tokenizer.added_tokens_decoder
     beyond = [number for number in tokenizer.get_vocab().values() if number >= rows and number not in added]
     if beyond:
         raise ModelError(f"{path}: the tokenizer has ids beyond the {rows} rows of the embedding")

@@ -127,12 +127,20 @@ def same_tokenizer(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bo
     return tokenizer_difference(a, b) is None
 
 
-def tokenizer_difference(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> str | None:
+def tokenizer_difference(
+    a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast, *, rows: int | None = None
+) -> str | None:
     """A description of the first difference between two tokenizers; None when they are the same.
 
     Compares the id of every token, the merges, and the ids of a few texts.
+
+    Args:
+        rows: only tokens with smaller ids are compared; None compares all.
     """
-    vocab_a, vocab_b = _vocabulary(a), _vocabulary(b)
+    vocab_a, vocab_b = (
+        {token: number for token, number in _vocabulary(one).items() if rows is None or number < rows}
+        for one in (a, b)
+    )
     if vocab_a != vocab_b:
         token, _ = min(vocab_a.items() ^ vocab_b.items(), key=lambda item: item[1])
         return (
