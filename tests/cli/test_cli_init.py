@@ -51,9 +51,8 @@ def test_a_packaged_recipe_is_known_by_name(empty):
         assert find_recipe(Path(name)) == shipped_recipes()["quickstart"]
 
 
-def test_a_study_is_known_by_its_directory(empty, capsys):
-    assert main(["run", "r1-mini", "--dry-run"]) == 0
-    assert "r1-mini: seeds 1, 2, 3, 4" in capsys.readouterr().out
+def test_a_study_is_known_by_its_directory(empty):
+    assert find_recipe(Path("r1-mini")) == shipped_recipes()["r1-mini/study"]
 
 
 def test_a_file_comes_before_a_packaged_recipe(empty):

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 
 from stillhouse.models import cut_at_stop, load_tokenizer, split_reasoning
 from stillhouse.models.chat.reasoning import ReasoningStream
-from stillhouse.serve.detokenizer import Detokenizer, StopFilter
+from stillhouse.serve.engines.detokenizer import Detokenizer, StopFilter
 
 FRAGMENTS = st.lists(
     st.sampled_from(["<think>", "</think>", "<th", "ink>", "</", "a", " ", "\n", "é", "\n\n"])

@@ -99,7 +99,7 @@ def test_a_missing_file_of_the_context_is_refused_before_the_teacher_is_asked(
     teacher = {"model": str(tiny_teacher), "terms": "apache-2.0", "system": "file:nowhere.txt"}
     result = still("run", write_recipe(tmp_path, tiny_teacher, questions, teacher=teacher), cwd=tmp_path)
     assert result.returncode == 1
-    assert "teacher.system: there is no file nowhere.txt" in result.stderr
+    assert "teacher.system: nowhere.txt: no such file" in result.stderr
     assert not (tmp_path / "runs/small/corpus").exists()
 
 

@@ -146,7 +146,7 @@ def _files(recipe: Recipe) -> Iterator[Missing]:
     map_paths(Recipe, recipe, collect)
     for key, text in texts:
         if is_path(text) and not Path(text).exists() and not (glob.has_magic(text) and glob.glob(text)):  # noqa: PTH207
-            yield Missing(key, f"{text}: no such file", error=CorpusError(f"{text}: no such file"))
+            yield Missing(key, f"{text}: no such file", error=CorpusError(f"{key}: {text}: no such file"))
 
 
 def _installed(package: str) -> bool:

@@ -83,12 +83,12 @@ def read_text(file: Path, what: str = "recipe") -> str:
         return file.read_text("utf-8")
     except FileNotFoundError as error:
         candidates = {path.stem: str(path) for path in sorted(file.parent.glob("*.y*ml"))}
-        if what == "recipe":
-            candidates = {name: name for name in shipped_recipes()} | candidates
+        shipped = shipped_recipes() if what == "recipe" and len(file.parts) == 1 else ()  # a name, not a path
+        candidates = {name: name for name in shipped} | candidates
         near = nearest(file.stem, candidates)
         hint = f"Did you mean `{candidates[near]}`?" if near else None
-        if near is None and what == "recipe":
-            hint = f"Recipes that come with Stillhouse: {', '.join(shipped_recipes())}."
+        if near is None and shipped:
+            hint = f"Recipes that come with Stillhouse: {', '.join(shipped)}."
         raise RecipeError(f"no such {what}: {file}", hint=hint) from error
     except OSError as error:
         raise RecipeError(f"cannot read the {what} {file}: {error.strerror}") from error

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import SchemaError, StillhouseError
-from stillhouse.serve.detokenizer import REPLACEMENT, TextBuilder
 from stillhouse.serve.engines.base import GenerationRequest, TextDelta
+from stillhouse.serve.engines.detokenizer import REPLACEMENT, TextBuilder
 from stillhouse.serve.engines.hidden_tokens import TokenTable, recover, spellings
 from stillhouse.serve.engines.mailbox import Mailbox
 

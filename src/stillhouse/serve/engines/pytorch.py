@@ -15,8 +15,8 @@ from stillhouse.errors import (
     StillhouseError,
     is_out_of_memory,
 )
-from stillhouse.serve.detokenizer import TextBuilder
 from stillhouse.serve.engines.base import GenerationRequest, TextDelta
+from stillhouse.serve.engines.detokenizer import TextBuilder
 from stillhouse.serve.engines.mailbox import Mailbox
 
 if TYPE_CHECKING:
