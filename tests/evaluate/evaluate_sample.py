@@ -120,7 +120,7 @@ def sample_report() -> dict[str, Any]:
             "against": "control",
             "headline": "The student is closer to its teacher than the control and than before training",
             "sentence": "On 50 held-out documents the student's divergence from the teacher is 0.138 nats per token "
-            "lower than that of the control (95% interval of the paired difference: −0.159 to −0.117, clustered by "
+            "lower than that of the control (95% interval of the paired difference: 0.117 to 0.159 lower, clustered by "
             "document).",
             "since_before": "Student − before training: KL −3.091 [−3.191, −2.991] nats per token; agreement +55.0 "
             "[+53.6, +56.4] points; NLL −5.370 [−5.520, −5.220] nats per token.",

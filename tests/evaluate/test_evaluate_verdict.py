@@ -199,9 +199,23 @@ def test_the_sentence_names_amount_interval_level_and_documents():
     report = sample_report()
     assert judge_comparison(report["comparison"], []).sentence == (
         "On 50 held-out documents the student's divergence from the teacher is 0.138 nats per token lower "
-        "than that of the control (95% interval of the paired difference: −0.159 to −0.117, clustered by "
+        "than that of the control (95% interval of the paired difference: 0.117 to 0.159 lower, clustered by "
         "document)."
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "words"),
+    [
+        (-0.254, 0.289, "is 0.254 nats per token lower than before training, and the 95% interval of the "
+         "paired difference, 0.543 lower to 0.035 higher, includes zero"),
+        (0.254, 0.1, "0.254 nats per token higher than before training (95% interval of the paired "
+         "difference: 0.154 to 0.354 higher"),
+    ],
+)  # fmt: skip
+def test_the_interval_has_the_direction_of_the_sentence(value, half, words):
+    entry = {"kl": estimate(value, half), "nll": estimate(0.0, 0.5)}
+    assert words in judge_comparison({"before": entry}, []).sentence
 
 
 @pytest.mark.parametrize(

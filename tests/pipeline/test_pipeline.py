@@ -12,7 +12,8 @@ from stillhouse.errors import EmptyCorpusError, RecipeError, StorageError
 from stillhouse.files import take_lock
 from stillhouse.pipeline import runner as pipeline
 from stillhouse.pipeline.report import corpus_counts
-from stillhouse.pipeline.stages import Stage, StageResult, create_student
+from stillhouse.pipeline.run_context import RunContext
+from stillhouse.pipeline.stages import STAGES, Stage, StageResult, create_student
 from stillhouse.recipe.load import parse_recipe
 
 SOUND = (
@@ -86,4 +87,24 @@ def test_the_reports_corpus_leaves_out_bookkeeping_that_counted_nothing():
     assert corpus_counts({"failed": {"x": 1}, "finished_before": 2}) == {
         "failed": {"x": 1},
         "finished_before": 2,
+    }
+
+
+def test_a_stage_that_the_recipe_does_not_have_is_not_shown(tmp_path, monkeypatch):
+    def stage(name: str, applies: bool) -> Stage:
+        return Stage(name, (), (), lambda run: StageResult([], {}), lambda run: applies)
+
+    monkeypatch.setattr(pipeline, "STAGES", (stage("collect", True), stage("select", False)))
+    shown: list[str] = []
+    for _ in range(2):  # the second time both are skipped
+        pipeline.run(parse_recipe(SOUND), tmp_path, until="select", on_stage=shown.append)
+    assert shown == ["collect"]
+    applying = {s.name for s in STAGES if s.applies(RunContext(parse_recipe(SOUND), tmp_path))}
+    assert {s.name for s in STAGES} - applying == {"select", "on_policy"}
+    alone = parse_recipe(SOUND, overrides=["evaluate.control=false", "objective.kind=cross_entropy"])
+    assert {s.name for s in STAGES if not s.applies(RunContext(alone, tmp_path))} == {
+        "select",
+        "targets",
+        "control",
+        "on_policy",
     }

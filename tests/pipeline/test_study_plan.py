@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,7 @@ STUDY = """\
 study: planned
 seeds: [3, 4, 5]
 questions: {source: QUESTIONS, test: 8}
-verifiers: [{kind: exact}]
+verifiers: [{kind: format}]
 answers: {samples: 2}
 common:
   teacher: {model: TEACHER, terms: own}
@@ -98,3 +100,34 @@ def test_an_arm_whose_terms_refuse_the_purpose_is_shown_and_refused(study_file, 
 def test_a_study_accepts_terms_in_its_file(study_file, capsys):
     assert main(["plan", str(study_file), "--accept-terms", "why not"]) == 2
     assert "accept_terms in `common`" in capsys.readouterr().err
+
+
+def test_a_verifier_whose_column_the_test_does_not_have_is_refused(study_file, capsys):
+    study_file.write_text(study_file.read_text().replace("kind: format", "kind: exact"))
+    assert main(["plan", str(study_file)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "exact reads reference answers from the column 'answer', which no question of the test test has"
+        in said
+    )
+
+
+def test_the_examples_of_the_page_on_studies_can_be_planned(tmp_path, tiny_teacher, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    examples = re.findall(r"```(yaml|python|json)\n(.*?)```", page, re.DOTALL)
+    studies = [text for kind, text in examples if kind == "yaml"]
+    rows = next(text for kind, text in examples if kind == "json").splitlines()
+    (tmp_path / "make_data.py").write_text(next(text for kind, text in examples if kind == "python"))
+    lines = [json.loads(row) for row in rows]
+    assert all({"question", "answer"} <= line.keys() for line in lines)
+    with (tmp_path / "questions.jsonl").open("w") as file:
+        for number in range(160):
+            file.write(json.dumps({"question": f"{number} {number + 1}?", "answer": f"{number}"}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    assert len(studies) == 2
+    for text in studies:
+        study = text.replace("embedded:smollm2", f"{tiny_teacher}, terms: own").replace(
+            "layers: 15", "layers: 2"
+        )
+        (tmp_path / "study.yaml").write_text(study)
+        assert main(["plan", "study.yaml"]) == 0, capsys.readouterr().err

@@ -240,6 +240,10 @@ class TestOverrides:
         recipe = parse_recipe(SMALL + "train: {epochs: 3}\n", overrides=["train.epochs=4", "train.epochs=5"])
         assert recipe.train.epochs == 5.0
 
+    @pytest.mark.parametrize("text", ["*.jsonl", "&a", "!x", "%x", "@home", "`x`"])
+    def test_marks_of_yaml_at_the_start_are_text(self, text):
+        assert parse_recipe(SMALL, overrides=[f"prompts.column={text}"]).prompts.column == text
+
     def test_they_make_the_sections_they_need(self):
         recipe = parse_recipe(SMALL, overrides=["student.lora.rank=8"])
         assert recipe.student.lora == Lora(rank=8)

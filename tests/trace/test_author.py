@@ -98,6 +98,14 @@ def test_what_a_trace_would_leave_out_is_refused_when_it_is_drawn(drawn):
     assert len(read_versions(place / "old.jsonl")) == 2
 
 
+def test_versions_that_were_not_drawn_are_no_log(drawn, tiny_teacher):
+    place, _ = drawn
+    told = still("trace", "--suspect", tiny_teacher, "--texts", "versions.jsonl", cwd=place)
+    said = " ".join(told.stderr.split())
+    assert told.returncode == 1 and "not made by `still trace draw`" in said
+    assert "still trace draw versions.jsonl --key author.key" in said
+
+
 def test_too_few_texts_for_hard_evidence_are_warned_of(drawn):
     place, told = drawn
     assert "hard evidence" not in told.stderr

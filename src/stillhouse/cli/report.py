@@ -11,6 +11,7 @@ from stillhouse.console import console
 def show_report(report: Mapping[str, Any]) -> None:
     """Prints models, verdict and differences, or with ``--json`` the whole report."""
     from stillhouse.evaluate import difference_table, results_table
+    from stillhouse.evaluate.report import few_documents
 
     verdict = report["verdict"]
     console.table(*results_table(report))
@@ -18,6 +19,8 @@ def show_report(report: Mapping[str, Any]) -> None:
     if headline := verdict.get("headline"):
         console.text(f"{headline}.")
     console.text(verdict["sentence"])
+    if warning := few_documents(report):
+        console.warn(warning)
     if report.get("comparison"):
         console.text("")
         console.table(*difference_table(report))

@@ -24,7 +24,7 @@ ROUNDS = {"reward": "mean reward", "length": "tokens of an answer", "entropy": "
 SCALED = (*SHARES, "consensus_at_k")
 """Measures shown in per cent."""
 FEW_DOCUMENTS = 20
-"""With fewer held-out documents the page warns that the intervals are rough."""
+"""With fewer held-out documents the page and the terminal warn that the intervals are rough."""
 
 
 def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> None:
@@ -59,10 +59,20 @@ def render_page(report: Mapping[str, Any]) -> str:
         margins=report["verdict"]["margins"],
         plots=draw(report),
         objective=_TITLES.get(report["objective"], report["objective"]),
-        few=report["held_out"].get("documents", 0) < FEW_DOCUMENTS,
+        few_documents=few_documents(report),
         facts=_student_facts(report["student_facts"]),
         counts={k: v for k, v in report["corpus"].items() if k not in ("rejected", *TIMES)},
         confidence=report["models"][0]["perplexity"]["confidence"],
+    )
+
+
+def few_documents(report: Mapping[str, Any]) -> str | None:
+    """A warning that the intervals are rough, or None if there are enough held-out documents."""
+    documents = report["held_out"].get("documents", 0)
+    if documents >= FEW_DOCUMENTS:
+        return None
+    return (
+        f"Few documents: with {documents} held-out document{'s' * (documents != 1)} the intervals are rough."
     )
 
 

@@ -288,7 +288,7 @@ def _difference_sentence(measure: str, deciding: _Comparison) -> str:
     level = f"{difference['confidence']:.0%} interval of the paired difference"
     state = deciding.states[measure]
     if difference["low"] <= 0 <= difference["high"]:
-        comment = f"and the {level}, {low} to {high}, includes zero"
+        comment = f"and the {level}, {_range(low, high)}, includes zero"
         if state == "negligible":
             comment += f" and does not reach the margin of {_margin(measure)}"
         return f"{text}, {comment}"
@@ -296,7 +296,16 @@ def _difference_sentence(measure: str, deciding: _Comparison) -> str:
         "negligible": f"; a difference below the margin of {_margin(measure)} does not matter",
         "slight": f"; it is not wholly beyond the margin of {_margin(measure)}",
     }.get(state, ", clustered by document")
-    return f"{text} ({level}: {low} to {high}{comment})"
+    return f"{text} ({level}: {_range(low, high)}{comment})"
+
+
+def _range(low: str, high: str) -> str:
+    """An interval in the words of the sentence: ``0.117 to 0.159 lower``, ``0.542 lower to 0.035 higher``."""
+    if low.startswith("−") and high.startswith("−"):
+        return f"{high[1:]} to {low[1:]} lower"
+    if low.startswith("−"):
+        return f"{low[1:]} lower to {high[1:]} higher"
+    return f"{low[1:]} to {high[1:]} higher"
 
 
 def _alone(models: Sequence[Mapping[str, Any]]) -> str:

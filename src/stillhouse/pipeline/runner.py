@@ -52,7 +52,7 @@ def run(
 
     Args:
         until: the last stage to run; the stage's facts are returned instead of the report.
-        on_stage: called with a stage's name before it runs (not if it is skipped).
+        on_stage: called with a stage's name before it runs (not if it is skipped or does not apply).
     """
     with _locked(directory):
         return _run(recipe, directory, until, on_stage)
@@ -90,9 +90,10 @@ def _run(
     for stage in STAGES:
         facts = context.manifest.facts(stage.name)
         if context.manifest.finished(stage.name, _inputs(stage, context, recorded, facts)):
-            console.info(f"{stage.name}: unchanged, skipped")
+            if stage.applies(context):
+                console.info(f"{stage.name}: unchanged, skipped")
         else:
-            if on_stage:
+            if on_stage and stage.applies(context):
                 on_stage(stage.name)
             _run_stage(stage, context, recorded)
         if stage.name == until:

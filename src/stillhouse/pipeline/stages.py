@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,15 @@ class Stage:
     """One step of a run.
 
     ``sections`` are the parts of the recipe that it depends on, ``depends_on`` the stages whose outputs it
-    reads; if the hash of any of them changes, the stage runs again.
+    reads; if the hash of any of them changes, the stage runs again. A stage that the recipe does not have
+    (``applies`` is false) is recorded without results, and not shown.
     """
 
     name: str
     sections: tuple[str, ...]
     depends_on: tuple[str, ...]
     function: Callable[[RunContext], StageResult]
+    applies: Callable[[RunContext], bool] = lambda run: True
 
 
 def check_terms(run: RunContext) -> StageResult:
@@ -112,7 +115,8 @@ def collect_answers(run: RunContext) -> StageResult:
 
 def filter_answers(run: RunContext) -> StageResult:
     """Filters the answers; rejects are written with their reason."""
-    from stillhouse.corpus import filter_corpus
+    from stillhouse.corpus import REJECT_SCHEMA, Corpus, filter_corpus
+    from stillhouse.corpus.curate.filter_report import drop_warnings, filter_rows
 
     kept, rejects = run.corpus("kept"), run.directory / "corpus" / "rejects"
     _, held_out, dropped = run.prompts
@@ -124,14 +128,22 @@ def filter_answers(run: RunContext) -> StageResult:
         dropped=dropped,
         rejected_records=run.prompt_set.rejected,
     )
+    kept_by_split = {"train": summary.kept, "held_out": summary.held_out}
+    rejected: dict[str, Counter[str]] = {split: Counter() for split in kept_by_split}
+    for row in Corpus(rejects, schema=REJECT_SCHEMA).rows(columns=["split", "reason"]):
+        rejected[row["split"] or "train"][row["reason"]] += 1
+    console.table(
+        "Filter",
+        ["exchanges", "asked", "kept", *summary.rejected],
+        filter_rows(kept_by_split, rejected, list(summary.rejected)),
+    )
+    for warning in drop_warnings(run.recipe, kept_by_split, rejected):
+        console.warn(warning)
     if not summary.kept and run.recipe.needs_answers:
         raise EmptyCorpusError(
             f"no exchange is left after filtering: {summary.rejected}",
             hint=f"Look at {rejects} and loosen the recipe's filter section.",
         )
-    console.table(
-        "Filter", ["kept", *summary.rejected], [[str(summary.kept), *map(str, summary.rejected.values())]]
-    )
     return StageResult([*_files(kept.directory), *_files(rejects)], dataclasses.asdict(summary))
 
 
@@ -232,9 +244,7 @@ def _reject_unrendered(run: RunContext, tokenizer: PreTrainedTokenizerFast, temp
 
 def write_targets(run: RunContext) -> StageResult:
     """Caches the teacher's distribution at every token, so that it runs once and not in every epoch."""
-    on_policy = run.recipe.on_policy
-    reads_corpus = run.recipe.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
-    if not run.learns_distributions or run.objective.targets == "online" or not reads_corpus:
+    if not _caches_targets(run):
         return StageResult([], {"cached": False})
     assignments = training_assignments(run)
     for assignment in assignments:
@@ -244,6 +254,12 @@ def write_targets(run: RunContext) -> StageResult:
     return StageResult(
         _files(run.directory / "targets"), {"cached": True, "kind": run.objective.targets, **facts}
     )
+
+
+def _caches_targets(run: RunContext) -> bool:
+    on_policy = run.recipe.on_policy
+    reads_corpus = run.recipe.learns_offline or (on_policy is not None and on_policy.off_policy > 0)
+    return run.learns_distributions and run.objective.targets != "online" and reads_corpus
 
 
 def _drop_stale_targets(directory: Path, documents: list[Document]) -> None:
@@ -365,16 +381,41 @@ STAGES = (
         collect_answers,
     ),
     Stage("filter", ("filter", "prompts", "seed"), ("collect",), filter_answers),
-    Stage("select", ("verifiers", "select", "collect.samples"), ("filter",), select_answers),
+    Stage(
+        "select",
+        ("verifiers", "select", "collect.samples"),
+        ("filter",),
+        select_answers,
+        lambda run: run.recipe.select is not None,
+    ),
     Stage("student", (*TEACHERS, "student", "train.max_length", "seed"), CORPUS, create_student),
-    Stage("targets", (*TEACHERS, "objective", "train.dtype", "seed"), (*CORPUS, "student"), write_targets),
-    Stage("train", ("objective", "train", "seed"), (*CORPUS, "student", "targets"), train_student),
-    Stage("control", ("objective", "train", "evaluate.control", "seed"), (*CORPUS, "student"), train_control),
+    Stage(
+        "targets",
+        (*TEACHERS, "objective", "train.dtype", "seed"),
+        (*CORPUS, "student"),
+        write_targets,
+        _caches_targets,
+    ),
+    Stage(
+        "train",
+        ("objective", "train", "seed"),
+        (*CORPUS, "student", "targets"),
+        train_student,
+        lambda run: run.recipe.learns_offline,
+    ),
+    Stage(
+        "control",
+        ("objective", "train", "evaluate.control", "seed"),
+        (*CORPUS, "student"),
+        train_control,
+        lambda run: run.trains_control,
+    ),
     Stage(
         "on_policy",
         ("on_policy", "objective", "train", *TEACHERS, "prompts", "verifiers", "student.lora", "seed"),
         (*CORPUS, "student", "targets", "train"),
         train_on_samples,
+        lambda run: run.recipe.on_policy is not None,
     ),
     Stage("evaluate", ("evaluate", "verifiers", "name"), ("train", "control", "on_policy"), evaluate_models),
     Stage("card", ("name", "purpose", "license"), ("evaluate", "terms"), write_card),

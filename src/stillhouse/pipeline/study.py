@@ -20,7 +20,7 @@ from stillhouse.console import console
 from stillhouse.errors import RecipeError
 from stillhouse.files import atomic_write, read_json, read_json_lines, write_json
 from stillhouse.hashing import sha256_file, sha256_json
-from stillhouse.pipeline.study_data import make_data
+from stillhouse.pipeline.study_data import check_tests, make_data
 from stillhouse.plan.cost_formulas import forward_flops, training_flops
 from stillhouse.plan.requirements import missing, raise_missing
 from stillhouse.plan.shapes import Shape, shape_of
@@ -56,6 +56,7 @@ def run_study(study: Study, file: Path, directory: Path, run: RunRecipe) -> dict
     for seed in study.seeds:
         runs = directory / f"seed-{seed}"
         data = make_data(study, file, seed, runs / "data")
+        check_tests(study, file, data)
         for name in study.arms:
             recipe = arm_recipe(study, name, seed, data, runs)
             _run_arm(study, recipe, runs / name, seed, run)

@@ -19,6 +19,9 @@ from stillhouse.recipe.study import TEST_FILE, TRAIN_FILE, Questions, Study
 if TYPE_CHECKING:
     from stillhouse.corpus import Prompt
 
+READ_ANSWERS = ("exact", "numeric", "math", "code")
+"""Verifiers that compare with a column of reference answers."""
+
 
 def make_data(study: Study, file: Path, seed: int, data: Path) -> Path:
     """Makes the data of a seed once; raises RecipeError if its code, file or settings have changed since.
@@ -75,6 +78,29 @@ def _split(questions: Questions, data: Path, seed: int) -> None:
         console.info(f"seed {seed}: {len(dropped)} questions share 13 words in a row with one of the test")
     for name, part in ((TRAIN_FILE, train), (TEST_FILE, test)):
         atomic_write(data / name, _lines(part))
+
+
+def check_tests(study: Study, file: Path, data: Path) -> None:
+    """Raises RecipeError if a test has no column with the reference answers that a verifier reads.
+
+    Args:
+        file: the study's own file, for messages.
+        data: the directory of a seed's data.
+    """
+    from stillhouse.corpus import load_prompts
+
+    columns = {v.answer: v.kind for v in study.verifiers if v.kind in READ_ANSWERS}
+    for test, source in study.tests.items():
+        prompts = load_prompts(source.replace("{data}", str(data)))
+        for column, kind in columns.items():
+            if not any(column in prompt.tags for prompt in prompts):
+                others = ", ".join(sorted({name for prompt in prompts for name in prompt.tags})) or "none"
+                raise RecipeError(
+                    f"{file}: verifiers: {kind} reads reference answers from the column {column!r}, which no "
+                    f"question of the test {test} has; other columns: {others}",
+                    hint="Add the column to the file of questions, or name another: verifiers: "
+                    f"[{{kind: {kind}, answer: COLUMN}}].",
+                )
 
 
 def _lines(prompts: Sequence[Prompt]) -> str:

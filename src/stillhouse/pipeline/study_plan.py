@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillhouse.console import console
-from stillhouse.pipeline.study_data import make_data
+from stillhouse.pipeline.study_data import check_tests, make_data
 from stillhouse.recipe import Recipe
 from stillhouse.recipe.study import Study, arm_recipe
 
@@ -95,6 +95,7 @@ def plan_study(study: Study, file: Path, directory: Path, machine: Machine | Non
             if study.make is not None:
                 console.info(f"making the data of seed {seed} in a temporary directory")
             data = make_data(study, file, seed, runs / "data")
+        check_tests(study, file, data)
         arms = []
         for name, arm in study.arms.items():
             recipe = arm_recipe(study, name, seed, data, runs)

@@ -30,6 +30,8 @@ from stillhouse.recipe.validation import broken_rules
 from stillhouse.recipe.yaml_lines import KeyPath, Origins, dump_yaml, read_yaml
 
 T = TypeVar("T")
+NOT_YAML = frozenset("*&!%@`")
+"""An override that begins with one of these is text: `*.jsonl` is a pattern of files, not a YAML alias."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -250,7 +252,12 @@ def apply_override(override: str, values: dict[str, Any], origins: Origins) -> N
     if not equals or not all(key.split(".")):
         raise RecipeError(f"{option}: an override is `--section.field value`, e.g. `--train.epochs 2`")
     path = tuple(key.split("."))
-    value, value_origins = read_yaml(text, option) if text.strip() else (None, {(): option})
+    if not text.strip():
+        value, value_origins = None, {(): option}
+    elif text.lstrip()[0] in NOT_YAML:
+        value, value_origins = text.strip(), {(): option}
+    else:
+        value, value_origins = read_yaml(text, option)
     section = values
     for depth, name in enumerate(path[:-1], start=1):
         if not isinstance(section.get(name), dict):

@@ -130,6 +130,13 @@ def _parse_row(raw: dict[str, Any], number: int, path: str | Path) -> Delivered:
     messages = raw.get("messages")
     if "versions" in raw:  # an author's text, of which one version was published
         prompt, output = [], _published_version(raw)
+        if output is None:
+            raise CorpusError(
+                f"{path}: row {number} has versions, and no choice of the published one: this file was not "
+                "made by `still trace draw`",
+                hint="The versions must be drawn before one of them is published: still trace draw "
+                f"{path} --key author.key. Then pass the file that it writes (texts.jsonl).",
+            )
     elif messages:
         turns = [{key: text for key, text in turn.items() if text is not None} for turn in messages]
         prompt, output = turns[:-1], turns[-1].get("content")

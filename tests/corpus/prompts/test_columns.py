@@ -255,6 +255,11 @@ def test_columns_and_fields_that_are_not_used_are_named_with_counts(tmp_path, ca
     assert "not used: scores (2), messages.model (1), messages.name (1), rejected (1)" in said
 
 
+def test_a_blank_column_is_not_named_as_a_tag(tmp_path):
+    lines = [{"instruction": f"Say {n}", "input": blank, "output": "a"} for n, blank in enumerate(("", "  "))]
+    assert read_prompts(write(tmp_path / "p.jsonl", *lines)).tags == {}
+
+
 def test_a_missing_value_is_no_tag_and_tags_are_json(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "Why?", "a": NaN, "b": -Infinity, "c": 1.5, "completion": NaN}\n')

@@ -173,7 +173,7 @@ def read_prompts(
             kind = "finished conversations" if prompt.is_finished else "prompts", read.form
             forms[kind] += 1
             columns.setdefault(kind, {}).update(dict.fromkeys(read.columns))
-            tags.update(key for key, value in read.tags.items() if value != "")
+            tags.update(key for key, value in read.tags.items() if str(value).strip())
             unused.update(read.unused)
     if len(errors) > tolerated * total:
         raise _too_many(errors, total, tolerated)
