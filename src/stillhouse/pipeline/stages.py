@@ -134,7 +134,7 @@ def filter_answers(run: RunContext) -> StageResult:
         rejected[row["split"] or "train"][row["reason"]] += 1
     console.table(
         "Filter",
-        ["exchanges", "asked", "kept", *summary.rejected],
+        ["exchanges", "all", "kept", *summary.rejected],
         filter_rows(kept_by_split, rejected, list(summary.rejected)),
     )
     for warning in drop_warnings(run.recipe, kept_by_split, rejected):

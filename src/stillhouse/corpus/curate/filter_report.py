@@ -16,7 +16,7 @@ SPLITS = {"train": "training", "held_out": "held out"}
 def filter_rows(
     kept: Mapping[str, int], rejected: Mapping[str, Mapping[str, int]], reasons: list[str]
 ) -> list[list[str]]:
-    """One row for training and one for the held-out exchanges: asked, kept, and dropped for each reason.
+    """One row for training and one for the held-out exchanges: all, kept, and dropped for each reason.
 
     Args:
         kept: number of kept exchanges by split.
