@@ -65,6 +65,12 @@ class ModelNotFoundError(StillhouseError, FileNotFoundError):
     """A model reference names no model that can be loaded."""
 
 
+class InvalidReferenceError(ModelNotFoundError):
+    """A model reference is malformed, or what it names is not a model; no other file would help."""
+
+    exit_status = 2
+
+
 class ModelError(StillhouseError, ValueError):
     """A model exists but cannot be used: it is damaged, unsafe or of an unknown kind."""
 
@@ -127,6 +133,10 @@ class CheckpointError(StillhouseError, ValueError):
 
 class IntegrityError(StillhouseError, ValueError):
     """A file differs from what the manifest recorded."""
+
+
+class AddressError(StillhouseError, OSError):
+    """The address of a server is not available, e.g. because its port is in use."""
 
 
 class StorageError(StillhouseError, OSError):

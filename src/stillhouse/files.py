@@ -42,7 +42,7 @@ def storage_errors(path: str | Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 f"the disk is full: could not write {path}",
-                hint="Free some space and run the same command again; it resumes where it stopped.",
+                hint="Free some space and run the same command again.",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(

@@ -104,7 +104,7 @@ def test_no_control_character_of_a_model_or_server_is_printed(api, capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["ask", "embedded:smollm3", "hi"], 1, "no embedded model"),
+        (["ask", "embedded:smollm3", "hi"], 2, "no embedded model"),
         (["ask", "API", "hi", "--temperature", "-1"], 2, "--temperature"),
         (["ask", "API", "hi", "--max-tokens", "0"], 2, "--max-tokens"),
         (["ask", "API", " "], 2, "the question is empty"),

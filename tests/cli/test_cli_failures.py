@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -56,6 +57,11 @@ def raises(error):
         (["eval", "nowhere"], "nowhere is not the directory of a finished run"),
         (["eval", "m", "--teacher", "t"], "--teacher needs --data"),
         (["verify", "nowhere"], "nowhere"),
+        (["export", ".", "--to", "gguf"], "contains no model"),
+        (["ask", "embedded:smolm2", "Hi"], "there is no embedded model 'smolm2'"),
+        (["fetch-embedded", "smolm2"], "there is no embedded model 'smolm2'"),
+        (["ask", "api:http://127.0.0.1:9/v1", "Hi"], "names no model"),
+        (["ask", "embedded:smollm2", "Hi", "--temperature", "5"], "--temperature must be between 0 and 2"),
     ],
 )
 def test_wrong_usage_is_2(recipe, capsys, arguments, message):
@@ -159,3 +165,20 @@ def test_a_terminal_that_lacks_a_sign_does_not_stop_the_command():
     settings = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, check=True)
     assert b"still COMMAND" in done.stdout
+
+
+def test_an_interrupted_verb_that_does_not_resume_does_not_say_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("stillhouse.models.list_models", raises_interrupt)
+    assert main(["models", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def raises_interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_port_in_use_is_a_failure(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert main(["serve", "embedded:smollm2", "--port", str(other.getsockname()[1])]) == 1
+    assert "cannot listen" in capsys.readouterr().err
+    assert main(["serve", "embedded:smollm2", "--port", "70000"]) == 2

@@ -94,7 +94,7 @@ class TestReading:
         with pytest.raises(RecipeError) as caught:
             load_recipe(tmp_path / "quikstart.yaml")
         assert "quickstart.yaml" in str(caught.value.hint)
-        with pytest.raises(RecipeError, match="cannot read"):
+        with pytest.raises(RecipeError, match="is a directory, not a recipe"):
             load_recipe(tmp_path)
         (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(RecipeError, match="not UTF-8"):
@@ -475,7 +475,7 @@ def test_strangers_are_not_suggested(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "missing.yaml")
-    assert caught.value.hint is None
+    assert "Did you mean" not in (caught.value.hint or "")
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "quikstart.yaml")
     assert caught.value.hint == f"Did you mean `{tmp_path / 'quickstart.yaml'}`?"
@@ -498,3 +498,13 @@ def test_rules_of_verifiers(lines, message):
     with pytest.raises(RecipeError) as caught:
         parse_recipe(f"{SMALL}\n{lines}\n")
     assert message in str(caught.value)
+
+
+def test_a_run_or_prompts_in_place_of_a_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(SMALL)
+    with pytest.raises(RecipeError, match="is a directory") as caught:
+        load_recipe(tmp_path)
+    assert str(tmp_path / "recipe.yaml") in (caught.value.hint or "")
+    (tmp_path / "q.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n')
+    with pytest.raises(RecipeError, match="is a file of prompts, not a recipe"):
+        load_recipe(tmp_path / "q.jsonl")

@@ -334,6 +334,7 @@ class TestOllama:
     def test_models_are_listed_and_shown(self, local):
         listed = {model.model: model for model in local.list().models}
         assert set(listed) == {"tools", "smollm2"}
+        assert listed["smollm2"].modified_at.year > 2020
         assert listed["smollm2"].size > 9e7 and listed["smollm2"].details.parameter_size == "135M"
         shown = local.show("smollm2")
         assert shown.details.family == "llama" and "completion" in shown.capabilities

@@ -2,15 +2,19 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
+from chat_templates import tokenizer
 
 from stillhouse.errors import ModelError
+from stillhouse.models import ChatTemplate, PromptEncoder, shared_context_note
 from stillhouse.serve.model_pool import ModelPool
 
 
 class FakeEngine:
     context_length = 8
+    prompts = SimpleNamespace(context_note="of the model's own 64")
     closed = False
 
     async def close(self):
@@ -40,6 +44,20 @@ class Loader:
 async def use(pool, name):
     async with pool.use(name) as engine:
         return engine
+
+
+def test_the_log_and_the_error_say_why_the_context_is_short(capsys):
+    assert shared_context_note(8192, 8192, 41, 2**31) == ""
+    note = shared_context_note(3410, 8192, 41, 2**31)
+    assert note == "of the model's own 8,192: 41 conversations share 2 GiB of memory"
+    loader = Loader()
+    loader.may_load.set()
+    asyncio.run(use(ModelPool({"a": "a"}, idle_s=0, load=loader), "a"))
+    assert "context 8 tokens of the model's own 64" in capsys.readouterr().err
+    prompts = PromptEncoder(tokenizer(), ChatTemplate("{{ messages }}"), 3410, 0, context_note=note)
+    assert str(prompts.too_long("the text", 18031)) == (
+        f"the text has 18031 tokens, the context here is 3410 tokens {note}"
+    )
 
 
 def test_a_client_that_leaves_does_not_end_the_loading():

@@ -73,6 +73,8 @@ VERBS = {
     "verify": verify.verify,
     "fetch-embedded": fetch_embedded.fetch_embedded,
 }
+RESUMING_VERBS = ("run", "collect", "train", "eval", "trace", "push", "fetch-embedded")
+"""Verbs that keep finished work; the others start again."""
 for position, (name, verb) in enumerate(VERBS.items()):
     module = sys.modules[verb.__module__]
     command = App(
@@ -137,7 +139,8 @@ def _run(tokens: list[str]) -> int:
         app(gather_overrides(tokens), exit_on_error=False, print_error=False)
         return SUCCESS
     except KeyboardInterrupt:
-        console.error("interrupted; run the same command again to resume")
+        resumes = next((token for token in tokens if token in VERBS), None) in RESUMING_VERBS
+        console.error("interrupted" + ("; run the same command again to resume" if resumes else ""))
         return INTERRUPTED
     except BrokenPipeError:
         raise

@@ -38,7 +38,7 @@ class AnswerSettings:
     system: Annotated[str | None, Parameter(metavar="TEXT")] = None
     """System prompt; file:PATH reads it from a file."""
     temperature: float = 0.7
-    """Sampling temperature; 0 is greedy."""
+    """Sampling temperature, at most 2; 0 is greedy."""
     top_p: float = 1.0
     """Nucleus sampling: the smallest set of tokens with this probability."""
     max_tokens: Annotated[int, Parameter(metavar="N")] = 2048
@@ -52,8 +52,8 @@ class AnswerSettings:
         """The sampling settings; raises UsageError for values out of range."""
         from stillhouse.models import Sampling
 
-        if not (0 <= self.temperature < float("inf")):
-            raise UsageError("--temperature must be 0 or more")
+        if not 0 <= self.temperature <= 2:  # as the server
+            raise UsageError("--temperature must be between 0 and 2")
         if not 0 < self.top_p <= 1:
             raise UsageError("--top-p must be above 0 and at most 1")
         if self.max_tokens < 1:

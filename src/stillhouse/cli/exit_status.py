@@ -8,13 +8,14 @@ EXIT_STATUSES = {
     SUCCESS: ("success", "The command did what it was asked to do; `--help` and `--version` too."),
     FAILURE: (
         "failure",
-        "The work failed or found a difference: a file, a model or a server is missing or damaged, memory or "
-        "disk ran out, `still verify` or `still trace verify` found a difference.",
+        "The work failed or found a difference: a file, a model or a server is missing or damaged, an "
+        "address is in use, the data leave nothing to train on, memory or disk ran out, `still verify` or "
+        "`still trace verify` found a difference.",
     ),
     WRONG_USAGE: (
         "invalid usage or recipe",
         "The command line, a recipe, a study or a plan is invalid, or a directory is not what the command "
-        "needs (not a run, not a bundle). Nothing was started.",
+        "needs (not a run, not a bundle, not a model). Nothing was started.",
     ),
     REFUSED: (
         "refused by a teacher's terms",
@@ -22,7 +23,7 @@ EXIT_STATUSES = {
     ),
     INTERRUPTED: (
         "interrupted (Ctrl-C)",
-        "Finished work is kept; the same command resumes. "
+        "Finished work is kept; the same command resumes where the message says so. "
         "(`still serve` ends with 0: Ctrl-C is how it stops.)",
     ),
     PIPE_CLOSED: ("output closed", "The reader of a pipe went away, e.g. `still terms | head -1`."),

@@ -31,7 +31,7 @@ def explain(error: BaseException) -> StillhouseError:
         name = getattr(error, "filename", None)
         return StorageError(
             "the disk is full" + (f": could not write {name}" if name else ""),
-            hint="Free some space, then run the same command again to resume.",
+            hint="Free some space and run the same command again.",
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(

@@ -13,7 +13,12 @@ from .backends.llama_cpp import (
 )
 from .backends.open import open_model as open_model
 from .backends.openai_api import api_key_missing as api_key_missing
-from .backends.prompts import PromptEncoder as PromptEncoder, cut_at_stop as cut_at_stop, has_stop as has_stop
+from .backends.prompts import (
+    PromptEncoder as PromptEncoder,
+    cut_at_stop as cut_at_stop,
+    has_stop as has_stop,
+    shared_context_note as shared_context_note,
+)
 from .backends.pytorch import TorchModel as TorchModel
 from .chat.isolated_template import IsolatedTemplate as IsolatedTemplate
 from .chat.reasoning import (

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from stillhouse.errors import ModelNotFoundError
+from stillhouse.errors import InvalidReferenceError, ModelNotFoundError
 from stillhouse.models.embedded import EMBEDDED, embedded_path
 
 Kind = Literal["directory", "gguf", "embedded", "hub", "api"]
@@ -61,14 +61,15 @@ def parse_reference(text: str) -> Reference:
     """Parses a reference.
 
     Raises:
-        ModelNotFoundError: it names no model; the hint gives the nearest valid form.
+        InvalidReferenceError: it is malformed; the hint gives the nearest valid form.
+        ModelNotFoundError: there is no model of this name.
     """
     text = text.strip()
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _SCHEMES:
         return {"embedded": _embedded, "hub": _hub, "api": _api}[scheme](text, rest)
     if text.startswith(("http://", "https://")):
-        raise ModelNotFoundError(
+        raise InvalidReferenceError(
             f"{text!r} is not a model reference", hint=f"For an API, write api:{text}#MODEL."
         )
     return _local(text)
@@ -77,7 +78,7 @@ def parse_reference(text: str) -> Reference:
 def _embedded(text: str, name: str) -> Reference:
     if name not in EMBEDDED:
         near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.4)
-        raise ModelNotFoundError(
+        raise InvalidReferenceError(
             f"there is no embedded model {name!r}",
             hint=f"Did you mean embedded:{near[0]}?" if near else f"Known: {', '.join(EMBEDDED)}.",
         )
@@ -91,7 +92,7 @@ def _embedded(text: str, name: str) -> Reference:
 
 def _hub(text: str, name: str) -> Reference:
     if not _HUB_NAME.fullmatch(name):
-        raise ModelNotFoundError(
+        raise InvalidReferenceError(
             f"{text!r} is not a hub name", hint="Write hub:org/name or hub:org/name@revision."
         )
     return Reference("hub", text, name=name)
@@ -103,14 +104,14 @@ def _api(text: str, rest: str) -> Reference:
         parts = urlsplit(url)
         parts.port  # noqa: B018  urlsplit validates the port only when it is read
     except ValueError as error:
-        raise ModelNotFoundError(f"{text!r} has no valid address: {error}") from error
+        raise InvalidReferenceError(f"{text!r} has no valid address: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ModelNotFoundError(
+        raise InvalidReferenceError(
             f"{text!r} has no address",
             hint="Write api:https://host/v1#model, with the model's name after '#'.",
         )
     if not model:
-        raise ModelNotFoundError(f"{text!r} names no model", hint=f"Write {text.rstrip('#')}#MODEL.")
+        raise InvalidReferenceError(f"{text!r} names no model", hint=f"Write {text.rstrip('#')}#MODEL.")
     return Reference("api", text, url=url.rstrip("/"), name=model)
 
 
@@ -123,7 +124,7 @@ def _local(text: str) -> Reference:
     if path.is_file():
         if path.suffix == ".gguf":
             return Reference("gguf", text, path=path)
-        raise ModelNotFoundError(
+        raise InvalidReferenceError(
             f"{text} is a file but not a GGUF file",
             hint="Name the model's directory (config.json and safetensors), or a .gguf file.",
         )
@@ -137,10 +138,10 @@ def _path(text: str) -> Path:
         path = path.expanduser()
         path.stat()
     except (RuntimeError, ValueError) as error:  # ~nobody; a null character, half a surrogate pair
-        raise ModelNotFoundError(f"no model at {text!r}: {error}") from error
+        raise InvalidReferenceError(f"no model at {text!r}: {error}") from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise ModelNotFoundError(f"no model at {text[:60]!r}…: {error.strerror}") from error
+            raise InvalidReferenceError(f"no model at {text[:60]!r}…: {error.strerror}") from error
     return path
 
 

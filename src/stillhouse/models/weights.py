@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import (
     CapabilityError,
+    InvalidReferenceError,
     ModelError,
     ModelNotFoundError,
     OutOfMemoryError,
@@ -281,7 +282,7 @@ def require_safetensors(path: Path) -> None:
         hint = "Name the directory that holds config.json and *.safetensors."
         if ggufs := sorted(path.glob("*.gguf")):
             hint = f"Name the file itself: {ggufs[0]}."
-        raise ModelNotFoundError(f"{path} contains no model (no config.json)", hint=hint)
+        raise InvalidReferenceError(f"{path} contains no model (no config.json)", hint=hint)
     if any(path.glob("*.safetensors")):
         _require_local_shards(path)
         return

@@ -173,7 +173,8 @@ def _arm(inputs: PlanInputs, name: str, *, uses_teacher: bool) -> StagePlan:
         seconds += _teacher_seconds(
             inputs, tokens if targets == "online" else 0, counted if targets in ("hidden", "online") else 0
         )
-    return StagePlan(name, round(tokens), round(memory), seconds, f"{steps:,.0f} steps")
+    unit = "step" if round(steps) == 1 else "steps"
+    return StagePlan(name, round(tokens), round(memory), seconds, f"{steps:,.0f} {unit}")
 
 
 def _on_policy(inputs: PlanInputs, settings: OnPolicy) -> StagePlan:

@@ -33,6 +33,9 @@ T = TypeVar("T")
 NOT_YAML = frozenset("*&!%@`")
 """An override that begins with one of these is text: `*.jsonl` is a pattern of files, not a YAML alias."""
 
+PROMPT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+"""Files of prompts that cannot be recipes (JSON is YAML)."""
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe, applies overrides, resolves paths (:mod:`.paths`) and validates it.
@@ -81,6 +84,11 @@ def read_text(file: Path, what: str = "recipe") -> str:
     Raises:
         RecipeError: the file cannot be read; if it does not exist, the hint names the nearest one.
     """
+    if what == "recipe" and file.is_file() and file.suffix.lower() in PROMPT_SUFFIXES:
+        raise RecipeError(
+            f"{file} is a file of prompts, not a recipe",
+            hint=f"Name it in a recipe, as prompts.source: {file.name}; `still init` writes a recipe.",
+        )
     try:
         return file.read_text("utf-8")
     except FileNotFoundError as error:
@@ -92,6 +100,10 @@ def read_text(file: Path, what: str = "recipe") -> str:
         if near is None and shipped:
             hint = f"Recipes that come with Stillhouse: {', '.join(shipped)}."
         raise RecipeError(f"no such {what}: {file}", hint=hint) from error
+    except IsADirectoryError as error:
+        inside = file / "recipe.yaml"
+        hint = f"Did you mean `{inside}`?" if inside.is_file() else None
+        raise RecipeError(f"{file} is a directory, not a {what}", hint=hint) from error
     except OSError as error:
         raise RecipeError(f"cannot read the {what} {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:

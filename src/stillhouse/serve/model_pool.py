@@ -106,7 +106,8 @@ class ModelPool:
             model.loading = None  # after a failure the next request tries again
         model.last_used = time.monotonic()
         seconds = model.last_used - started
-        console.info(f"{name}: loaded in {seconds:.1f} s, context {model.engine.context_length:,} tokens")
+        context = f"{model.engine.context_length:,} tokens {model.engine.prompts.context_note}".rstrip()
+        console.info(f"{name}: loaded in {seconds:.1f} s, context {context}")
         return model.engine
 
     async def unload_idle(self) -> None:

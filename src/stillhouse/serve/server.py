@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.console import console
-from stillhouse.errors import MissingExtraError, UsageError
+from stillhouse.errors import AddressError, MissingExtraError, UsageError
 from stillhouse.models import parse_reference
 from stillhouse.serve.engines.open import open_engine
 from stillhouse.serve.model_pool import ModelPool
@@ -53,7 +53,8 @@ def run_server(
         marker: watermark for every answer of the models that are loaded here.
 
     Raises:
-        UsageError: the address is not available, or a model's answers cannot be watermarked.
+        AddressError: the address is not available.
+        UsageError: the port is out of range, or a model's answers cannot be watermarked.
     """
     if marker is not None:
         _require_watermarkable({name: parse_reference(reference) for name, reference in references.items()})
@@ -174,13 +175,17 @@ def _warn_of_remote_access(api_key: str | None) -> None:
 
 
 def _open_socket(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:  # getaddrinfo would take it modulo 65536
+        raise UsageError(f"cannot listen on {host}:{port}: a port is between 0 and 65535")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:  # OverflowError: a port beyond 65535
-        raise UsageError(
+        with contextlib.ExitStack() as opened:
+            listener = opened.enter_context(socket.socket(family, kind))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            opened.pop_all()  # closed here only if the address is not available
+    except OSError as error:
+        raise AddressError(
             f"cannot listen on {host}:{port}: {error}",
             hint="Choose another --port; 0 chooses a free one.",
         ) from error

@@ -135,8 +135,9 @@ def test_a_lasting_failure_is_an_error_of_that_request_alone():
 @pytest.mark.parametrize("fault", ["401", "403"])
 def test_a_refused_key_stops_at_once(fault):
     teacher = Teacher()
-    with pytest.raises(AuthenticationError, match="refuses the key"):
+    with pytest.raises(AuthenticationError, match="refuses the key") as caught:
         ask(teacher, f"ask [fault:{fault}]")
+    assert "OPENAI_API_KEY is not set" in (caught.value.hint or "")
     assert len(teacher.arrivals) == 1
 
 

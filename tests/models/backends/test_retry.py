@@ -61,6 +61,9 @@ def test_an_error_of_another_kind_passes_through():
 def test_giving_up():
     with pytest.raises(ApiError, match="busy, also after 2 retries"):
         run([TemporaryError("busy")] * 9, retries=2)
+    with pytest.raises(ApiError, match=r"busy, also after 1 retry\b") as caught:
+        run([TemporaryError("busy")] * 9, retries=1)
+    assert "resume" not in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

@@ -251,8 +251,9 @@ def _parse(text: str, where: str, pairs: _Pairs) -> Any:
     except json.JSONDecodeError as error:
         location = where if error.lineno == 1 else f"{where}:{error.lineno}"
         snippet = " ".join(error.doc[error.pos : error.pos + 30].split()) or "the end"
+        problem = error.msg.removesuffix(" at")  # "Unterminated string starting at"
         raise CorpusError(
-            f"{location}: not JSON: {error.msg} at column {error.colno}, found {snippet!r}"
+            f"{location}: not JSON: {problem} at column {error.colno}, found {snippet!r}"
         ) from error
     except (ValueError, RecursionError) as error:  # thousands of digits or of nested lists
         raise CorpusError(f"{where}: not readable as JSON: {error}") from error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import ContextLengthError, MissingExtraError, ModelError, StillhouseError
-from stillhouse.models.backends.prompts import PromptEncoder
+from stillhouse.models.backends.prompts import PromptEncoder, shared_context_note
 from stillhouse.models.chat.reasoning import split_reasoning
 from stillhouse.models.chat.template import ChatTemplate
 from stillhouse.models.gguf.file import GgufFile, read_gguf
@@ -58,10 +58,12 @@ class LlamaCppModel:
         validate_for_llama_cpp(file)
         self.reference, self.fingerprint = reference, fingerprint
         self.template_hash: str | None = template.hash
-        self.context_length: int | None = slot_context(file)
-        self.prompts = PromptEncoder(tokenizer, template, self.context_length, seed, variables)
+        context = slot_context(file)
+        self.context_length: int | None = context
+        note = shared_context_note(context, _native_context(file), SLOTS, CACHE_BYTES)
+        self.prompts = PromptEncoder(tokenizer, template, context, seed, variables, context_note=note)
         self._cache_prompts, self._path = cache_prompts, file.path
-        self._server = _start(file.path, self.context_length)
+        self._server = _start(file.path, context)
         self._embedder: Any = None
         self._embedding_thread = ThreadPoolExecutor(1, thread_name_prefix="llama.cpp embeddings")
         self._threads = ThreadPoolExecutor(SLOTS, thread_name_prefix="llama.cpp")
@@ -272,12 +274,17 @@ def _slot_context(file: GgufFile) -> int:
     )
     # Keys and values, two bytes each (float16).
     bytes_per_token = 2 * 2 * file.architecture_field("block_count", 1) * heads * width
+    return min(_native_context(file), max(MIN_CONTEXT, CACHE_BYTES // bytes_per_token // SLOTS))
+
+
+def _native_context(file: GgufFile) -> int:
+    """Tokens of the model's own context, as far as llama.cpp computes it right."""
     native = file.architecture_field("context_length", MIN_CONTEXT)
     if "rope_factors_long.weight" in file.tensors:
         # LongRoPE has other factors beyond the original context. llama.cpp chooses once, by the context that
         # it is started with, so a longer one would compute short conversations with the factors of long ones.
         native = min(native, file.architecture_field("rope.scaling.original_context_length", native))
-    return min(native, max(MIN_CONTEXT, CACHE_BYTES // bytes_per_token // SLOTS))
+    return native
 
 
 def _start(path: Path, context: int, *, embed: bool = False) -> Any:

@@ -69,6 +69,7 @@ class ApiModel:
         timeout_s: float,
         retries: int,
         seed: int,
+        api_key_env: str,
         variables: Mapping[str, Any] | None = None,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
@@ -77,7 +78,7 @@ class ApiModel:
         self.fingerprint = sha256_text(f"{reference.url}#{reference.name}")
         self.pushbacks = 0
         self._client, self._timeout_s, self._retries = client, timeout_s, retries
-        self._jitter = random.Random(seed)
+        self._jitter, self._api_key_env = random.Random(seed), api_key_env
         self._parameters = RequestParameters(self.url, self.name, variables or {}, extra_body or {})
         self._reported_trouble = False
 
@@ -254,12 +255,12 @@ class ApiModel:
             case Cause.CREDIT:
                 return CreditError(
                     f"{self.url} ({error.status}): {error.message}",
-                    hint="Top up the account and run the same command again: it goes on from here.",
+                    hint="Top up the account and run the same command again.",
                 )
             case Cause.KEY:
                 return AuthenticationError(
                     f"{self.url} refuses the key: {error.message}",
-                    hint="Check the key in the environment variable that the recipe names.",
+                    hint=self._key_hint(),
                 )
             case Cause.MODEL:
                 return ModelNotFoundError(
@@ -284,6 +285,12 @@ class ApiModel:
                 )
             case Cause.REFUSED:
                 return ModelError(f"{self.url} refuses the request ({error.status}): {error.message}")
+
+    def _key_hint(self) -> str:
+        """Which environment variable the key comes from, and whether it has one."""
+        if os.environ.get(self._api_key_env):
+            return f"The key is that in the environment variable {self._api_key_env}; check it."
+        return f"The environment variable {self._api_key_env} is not set: export {self._api_key_env}=…"
 
     def _data(self, body: str, parameters: Mapping[str, Any], headers: Any = None) -> dict[str, Any]:
         """The JSON object in a body."""
@@ -376,6 +383,7 @@ def open_api(
         timeout_s=timeout_s,
         retries=retries,
         seed=seed,
+        api_key_env=api_key_env,
         variables=variables,
         extra_body=extra_body,
     )

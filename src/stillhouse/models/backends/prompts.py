@@ -22,12 +22,25 @@ if TYPE_CHECKING:
 STOP_MARGIN = 16  # tokens decoded beyond the longest stop, since special tokens add no text
 
 
+def shared_context_note(context: int, own: int, conversations: int, cache_bytes: int) -> str:
+    """Why ``context`` is less than the model's ``own``, in a phrase that follows it; empty if it is not.
+
+    Args:
+        conversations: that share ``cache_bytes`` of memory.
+    """
+    if context >= own:
+        return ""
+    memory = f"{conversations} conversations share {cache_bytes / 2**30:g} GiB of memory"
+    return f"of the model's own {own:,}: {memory}"
+
+
 class PromptEncoder:
     """Turns requests into token ids for one model.
 
     Args:
         variables: for the chat template of every request, such as `enable_thinking`.
         rows: of the model's embedding, if the tokenizer can have ids beyond it.
+        context_note: why ``context_length`` is less than the model's own, as of :func:`shared_context_note`.
 
     Raises:
         ModelError: the template does not read one of ``variables``.
@@ -42,9 +55,10 @@ class PromptEncoder:
         variables: Mapping[str, Any] | None = None,
         *,
         rows: int | None = None,
+        context_note: str = "",
     ) -> None:
         self.tokenizer, self.template, self.seed = tokenizer, template, seed
-        self.context_length, self.rows = context_length, rows
+        self.context_length, self.rows, self.context_note = context_length, rows, context_note
         self.variables = dict(variables or {})
         template.require_variables(self.variables)
 
@@ -81,11 +95,20 @@ class PromptEncoder:
         except StillhouseError as error:
             return error
         if self.context_length is not None and len(ids) >= self.context_length:
-            return ContextLengthError(
-                f"the prompt {request.id} has {len(ids)} tokens, the model's context {self.context_length}",
-                hint="Shorten the prompt, or use a teacher with a longer context.",
-            )
+            return self.too_long(f"the prompt {request.id}", len(ids))
         return ids
+
+    def too_long(self, what: str, tokens: int) -> ContextLengthError:
+        """The error for a text that does not fit into the context; it says why the context is what it is."""
+        context = (
+            f"the context here is {self.context_length} tokens {self.context_note}"
+            if self.context_note
+            else f"the model's context {self.context_length}"
+        )
+        return ContextLengthError(
+            f"{what} has {tokens} tokens, {context}",
+            hint="Shorten the prompt, or use a model with a longer context.",
+        )
 
     def _begin_token(self) -> list[int]:
         begin = self.tokenizer.bos_token_id

@@ -62,12 +62,12 @@ async def with_retries(
             if error.wait_s is not None and error.wait_s > LONGEST_WAIT_S:
                 raise ApiError(
                     f"{error.what}; it asks to wait {error.wait_s:.0f} s",
-                    hint="Run the same command later to resume; what was collected is kept.",
+                    hint="Try again after that time.",
                 ) from error
             if attempt == retries:
                 raise ApiError(
-                    f"{error.what}, also after {retries} retries",
-                    hint="Run the same command later to resume.",
+                    f"{error.what}, also after {retries} {'retry' if retries == 1 else 'retries'}",
+                    hint="Check the address, or try again later.",
                 ) from error
             await sleep(delay(attempt, error.wait_s, jitter))
     raise AssertionError("unreachable")

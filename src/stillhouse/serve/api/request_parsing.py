@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from stillhouse.errors import ContextLengthError
 from stillhouse.models import LogitPenalties, Sampling
 from stillhouse.serve.api.fields import check_extra_fields
 from stillhouse.serve.api.schema import SampledBody
@@ -88,7 +87,5 @@ def encode_text(engine: Engine, text: str | list[int], param: str) -> list[int]:
     if not ids:
         raise InvalidRequestError("the text is empty", param)
     if len(ids) >= engine.context_length:
-        raise ContextLengthError(
-            f"the text has {len(ids)} tokens, the model's context {engine.context_length}"
-        )
+        raise engine.prompts.too_long("the text", len(ids))
     return ids

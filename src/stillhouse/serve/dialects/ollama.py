@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from stillhouse import __version__
 from stillhouse.errors import ModelNotFoundError
+from stillhouse.models import parse_reference
 from stillhouse.serve.api.request_parsing import parse_body
 from stillhouse.serve.api.schema import (
     CompletionRequest,
@@ -447,12 +448,19 @@ def _listed(context: ServerContext, name: str) -> dict[str, Any]:
     listed = {
         "name": name,
         "model": name,
-        "modified_at": _timestamp(0),
+        "modified_at": _timestamp(_modified(context, name)),
         "size": (info and info.size_bytes) or 0,
         "digest": "",
         "details": details,
     }
     return listed | ({"remote_host": upstream.host} if upstream else {})
+
+
+def _modified(context: ServerContext, name: str) -> float:
+    """When the model's file, or its directory's configuration, was written; 0 where there is none here."""
+    reference = context.pool.references.get(name)
+    path = parse_reference(reference).path if reference else None
+    return 0 if path is None else (path / "config.json" if path.is_dir() else path).stat().st_mtime
 
 
 def _size(parameters: int) -> str:

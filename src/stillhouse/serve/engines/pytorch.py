@@ -41,19 +41,27 @@ class TorchEngine:
     """
 
     def __init__(self, weights: Any, *, slots: int = SLOTS, marker: Marker | None = None) -> None:
-        from stillhouse.models import ConstraintFactory, ContinuousSampler, PromptEncoder, embedding_rows
+        from stillhouse.models import (
+            ConstraintFactory,
+            ContinuousSampler,
+            PromptEncoder,
+            embedding_rows,
+            shared_context_note,
+        )
 
         self._model = weights.model
         kept = min(KEPT, slots)
-        self.context_length = torch_context_length(
-            self._model.config.get_text_config().to_dict(), self._model.dtype.itemsize, slots + kept + 1
-        )
+        config, sequences = self._model.config.get_text_config().to_dict(), slots + kept + 1
+        self.context_length = torch_context_length(config, self._model.dtype.itemsize, sequences)
         self.prompts = PromptEncoder(
             weights.tokenizer,
             weights.template,
             self.context_length,
             seed=0,
             rows=embedding_rows(self._model),
+            context_note=shared_context_note(
+                self.context_length, config["max_position_embeddings"], sequences, CACHE_BYTES
+            ),
         )
         self.capabilities = frozenset({"all_penalties", "echo", "embed", "schema"})
         self._tokenizer, self._marker = weights.tokenizer, marker
