@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -325,6 +326,18 @@ class TestVerify:
             (run / "student" / name).write_text(name)
         Manifest.load(run).record("train", {}, [run / "student/a.bin", run / "student/b.bin"], {})
         return run
+
+    def test_a_run_that_finished_no_stage_is_no_success(self, run_directory, capsys):
+        manifest = json.loads((run_directory / "manifest.json").read_text())
+        (run_directory / "manifest.json").write_text(json.dumps({**manifest, "stages": {}}))
+        assert main(["verify", "runs/first"]) == 2
+        assert "nothing to check" in capsys.readouterr().err
+
+    def test_a_run_without_a_student_says_how_to_go_on(self, run_directory, capsys):
+        shutil.rmtree(run_directory / "student")
+        assert main(["export", "runs/first", "--to", "gguf"]) == 2
+        shown = " ".join(capsys.readouterr().err.split())
+        assert "has no student yet" in shown and "still run runs/first/recipe.yaml" in shown
 
     def test_what_is_as_recorded(self, run_directory, capsys):
         assert main(["verify", "runs/first"]) == 0

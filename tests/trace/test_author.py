@@ -104,6 +104,7 @@ def test_versions_that_were_not_drawn_are_no_log(drawn, tiny_teacher):
     said = " ".join(told.stderr.split())
     assert told.returncode == 1 and "not made by `still trace draw`" in said
     assert "still trace draw versions.jsonl --key author.key" in said
+    assert not (place / "evidence" / "commitments.json").exists(), "the next try may commit"
 
 
 def test_too_few_texts_for_hard_evidence_are_warned_of(drawn):

@@ -106,7 +106,10 @@ def commit(
     plan = _plan(subject)
     from stillhouse.hashing import sha256_file
     from stillhouse.trace.bundle.commitments import COMMITMENTS, commit as write_commitments
+    from stillhouse.trace.run import read_teacher_log
 
+    for teacher in plan.teachers:
+        read_teacher_log(teacher)
     commitments = write_commitments(plan, subject.out)
     path = subject.out / COMMITMENTS
     digest = sha256_file(path)

@@ -49,5 +49,10 @@ def verify(
         )
         error.report = report
         raise error
+    if result.checked == 0:
+        raise UsageError(
+            f"{directory}: no stage of this run has finished, so there is nothing to check",
+            hint="`still run` with the same recipe goes on with it.",
+        )
     console.data(report)
     console.text(f"{directory}: {result.checked} files match the manifest")

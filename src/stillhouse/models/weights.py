@@ -282,6 +282,11 @@ def require_safetensors(path: Path) -> None:
         hint = "Name the directory that holds config.json and *.safetensors."
         if ggufs := sorted(path.glob("*.gguf")):
             hint = f"Name the file itself: {ggufs[0]}."
+        if (path / "recipe.yaml").is_file():
+            recipe = path / "recipe.yaml"
+            raise InvalidReferenceError(
+                f"{path} is a run that has no student yet", hint=f"`still run {recipe}` goes on with it."
+            )
         raise InvalidReferenceError(f"{path} contains no model (no config.json)", hint=hint)
     if any(path.glob("*.safetensors")):
         _require_local_shards(path)

@@ -78,8 +78,9 @@ def run_trace(
 
     lock = take_lock(directory)
     try:
-        commitments = commit(plan, directory)
+        # read first: a commitment to a log that cannot be read would only stand in the way of the next try
         logs = {teacher.name: read_teacher_log(teacher) for teacher in plan.teachers}
+        commitments = commit(plan, directory)
         suspect = open_suspect(
             str(plan.suspect),
             journal=directory / JOURNAL,

@@ -66,7 +66,8 @@ class PromptSet:
             for form, count in self.forms.items()
         )
         of = f" of {self.files} files" if self.files > 1 else ""
-        console.info(f"{self.source}{of}: read as {read}")
+        twice = f"; {self.duplicates:,} exact duplicate{'s' * (self.duplicates != 1)} dropped"
+        console.info(f"{self.source}{of}: read as {read}{twice if self.duplicates else ''}")
         is_file = not self.source.startswith((PREFIX, "package:"))
         if is_file and GOLD in self.tags and any(form.startswith("prompts") for form in self.forms):
             console.hint(
