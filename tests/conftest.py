@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: one thread in each of several processes is quicker than several threads in one,
 # whose small products wait for each other.
@@ -21,6 +22,10 @@ os.environ.pop("STILLHOUSE_API_KEY", None)  # servers of tests require the key t
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a shell, which makes us and our children deaf to ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says nothing on a machine that other work shares.
+settings.register_profile("stillhouse", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("stillhouse")
 
 MOST_PROCESSES = 8
 HEAVIEST = ("tests/system", "tests/serve", "tests/trace", "tests/export", "tests/models")
