@@ -3,9 +3,9 @@
 A request passes these rooms, and an answer passes them back:
 
 - ``app.py`` (routes) → ``endpoints/`` (one handler for each path)
-- ``api/`` (the OpenAI dialect): a body is checked against ``schema.py`` and ``fields.py`` and becomes a
+- ``api/`` (the OpenAI API): a body is checked against ``schema.py`` and ``fields.py`` and becomes a
   :class:`~stillhouse.serve.generation.chat_task.ChatTask`, the one internal form of a chat request
-- ``generation/`` (every dialect): the task becomes a prompt, generations, and the parts of an answer
+- ``generation/``: the task becomes a prompt, generations, and the parts of an answer
 - ``engines/`` (llama.cpp and PyTorch): token ids in, text deltas out
 
 The other APIs (``dialects/``: Responses, Messages, Ollama's) stand before this: each translates its request

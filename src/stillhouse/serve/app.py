@@ -105,12 +105,20 @@ def _routes(context: ServerContext) -> list[Route]:
 
         return Route(path, with_error_responses(handle, context.metrics, path), methods=["GET"])
 
-    def post(path: str, body_type: type[Body], handler: PostHandler[Body]) -> Route:
+    def post(
+        path: str, body_type: type[Body], handler: PostHandler[Body], *, forwards: bool = False
+    ) -> Route:
+        """A route for POST.
+
+        Args:
+            forwards: pass the body for a model of another server on to it, unparsed, because that server may
+                support fields that this one does not. Where it is false, the handler asks that server itself,
+                or refuses.
+        """
+
         async def handle(request: Request) -> Response:
             body = await read_body(request.scope, request.receive)
-            # An upstream's body is passed on unparsed: that server may understand fields that this one does
-            # not. It is known to have the endpoints below /v1 only.
-            if context.pool.upstreams and path.startswith("/v1/"):
+            if forwards and context.pool.upstreams:
                 upstream = context.pool.upstreams.get(parse_body(AddressedBody, body).model)
                 if upstream:
                     return await forward(context, request, upstream, body)
@@ -118,30 +126,21 @@ def _routes(context: ServerContext) -> list[Route]:
 
         return Route(path, with_error_responses(handle, context.metrics, path), methods=["POST"])
 
-    def dialect(path: str, body_type: type[Body], handler: PostHandler[Body]) -> Route:
-        """A route whose handler itself asks other servers."""
-
-        async def handle(request: Request) -> Response:
-            body = await read_body(request.scope, request.receive)
-            return await handler(context, request, parse_body(body_type, body))
-
-        return Route(path, with_error_responses(handle, context.metrics, path), methods=["POST"])
-
     return [
         get("/v1/models", list_models),
         get("/v1/models/{name:path}", retrieve_model),  # a model's name may contain slashes
-        post("/v1/chat/completions", ChatRequest, create_chat_completion),
-        post("/v1/completions", CompletionRequest, create_completion),
-        post("/v1/embeddings", EmbeddingRequest, create_embeddings),
+        post("/v1/chat/completions", ChatRequest, create_chat_completion, forwards=True),
+        post("/v1/completions", CompletionRequest, create_completion, forwards=True),
+        post("/v1/embeddings", EmbeddingRequest, create_embeddings, forwards=True),
         post("/tokenize", TokenizeRequest, tokenize),
         post("/detokenize", DetokenizeRequest, detokenize),
-        dialect("/v1/responses", ResponsesRequest, create_response),
-        dialect("/v1/messages", MessagesRequest, create_message),
-        dialect("/v1/messages/count_tokens", MessageCountRequest, count_message_tokens),
-        dialect("/api/chat", OllamaChatRequest, ollama_chat),
-        dialect("/api/generate", OllamaGenerateRequest, ollama_generate),
-        dialect("/api/embed", OllamaEmbedRequest, ollama_embed),
-        dialect("/api/show", OllamaShowRequest, ollama_show),
+        post("/v1/responses", ResponsesRequest, create_response),
+        post("/v1/messages", MessagesRequest, create_message),
+        post("/v1/messages/count_tokens", MessageCountRequest, count_message_tokens),
+        post("/api/chat", OllamaChatRequest, ollama_chat),
+        post("/api/generate", OllamaGenerateRequest, ollama_generate),
+        post("/api/embed", OllamaEmbedRequest, ollama_embed),
+        post("/api/show", OllamaShowRequest, ollama_show),
         get("/api/tags", ollama_tags),
         get("/api/version", ollama_version),
         get("/health", get_health),

@@ -7,16 +7,14 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import UsageError
-from stillhouse.serve.engines.open import open_engine
+from stillhouse.serve.engines.open import open_engine, torch_engine
 from stillhouse.serve.server import bind_server
 
 if TYPE_CHECKING:
     from stillhouse.models import Weights
-    from stillhouse.serve.engines.base import Engine
 
 START_S = 30.0
 SERVER_KEY_ENV = "STILLHOUSE_API_KEY"
@@ -122,15 +120,9 @@ def serve(
         queue=queue,
         idle_s=idle_s,
         api_key=api_key or os.environ.get(SERVER_KEY_ENV) or None,
-        load=lambda reference: _engine(loaded[reference]) if reference in loaded else open_engine(reference),
+        load=lambda reference: (
+            torch_engine(loaded[reference]) if reference in loaded else open_engine(reference)
+        ),
         in_memory=[name for name, reference in references.items() if reference in loaded],
     )
     return BackgroundServer(server, listener, tuple(references), host)
-
-
-def _engine(weights: Weights) -> Engine:
-    """An engine over weights in memory. The template runs in a limited process, as in `still serve`."""
-    from stillhouse.models import IsolatedTemplate
-    from stillhouse.serve.engines.pytorch import TorchEngine
-
-    return TorchEngine(replace(weights, template=IsolatedTemplate.of(weights.template)))

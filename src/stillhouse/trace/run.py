@@ -78,7 +78,7 @@ def run_trace(
 
     lock = take_lock(directory)
     try:
-        # read first: a commitment to a log that cannot be read would only stand in the way of the next try
+        # read first: a commitment to a log that cannot be read would prevent the corrected command
         logs = {teacher.name: read_teacher_log(teacher) for teacher in plan.teachers}
         commitments = commit(plan, directory)
         suspect = open_suspect(

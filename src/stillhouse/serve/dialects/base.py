@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
@@ -202,8 +201,3 @@ def text_of(content: Any, types: tuple[str, ...], where: str) -> str:
 def server_sent_event(kind: str, data: dict[str, Any]) -> bytes:
     """One event with a name."""
     return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"
-
-
-def now() -> int:
-    """Seconds since 1970."""
-    return int(time.time())

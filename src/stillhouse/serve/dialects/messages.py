@@ -99,11 +99,12 @@ async def count_message_tokens(
 async def create_message(context: ServerContext, request: Request, body: MessagesRequest) -> Response:
     """Generates the next turn of a conversation."""
     form = MessagesAnswer(body.model, body.stop_sequences or ())
-    return await answer_chat(context, request, chat_of_messages(body), form)
+    chat = chat_of_messages(body) | {"max_tokens": body.max_tokens}
+    return await answer_chat(context, request, chat, form)
 
 
 def chat_of_messages(body: MessageCountRequest) -> dict[str, Any]:
-    """The chat completion that a request asks for.
+    """The chat completion that a request asks for, without its limit.
 
     Raises:
         InvalidRequestError: it asks for something that this server has not.
@@ -118,7 +119,6 @@ def chat_of_messages(body: MessageCountRequest) -> dict[str, Any]:
     chat = {
         "model": body.model,
         "messages": messages,
-        "max_tokens": getattr(body, "max_tokens", None),
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": body.top_k,

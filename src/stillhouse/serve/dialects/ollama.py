@@ -6,11 +6,12 @@ the context length that the server loaded them with (`num_ctx` has no effect).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 from pydantic import Field
@@ -35,6 +36,9 @@ from stillhouse.serve.endpoints.embeddings import create_embeddings
 from stillhouse.serve.endpoints.forward import forward
 from stillhouse.serve.error_forms import ollama_error
 from stillhouse.serve.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from stillhouse.models import ModelInfo
 
 RAW_TOKENS = 512
 """Limit of a raw answer if the request sets no `num_predict`: without a template, a model need not end."""
@@ -190,14 +194,15 @@ async def ollama_embed(context: ServerContext, request: Request, body: OllamaEmb
 
 async def ollama_tags(context: ServerContext, request: Request) -> Response:
     """Lists all models."""
-    return JSONResponse({"models": [_listed(context, name) for name in context.pool.names]})
+    listed = [_listed(context, name, await _describe(context, name)) for name in context.pool.names]
+    return JSONResponse({"models": listed})
 
 
 async def ollama_show(context: ServerContext, request: Request, body: OllamaShowRequest) -> Response:
     """Describes one model."""
     name = _own_name(context, body.model or body.name or "")
-    info = _describe(context, name)
-    shown = _listed(context, name)
+    info = await _describe(context, name)
+    shown = _listed(context, name, info)
     architecture = shown["details"]["family"]
     model_info = {
         "general.architecture": architecture,
@@ -426,16 +431,15 @@ def _timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def _describe(context: ServerContext, name: str) -> Any:
-    """What the model's files say; None for a model of another server."""
+async def _describe(context: ServerContext, name: str) -> ModelInfo | None:
+    """The metadata of the model's files; None for a model of another server. Read in a thread."""
     from stillhouse.models import describe
 
     reference = context.pool.references.get(name)
-    return describe(reference) if reference else None
+    return await asyncio.to_thread(describe, reference) if reference else None
 
 
-def _listed(context: ServerContext, name: str) -> dict[str, Any]:
-    info = _describe(context, name)
+def _listed(context: ServerContext, name: str, info: ModelInfo | None) -> dict[str, Any]:
     upstream = context.pool.upstreams.get(name)
     details = {
         "parent_model": "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -14,7 +15,6 @@ from stillhouse.serve.api.schema import RequestBody, Text
 from stillhouse.serve.context import ServerContext
 from stillhouse.serve.dialects.base import (
     answer_chat,
-    now,
     object_of,
     refuse,
     server_sent_event,
@@ -183,7 +183,7 @@ class ResponseAnswer:
         self._fields = {
             "id": f"resp_{secrets.token_hex(16)}",
             "object": "response",
-            "created_at": now(),
+            "created_at": int(time.time()),
             "model": body.model,
             "background": False,
             "error": None,

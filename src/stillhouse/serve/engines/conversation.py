@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stillhouse.console import console
-from stillhouse.errors import ModelError, StillhouseError
+from stillhouse.errors import ChatTemplateError, ModelError, StillhouseError
 from stillhouse.serve.engines.base import GenerationRequest
 
 if TYPE_CHECKING:
@@ -95,15 +95,12 @@ async def open_chat_model(reference: str, *, api_key_env: str = "OPENAI_API_KEY"
 
 
 def _open_engine(reference: str) -> Engine:
-    from stillhouse.models import IsolatedTemplate, load_weights, parse_reference
-    from stillhouse.serve.engines.open import open_engine
-    from stillhouse.serve.engines.pytorch import TorchEngine
+    from stillhouse.models import load_weights, parse_reference
+    from stillhouse.serve.engines.open import open_engine, torch_engine
 
     if parse_reference(reference).is_gguf and importlib.util.find_spec("xllamacpp") is None:
         # The same weights, slower, where llama.cpp is not installed.
-        weights = load_weights(reference)
-        weights.template = IsolatedTemplate.of(weights.template)
-        return TorchEngine(weights, slots=1)
+        return torch_engine(load_weights(reference), slots=1)
     return open_engine(reference, slots=1)
 
 
@@ -143,7 +140,7 @@ class _EngineChat:
         from stillhouse.models import Request
 
         ids = self._engine.prompts.encode(Request("of this conversation", list(messages), sampling))
-        if isinstance(ids, ModelError) and messages[0]["role"] == "system" and "template" in str(ids):
+        if isinstance(ids, ChatTemplateError) and messages[0]["role"] == "system":
             raise ModelError(str(ids), hint="If its template has no system prompt, omit the system prompt.")
         if isinstance(ids, StillhouseError):
             raise ids

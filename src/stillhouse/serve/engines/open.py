@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stillhouse.serve.engines.base import Engine
@@ -10,7 +10,7 @@ from stillhouse.serve.engines.llama_cpp import LlamaEngine
 from stillhouse.serve.engines.pytorch import KEPT, SLOTS, TorchEngine, torch_context_length
 
 if TYPE_CHECKING:
-    from stillhouse.models import Marker
+    from stillhouse.models import Marker, Weights
 
 
 def open_engine(reference: str, marker: Marker | None = None, *, slots: int = SLOTS) -> Engine:
@@ -38,8 +38,15 @@ def open_engine(reference: str, marker: Marker | None = None, *, slots: int = SL
         model.prompts.template = IsolatedTemplate.of(model.prompts.template)
         return LlamaEngine(model)
     weights = load_weights(reference, dtype="bfloat16" if cpu_has_bfloat16() else "float32")
-    weights.template = IsolatedTemplate.of(weights.template)
-    return TorchEngine(weights, slots=slots, marker=marker)
+    return torch_engine(weights, slots=slots, marker=marker)
+
+
+def torch_engine(weights: Weights, *, slots: int = SLOTS, marker: Marker | None = None) -> Engine:
+    """An engine over weights in memory, which are not copied; their template runs in a limited process."""
+    from stillhouse.models import IsolatedTemplate
+
+    isolated = replace(weights, template=IsolatedTemplate.of(weights.template))
+    return TorchEngine(isolated, slots=slots, marker=marker)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Answers under construction: text deltas become parts (text, reasoning, tool calls), for any dialect."""
+"""Answers under construction: text deltas become parts (text, reasoning, tool calls)."""
 
 from __future__ import annotations
 

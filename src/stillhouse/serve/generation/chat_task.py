@@ -1,4 +1,4 @@
-"""The internal form of a chat request, which every dialect builds."""
+"""The internal form of a chat request, which `api/chat_request.py` builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responds with a whole answer or a stream of events, in the form of any dialect."""
+"""Responds with a whole answer or a stream of events, in the form of an `AnswerWriter`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Prepare = Callable[[], contextlib.AbstractAsyncContextManager[ChoiceGenerations]
 
 
 class AnswerWriter(Protocol):
-    """Writes the answers of one request in a dialect's form.
+    """Writes the answers of one request as bodies or events.
 
     The calls come in this order: ``begin``, then for a stream ``add`` for each delta and ``end``, or for a
     whole answer ``whole``, after all deltas were added to their answers.
